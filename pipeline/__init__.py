@@ -1,0 +1,1 @@
+"""srp-data: images in, WebDataset shards of crops and glimpses out."""

@@ -1,0 +1,237 @@
+"""srp-data: images in, shards out. Options become configs; nothing is decided here."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.config import CANDIDATE_SETS, DECODERS, LAYOUTS, BuildConfig, SceneConfig
+from pipeline.terminal import BYTES, Commands, console, printable, progress_bars
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from pipeline.manifest import Manifest
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+STAGE_UNITS = {"reading the archive": BYTES, "checking finished shards": "shards/s"}
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 failed, 2 usage, 3 damaged data, 4 rejects, 130 interrupted.",
+)
+@click.version_option(package_name="srp")
+def main() -> None:
+    """Turn folders of images into WebDataset shards of crops and glimpses."""
+
+
+def _option(
+    name: str, default: object, text: str, kind: click.ParamType[Any] | None = None
+) -> Callable[[Command], Command]:
+    return click.option(name, default=default, show_default=True, help=text, type=kind)
+
+
+@main.command("build-shards")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_option("--canvas-size", BuildConfig.canvas_size, "Side of the square canvas, px.")
+@_option("--crop-size", BuildConfig.crop_size, "Side of every crop, px.")
+@_option("--glimpse-size", BuildConfig.glimpse_size, "Side of a glimpse before padding, px.")
+@_option(
+    "--candidates",
+    BuildConfig.candidates,
+    "The five crops, or the whole image and the five.",
+    click.Choice(CANDIDATE_SETS),
+)
+@_option(
+    "--layout",
+    BuildConfig.layout,
+    "Store every crop, or the canvas once and cut on reading.",
+    click.Choice(LAYOUTS),
+)
+@_option(
+    "--decoder", BuildConfig.decoder, "Library that decodes the images.", click.Choice(DECODERS)
+)
+@_option("--exif/--no-exif", BuildConfig.exif, "Turn photos as their EXIF orientation says.")
+@_option(
+    "--max-pixels",
+    BuildConfig.max_pixels,
+    "Largest image that is not rejected, px.",
+)
+@_option("--shard-mib", BuildConfig.shard_mib, "Largest size of a shard, MiB.")
+@click.option(
+    "-j",
+    "--workers",
+    default=BuildConfig.workers,
+    show_default="number of cores",
+    help="Processes, each writing whole shards.",
+)
+@click.option("--limit", type=int, help="Images per split, drawn by the seed.  [default: all]")
+@_option("--seed", BuildConfig.seed, "Seed of the order of images.")
+@_option(
+    "--max-rejects",
+    BuildConfig.max_rejects,
+    "Unusable images that a build may leave out.",
+)
+def build_shards(source: Path, out: Path, **options: object) -> None:
+    """Cut images into crops and glimpses, and write shards.
+
+    SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
+    folder OUT. A build that was broken off goes on when the same command is run again.
+    """
+    from pipeline.build import build
+
+    config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
+    with progress_bars("images/s") as bars:
+        result = build(config, on_progress=_stages(bars))
+    for name in result.passed_over:
+        _note(f"passed over {name}: not an image by its place and name")
+    if result.reused:
+        _note(f"reused {len(result.reused)} finished shards")
+    _print_counts(result.manifest)
+
+
+def _print_counts(manifest: "Manifest") -> None:
+    for split, num_sources in manifest.num_sources.items():
+        num_bytes = sum(shard.num_bytes for shard in manifest.of_split(split))
+        click.echo(
+            f"{split}: {num_sources} images in, {manifest.num_samples(split)} samples out, "
+            f"{len(manifest.of_split(split))} shards, {num_bytes / 2**20:.0f} MiB"
+        )
+    for reject in manifest.rejects:
+        click.echo(printable(f"rejected {reject.path}: {reject.reason}"))
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option(
+    "-j",
+    "--workers",
+    default=BuildConfig.workers,
+    show_default="number of cores",
+    help="Threads, each checking whole shards.",
+)
+def verify(shards: Path, workers: int) -> None:
+    """Check every byte, and decode every sample.
+
+    SHARDS is a folder of shards; its manifest says what every byte must be.
+    """
+    from pipeline.verify import verify as verify_shards
+
+    with progress_bars("samples/s") as bars:
+        report = _stages(bars)
+        verdict = verify_shards(
+            shards,
+            workers=workers,
+            on_progress=lambda done, total: report("verifying", done, total),
+        )
+    manifest = verdict.manifest
+    for name in verdict.unnamed:
+        _note(f"passed over {name}: not in the manifest")
+    for split, num_sources in manifest.num_sources.items():
+        num_samples = manifest.num_samples(split)
+        click.echo(
+            f"{split}: {num_samples} samples of {num_sources} images, "
+            f"{num_sources - num_samples} rejected, in {len(manifest.of_split(split))} shards: ok"
+        )
+    total = sum(manifest.num_samples(split) for split in manifest.splits)
+    click.echo(f"total: {total} samples in {verdict.folder}: ok")
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG to write."
+)
+@_option("--split", "train", "Split to draw from.", click.Choice(("train", "val")))
+@_option("--rows", 6, "Samples to draw.", click.IntRange(1, 100))
+@_option("--seed", 0, "Seed of the draw.", click.IntRange(0))
+def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
+    """Draw a contact sheet of a few samples.
+
+    Each shows its class, its crops and, below them, its glimpses with their padding.
+    """
+    from pipeline.sheet import draw_sheet
+
+    draw_sheet(shards, output, split=split, rows=rows, seed=seed)
+    click.echo(str(output))
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@_option("--train", SceneConfig.train, "Images of each class in train/.")
+@_option("--val", SceneConfig.val, "Images of each class in val/.")
+@click.option(
+    "--size",
+    "size_px",
+    default=SceneConfig.size_px,
+    show_default=True,
+    help="Side of the square images, px.",
+)
+@_option("--seed", SceneConfig.seed, "Seed of everything that is drawn.")
+def sample(out: Path, **options: int) -> None:
+    """Draw the embedded data set.
+
+    OUT becomes a folder in Imagenette's layout: ten classes of shapes, one salient object a scene
+    at a random place and size, with clutter around it; the objects' boxes are in boxes.csv.
+    """
+    from pipeline.scenes import draw_dataset
+
+    with progress_bars("images/s") as bars:
+        report = _stages(bars)
+        num_images = draw_dataset(
+            out, **options, on_progress=lambda done, total: report("drawing scenes", done, total)
+        )
+    click.echo(f"{num_images} images in {out}")
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "-o",
+    "--output",
+    default=Path("data"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder to save NAME.tgz to.",
+)
+def download(name: str, output: Path) -> None:
+    """Fetch a data set, hash-checked.
+
+    NAME is imagenette2, imagewoof2, or one of them with -160 or -320 for images of that size. An
+    interrupted download goes on where it stopped. The archive's digest is checked.
+    """
+    from pipeline import imagenette
+
+    with progress_bars(BYTES) as bars:
+        report = _stages(bars)
+        path = imagenette.download(
+            name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
+        )
+    click.echo(str(path))
+
+
+def _stages(bars: "Progress") -> Callable[[str, int, int], None]:
+    """Show each stage of a command as a bar of its own."""
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, unit=STAGE_UNITS.get(stage))
+        bars.update(tasks[stage], completed=done, total=total)
+
+    return report
+
+
+def _note(text: str) -> None:
+    """Tell people, not programs."""
+    console().print(printable(text), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a build is asked to do. Defaults live here and nowhere else."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+CANDIDATE_SETS = ("five", "full+five")
+LAYOUTS = ("tensors", "canvas")
+DECODERS = ("pillow",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """One `srp-data build-shards` command.
+
+    Attributes:
+        source: Folder with `train/` and `val/` class folders, or a .tgz of one.
+        out: Folder that the shards and `manifest.json` go to.
+        canvas_size: Side of the square canvas, px.
+        crop_size: Side of every crop, px.
+        glimpse_size: Side of the stored glimpses before padding, px.
+        candidates: `five` or `full+five`.
+        layout: `tensors` stores every crop; `canvas` stores the canvas and cuts on reading.
+        decoder: Who turns files into pixels.
+        exif: Whether a photo is turned as its EXIF orientation says.
+        max_pixels: Largest image that is decoded, px; checked before any pixel is allocated.
+        shard_mib: Size that a shard should not exceed, MiB.
+        workers: Processes, each of which owns whole shards.
+        limit: Images per split, drawn by the seed; None takes all.
+        seed: Seed of the order of images in the shards.
+        max_rejects: Unusable images up to which the build still succeeds.
+    """
+
+    source: Path
+    out: Path
+    canvas_size: int = 336
+    crop_size: int = 224
+    glimpse_size: int = 64
+    candidates: str = "five"
+    layout: str = "canvas"
+    decoder: str = "pillow"
+    exif: bool = True
+    max_pixels: int = 100_000_000
+    shard_mib: int = 128
+    workers: int = os.cpu_count() or 1
+    limit: int | None = None
+    seed: int = 0
+    max_rejects: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is read or written."""
+        for option, value, floor in (
+            ("--canvas-size", self.canvas_size, 1),
+            ("--crop-size", self.crop_size, 1),
+            ("--glimpse-size", self.glimpse_size, 1),
+            ("--max-pixels", self.max_pixels, 1),
+            ("--shard-mib", self.shard_mib, 1),
+            ("--workers", self.workers, 1),
+            ("--limit", 1 if self.limit is None else self.limit, 1),
+            ("--max-rejects", self.max_rejects, 0),
+            ("--seed", self.seed, 0),
+        ):
+            if value < floor:
+                raise ConfigError(f"{option} must be at least {floor}; got {value}.")
+        if self.crop_size > self.canvas_size:
+            raise ConfigError(
+                f"crop size must fit the canvas; got --crop-size {self.crop_size} px for "
+                f"--canvas-size {self.canvas_size} px. Lower --crop-size or raise --canvas-size."
+            )
+        if self.glimpse_size > self.crop_size:
+            raise ConfigError(
+                f"glimpse size must fit the crop; got --glimpse-size {self.glimpse_size} px for "
+                f"--crop-size {self.crop_size} px. Lower --glimpse-size."
+            )
+        for option, name, known in (
+            ("--candidates", self.candidates, CANDIDATE_SETS),
+            ("--layout", self.layout, LAYOUTS),
+            ("--decoder", self.decoder, DECODERS),
+        ):
+            if name not in known:
+                raise ConfigError(f"{option} must be one of {', '.join(known)}; got {name!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """One `srp-data sample` command.
+
+    Attributes:
+        train: Images per class in `train/`.
+        val: Images per class in `val/`.
+        size_px: Side of the square images, px.
+        seed: Seed of everything that is drawn.
+    """
+
+    train: int = 80
+    val: int = 20
+    size_px: int = 224
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is written."""
+        for option, value, floor, ceiling in (
+            ("--train", self.train, 1, 100_000),
+            ("--val", self.val, 1, 100_000),
+            ("--size", self.size_px, 32, 4096),
+            ("--seed", self.seed, 0, 2**32 - 1),
+        ):
+            if not floor <= value <= ceiling:
+                raise ConfigError(f"{option} must be {floor} to {ceiling}; got {value}.")

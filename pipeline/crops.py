@@ -1,0 +1,200 @@
+"""Where the K candidate crops of a canvas lie, and how crops and glimpses are cut.
+
+The reference is torchvision on PIL images: `Resize((C, C)) -> FiveCrop(c)` for the originals and
+`Resize((s, s)) -> Grayscale -> Pad` of each crop for the glimpses. Pillow does the arithmetic in
+both, so the results are equal bit for bit.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.config import CANDIDATE_SETS
+from pipeline.errors import ConfigError
+
+Pixels = npt.NDArray[np.uint8]
+
+FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
+FULL = "full"
+
+
+class Box(NamedTuple):
+    """One candidate's place on the canvas, px; `x1` and `y1` are exclusive."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropPlan:
+    """The K candidate boxes of one square canvas.
+
+    The order is part of the shard format: axis K of every stored tensor follows it.
+    """
+
+    canvas_px: int
+    crop_px: int
+    names: tuple[str, ...]
+    boxes: tuple[Box, ...]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def is_cut(self, candidate: int) -> bool:
+        """Whether a candidate is a plain window of the canvas, not a resized part of it."""
+        box = self.boxes[candidate]
+        return (box.x1 - box.x0, box.y1 - box.y0) == (self.crop_px, self.crop_px)
+
+    @property
+    def resized(self) -> tuple[int, ...]:
+        """Candidates whose pixels cannot be cut from the canvas, in order."""
+        return tuple(k for k in range(len(self)) if not self.is_cut(k))
+
+    def normalised(self) -> tuple[tuple[float, float, float, float], ...]:
+        """Give the boxes as fractions of the canvas side, `(x0, y0, x1, y1)`."""
+        side = self.canvas_px
+        return tuple((b.x0 / side, b.y0 / side, b.x1 / side, b.y1 / side) for b in self.boxes)
+
+    def indices(self, candidates: str) -> tuple[int, ...]:
+        """Find some of these candidates on axis K.
+
+        Args:
+            candidates: A candidate set, or names of candidates joined by commas.
+
+        Raises:
+            ConfigError: If one is not among these.
+        """
+        is_set = candidates in CANDIDATE_SETS
+        wanted = candidate_names(candidates) if is_set else candidates.split(",")
+        missing = [name for name in wanted if name not in self.names]
+        if missing:
+            raise ConfigError(
+                f"--candidates must be in the shards; got {candidates!r}, but they hold only "
+                f"{', '.join(self.names)}. Name some of these, or build shards with "
+                f"--candidates {candidates if is_set else CANDIDATE_SETS[-1]}."
+            )
+        return tuple(self.names.index(name) for name in wanted)
+
+
+def candidate_names(candidate_set: str) -> tuple[str, ...]:
+    """List a candidate set's members in the order of axis K.
+
+    Raises:
+        ConfigError: If there is no such set.
+    """
+    if candidate_set == "five":
+        return FIVE
+    if candidate_set == "full+five":
+        return (FULL, *FIVE)
+    raise ConfigError(
+        f"--candidates must be one of {', '.join(CANDIDATE_SETS)}; got {candidate_set!r}."
+    )
+
+
+def plan_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropPlan:
+    """Place the candidates of one square canvas.
+
+    Args:
+        candidate_set: `five` (TL, TR, BL, BR, centre) or `full+five` (whole canvas first).
+        canvas_px: Side of the canvas, px.
+        crop_px: Side of every crop, px.
+
+    Raises:
+        ConfigError: If the crop exceeds the canvas or there is no such set.
+    """
+    if not 0 < crop_px <= canvas_px:
+        raise ConfigError(
+            f"crop size must fit the canvas; got --crop-size {crop_px} px for --canvas-size "
+            f"{canvas_px} px. Lower --crop-size or raise --canvas-size."
+        )
+    far = canvas_px - crop_px
+    middle = round(far / 2.0)  # torchvision's center_crop rounds half to even as well
+    origins = {
+        "top-left": (0, 0),
+        "top-right": (far, 0),
+        "bottom-left": (0, far),
+        "bottom-right": (far, far),
+        "centre": (middle, middle),
+    }
+    names = candidate_names(candidate_set)
+    boxes = tuple(
+        Box(0, 0, canvas_px, canvas_px)
+        if name == FULL
+        else Box(*origins[name], origins[name][0] + crop_px, origins[name][1] + crop_px)
+        for name in names
+    )
+    return CropPlan(canvas_px=canvas_px, crop_px=crop_px, names=names, boxes=boxes)
+
+
+def resize(image_HWC: Pixels, side_px: int) -> Pixels:
+    """Resize to a square with Pillow's antialiased bilinear filter, `(side, side, 3)`."""
+    if image_HWC.shape[:2] == (side_px, side_px):
+        return image_HWC
+    image = Image.fromarray(image_HWC)
+    return np.asarray(image.resize((side_px, side_px), Image.Resampling.BILINEAR))
+
+
+def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
+    """View one box of the canvas, `(h, w, 3)`; nothing is copied."""
+    return canvas_HWC[box.y0 : box.y1, box.x0 : box.x1]
+
+
+def resized_crops(canvas_HWC: Pixels, plan: CropPlan) -> Pixels:
+    """Make the crops that are not plain windows, uint8 `(R, 3, crop, crop)` in plan order."""
+    shape = (len(plan.resized), 3, plan.crop_px, plan.crop_px)
+    crops_RCHW = np.empty(shape, np.uint8)
+    for row, candidate in enumerate(plan.resized):
+        crop_HWC = resize(cut(canvas_HWC, plan.boxes[candidate]), plan.crop_px)
+        crops_RCHW[row] = crop_HWC.transpose(2, 0, 1)
+    return crops_RCHW
+
+
+def original_crops(
+    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropPlan, candidates: Iterable[int]
+) -> list[Pixels]:
+    """View the chosen candidates, each uint8 `(3, crop, crop)`; nothing is copied.
+
+    Args:
+        canvas_HWC: Uint8 `(C, C, 3)`, RGB.
+        resized_RCHW: What `resized_crops` made of it.
+        plan: Where the crops lie.
+        candidates: Indices on axis K.
+    """
+    return [
+        cut(canvas_HWC, plan.boxes[k]).transpose(2, 0, 1)
+        if plan.is_cut(k)
+        else resized_RCHW[plan.resized.index(k)]
+        for k in candidates
+    ]
+
+
+def glimpse(crop_CHW: Pixels, glimpse_px: int) -> Pixels:
+    """Make one crop small and gray, uint8 `(1, s, s)`, not yet padded.
+
+    Args:
+        crop_CHW: Uint8 `(3, crop, crop)`, RGB.
+        glimpse_px: Side s of the glimpse, px.
+
+    Source: torchvision's `Resize((s, s))` then `Grayscale()` on a PIL image: the colours are
+    resized first, and gray is Pillow's ITU-R 601-2 luma in integers.
+    """
+    crop = Image.fromarray(np.ascontiguousarray(crop_CHW.transpose(1, 2, 0)))
+    small = crop.resize((glimpse_px, glimpse_px), Image.Resampling.BILINEAR)
+    return np.asarray(small.convert("L"))[None]
+
+
+def glimpses(crops_CHW: Iterable[Pixels], glimpse_px: int) -> Pixels:
+    """Make a glimpse of each crop, uint8 `(K, 1, s, s)`, not yet padded."""
+    return np.stack([glimpse(crop_CHW, glimpse_px) for crop_CHW in crops_CHW])
+
+
+def pad_glimpses(glimpses_K1ss: Pixels, side_px: int) -> Pixels:
+    """Pad right and below with zeros to `(K, 1, side, side)`."""
+    missing = side_px - glimpses_K1ss.shape[-1]
+    return np.pad(glimpses_K1ss, ((0, 0), (0, 0), (0, missing), (0, missing)))

@@ -1,0 +1,65 @@
+"""Everything that srp raises on purpose, and the exit status each one ends in.
+
+    SrpError
+    ├── ConfigError        2  an option's value cannot work
+    ├── SourceError        2  the source images are missing or not laid out as expected
+    ├── DownloadError      2  a data set could not be fetched
+    ├── CheckpointError    2  a checkpoint does not fit what it is used for
+    ├── VerificationError  3  bytes on disk are not what their manifest or digest says
+    ├── RejectsError       4  more images were rejected than allowed
+    ├── DivergedError      1  the training loss stopped being a number
+    └── ImageError         -  one image cannot be used; the build turns it into a rejection
+
+Every message follows one template: rule; got value where. Fix. The commands print it on one
+line and exit with the status; anything else that escapes is a bug, and status 1.
+"""
+
+
+class SrpError(Exception):
+    """Base of everything raised on purpose."""
+
+    exit_status = 1
+
+
+class ConfigError(SrpError):
+    """An option's value cannot work."""
+
+    exit_status = 2
+
+
+class SourceError(SrpError):
+    """The source images are missing or not laid out as expected."""
+
+    exit_status = 2
+
+
+class DownloadError(SrpError):
+    """A data set could not be fetched."""
+
+    exit_status = 2
+
+
+class CheckpointError(SrpError):
+    """A checkpoint does not fit what it is used for."""
+
+    exit_status = 2
+
+
+class VerificationError(SrpError):
+    """Bytes on disk are not what their manifest or digest says."""
+
+    exit_status = 3
+
+
+class RejectsError(SrpError):
+    """More images were rejected than allowed."""
+
+    exit_status = 4
+
+
+class DivergedError(SrpError):
+    """The training loss stopped being a number."""
+
+
+class ImageError(SrpError):
+    """One image cannot be used. The build turns it into a named rejection."""

@@ -1,0 +1,340 @@
+"""What exists in a folder of shards: `manifest.json`.
+
+A shard that the manifest does not name does not exist. It is written last, so a folder that has
+one is complete.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import LAYOUTS
+from pipeline.crops import CropPlan, plan_crops
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.schema import TAR_BLOCK, TAR_END, member_suffixes, tar_padding
+
+FORMAT = "srp-shards/1"
+FILE_NAME = "manifest.json"
+REJECTS_NAME = "rejects.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What the pixels in the shards are. Equal specs and sources give equal bytes.
+
+    Sizes are in px. `decoder` names the library and its version, since another libjpeg may
+    decode to other pixels.
+    """
+
+    canvas_size: int
+    crop_size: int
+    glimpse_size: int
+    candidates: str
+    layout: str
+    decoder: str
+    exif: bool
+    max_pixels: int
+    seed: int
+    limit: int | None
+    shard_mib: int
+
+    def plan(self) -> CropPlan:
+        """Place the candidates."""
+        return plan_crops(self.candidates, canvas_px=self.canvas_size, crop_px=self.crop_size)
+
+
+class Extent(NamedTuple):
+    """Where a member's data lies in its shard, bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """Where one sample lies in its shard.
+
+    Attributes:
+        key: The sample's key.
+        label: Index of the class.
+        offset: Of its first tar header, bytes.
+        sizes: Of its members' data in tar order, bytes.
+        crc32: Of everything from the first header to the end of the last padding.
+    """
+
+    key: str
+    label: int
+    offset: int
+    sizes: tuple[int, ...]
+    crc32: int
+
+    @property
+    def length(self) -> int:
+        """Bytes that the sample takes in the tar, headers and padding included."""
+        return sum(TAR_BLOCK + size + tar_padding(size) for size in self.sizes)
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield where each member's data lies, in tar order."""
+        position = self.offset
+        for size in self.sizes:
+            yield Extent(position + TAR_BLOCK, size)
+            position += TAR_BLOCK + size + tar_padding(size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One finished shard."""
+
+    name: str
+    split: str
+    num_bytes: int
+    sha256: str
+    samples: tuple[SampleRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """One source image that is in no shard, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that a folder of shards holds.
+
+    Attributes:
+        spec: What the pixels are.
+        fingerprint: Of the spec and of the source's listing; a build resumes only its own.
+        classes: Folder names of the classes; a label is an index into them.
+        class_names: The same for people.
+        num_sources: Source images per split, rejected ones included.
+        rejects: Images that are in no shard.
+        shards: In order, by split.
+    """
+
+    spec: DataSpec
+    fingerprint: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    num_sources: Mapping[str, int]
+    rejects: tuple[Reject, ...]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in order."""
+        return tuple(self.num_sources)
+
+    def of_split(self, split: str) -> tuple[ShardRecord, ...]:
+        """List a split's shards in order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def num_samples(self, split: str) -> int:
+        """Count a split's samples."""
+        return sum(len(shard.samples) for shard in self.of_split(split))
+
+    def suffixes(self) -> tuple[str, ...]:
+        """List every sample's members in tar order."""
+        return suffixes_of(self.spec)
+
+
+def suffixes_of(spec: DataSpec) -> tuple[str, ...]:
+    """List the members of each sample of a spec in tar order."""
+    return member_suffixes(spec.layout, spec.plan())
+
+
+def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
+    """Hash what decides the shards' bytes: the spec and each source's path and size."""
+    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    for path, size in listing:
+        digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def shard_to_json(shard: ShardRecord, suffixes: tuple[str, ...]) -> dict[str, Any]:
+    """Lay a shard's record out by columns, which keeps the manifest small."""
+    return {
+        "name": shard.name,
+        "split": shard.split,
+        "samples": len(shard.samples),
+        "bytes": shard.num_bytes,
+        "sha256": shard.sha256,
+        "keys": [sample.key for sample in shard.samples],
+        "labels": [sample.label for sample in shard.samples],
+        "offsets": [sample.offset for sample in shard.samples],
+        "crc32": [sample.crc32 for sample in shard.samples],
+        "sizes": {
+            suffix: [sample.sizes[column] for sample in shard.samples]
+            for column, suffix in enumerate(suffixes)
+        },
+    }
+
+
+def shard_from_json(fields: Mapping[str, Any], suffixes: tuple[str, ...]) -> ShardRecord:
+    """Read what `shard_to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: If the fields do not agree with one another.
+    """
+    columns = [fields["sizes"][suffix] for suffix in suffixes]
+    rows = zip(
+        fields["keys"], fields["labels"], fields["offsets"], fields["crc32"],
+        zip(*columns, strict=True), strict=True,
+    )  # fmt: skip
+    samples = tuple(
+        SampleRecord(
+            key=str(key), label=int(label), offset=int(offset), crc32=int(crc32),
+            sizes=tuple(int(size) for size in sizes),
+        )
+        for key, label, offset, crc32, sizes in rows
+    )  # fmt: skip
+    shard = ShardRecord(
+        name=str(fields["name"]),
+        split=str(fields["split"]),
+        num_bytes=int(fields["bytes"]),
+        sha256=str(fields["sha256"]),
+        samples=samples,
+    )
+    _check_shard(shard, num_samples=int(fields["samples"]))
+    return shard
+
+
+def _check_shard(shard: ShardRecord, *, num_samples: int) -> None:
+    if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+        raise ValueError(f"shard name {shard.name!r}")
+    if num_samples != len(shard.samples):
+        raise ValueError(f"{num_samples} samples but {len(shard.samples)} keys in {shard.name}")
+    position = 0
+    for sample in shard.samples:
+        if sample.offset != position or min(sample.sizes) < 0:
+            raise ValueError(f"offset {sample.offset} of {sample.key!r} in {shard.name}")
+        position += sample.length
+    if position + len(TAR_END) != shard.num_bytes:
+        raise ValueError(f"{shard.num_bytes} bytes in {shard.name}")
+
+
+def to_json(manifest: Manifest) -> str:
+    """Write a manifest; equal manifests give equal text."""
+    plan = manifest.spec.plan()
+    suffixes = manifest.suffixes()
+    head = {
+        "format": FORMAT,
+        "fingerprint": manifest.fingerprint,
+        "spec": asdict(manifest.spec),
+        "candidates": [
+            {"name": name, "box_px": list(box), "box": list(fractions)}
+            for name, box, fractions in zip(plan.names, plan.boxes, plan.normalised(), strict=True)
+        ],
+        "classes": list(manifest.classes),
+        "class_names": list(manifest.class_names),
+        "splits": {
+            split: {"sources": count, "samples": manifest.num_samples(split)}
+            for split, count in manifest.num_sources.items()
+        },
+        "rejects": [asdict(reject) for reject in manifest.rejects],
+    }
+    # One line per shard: people read the head, and a diff names the shard.
+    shards = ",\n".join(
+        json.dumps(shard_to_json(shard, suffixes), separators=(",", ":"))
+        for shard in manifest.shards
+    )
+    return f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
+
+
+def from_json(text: str) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ConfigError: If another version of the format wrote it.
+        KeyError, TypeError, ValueError: If it is not one.
+    """
+    fields = json.loads(text)
+    if fields["format"] != FORMAT:
+        raise ConfigError(
+            f"shards must be of the format {FORMAT}; got {fields['format']!r}. "
+            "Use the version of srp that wrote them, or build them again."
+        )
+    spec = DataSpec(**fields["spec"])
+    if spec.layout not in LAYOUTS:
+        raise ValueError(f"layout {spec.layout!r}")
+    suffixes = suffixes_of(spec)
+    manifest = Manifest(
+        spec=spec,
+        fingerprint=str(fields["fingerprint"]),
+        classes=tuple(map(str, fields["classes"])),
+        class_names=tuple(map(str, fields["class_names"])),
+        num_sources={
+            str(split): int(counts["sources"]) for split, counts in fields["splits"].items()
+        },
+        rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
+        shards=tuple(shard_from_json(shard, suffixes) for shard in fields["shards"]),
+    )
+    for split, counts in fields["splits"].items():
+        if manifest.num_samples(split) != counts["samples"]:
+            raise ValueError(f"{counts['samples']} samples of {split}, shards hold another number")
+    labels = {sample.label for shard in manifest.shards for sample in shard.samples}
+    if not labels <= set(range(len(manifest.classes))):
+        raise ValueError(f"a label that is none of {len(manifest.classes)} classes")
+    return manifest
+
+
+def load(folder: Path) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises:
+        ConfigError: If the folder has none, or one of another version.
+        VerificationError: If it is damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"shards must have a {FILE_NAME}; got none in {folder}. "
+            f"Build them with: srp-data build-shards SOURCE {folder}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error) from error
+    try:
+        return from_json(text)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> VerificationError:
+    return VerificationError(
+        f"a manifest must be whole; got {type(error).__name__}: {error} in {path}. "
+        "Delete it and run the same srp-data build-shards command again."
+    )
+
+
+def find(folder: Path) -> Path:
+    """Find the folder of shards that a user means.
+
+    Args:
+        folder: Has a manifest, or has exactly one subfolder that does.
+
+    Raises:
+        ConfigError: If there is none, or more than one.
+    """
+    if (folder / FILE_NAME).is_file():
+        return folder
+    below = sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
+    if len(below) == 1:
+        return below[0]
+    if below:
+        names = ", ".join(str(path) for path in below)
+        raise ConfigError(
+            f"SHARDS must mean one folder of shards; got {folder}, which holds {len(below)}: "
+            f"{names}. Name one of them."
+        )
+    raise ConfigError(
+        f"SHARDS must be a folder with a {FILE_NAME}; got {folder}, which "
+        f"{'has none' if folder.is_dir() else 'does not exist'}. "
+        f"Build shards with: srp-data build-shards SOURCE {folder}"
+    )

@@ -1,0 +1,111 @@
+"""Which image goes to which shard: a pure, seeded decision."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.crops import CropPlan
+from pipeline.schema import TAR_BLOCK, TAR_END, ShardSpec
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")
+_META = re.compile(r"^__+")  # readers of the webdataset library skip __NAME__ as metadata
+_KEY_LIMIT = 80  # leaves room for the longest suffix in a ustar name of 100 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """One image of the source.
+
+    Attributes:
+        path: Relative to the source's root, with `/`: `train/CLASS/NAME.JPEG`.
+        split: `train` or `val`.
+        class_name: Its class folder.
+        size: Of the image's bytes.
+        file: Local file that holds the bytes.
+        offset: Where in that file they begin.
+    """
+
+    path: str
+    split: str
+    class_name: str
+    size: int
+    file: str
+    offset: int
+
+    def read(self) -> bytes:
+        """Read the image's bytes, not yet decoded."""
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+Planned = tuple[ShardSpec, tuple[SourceImage, ...]]
+"""One shard to be written, and the images that go into it."""
+
+
+def assign_keys(paths: Iterable[str]) -> dict[str, str]:
+    """Give each path of one split a key that is safe in a tar and unique in any file system.
+
+    A key is the path without its split and suffix. Where that has an unsafe character, is too
+    long, or equals another but for case, a digest of the path is appended.
+    """
+    plain = {path: path.split("/", 1)[1].rpartition(".")[0] for path in paths}
+    counts: dict[str, int] = {}
+    for stem in plain.values():
+        counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
+    keys = {}
+    for path, stem in plain.items():
+        safe = _META.sub("_", _UNSAFE.sub("_", stem))
+        if safe != stem or len(safe) > _KEY_LIMIT or counts[stem.casefold()] > 1:
+            digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+            safe = f"{safe[: _KEY_LIMIT - 13]}-{digest}"
+        keys[path] = safe
+    return keys
+
+
+def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> list[SourceImage]:
+    """Order one split's images at random, and keep at most `limit` of them.
+
+    The order depends on the seed and the set of paths only. It mixes the classes, so that a
+    reader that streams the shards in order still sees mixed batches.
+    """
+    by_path = sorted(images, key=lambda image: image.path)
+    order = np.random.default_rng(seed).permutation(len(by_path))
+    return [by_path[i] for i in order[:limit]]
+
+
+def samples_per_shard(plan: CropPlan, *, layout: str, glimpse_px: int, shard_mib: int) -> int:
+    """Count the samples that fit into a shard of `shard_mib` MiB; at least one."""
+    crop_bytes = plan.crop_px**2
+    if layout == "tensors":
+        pixels = len(plan) * 4 * crop_bytes
+    else:
+        resized = 3 * crop_bytes * len(plan.resized)
+        pixels = 3 * plan.canvas_px**2 + resized + len(plan) * glimpse_px**2
+    overhead = 16 * TAR_BLOCK  # headers, paddings, .npy headers and the small members
+    return max(1, ((shard_mib << 20) - len(TAR_END)) // (pixels + overhead))
+
+
+def plan_shards(images: Mapping[str, Sequence[SourceImage]], *, per_shard: int) -> list[Planned]:
+    """Cut each split's ordered images into shards.
+
+    Args:
+        images: By split, in the order of `select`.
+        per_shard: Images a shard.
+
+    Returns:
+        Every shard with its images; every image is in exactly one.
+    """
+    shards = []
+    for split, members in images.items():
+        keys = assign_keys(image.path for image in members)
+        for index, start in enumerate(range(0, len(members), per_shard)):
+            chunk = tuple(members[start : start + per_shard])
+            spec = ShardSpec(
+                split=split, index=index, keys=tuple(keys[image.path] for image in chunk)
+            )
+            shards.append((spec, chunk))
+    return shards

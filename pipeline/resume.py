@@ -1,0 +1,187 @@
+"""Finish a build that was broken off: trust bytes, never names.
+
+While a build runs, each finished shard's record lies in `OUT/.build/FINGERPRINT/`. The
+fingerprint covers the options and the source's listing, so records of another build are never
+taken for this one's.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import manifest
+from pipeline.durable import remove_partials, write_file
+from pipeline.errors import ConfigError
+from pipeline.manifest import DataSpec, Reject, ShardRecord
+from pipeline.plan import Planned
+from pipeline.sources import Progress
+from pipeline.writer import sha256_of
+
+STATE_NAME = ".build"
+SCRATCH_NAME = "images"
+SPEC_NAME = "spec.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One shard that is in place, and what did not get into it."""
+
+    shard: ShardRecord
+    rejects: tuple[Reject, ...]
+
+
+@contextlib.contextmanager
+def open_state(out: Path) -> Iterator[Path]:
+    """Hold the folder in which an unfinished build keeps what a later run needs.
+
+    A build that ends before its first shard leaves no trace.
+
+    Raises:
+        ConfigError: If the output folder cannot be written, or another build is writing it.
+    """
+    state, is_new = out / STATE_NAME, not out.exists()
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(
+            f"OUT must be a folder that can be written; got {out}: {error.strerror}. "
+            "Name another folder."
+        ) from error
+    with _locked(out):
+        remove_partials(out)
+        try:
+            yield state
+        finally:
+            (state / SCRATCH_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: a later run goes on from it
+                state.rmdir()
+                if is_new:
+                    out.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second build out; the lock ends with the process, however it ends."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"OUT must have one build at a time; got {out}, which another is writing. "
+            "Wait for it to end, or name another folder."
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_records(state: Path, fingerprint: str, spec: DataSpec) -> Path:
+    """Make the folder for the records of one build's finished shards."""
+    records = state / fingerprint
+    records.mkdir(exist_ok=True)
+    write_file(records / SPEC_NAME, json.dumps(asdict(spec)).encode())
+    remove_partials(records)
+    return records
+
+
+def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
+    """Never mix two builds in one folder, published or broken off.
+
+    Raises:
+        ConfigError: If the folder holds another build; names what differs.
+    """
+    if (out / manifest.FILE_NAME).exists():
+        other = manifest.load(out)
+        others = {} if other.fingerprint == fingerprint else {fingerprint: asdict(other.spec)}
+    else:
+        others = {
+            records.name: _load_spec(records / SPEC_NAME)
+            for records in (out / STATE_NAME).iterdir()
+            if records.is_dir() and records.name != fingerprint
+        }
+    for theirs in others.values():
+        changed = [
+            f"{name} {theirs[name]!r} there, {ours!r} asked for"
+            for name, ours in asdict(spec).items()
+            if name in theirs and theirs[name] != ours
+        ]
+        raise ConfigError(
+            f"OUT must be new or hold the same build; got {out} "
+            f"({'; '.join(changed) or 'other source images'}). "
+            "Name another folder, or delete this one."
+        )
+
+
+def _load_spec(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def finished_before(
+    out: Path, state: Path, planned: Sequence[Planned], spec: DataSpec, on_progress: Progress
+) -> dict[str, Finished]:
+    """Find the shards that are in place with the very bytes that were written, by name."""
+    published = _published(out, planned)
+    finished = {}
+    for number, (shard, _) in enumerate(planned):
+        noted = published.get(shard.name) or _load_state(state / f"{shard.name}.json", spec)
+        if noted and _is_intact(out / shard.name, noted.shard):
+            finished[shard.name] = noted
+        if noted:
+            on_progress("checking finished shards", number + 1, len(planned))
+    return finished
+
+
+def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
+    if not (out / manifest.FILE_NAME).exists():
+        return {}
+    before = manifest.load(out)
+    records = {shard.name: shard for shard in before.shards}
+    published = {}
+    for shard, images in planned:
+        if shard.name not in records:
+            continue
+        paths = {image.path for image in images}
+        rejects = tuple(reject for reject in before.rejects if reject.path in paths)
+        published[shard.name] = Finished(shard=records[shard.name], rejects=rejects)
+    return published
+
+
+def _is_intact(path: Path, record: ShardRecord) -> bool:
+    return (
+        path.is_file()
+        and path.stat().st_size == record.num_bytes
+        and sha256_of(path) == record.sha256
+    )
+
+
+def save_state(state: Path, finished: Finished, spec: DataSpec) -> None:
+    """Note that a shard is in place, for a later run of the same build."""
+    fields = {
+        "shard": manifest.shard_to_json(finished.shard, manifest.suffixes_of(spec)),
+        "rejects": [asdict(reject) for reject in finished.rejects],
+    }
+    write_file(state / f"{finished.shard.name}.json", json.dumps(fields).encode())
+
+
+def _load_state(path: Path, spec: DataSpec) -> Finished | None:
+    """Read what an earlier run noted of a shard; whatever cannot be read is built again."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Finished(
+            shard=manifest.shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
+            rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
+        )
+    except (OSError, KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,259 @@
+"""What one sample is, and how it becomes the members of a tar shard and back.
+
+Both programs read this file; it is the format. `shards/README.md` says the same in words.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.crops import CropPlan, Pixels, original_crops, pad_glimpses
+from pipeline.errors import VerificationError
+
+ORIGINALS = "originals.npy"
+GLIMPSES = "glimpses.npy"
+CANVAS = "canvas.npy"
+RESIZED = "resized.npy"
+SMALL_GLIMPSES = "small-glimpses.npy"
+LABEL = "cls"
+META = "json"
+
+TAR_BLOCK = 512
+TAR_END = bytes(2 * TAR_BLOCK)
+
+
+def member_suffixes(layout: str, plan: CropPlan) -> tuple[str, ...]:
+    """List a sample's members in the order in which they lie in the tar."""
+    if layout == "tensors":
+        return (ORIGINALS, GLIMPSES, LABEL, META)
+    resized = (RESIZED,) if plan.resized else ()
+    return (CANVAS, *resized, SMALL_GLIMPSES, LABEL, META)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleMeta:
+    """Where a sample came from.
+
+    Attributes:
+        path: Of the source image relative to the source's root, with `/`.
+        class_name: Folder name of its class.
+        sha256: Of the source file's bytes.
+        width: Of the source image before resizing, px.
+        height: The same, px.
+    """
+
+    path: str
+    class_name: str
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image as both programs see it, whatever the layout on disk.
+
+    Attributes:
+        key: Path relative to its split, safe and unique, without a suffix.
+        label: Index of the class.
+        crops: K views, each uint8 `(3, H, W)`, RGB. They may share memory with the shard.
+        small_glimpses: Uint8 `(K, 1, s, s)`, before padding.
+        meta: Where it came from.
+    """
+
+    key: str
+    label: int
+    crops: tuple[Pixels, ...]
+    small_glimpses: Pixels
+    meta: SampleMeta
+
+    @property
+    def originals(self) -> Pixels:
+        """Stack the crops, uint8 `(K, 3, H, W)`."""
+        return np.stack(self.crops)
+
+    @property
+    def glimpses(self) -> Pixels:
+        """Pad the glimpses with zeros right and below, uint8 `(K, 1, H, W)`."""
+        return pad_glimpses(self.small_glimpses, self.crops[0].shape[-1])
+
+    def stacked(self) -> Pixels:
+        """Give the predecessor's tensor, uint8 `(K, 4, H, W)`: RGB, then the glimpse."""
+        return np.concatenate([self.originals, self.glimpses], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSpec:
+    """One shard to be written.
+
+    Attributes:
+        split: `train` or `val`.
+        index: Position among the split's shards.
+        keys: Of its samples, in order.
+    """
+
+    split: str
+    index: int
+    keys: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """File name, such as `train-000000.tar`."""
+        return f"{self.split}-{self.index:06d}.tar"
+
+
+def encode_array(array: Pixels) -> bytes:
+    """Write an array as `.npy` bytes, C order, never pickled."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_array(data: bytes | memoryview, where: str) -> Pixels:
+    """Read `.npy` bytes as a view on them.
+
+    Args:
+        data: The member's bytes.
+        where: Shard and member, for the error.
+
+    Raises:
+        VerificationError: If these are not the bytes of one C-ordered uint8 array.
+    """
+    try:
+        header = io.BytesIO(bytes(data[:256]))
+        version = np.lib.format.read_magic(header)
+        if version != (1, 0):
+            raise ValueError(f".npy version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+        if fortran or dtype != np.uint8:
+            raise ValueError(f"{dtype} array, fortran order {fortran}")
+        return np.frombuffer(data, np.uint8, offset=header.tell()).reshape(shape)
+    except (ValueError, EOFError) as error:
+        raise VerificationError(
+            f"an array member must be a C-ordered uint8 .npy; got {error} in {where}. "
+            "Rebuild the shard."
+        ) from error
+
+
+def encode_sample(
+    *,
+    canvas: Pixels,
+    resized: Pixels,
+    glimpses: Pixels,
+    label: int,
+    meta: SampleMeta,
+    plan: CropPlan,
+    layout: str,
+) -> dict[str, bytes]:
+    """Turn one image into its members, by suffix, in tar order.
+
+    Args:
+        canvas: Uint8 `(C, C, 3)`, RGB.
+        resized: Uint8 `(R, 3, H, W)`, what `crops.resized_crops` made of it.
+        glimpses: Uint8 `(K, 1, s, s)`, not padded.
+        label: Index of the class.
+        meta: Where it came from.
+        plan: The K candidates.
+        layout: `tensors` or `canvas`.
+    """
+    members: dict[str, bytes] = {}
+    if layout == "tensors":
+        crops = original_crops(canvas, resized, plan, range(len(plan)))
+        members[ORIGINALS] = encode_array(np.stack(crops))
+        members[GLIMPSES] = encode_array(pad_glimpses(glimpses, plan.crop_px))
+    else:
+        members[CANVAS] = encode_array(canvas)
+        if plan.resized:
+            members[RESIZED] = encode_array(resized)
+        members[SMALL_GLIMPSES] = encode_array(glimpses)
+    members[LABEL] = str(label).encode()
+    members[META] = json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode()
+    return members
+
+
+def decode_sample(
+    key: str,
+    members: Mapping[str, bytes | memoryview],
+    *,
+    plan: CropPlan,
+    layout: str,
+    glimpse_px: int,
+    where: str,
+    candidates: tuple[int, ...] | None = None,
+) -> Sample:
+    """Turn members back into a sample; array members stay views on their bytes.
+
+    Args:
+        key: The sample's key.
+        members: Bytes by suffix. The candidates that are not asked for may be absent.
+        plan: The K candidates of the shards.
+        layout: `tensors` or `canvas`.
+        glimpse_px: Side s of the stored glimpses, px.
+        where: Shard and key, for errors.
+        candidates: Indices on axis K to decode; all by default.
+
+    Raises:
+        VerificationError: If a member is missing or is not what its suffix says.
+    """
+    chosen = tuple(range(len(plan))) if candidates is None else candidates
+    try:
+        if layout == "tensors":
+            originals = decode_array(members[ORIGINALS], where)
+            crops = [originals[k] for k in chosen]
+            small = decode_array(members[GLIMPSES], where)[:, :, :glimpse_px, :glimpse_px]
+        else:
+            canvas = decode_array(members[CANVAS], where)
+            needed = any(not plan.is_cut(k) for k in chosen)
+            resized = decode_array(members[RESIZED], where) if needed else canvas[:0]
+            crops = original_crops(canvas, resized, plan, chosen)
+            small = decode_array(members[SMALL_GLIMPSES], where)
+        label = int(bytes(members[LABEL]))
+        meta = _decode_meta(json.loads(bytes(members[META])))
+    except (KeyError, ValueError, TypeError) as error:
+        raise VerificationError(
+            f"a sample must hold {', '.join(member_suffixes(layout, plan))}; "
+            f"got {error!r} in {where}. Rebuild the shard."
+        ) from error
+    _check_shapes(crops, small, plan=plan, glimpse_px=glimpse_px, where=where)
+    return Sample(
+        key=key, label=label, crops=tuple(crops), small_glimpses=small[list(chosen)], meta=meta
+    )
+
+
+def _decode_meta(fields: dict[str, Any]) -> SampleMeta:
+    return SampleMeta(**fields)
+
+
+def _check_shapes(
+    crops: list[Pixels], small: Pixels, *, plan: CropPlan, glimpse_px: int, where: str
+) -> None:
+    crop_shape = (3, plan.crop_px, plan.crop_px)
+    small_shape = (len(plan), 1, glimpse_px, glimpse_px)
+    wrong = [crop.shape for crop in crops if crop.shape != crop_shape]
+    if wrong or small.shape != small_shape:
+        raise VerificationError(
+            f"crops must be {crop_shape} and glimpses {small_shape}; "
+            f"got {wrong or crop_shape} and {small.shape} in {where}. Rebuild the shard."
+        )
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """Make one plain ustar header; every field but name and size is fixed.
+
+    Equal samples therefore give equal bytes, and a member's data always starts 512 bytes
+    after its header.
+    """
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+def tar_padding(size: int) -> int:
+    """Bytes of zeros that follow `size` bytes of data in a tar."""
+    return -size % TAR_BLOCK

@@ -1,0 +1,132 @@
+"""How both programs meet the terminal: one line per error, one look for progress.
+
+Results go to stdout; progress and messages go to stderr.
+"""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from pipeline.errors import ConfigError, SrpError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
+
+INTERRUPTED = 130
+BYTES = "MB/s"
+
+
+class Commands(click.Group):
+    """A click group that ends every expected failure in one line and its exit status."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options before the command's name."""
+        with one_line_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; see `pipeline.errors` for the statuses."""
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program in one line where the user, the data or the system is at fault."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else ""
+        _end(f"{error.format_message()} See: {command} --help", ConfigError.exit_status)
+    except SrpError as error:
+        _end(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _end("interrupted. Run the same command again to go on.", INTERRUPTED)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno is None:
+            raise
+        _end(
+            f"a file could not be read or written; got {error.strerror} at "
+            f"{error.filename or 'a file that the system does not name'}. {_fix(error)}",
+            SrpError.exit_status,
+        )
+
+
+def _fix(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space there and run the same command again."
+    return "Check the path and its permissions."
+
+
+def _end(message: str, status: int) -> NoReturn:
+    click.echo(f"error: {printable(message)}", err=True)
+    sys.exit(status)
+
+
+def printable(text: str) -> str:
+    """Put a text that may hold file names on one line that any terminal can take."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def console() -> "Console":
+    """Open stderr for people; lines are not wrapped where it is not a terminal."""
+    from rich.console import Console
+
+    # No markup: a file name may hold brackets.
+    screen = Console(stderr=True, highlight=False, markup=False)
+    return screen if screen.is_terminal else Console(stderr=True, width=160, markup=False)
+
+
+def _number_columns(unit: str) -> tuple["ProgressColumn", "ProgressColumn"]:
+    """Make the columns for count and rate; a bar's field `unit` goes before `unit`."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    def amount(number: float, unit: str) -> str:
+        return f"{number / 1e6:,.1f}" if unit == BYTES else f"{number:,.0f}"
+
+    class CountColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            own = str(task.fields.get("unit") or unit)
+            total = "?" if task.total is None else amount(task.total, own)
+            return Text(f"{amount(task.completed, own)}/{total}")
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            own = str(task.fields.get("unit") or unit)
+            speed = task.finished_speed or task.speed
+            return Text(f"{amount(speed, own) if speed else '-'} {own}")
+
+    return CountColumn(), RateColumn()
+
+
+@contextlib.contextmanager
+def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progress"]:
+    """Show bars with count, rate and time left.
+
+    Args:
+        unit: Of the rate, such as `images/s`; bytes are counted in MB if it is `BYTES`.
+        extra: Further rich columns, between the count and the rate.
+    """
+    from rich import progress
+
+    count, rate = _number_columns(unit)
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=24),
+        count,
+        *(progress.TextColumn(column) for column in extra),
+        rate,
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console()) as bars:
+        yield bars

@@ -1,0 +1,1 @@
+"""srp-train: shards in, figures out."""

@@ -1,0 +1,205 @@
+"""Save and load a run's state: one safetensors file, with numbers and names as JSON inside.
+
+Nothing is unpickled, and one file cannot disagree with itself.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipeline.durable import write_file
+from pipeline.errors import CheckpointError
+from pipeline.manifest import DataSpec, Manifest
+from training.config import TrainConfig, config_from_json, config_to_json
+
+FORMAT = "srp-checkpoint/1"
+# What decides the pixels that the networks see; other shards with these equal fit as well.
+PIXEL_FIELDS = ("canvas_size", "crop_size", "exif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMeta:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        config: Of the run.
+        spec: Of the shards that it was trained on.
+        classes: Their class folders, in the order of the logits.
+        epoch: Finished epochs.
+        best_top1: Best validation accuracy so far, %.
+    """
+
+    config: TrainConfig
+    spec: DataSpec
+    classes: tuple[str, ...]
+    epoch: int
+    best_top1: float
+
+
+def save_checkpoint(
+    path: Path,
+    meta: CheckpointMeta,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+) -> None:
+    """Write a checkpoint that is whole or not there."""
+    optimizer_tensors, optimizer_fields = _split_tensors(optimizer.state_dict())
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
+    fields = {
+        "format": FORMAT,
+        "config": config_to_json(meta.config),
+        "spec": asdict(meta.spec),
+        "classes": meta.classes,
+        "epoch": meta.epoch,
+        "best_top1": meta.best_top1,
+        "optimizer": optimizer_fields,
+        "scheduler": _plain(scheduler.state_dict()),
+    }
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_file(path, save(contiguous, metadata={"srp": json.dumps(fields)}))
+
+
+def _split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate an optimizer's tensors from its numbers."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            kept = tensors if isinstance(value, Tensor) else numbers
+            kept[f"{index}.{name}"] = value
+    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what JSON can hold of a scheduler's state; the rest is rebuilt from the config."""
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if name == "_schedulers":
+            plain[name] = [_plain(inner) for inner in value]
+        elif isinstance(value, int | float | str | bool | list | None):
+            plain[name] = value
+    return plain
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: If there is none or it is damaged.
+    """
+    fields = _fields(path)
+    try:
+        return CheckpointMeta(
+            config=config_from_json(fields["config"]),
+            spec=DataSpec(**fields["spec"]),
+            classes=tuple(fields["classes"]),
+            epoch=int(fields["epoch"]),
+            best_top1=float(fields["best_top1"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            fields: dict[str, Any] = json.loads(file.metadata()["srp"])
+        if fields["format"] != FORMAT:
+            raise ValueError(f"format {fields['format']!r}")
+        return fields
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"a run must have a checkpoint; got none at {path}. "
+            "Name the folder of a run, such as runs/whole, or train one: srp-train from SHARDS"
+        ) from None
+    except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"a checkpoint must be a whole safetensors file that srp wrote; got "
+        f"{type(error).__name__}: {error} in {path}. "
+        "Use the run's other checkpoint, or train again."
+    )
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load a checkpoint's weights into a model of the same config.
+
+    Raises:
+        CheckpointError: If they do not fit.
+    """
+    tensors = _tensors(path, "model.")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+
+
+def load_optimizer(path: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Load the state of the optimizer and of the schedule, for going on exactly.
+
+    Raises:
+        CheckpointError: If they do not fit.
+    """
+    fields = _fields(path)
+    entries: dict[int, dict[str, Any]] = {}
+    loaded = {**_tensors(path, "optimizer."), **fields["optimizer"]["numbers"]}
+    for name, value in loaded.items():
+        index, _, entry = name.partition(".")
+        entries.setdefault(int(index), {})[entry] = value
+    groups = fields["optimizer"]["param_groups"]
+    try:
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        scheduler.load_state_dict(fields["scheduler"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    try:
+        loaded = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _damaged(path, error) from error
+    return {
+        name.removeprefix(prefix): value
+        for name, value in loaded.items()
+        if name.startswith(prefix)
+    }
+
+
+def check_fits(meta: CheckpointMeta, manifest: Manifest, shards: Path) -> None:
+    """Check that shards hold what a checkpoint was trained on.
+
+    Raises:
+        CheckpointError: If their pixels, candidates or classes are others.
+    """
+    ours, theirs = asdict(meta.spec), asdict(manifest.spec)
+    changed = [
+        f"{name} {ours[name]} in training, {theirs[name]} here"
+        for name in PIXEL_FIELDS
+        if ours[name] != theirs[name]
+    ]
+    if meta.classes != manifest.classes:
+        changed.append(f"classes {_few(meta.classes)} in training, {_few(manifest.classes)} here")
+    if changed:
+        raise CheckpointError(
+            f"shards must be of the spec that the run was trained on; got {'; '.join(changed)} in "
+            f"{shards}. Build shards with the run's options, or train a run on these."
+        )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}...)"

@@ -1,0 +1,206 @@
+"""What a training run is asked to do. Defaults live here and nowhere else.
+
+Options that timm's train.py has carry timm's names.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+SELECTING = ("blend", "straight-through", "expected")
+FIXED = ("whole", "centre", "random", "mean")
+POLICIES = (*SELECTING, *FIXED)
+SCHEDULES = ("onecycle", "cosine", "step")
+DEVICES = ("auto", "cpu", "cuda")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One `srp-train from SHARDS` command.
+
+    Attributes:
+        policy: How scores become what the classifier sees; see `training.selection`.
+        candidates: Those to choose among, a set or names joined by commas; None takes all that
+            the shards hold.
+        model: Name of the classifier in timm.
+        glimpse_size: Side of the glimpses, px; None takes those of the shards. Others are cut
+            from the crops on reading.
+        pad_glimpses: Whether the proposer sees glimpses padded to the crop's size, as the
+            predecessor's did. Without, it computes less and sees the same.
+        proposer_channels: Of the proposer's convolutions, the first after the gray input.
+        tau_start: Temperature of the Gumbel-Softmax at the first step.
+        tau_end: The same at the last step; geometric in between.
+        balance: Weight of the entropy of the batch's mean choice, which keeps all crops in use.
+        num_draws: For `expected`: crops drawn per image for an unbiased estimate; 0 is exact.
+        epochs: Passes over the training split.
+        batch_size: Images a step and process.
+        opt: Name of the optimizer in timm.
+        lr: Highest learning rate.
+        momentum: Of the optimizer.
+        weight_decay: Of the optimizer; not applied to biases and norms.
+        clip_grad: Largest norm of the gradient; None leaves it.
+        sched: How the learning rate changes over the steps.
+        warmup_epochs: For `cosine` and `step`: epochs of linear warm-up.
+        decay_epochs: For `step`: epochs between decays.
+        decay_rate: For `step`: factor of a decay.
+        smoothing: Label smoothing, 0 to 1.
+        hflip: Probability that an image is mirrored, 0 to 1.
+        shift: Largest shift of the classifier's input in x and y, px.
+        mean: Subtracted from RGB in 0 to 1.
+        std: What RGB is divided by then.
+        amp: Whether to compute in bfloat16 where the device is fast at it.
+        channels_last: Whether the classifier's tensors lie channels last in memory.
+        seed: Of weights, order, augmentation and Gumbel noise.
+        workers: Threads that read samples.
+        val_interval: Epochs between evaluations on the validation split.
+        device: `auto` takes a GPU if there is one.
+    """
+
+    policy: str = "straight-through"
+    candidates: str | None = None
+    model: str = "resnet18"
+    glimpse_size: int | None = None
+    pad_glimpses: bool = False
+    proposer_channels: tuple[int, ...] = (8, 16, 32)
+    tau_start: float = 1.0
+    tau_end: float = 0.5
+    balance: float = 0.0
+    num_draws: int = 0
+    epochs: int = 20
+    batch_size: int = 64
+    opt: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_grad: float | None = None
+    sched: str = "onecycle"
+    warmup_epochs: int = 0
+    decay_epochs: int = 30
+    decay_rate: float = 0.1
+    smoothing: float = 0.1
+    hflip: float = 0.5
+    shift: int = 4
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    amp: bool = True
+    channels_last: bool = True
+    seed: int = 42
+    workers: int = min(os.cpu_count() or 1, 8)
+    val_interval: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is read."""
+        self._check_choices()
+        self._check_floors()
+        for option, value in (("--hflip", self.hflip), ("--smoothing", self.smoothing)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{option} must be 0 to 1; got {value}.")
+        if self.num_draws == 1:
+            raise ConfigError(
+                "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
+                "the others; got 1. Use --num-draws 2."
+            )
+        if min(self.std) <= 0:
+            raise ConfigError(f"--std must be above 0; got {self.std}.")
+
+    def _check_choices(self) -> None:
+        for option, value, known in (
+            ("--policy", self.policy, POLICIES),
+            ("--sched", self.sched, SCHEDULES),
+            ("--device", self.device, DEVICES),
+        ):
+            if value not in known:
+                raise ConfigError(f"{option} must be one of {', '.join(known)}; got {value!r}.")
+
+    def _check_floors(self) -> None:
+        floors: tuple[tuple[str, float | None, float], ...] = (
+            ("--glimpse-size", self.glimpse_size, 1),
+            ("--proposer-channels", min(self.proposer_channels, default=0), 1),
+            ("--tau-start", self.tau_start, 1e-3),
+            ("--tau-end", self.tau_end, 1e-3),
+            ("--balance", self.balance, 0),
+            ("--num-draws", self.num_draws, 0),
+            ("--epochs", self.epochs, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--lr", self.lr, 0),
+            ("--momentum", self.momentum, 0),
+            ("--weight-decay", self.weight_decay, 0),
+            ("--clip-grad", self.clip_grad, 1e-9),
+            ("--warmup-epochs", self.warmup_epochs, 0),
+            ("--decay-epochs", self.decay_epochs, 1),
+            ("--decay-rate", self.decay_rate, 0),
+            ("--shift", self.shift, 0),
+            ("--seed", self.seed, 0),
+            ("--workers", self.workers, 1),
+            ("--val-interval", self.val_interval, 1),
+        )
+        for option, value, floor in floors:
+            if value is not None and value < floor:
+                raise ConfigError(f"{option} must be at least {floor}; got {value}.")
+
+    @property
+    def selects(self) -> bool:
+        """Whether there is a proposer to train."""
+        return self.policy in SELECTING
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaths:
+    """Where a run lies on disk.
+
+    Attributes:
+        folder: `OUTPUT/EXPERIMENT`.
+    """
+
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        """The run's record: config, hardware, metrics over time, evaluation."""
+        return self.folder / "record.json"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last finished epoch."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch with the best validation accuracy."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def table(self) -> Path:
+        """The image x crop table of the last evaluation."""
+        return self.folder / "table.safetensors"
+
+
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
+    """Lay a config out for a record."""
+    return dataclasses.asdict(config)
+
+
+def config_from_json(fields: dict[str, Any]) -> TrainConfig:
+    """Read what `config_to_json` wrote, lists turned back into tuples.
+
+    Raises:
+        ConfigError: If a field is not known or cannot work.
+    """
+    tuples: dict[str, Any] = {}
+    for name, value in fields.items():
+        tuples[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return TrainConfig(**tuples)
+    except TypeError as error:
+        raise ConfigError(
+            f"a run's config must fit this version of srp; got {error}. "
+            "Train the run again, or use the version that wrote it."
+        ) from error

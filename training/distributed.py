@@ -1,0 +1,73 @@
+"""Several processes that train one model; one process is the normal case."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """This process among its peers.
+
+    Attributes:
+        rank: `0 <= rank < world_size`; rank 0 prints and writes.
+        world_size: Number of processes.
+        device: Where this one computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def started(device: str) -> Iterator[Process]:
+    """Join the processes that torchrun started, or run alone.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if world_size == 1:
+        yield Process(rank=0, world_size=1, device=place)
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
+    finally:
+        dist.destroy_process_group()
+
+
+def parallel(model: nn.Module, process: Process) -> nn.Module:
+    """Make a model average its gradients over the processes."""
+    if process.world_size == 1:
+        return model
+    ids = [process.device.index] if process.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids)
+
+
+def sum_over_ranks(tensor: Tensor, process: Process) -> Tensor:
+    """Add a tensor up over the processes, in place."""
+    if process.world_size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def wait_for_main(process: Process) -> None:
+    """Let the other processes wait until rank 0 has written its files."""
+    if process.world_size > 1:
+        dist.barrier()

@@ -1,0 +1,192 @@
+"""The proposer and the classifier, and one training loss for each policy.
+
+Axes: B samples, K candidates, M crops through the classifier, H and W px, C channels.
+"""
+
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.crops import CropPlan
+from pipeline.errors import ConfigError
+from training import selection, views
+from training.config import TrainConfig
+from training.proposer import Proposal, Proposer
+
+
+class StepOutput(NamedTuple):
+    """What one training step computed.
+
+    `loss` is the scalar to go down. `losses_B` and `hits_B` (1 where right) are for people: of
+    what the classifier saw, averaged where it saw several crops.
+    """
+
+    loss: Tensor
+    losses_B: Tensor
+    hits_B: Tensor
+
+
+class SelectiveClassifier(nn.Module):
+    """Looks at glimpses, chooses a crop, classifies it."""
+
+    def __init__(
+        self, config: TrainConfig, *, plan: CropPlan, num_classes: int, glimpse_px: int
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            config: Of the run.
+            plan: The candidates that the shards hold.
+            num_classes: Of the classifier.
+            glimpse_px: Side of the glimpses, px.
+
+        Raises:
+            ConfigError: If timm has no such classifier or a policy lacks its crop.
+        """
+        super().__init__()
+        self.config = config
+        self.candidates = candidate_indices(config, plan)
+        self.names = tuple(plan.names[k] for k in self.candidates)
+        self.classifier = _classifier(config, num_classes)
+        self.proposer = None
+        if config.selects:
+            self.proposer = Proposer(
+                channels=config.proposer_channels,
+                glimpse_px=glimpse_px,
+                padded_px=plan.crop_px if config.pad_glimpses else glimpse_px,
+            )
+
+    def forward(
+        self,
+        crops_BKHWC: Tensor,
+        glimpses_BKSS: Tensor | None,
+        labels_B: Tensor,
+        draws: views.Draws,
+        noise_BMK: Tensor,
+        temperature: float,
+    ) -> StepOutput:
+        """Compute one step's loss.
+
+        Args:
+            crops_BKHWC: Uint8, as stored.
+            glimpses_BKSS: Uint8, for policies that select.
+            labels_B: Int64.
+            draws: Augmentation; mirroring is done already, the shift not yet.
+            noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
+            temperature: Of the Gumbel-Softmax.
+        """
+        if self.proposer is None or glimpses_BKSS is None:
+            chosen_B = self.fixed_choice(noise_BMK[:, 0])
+            images = selection.take(crops_BKHWC, chosen_B)
+            losses_B, hits_B = self._classify(images, labels_B, draws)
+            return StepOutput(losses_B.mean(), losses_B, hits_B)
+        proposal = self.proposer(glimpses_BKSS)
+        if self.config.policy == "expected":
+            output = self._expected(crops_BKHWC, labels_B, draws, noise_BMK, proposal)
+        else:
+            weigh = {
+                "blend": selection.blend, "straight-through": selection.straight_through,
+            }[self.config.policy]  # fmt: skip
+            weights_BK = weigh(proposal.scores_BK, noise_BMK[:, 0], temperature)
+            images = selection.mix(crops_BKHWC, weights_BK)
+            losses_B, hits_B = self._classify(images, labels_B, draws)
+            output = StepOutput(losses_B.mean(), losses_B, hits_B)
+        spread = selection.mean_choice_entropy(proposal.probabilities_BK)
+        return output._replace(loss=output.loss - self.config.balance * spread)
+
+    def _expected(
+        self, crops_BKHWC: Tensor, labels_B: Tensor, draws: views.Draws, noise_BMK: Tensor,
+        proposal: Proposal,
+    ) -> StepOutput:  # fmt: skip
+        num_samples, num_crops = labels_B.shape[0], crops_BKHWC.shape[1]
+        num_draws = self.config.num_draws
+        if num_draws:
+            drawn_BM = (proposal.scores_BK.detach()[:, None] + noise_BMK).argmax(2)
+            images = torch.cat([selection.take(crops_BKHWC, drawn) for drawn in drawn_BM.T])
+        else:
+            drawn_BM = None
+            images = crops_BKHWC.transpose(0, 1).flatten(0, 1)
+        views_each = num_draws or num_crops
+        repeated = views.Draws(
+            draws.flips_B.repeat(views_each), draws.shifts_B2.repeat(views_each, 1)
+        )
+        losses, hits = self._classify(images, labels_B.repeat(views_each), repeated)
+        losses_BM = losses.reshape(views_each, num_samples).T
+        hits_BM = hits.reshape(views_each, num_samples).T
+        if drawn_BM is not None:
+            log_probabilities_BM = proposal.scores_BK.log_softmax(1).gather(1, drawn_BM)
+            loss = selection.leave_one_out_loss(log_probabilities_BM, losses_BM)
+            return StepOutput(loss, losses_BM.mean(1), hits_BM.mean(1))
+        weights_BK = proposal.probabilities_BK
+        loss = selection.expected_loss(weights_BK, losses_BM)
+        return StepOutput(loss, (weights_BK * losses_BM).sum(1), (weights_BK * hits_BM).sum(1))
+
+    def _classify(
+        self, images_BHWC: Tensor, labels_B: Tensor, draws: views.Draws
+    ) -> tuple[Tensor, Tensor]:
+        logits_BC = self.logits(views.shift(images_BHWC, draws.shifts_B2))
+        losses_B = F.cross_entropy(
+            logits_BC, labels_B, reduction="none", label_smoothing=self.config.smoothing
+        )
+        return losses_B, (logits_BC.argmax(1) == labels_B).float()
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Gumbel noise that one sample's step needs: draws of a crop, candidates."""
+        return max(1, self.config.num_draws), len(self.candidates)
+
+    def logits(self, images_BHWC: Tensor) -> Tensor:
+        """Classify images in 0 to 255, float32 `(B, classes)`."""
+        inputs = views.normalise(images_BHWC, self.config.mean, self.config.std)
+        if not self.config.channels_last:
+            inputs = inputs.contiguous()
+        logits_BC: Tensor = self.classifier(inputs).float()
+        return logits_BC
+
+    def fixed_choice(self, noise_BK: Tensor) -> Tensor:
+        """Choose without looking, int64 `(B,)`: one crop always, or each alike at random."""
+        name = {"whole": "full", "centre": "centre"}.get(self.config.policy)
+        if name is None:  # random; mean learns from random crops and averages at evaluation
+            return noise_BK.argmax(1)
+        return torch.full_like(noise_BK[:, 0], self.names.index(name), dtype=torch.int64)
+
+
+def candidate_indices(config: TrainConfig, plan: CropPlan) -> tuple[int, ...]:
+    """Find which of the shards' candidates a run reads.
+
+    Raises:
+        ConfigError: If the shards lack one, or the policy's crop is not among them.
+    """
+    needed = {"whole": "full", "centre": "centre"}.get(config.policy)
+    if config.candidates is None:
+        chosen = tuple(range(len(plan)))
+    else:
+        chosen = plan.indices(config.candidates)
+    if needed and needed not in [plan.names[k] for k in chosen]:
+        raise ConfigError(
+            f"--policy {config.policy} needs the crop {needed!r}; got "
+            f"{', '.join(plan.names[k] for k in chosen)}. "
+            "Build shards with --candidates full+five, and leave --candidates out here."
+        )
+    if config.selects and len(chosen) < 2:
+        raise ConfigError(
+            f"--policy {config.policy} needs at least two candidates; got "
+            f"{', '.join(plan.names[k] for k in chosen)}. Name more in --candidates."
+        )
+    return chosen
+
+
+def _classifier(config: TrainConfig, num_classes: int) -> nn.Module:
+    if not timm.is_model(config.model):
+        close = ", ".join(timm.list_models(f"*{config.model[:6]}*")[:4])
+        raise ConfigError(
+            f"--model must be a name that timm knows; got {config.model!r}. "
+            f"{'Close ones: ' + close + '. ' if close else ''}"
+            'List all with: python -c "import timm; print(timm.list_models())"'
+        )
+    model: nn.Module = timm.create_model(config.model, num_classes=num_classes)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(memory_format=layout)

@@ -1,0 +1,140 @@
+"""Everything that one run holds in memory, built from its config and its shards."""
+
+from dataclasses import dataclass
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipeline.errors import ConfigError
+from training.config import TrainConfig
+from training.data import BatchReader, Shards, steps_per_epoch
+from training.distributed import Process, parallel
+from training.model import SelectiveClassifier
+from training.schedule import make_scheduler
+from training.views import mirrored_candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """One run in memory.
+
+    Attributes:
+        config: As asked for.
+        process: This one among its peers.
+        model: With its own weights.
+        wrapped: The same model, averaging gradients over the processes.
+        optimizer: Of the model.
+        scheduler: Of the optimizer, stepped after every training step.
+        train_reader: Batches of the training split.
+        counterparts: Where each candidate lies in a mirrored image.
+        steps: A rank's steps an epoch.
+        autocast: Whether to compute in bfloat16.
+    """
+
+    config: TrainConfig
+    process: Process
+    model: SelectiveClassifier
+    wrapped: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    train_reader: BatchReader
+    counterparts: tuple[int, ...]
+    steps: int
+    autocast: bool
+
+
+def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trainer:
+    """Build a run that has not taken a step.
+
+    Raises:
+        ConfigError: If the config does not fit the shards.
+    """
+    model = build_model(config, shards, process)
+    optimizer = _make_optimizer(model, config)
+    train_reader = batch_reader(config, shards, model, "train", process)
+    steps = steps_per_epoch(
+        len(train_reader.reader), batch_size=config.batch_size, world_size=process.world_size
+    )
+    return Trainer(
+        config=config,
+        process=process,
+        model=model,
+        wrapped=parallel(model, process),
+        optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, config, steps),
+        train_reader=train_reader,
+        counterparts=mirrored_candidates(shards.plan, model.candidates),
+        steps=steps,
+        autocast=uses_bfloat16(config, process.device),
+    )
+
+
+def build_model(config: TrainConfig, shards: Shards, process: Process) -> SelectiveClassifier:
+    """Build the networks with the seed's weights, on the process's device."""
+    torch.manual_seed(config.seed)
+    model = SelectiveClassifier(
+        config,
+        plan=shards.plan,
+        num_classes=len(shards.manifest.classes),
+        glimpse_px=glimpse_side(config, shards),
+    )
+    return model.to(process.device)
+
+
+def batch_reader(
+    config: TrainConfig, shards: Shards, model: SelectiveClassifier, split: str, process: Process
+) -> BatchReader:
+    """Open one split for what the model looks at."""
+    return BatchReader(
+        reader=shards.reader(split),
+        candidates=model.candidates,
+        glimpse_px=glimpse_side(config, shards) if config.selects else None,
+        workers=config.workers,
+        pin=process.device.type == "cuda",
+    )
+
+
+def glimpse_side(config: TrainConfig, shards: Shards) -> int:
+    """Give the side of a run's glimpses, px.
+
+    Raises:
+        ConfigError: If it exceeds the crop.
+    """
+    spec = shards.manifest.spec
+    side = config.glimpse_size or spec.glimpse_size
+    if side > spec.crop_size:
+        raise ConfigError(
+            f"glimpse size must fit the crop; got --glimpse-size {side} px for crops of "
+            f"{spec.crop_size} px in {shards.folder}. Lower --glimpse-size."
+        )
+    return side
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: only where the device has instructions for it."""
+    if not config.amp:
+        return False
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            model,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(
+            f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
+            'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
+        ) from error
+    return optimizer
