@@ -1,32 +1,34 @@
 """srp-train: shards in, figures out. Options become configs; nothing is decided here."""
 
-from __future__ import annotations
-
+import dataclasses
+import json
 import sys
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.terminal import Commands, console, progress_bars
+from pipeline.terminal import Commands, progress_bars
 from training.config import (
     DEVICES,
     POLICIES,
+    PROFILE_NAMES,
     SCHEDULES,
     RunPaths,
     TrainConfig,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rich.progress import Progress as Bars
 
-    from training.loop import OnEpoch, OnProgress, Progress
-    from training.records import EpochRecord
+    from training.table import Evaluation
 
 PATH = click.Path(path_type=Path)
+OUTPUT = click.option(
+    "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
+)
 
 
 @click.group(
@@ -39,111 +41,112 @@ def main() -> None:
     """Train and compare ways to choose the crop that a classifier sees."""
 
 
-class _Numbers(click.ParamType[Any]):
+class Numbers(click.ParamType[Any]):
     """Numbers joined by commas."""
 
     def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
+        """Expect `count` numbers of a kind, or any number of them."""
         self.kind, self.count = kind, count
-        self.name = ",".join(["N"] * count) if count else "N,..."
+        self.name = ",".join(["N"] * count) if count else "N,N,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Turn what was typed into a tuple."""
         if isinstance(value, tuple):
             return value
         try:
             numbers = tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is not numbers joined by commas", param, ctx)
+            self.fail(f"{value!r} is not numbers joined by commas.", param, ctx)
         if self.count and len(numbers) != self.count:
-            self.fail(f"{value!r} is not {self.count} numbers", param, ctx)
+            self.fail(f"{value!r} is not {self.count} numbers joined by commas.", param, ctx)
         return numbers
 
 
-def _default(value: object) -> str | bool:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else True
+def _field(names: str, kind: Any, text: str) -> Callable[[Any], Any]:
+    """Make the option for one field of TrainConfig; its default is the field's own."""
+    field = names.split()[-1].removeprefix("--").split("/")[0].replace("-", "_")
+    default = getattr(TrainConfig, field)
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default is not None
+    return click.option(
+        *names.split(), field, type=kind, default=default, show_default=shown, help=text
+    )
 
 
-def _options(*rows: tuple[str, str, Any, str]) -> Callable[[Any], Any]:
-    """Add an option for each field of TrainConfig; the defaults are the fields' own."""
+_TRAINING = (
+    _field("--policy", click.Choice(POLICIES), "How the crop is chosen."),
+    _field("--candidates", str,
+           "Crops to choose among: a set, or names joined by commas.  [default: the shards']"),
+    _field("--model", str, "Classifier, by its name in timm."),
+    _field("--glimpse-size", int, "Side of a glimpse, px.  [default: the shards']"),
+    _field("--pad-glimpses/--no-pad-glimpses", bool,
+           "Show the proposer glimpses padded to the crop's size, as the predecessor did."),
+    _field("--proposer-channels", Numbers(int), "Of the proposer's convolutions."),
+    _field("--tau-start", float, "Gumbel-Softmax temperature at the first step."),
+    _field("--tau-end", float, "Gumbel-Softmax temperature at the last step."),
+    _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
+    _field("--num-draws", int, "For `expected`: crops drawn an image; 0 takes all, exactly."),
+    _field("--epochs", int, "Passes over the training split."),
+    _field("-b --batch-size", int, "Images a step and process."),
+    _field("--opt", str, "Optimizer, by its name in timm."),
+    _field("--lr", float, "Highest learning rate."),
+    _field("--momentum", float, "Of the optimizer."),
+    _field("--weight-decay", float, "Of the optimizer; not applied to biases and norms."),
+    _field("--clip-grad", float, "Largest norm of the gradient.  [default: any]"),
+    _field("--sched", click.Choice(SCHEDULES), "Schedule of the learning rate."),
+    _field("--warmup-epochs", int, "Linear warm-up of cosine and step, epochs."),
+    _field("--decay-epochs", int, "Epochs between the decays of step."),
+    _field("--decay-rate", float, "Factor of each decay of step."),
+    _field("--smoothing", float, "Label smoothing, 0 to 1."),
+    _field("--hflip", float, "Probability of mirroring an image, 0 to 1."),
+    _field("--shift", int, "Largest shift of the classifier's input, px."),
+    _field("--mean", Numbers(float, 3), "Subtracted from RGB in 0 to 1."),
+    _field("--std", Numbers(float, 3), "What RGB is divided by then."),
+    _field("--amp/--no-amp", bool, "Compute in bfloat16 where the device is fast at it."),
+    _field("--channels-last/--no-channels-last", bool, "Keep tensors channels last in memory."),
+    _field("--seed", int, "Of weights, order, augmentation and Gumbel noise."),
+    _field("--val-interval", int, "Epochs between validations."),
+)  # fmt: skip
+_MACHINE = (
+    _field("-j --workers", int, "Threads that read samples."),
+    _field("--device", click.Choice(DEVICES), "auto takes a GPU if there is one."),
+)
 
+
+def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
-        for names, field, kind, text in reversed(rows):
-            default = getattr(TrainConfig, field)
-            function = click.option(
-                *names.split(), field, type=kind, default=default, help=text,
-                show_default=_default(default) if default is not None else False,
-            )(function)  # fmt: skip
+        for option in reversed(options):
+            function = option(function)
         return function
 
     return decorate
 
 
-_TRAINING = _options(
-    ("--policy", "policy", click.Choice(POLICIES), "How the crop is chosen."),
-    ("--candidates", "candidates", str,
-     "Crops to choose among, a set or names joined by commas.  [default: all in the shards]"),
-    ("--model", "model", str, "Classifier, by its name in timm."),
-    ("--glimpse-size", "glimpse_size", int, "Side of a glimpse, px.  [default: the shards']"),
-    ("--pad-glimpses/--no-pad-glimpses", "pad_glimpses", bool,
-     "Show the proposer glimpses padded to the crop's size, as the predecessor did."),
-    ("--proposer-channels", "proposer_channels", _Numbers(int), "Of the proposer's layers."),
-    ("--tau-start", "tau_start", float, "Gumbel-Softmax temperature at the first step."),
-    ("--tau-end", "tau_end", float, "Gumbel-Softmax temperature at the last step."),
-    ("--balance", "balance", float, "Weight of the entropy of the batch's mean choice."),
-    ("--num-draws", "num_draws", int, "For `expected`: crops drawn an image; 0 takes all."),
-    ("--epochs", "epochs", int, "Passes over the training split."),
-    ("-b --batch-size", "batch_size", int, "Images a step and process."),
-    ("--opt", "opt", str, "Optimizer, by its name in timm."),
-    ("--lr", "lr", float, "Highest learning rate."),
-    ("--momentum", "momentum", float, "Of the optimizer."),
-    ("--weight-decay", "weight_decay", float, "Of the optimizer."),
-    ("--clip-grad", "clip_grad", float, "Largest norm of the gradient.  [default: any]"),
-    ("--sched", "sched", click.Choice(SCHEDULES), "Schedule of the learning rate."),
-    ("--warmup-epochs", "warmup_epochs", int, "Linear warm-up of cosine and step, epochs."),
-    ("--decay-epochs", "decay_epochs", int, "Epochs between the decays of step."),
-    ("--decay-rate", "decay_rate", float, "Factor of each decay of step."),
-    ("--smoothing", "smoothing", float, "Label smoothing, 0 to 1."),
-    ("--hflip", "hflip", float, "Probability of mirroring an image, 0 to 1."),
-    ("--shift", "shift", int, "Largest shift of the classifier's input, px."),
-    ("--mean", "mean", _Numbers(float, 3), "Subtracted from RGB in 0 to 1."),
-    ("--std", "std", _Numbers(float, 3), "What RGB is divided by then."),
-    ("--amp/--no-amp", "amp", bool, "Compute in bfloat16 where the device is fast at it."),
-    ("--channels-last/--no-channels-last", "channels_last", bool, "Memory format."),
-    ("--seed", "seed", int, "Of weights, order, augmentation and Gumbel noise."),
-    ("--val-interval", "val_interval", int, "Epochs between validations."),
-)  # fmt: skip
-_MACHINE = _options(
-    ("-j --workers", "workers", int, "Threads that read samples."),
-    ("--device", "device", click.Choice(DEVICES), "auto takes a GPU if there is one."),
-)
-
-
 @main.command("from")
 @click.argument("shards", type=PATH)
-@click.option(
-    "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
-)
+@OUTPUT
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, if any.")
-@_TRAINING
-@_MACHINE
+@_with(_TRAINING)
+@_with(_MACHINE)
 def from_shards(
     shards: Path, output: Path, experiment: str | None, resume: bool, **options: Any
 ) -> None:
     """Train on SHARDS, a folder that srp-data build-shards wrote, and evaluate.
 
-    SHARDS may also be a folder that holds one such folder. Several processes:
+    SHARDS may also be a folder that holds one such folder. For several processes:
     torchrun --nproc-per-node 2 -m training from SHARDS
     """
     config = TrainConfig(**options)
+    paths = RunPaths(folder=output / (experiment or f"{config.policy}-s{config.seed}"))
 
     from training.data import Shards
     from training.distributed import started
     from training.loop import fit
+    from training.progress import run_reporters
 
     opened = Shards.open(shards)
-    paths = RunPaths(folder=output / (experiment or f"{config.policy}-s{config.seed}"))
-    with started(config.device) as process, ExitStack() as stack:
-        on_progress, on_epoch = stack.enter_context(_run_bars(config, quiet=not process.is_main))
+    with started(config.device) as process, _bars(process.is_main) as bars:
+        on_progress, on_epoch = run_reporters(bars, config.epochs)
         record = fit(
             config,
             shards=opened,
@@ -154,46 +157,142 @@ def from_shards(
             on_epoch=on_epoch,
         )
     if process.is_main and record.evaluation is not None:
-        click.echo(
-            f"top-1 {record.evaluation.top1:.2f} % of {record.evaluation.num_samples} images"
+        click.echo(_evaluation_text(record.evaluation, record.data.class_names))
+        click.echo(f"run: {paths.folder}")
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
+@click.option("--candidates", help="Crops to score: a set, or names.  [default: the run's]")
+@click.option(
+    "--checkpoint",
+    type=click.Choice(("last", "best")),
+    default="last",
+    show_default=True,
+    help="best was picked by its accuracy on the very split that is scored here.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@_with(_MACHINE)
+def evaluate(
+    run: Path,
+    shards: Path | None,
+    candidates: str | None,
+    checkpoint: str,
+    as_json: bool,
+    **machine: Any,
+) -> None:
+    """Score RUN, a folder that training wrote, on the validation split.
+
+    Prints top-1 of the chosen crop, of each crop always, of a random one, of the mean of all
+    and of the best in hindsight; how often each crop is chosen; MACs; and top-1 by class.
+    """
+    from training.distributed import started
+    from training.evaluate import evaluate_run
+
+    with started(machine["device"]) as process, _bars(process.is_main) as bars:
+        task = bars.add_task("scoring every crop", total=None, figures="") if bars else None
+
+        def on_progress(done: int, total: int) -> None:
+            if bars and task is not None:
+                bars.update(task, completed=done, total=total)
+
+        record, evaluation = evaluate_run(
+            RunPaths(folder=run),
+            shards_path=shards,
+            candidates=candidates,
+            checkpoint=checkpoint,
+            workers=machine["workers"],
+            process=process,
+            on_progress=on_progress,
         )
-        click.echo(str(paths.folder))
+    if process.is_main:
+        names = record.data.class_names
+        fields = json.dumps(dataclasses.asdict(evaluation), indent=1)
+        click.echo(fields if as_json else _evaluation_text(evaluation, names))
+
+
+@main.command()
+@click.argument("shards", type=PATH)
+@click.option(
+    "--profile",
+    type=click.Choice(PROFILE_NAMES),
+    default="quick",
+    show_default=True,
+    help="How much to run.",
+)
+@OUTPUT
+@_with(_MACHINE)
+def study(shards: Path, profile: str, output: Path, **machine: Any) -> None:
+    """Compare the predecessor, a better policy and fixed crops on SHARDS, over glimpse sizes.
+
+    Every run leaves a record. Run the same command again to go on where it stopped.
+    """
+    from training.data import Shards
+    from training.distributed import started
+    from training.progress import StudyBars
+    from training.study import PROFILES, plan_runs, run_study
+
+    opened = Shards.open(shards)
+    runs = plan_runs(PROFILES[profile], opened, **machine)
+    with started(machine["device"]) as process, _bars(process.is_main) as bars:
+        shown = StudyBars(bars, runs)
+        records = run_study(
+            runs, shards=opened, output=output, process=process, on_run=shown.on_run
+        )
+    for record in records if process.is_main else ():
+        if record.evaluation is not None:
+            click.echo(f"{record.name}: top-1 {record.evaluation.top1:.2f} %")
+
+
+@main.command()
+@click.argument("runs", type=PATH)
+@click.option("--shards", type=PATH, help="Folder of shards, for the contact sheets.")
+@click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
+@click.option("--note", default="", help="What to say of the data in the first line.")
+def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
+    """Write one self-contained HTML page about the runs in the folder RUNS."""
+    from training.report import write_report
+
+    click.echo(str(write_report(runs, shards=shards, out=output, data_note=note)))
 
 
 @contextmanager
-def _run_bars(config: TrainConfig, *, quiet: bool) -> Iterator[tuple[OnProgress, OnEpoch]]:
-    if quiet:
-        yield (lambda _: None), (lambda _: None)
+def _bars(is_main: bool) -> Iterator["Bars | None"]:
+    """Draw bars on rank 0, and nothing elsewhere."""
+    if not is_main:
+        yield None
         return
     with progress_bars("images/s", extra=("{task.fields[figures]}",)) as bars:
-        yield run_reporters(bars, config.epochs)
+        yield bars
 
 
-def run_reporters(bars: Bars, epochs: int) -> tuple[OnProgress, OnEpoch]:
-    """Show one run: a bar for all of its training, one for each evaluation, a line an epoch."""
-    tasks: dict[str, Any] = {}
-
-    def on_progress(now: Progress) -> None:
-        whole = epochs if now.stage == "train" else 1
-        before = (now.epoch - 1) * now.total if now.stage == "train" else 0
-        label = {"train": f"epoch {now.epoch}/{epochs}", "val": "validating",
-                 "table": "scoring every crop"}[now.stage]  # fmt: skip
-        figures = "" if now.loss is None else f"loss {now.loss:.3f}  top-1 {now.top1:.1f} %"
-        if now.stage not in tasks:
-            tasks[now.stage] = bars.add_task(label, total=now.total * whole, figures="")
-        done = before + now.done
-        bars.update(tasks[now.stage], completed=done, description=label, figures=figures)
-
-    def on_epoch(done: EpochRecord) -> None:
-        val = "" if done.val_top1 is None else f"  val top-1 {done.val_top1:.2f} %"
-        console().print(
-            f"epoch {done.epoch}/{epochs}  loss {done.train_loss:.4f}  train top-1 "
-            f"{done.train_top1:.2f} %{val}  {done.images_per_s:.0f} images/s"
-        )
-        for stage in [stage for stage in tasks if stage != "train"]:
-            bars.remove_task(tasks.pop(stage))
-
-    return on_progress, on_epoch
+def _evaluation_text(evaluation: "Evaluation", class_names: tuple[str, ...]) -> str:
+    """Lay an evaluation out for people."""
+    fixed = zip([f"{name} always" for name in evaluation.crops], evaluation.top1_crops, strict=True)
+    accuracies = [
+        ("policy", evaluation.top1),
+        *fixed,
+        ("random crop", evaluation.top1_random),
+        ("mean of all crops", evaluation.top1_mean),
+        ("best crop in hindsight (oracle)", evaluation.top1_oracle),
+    ]
+    shares = [(name, 100 * share) for name, share in zip(
+        evaluation.crops, evaluation.shares, strict=True)]  # fmt: skip
+    costs = [
+        ("proposer", evaluation.proposer_macs / 1e6),
+        ("classifier", evaluation.classifier_macs / 1e6),
+    ]
+    classes = list(zip(class_names, evaluation.top1_classes, strict=True))
+    lines = []
+    for title, rows in (
+        (f"top-1 of {evaluation.num_samples} images, %", accuracies),
+        ("how often each crop is chosen, %", shares),
+        ("cost of one image, million MACs", costs),
+        ("top-1 by class, %", classes),
+    ):
+        lines += [title, *(f"  {name:<32} {figure:8.2f}" for name, figure in rows)]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ SELECTING = ("blend", "straight-through", "expected")
 FIXED = ("whole", "centre", "random", "mean")
 POLICIES = (*SELECTING, *FIXED)
 SCHEDULES = ("onecycle", "cosine", "step")
+PROFILE_NAMES = ("smoke", "quick", "full")
 DEVICES = ("auto", "cpu", "cuda")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

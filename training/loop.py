@@ -169,6 +169,7 @@ def _open_record(
         name=paths.folder.name,
         config=config,
         data=DataRecord.of(shards.manifest),
+        shards=str(shards.folder),
         commit=current_commit(),
         hardware=describe_hardware(process.device),
         world_size=process.world_size,

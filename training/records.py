@@ -14,7 +14,7 @@ from pipeline.durable import write_file
 from pipeline.errors import CheckpointError
 from pipeline.manifest import DataSpec, Manifest
 from training.config import TrainConfig, config_from_json, config_to_json
-from training.evaluate import Evaluation
+from training.table import Evaluation
 
 FORMAT = "srp-run/1"
 
@@ -81,6 +81,7 @@ class RunRecord:
         name: Of the run's folder.
         config: As asked for.
         data: That it was trained on.
+        shards: Where the shards were, as typed.
         commit: Of srp, with `+` where the working tree had changes.
         hardware: In words.
         world_size: Processes.
@@ -92,6 +93,7 @@ class RunRecord:
     name: str
     config: TrainConfig
     data: DataRecord
+    shards: str
     commit: str
     hardware: str
     world_size: int

@@ -1,0 +1,261 @@
+"""RunRecords -> figures: arms, their means and spreads, and paired tests between them. Pure.
+
+An arm is what was run with several seeds: runs of one config but for the seed. Axes: N samples
+of the validation split.
+"""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from training.config import POLICIES, TrainConfig
+from training.evaluate import Evaluation, Table, final_prediction
+from training.records import RunRecord
+
+FREE_OPTIONS = ("seed", "workers", "device")  # they may differ within an arm
+SEED_SUFFIX = re.compile(r"-s(\d+)$")
+
+
+class Spread(NamedTuple):
+    """A figure over the seeds of an arm; `sd` is the sample's, None for one seed."""
+
+    mean: float
+    sd: float | None
+
+
+class PairedTest(NamedTuple):
+    """Two runs of one seed on the same images.
+
+    `only_first` and `only_second` count the images that one of them alone has right; `p` is
+    two-sided.
+    """
+
+    seed: int
+    only_first: int
+    only_second: int
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run. `table` is None where its file is gone."""
+
+    record: RunRecord
+    evaluation: Evaluation
+    table: Table | None
+
+    @property
+    def skill(self) -> float | None:
+        """Selection skill: 0 chooses as chance does, 1 as the oracle; None without room.
+
+        (acc_selected - acc_random) / (acc_oracle - acc_random), of one classifier.
+        """
+        done = self.evaluation
+        room = done.top1_oracle - done.top1_random
+        if not self.record.config.selects or room <= 0:
+            return None
+        return (done.top1 - done.top1_random) / room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Finished runs that differ in their seeds alone, in order of the seeds."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The options that all runs share, with the first run's seed."""
+        return self.runs[0].record.config
+
+    @property
+    def policy(self) -> str:
+        """How the arm chooses."""
+        return self.config.policy
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the runs."""
+        return tuple(run.record.config.seed for run in self.runs)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Of the runs."""
+        return tuple(run.evaluation for run in self.runs)
+
+    @property
+    def glimpse_px(self) -> int | None:
+        """Side of the glimpses, px; None where nobody looks."""
+        stored = self.runs[0].record.data.spec.glimpse_size
+        return (self.config.glimpse_size or stored) if self.config.selects else None
+
+    @property
+    def top1(self) -> Spread:
+        """Of the policy itself, %."""
+        return spread(done.top1 for done in self.evaluations)
+
+    @property
+    def top1_random(self) -> Spread:
+        """Of a crop drawn uniformly, %."""
+        return spread(done.top1_random for done in self.evaluations)
+
+    @property
+    def top1_fixed(self) -> Spread:
+        """Of the one crop that is best for the whole split, %."""
+        return spread(max(done.top1_crops) for done in self.evaluations)
+
+    @property
+    def fixed_crop(self) -> str:
+        """Name of that crop, or of each seed's."""
+        best = (done.crops[done.top1_crops.index(max(done.top1_crops))] for done in self.evaluations)
+        return ", ".join(dict.fromkeys(best))
+
+    @property
+    def top1_oracle(self) -> Spread:
+        """Of the best crop in hindsight, %."""
+        return spread(done.top1_oracle for done in self.evaluations)
+
+    @property
+    def top1_mean(self) -> Spread:
+        """Of the mean over all crops, %."""
+        return spread(done.top1_mean for done in self.evaluations)
+
+    @property
+    def skill(self) -> Spread | None:
+        """Selection skill; see `Run.skill`."""
+        skills = [run.skill for run in self.runs if run.skill is not None]
+        return spread(skills) if skills else None
+
+    @property
+    def proposer_macs(self) -> int:
+        """For one image."""
+        return self.evaluations[0].proposer_macs
+
+    @property
+    def classifier_macs(self) -> int:
+        """For what one image shows the classifier."""
+        return self.evaluations[0].classifier_macs
+
+    @property
+    def images_per_s(self) -> float:
+        """Median over all epochs of all runs, in training."""
+        return statistics.median(
+            epoch.images_per_s for run in self.runs for epoch in run.record.epochs
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all runs together."""
+        return sum(run.record.seconds for run in self.runs)
+
+    @property
+    def crops(self) -> tuple[str, ...]:
+        """Names of the candidates."""
+        return self.evaluations[0].crops
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How often each crop was chosen, mean over the seeds, 0 to 1."""
+        return tuple(
+            statistics.fmean(column)
+            for column in zip(*(done.shares for done in self.evaluations), strict=True)
+        )
+
+    @property
+    def best_run(self) -> Run:
+        """The run with the highest top-1."""
+        return max(self.runs, key=lambda run: run.evaluation.top1)
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Give mean and sample sd (n - 1); one value has no sd."""
+    known = list(values)
+    sd = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), sd)
+
+
+def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
+    """Group finished runs into arms, ordered by policy, glimpse size and name.
+
+    Runs belong together if their names agree up to `-sSEED` and their options but for the seed.
+    """
+    groups: dict[tuple[str, TrainConfig], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((arm_name(run.record), _without_seed(run.record.config)), []).append(run)
+    names = [name for name, _ in groups]
+    arms = []
+    for number, ((name, _), members) in enumerate(groups.items()):
+        again = names[:number].count(name)
+        ordered = sorted(members, key=lambda run: run.record.config.seed)
+        arms.append(Arm(name=f"{name} ({again + 1})" if again else name, runs=tuple(ordered)))
+    return tuple(
+        sorted(arms, key=lambda arm: (POLICIES.index(arm.policy), arm.glimpse_px or 0, arm.name))
+    )
+
+
+def arm_name(record: RunRecord) -> str:
+    """Take the seed off a run's name; a number that is not the run's seed stays.
+
+    Two runs of one seed are thus never taken for two seeds.
+    """
+    found = SEED_SUFFIX.search(record.name)
+    if found and int(found[1]) == record.config.seed:
+        return record.name[: found.start()]
+    return record.name
+
+
+def _without_seed(config: TrainConfig) -> TrainConfig:
+    defaults = {name: getattr(TrainConfig, name) for name in FREE_OPTIONS}
+    return dataclasses.replace(config, **defaults)
+
+
+def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Name the options that are not the same in all arms, seeds and machine aside."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in FREE_OPTIONS
+        and len({getattr(arm.config, field.name) for arm in arms}) > 1
+    )
+
+
+def best_arm(arms: Iterable[Arm]) -> Arm | None:
+    """Give the arm with the highest mean top-1, the first of equals."""
+    return max(arms, key=lambda arm: arm.top1.mean, default=None)
+
+
+def paired_tests(first: Arm, second: Arm) -> tuple[PairedTest, ...]:
+    """Test two arms image by image, once for each seed that both have a table of."""
+    others = {run.record.config.seed: run.table for run in second.runs}
+    tests = []
+    for run in first.runs:
+        seed, ours = run.record.config.seed, run.table
+        theirs = others.get(seed)
+        if ours is None or theirs is None or not ours.labels_N.equal(theirs.labels_N):
+            continue
+        right_N = final_prediction(ours, first.policy) == ours.labels_N
+        other_N = final_prediction(theirs, second.policy) == theirs.labels_N
+        only_first, only_second = int((right_N & ~other_N).sum()), int((other_N & ~right_N).sum())
+        tests.append(PairedTest(seed, only_first, only_second, mcnemar(only_first, only_second)))
+    return tuple(tests)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Give the two-sided mid-p value of McNemar's test, exact and without an approximation.
+
+    Args:
+        only_first: Images that the first alone has right.
+        only_second: Images that the second alone has right.
+
+    Source: Fagerland et al. 2013, The McNemar test for binary matched-pairs data, eq. 4.
+    """
+    discordant = only_first + only_second
+    tail, ways = 0, 1  # ways to deal k of the discordant images to the loser
+    for k in range(min(only_first, only_second)):
+        tail += ways
+        ways = ways * (discordant - k) // (k + 1)
+    return float((2 * tail + ways) / 2**discordant)

@@ -1,0 +1,205 @@
+"""The arms of the comparison, one function each, and the profiles that say how much of it to run.
+
+The question is the predecessor's: does choosing a crop by a small gray glimpse help, and how
+small may the glimpse be?
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training.config import RunPaths, TrainConfig
+from training.data import Shards
+from training.distributed import Process
+from training.loop import OnEpoch, OnProgress, fit
+from training.records import RunRecord
+
+FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much of the study to run.
+
+    Attributes:
+        epochs: Of each run.
+        seeds: Each arm is run once with each.
+        predecessor_glimpses: Sides of the glimpses for the predecessor's arm, px.
+        glimpses: The same for the policies that are compared with it, px.
+        with_slow: Whether to run the arms that cost several times as much.
+    """
+
+    epochs: int
+    seeds: tuple[int, ...]
+    predecessor_glimpses: tuple[int, ...]
+    glimpses: tuple[int, ...]
+    with_slow: bool
+
+
+PROFILES = {
+    # The drawn scenes at canvas 96, crop 64: shows that everything works, and no more.
+    "smoke": Profile(
+        epochs=2, seeds=(0,), predecessor_glimpses=(16,), glimpses=(16,), with_slow=False
+    ),
+    # Imagenette at canvas 168, crop 112: the full sizes halved.
+    "quick": Profile(
+        epochs=2, seeds=(0,), predecessor_glimpses=(16, 32, 64, 112), glimpses=(16, 32),
+        with_slow=False,
+    ),
+    # Imagenette at canvas 336, crop 224: the predecessor's own sizes.
+    "full": Profile(
+        epochs=20, seeds=(0, 1, 2), predecessor_glimpses=(32, 64, 128, 224),
+        glimpses=(32, 64, 128, 224), with_slow=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One line of the comparison: a name without its seed, and how to train it."""
+
+    name: str
+    config: TrainConfig
+
+
+def whole() -> TrainConfig:
+    """Show the classifier the whole image at the crop's size: what choosing must beat."""
+    return TrainConfig(policy="whole", candidates="full")
+
+
+def centre() -> TrainConfig:
+    """Show the classifier the centre crop: what choosing must beat among the five."""
+    return TrainConfig(policy="centre", candidates="centre")
+
+
+def random_crop() -> TrainConfig:
+    """Show a random crop: the floor of choosing. Its table gives the mean of all five as well."""
+    return TrainConfig(policy="random", candidates=FIVE)
+
+
+def predecessor(glimpse_size: int) -> TrainConfig:
+    """Repeat the predecessor: blended crops, padded glimpses, its recipe.
+
+    It differs in what was a fault: no noise at evaluation, and each image decoded once. The
+    recipe is timm's of its time: SGD at a constant 0.05 (the first decay was due after epoch
+    30), weight decay 2e-5, pixels in 0 to 1 without normalisation.
+    """
+    return TrainConfig(
+        policy="blend",
+        candidates=FIVE,
+        glimpse_size=glimpse_size,
+        pad_glimpses=True,
+        tau_start=1.0,
+        tau_end=1.0,
+        lr=0.05,
+        sched="step",
+        weight_decay=2e-5,
+        shift=0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+
+
+def blend(glimpse_size: int) -> TrainConfig:
+    """Blend crops as the predecessor did, with the recipe of the other arms."""
+    return TrainConfig(policy="blend", candidates=FIVE, glimpse_size=glimpse_size)
+
+
+def straight_through(glimpse_size: int) -> TrainConfig:
+    """Choose one crop in training as at evaluation; the batch is kept from choosing one place."""
+    return TrainConfig(
+        policy="straight-through", candidates=FIVE, glimpse_size=glimpse_size, balance=0.1
+    )
+
+
+def expected(glimpse_size: int) -> TrainConfig:
+    """Learn from the exact expectation over all five crops; five times the classifier's work."""
+    return TrainConfig(policy="expected", candidates=FIVE, glimpse_size=glimpse_size, balance=0.1)
+
+
+def arms(profile: Profile) -> Iterator[Arm]:
+    """List a profile's arms; every name is unique."""
+    yield Arm(name="whole", config=whole())
+    yield Arm(name="centre", config=centre())
+    if profile.with_slow:
+        yield Arm(name="random", config=random_crop())
+    for side in profile.predecessor_glimpses:
+        yield Arm(name=f"predecessor-g{side}", config=predecessor(side))
+    for side in profile.glimpses:
+        yield Arm(name=f"straight-through-g{side}", config=straight_through(side))
+    if profile.with_slow:
+        for side in profile.glimpses:
+            yield Arm(name=f"blend-g{side}", config=blend(side))
+            yield Arm(name=f"expected-g{side}", config=expected(side))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        name: Of the run's folder.
+        config: What to train.
+        cost: Images through the classifier forwards and backwards, about.
+    """
+
+    name: str
+    config: TrainConfig
+    cost: int
+
+
+def plan_runs(profile: Profile, shards: Shards, *, device: str, workers: int) -> list[Run]:
+    """List every run, all arms of one seed before the next seed."""
+    runs = []
+    for seed in profile.seeds:
+        for arm in arms(profile):
+            config = replace(
+                arm.config,
+                epochs=profile.epochs,
+                val_interval=max(1, profile.epochs // 10),
+                seed=seed,
+                device=device,
+                workers=workers,
+            )
+            num_crops = len(shards.plan.indices(config.candidates or FIVE))
+            shown = num_crops if config.policy == "expected" else 1
+            trained = shown * profile.epochs * shards.manifest.num_samples("train")
+            scored = num_crops * shards.manifest.num_samples("val") // 4  # forwards alone
+            runs.append(Run(name=f"{arm.name}-s{seed}", config=config, cost=trained + scored))
+    return runs
+
+
+def run_study(
+    runs: list[Run],
+    *,
+    shards: Shards,
+    output: Path,
+    process: Process,
+    on_run: Callable[[Run, int], tuple[OnProgress, OnEpoch]],
+) -> list[RunRecord]:
+    """Train and evaluate the runs that are not finished yet, in order.
+
+    Args:
+        runs: From `plan_runs`.
+        shards: To train on.
+        output: Each run gets a folder there.
+        process: This one among its peers.
+        on_run: Called before each run with its position; gives what to tell of its progress.
+
+    Returns:
+        Every run's record.
+    """
+    records = []
+    for position, run in enumerate(runs):
+        on_progress, on_epoch = on_run(run, position)
+        record = fit(
+            run.config,
+            shards=shards,
+            paths=RunPaths(folder=output / run.name),
+            process=process,
+            resume=True,
+            on_progress=on_progress,
+            on_epoch=on_epoch,
+        )
+        records.append(record)
+    return records
