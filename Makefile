@@ -1,0 +1,71 @@
+# Two commands do everything on a machine with Python and make: `make reproduce`, `make test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: reproduce test lint format
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Images: a folder with train/ and val/, or a .tgz of one. Empty looks for Imagenette in data/,
+# then downloads it, then falls back on drawn scenes.
+DATA ?=
+# smoke: drawn scenes, a minute. quick: for two cores. full: the predecessor's sizes, for a GPU.
+PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo full || echo quick)
+
+SIZES_smoke := --canvas-size 96 --crop-size 64 --glimpse-size 16
+SIZES_quick := --canvas-size 168 --crop-size 112 --glimpse-size 32
+SIZES_full := --canvas-size 336 --crop-size 224 --glimpse-size 64
+SCENES_smoke := --train 40 --val 10
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+# Images -> shards -> training -> report. Every part goes on where an earlier call stopped.
+reproduce: $(READY)
+	@[[ -n "$(SIZES_$(PROFILE))" ]] || {
+	  echo "error: PROFILE must be smoke, quick or full; got $(PROFILE)." >&2; exit 2; }
+	data='$(DATA)'
+	note=''
+	if [[ -z "$$data" && "$(PROFILE)" != smoke ]]; then
+	  data=$$(ls -d data/imagenette2-320* data/imagenette2* 2> /dev/null | grep -v '\.part$$' \
+	    | head -n 1 || true)
+	  if [[ -z "$$data" ]]; then
+	    $(BIN)/srp-data download imagenette2-320 -o data && data=data/imagenette2-320.tgz || true
+	  fi
+	fi
+	if [[ -z "$$data" ]]; then
+	  data=data/drawn-$(PROFILE)
+	  note='embedded drawn scenes, not photographs'
+	  echo "*** This run uses the $$note. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
+	  [[ -d $$data ]] || $(BIN)/srp-data sample $$data $(SCENES_$(PROFILE))
+	fi
+	name=$(PROFILE)-$$(basename "$$data" .tgz)
+	step() { echo "== $$1 ($$SECONDS s after the start)" >&2; }
+	step 'shards'
+	$(BIN)/srp-data build-shards "$$data" "shards/$$name" $(SIZES_$(PROFILE)) \
+	  --candidates full+five
+	step 'verify'
+	$(BIN)/srp-data verify "shards/$$name"
+	step 'study'
+	$(BIN)/srp-train study "shards/$$name" --profile $(PROFILE) --output "runs/$$name"
+	step 'report'
+	$(BIN)/srp-train report "runs/$$name" --shards "shards/$$name" --note "$$note"
+	step 'done'
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
