@@ -23,7 +23,8 @@ from pipeline.crops import Pixels
 from pipeline.errors import ImageError
 
 # An allow-list: some of Pillow's other plugins start programs (EPS starts Ghostscript).
-FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+# MPO, the format of some cameras, comes in through JPEG and has no name of its own here.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with aside.open("wb") as file, named_errors(path):
+        with named_errors(path), aside.open("wb") as file:  # closing writes, too
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -214,7 +214,7 @@ def decode_sample(
             small = decode_array(members[SMALL_GLIMPSES], where)
         label = int(bytes(members[LABEL]))
         meta = _decode_meta(json.loads(bytes(members[META])))
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError) as error:
         raise VerificationError(
             f"a sample must hold {', '.join(member_suffixes(layout, plan))}; "
             f"got {error!r} in {where}. Rebuild the shard."

@@ -119,7 +119,7 @@ def _list_archive(
     classes: set[tuple[str, str]] = set()
     passed_over: list[str] = []
     try:
-        with archive.open("rb") as raw, scratch.open("wb") as out:
+        with named_errors(scratch), archive.open("rb") as raw, scratch.open("wb") as out:
             for tar, member in _members(raw, archive.stat().st_size, on_progress):
                 parts = _safe_parts(member, archive)
                 in_split = bool(parts) and parts[0] in SPLITS
@@ -135,8 +135,9 @@ def _list_archive(
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's, not the archive's
+        reason = str(error).split("\n")[0].rstrip(":")  # tarfile adds a line for each compression
         raise SourceError(
-            f"an archive must be a whole .tgz; got {type(error).__name__}: {error} in {archive}. "
+            f"an archive must be a whole .tgz; got {type(error).__name__}: {reason} in {archive}. "
             "Fetch it again."
         ) from error
     return images, classes, passed_over
@@ -190,8 +191,7 @@ def _copy_image(
     if file is None:
         return None
     offset = out.tell()
-    with named_errors(Path(out.name)):
-        shutil.copyfileobj(file, out)
+    shutil.copyfileobj(file, out)
     return SourceImage(
         path="/".join(parts),
         split=parts[0],

@@ -117,6 +117,11 @@ def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progre
     """
     from rich import progress
 
+    class Bars(progress.Progress):
+        def add_task(self, *args: Any, **kwargs: Any) -> progress.TaskID:
+            self.start()  # not before: without a bar, rich would print an empty line
+            return super().add_task(*args, **kwargs)
+
     count, rate = _number_columns(unit)
     columns = (
         progress.TextColumn("{task.description}", markup=False),
@@ -128,5 +133,9 @@ def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progre
         progress.TextColumn("ETA"),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=console()) as bars:
+    bars = Bars(*columns, console=console())
+    try:
         yield bars
+    finally:
+        if bars.tasks:
+            bars.stop()

@@ -1,0 +1,200 @@
+"""What the tests share: drawn images, shards made of them, and the reference they must equal."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import settings
+from PIL import Image
+
+from pipeline.build import BuildResult, build
+from pipeline.cli import main
+from pipeline.config import BuildConfig
+from pipeline.crops import Pixels
+
+REPO = Path(__file__).resolve().parents[1]
+REAL_ARCHIVE = REPO.parent / "shared/data/imagenette2-224.tgz"
+
+SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}
+CLASSES = ("cat", "dog", "emu")
+PER_CLASS = {"train": 6, "val": 3}
+
+# A test has no stopwatch, and the same examples run everywhere.
+settings.register_profile("srp", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("srp")
+
+Encode = Callable[..., bytes]
+MakeShards = Callable[..., BuildResult]
+Reference = Callable[..., tuple[Pixels, Pixels]]
+SrpData = Callable[..., Result]
+
+
+def draw(seed: int, *, width: int, height: int) -> Image.Image:
+    """Smooth colours with some noise: a picture that JPEG, resizing and gray all change."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray((smooth + rng.integers(-20, 21, smooth.shape)).clip(0, 255).astype("u1"))
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    """Give an image file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_tree(root: Path) -> Path:
+    """Write a small data set: real JPEGs of many sizes, shapes, qualities and colour modes."""
+    seed = 0
+    for split, count in PER_CLASS.items():
+        for name in CLASSES:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                seed += 1
+                image = draw(seed, width=40 + seed * 37 % 300, height=30 + seed * 53 % 300)
+                mode = ("RGB", "RGB", "L", "CMYK")[seed % 4]
+                options = {"quality": 60 + seed % 40, "progressive": seed % 3 == 0}
+                data = encode(image.convert(mode), **options)
+                (folder / f"{name}_{index:03d}.JPEG").write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Encode:
+    """Give the bytes of a drawn image: `jpeg(seed, width=..., height=..., kind="PNG")`."""
+
+    def make(
+        seed: int, *, width: int = 60, height: int = 40, kind: str = "JPEG", **options: Any
+    ) -> bytes:
+        return encode(draw(seed, width=width, height=height), kind, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 27 images: 18 in train/ and 9 in val/, in three classes. Leave it as it is."""
+    return write_tree(tmp_path_factory.mktemp("source") / "images")
+
+
+@pytest.fixture
+def own_tree(tmp_path: Path) -> Path:
+    """The same, for a test that changes it."""
+    return write_tree(tmp_path / "images")
+
+
+@pytest.fixture(scope="session")
+def image_archive(image_tree: Path) -> Path:
+    """The same as a .tgz, with a root folder and a stray file in it."""
+    archive = image_tree.with_name("images.tgz")
+    with tarfile.open(archive, "w:gz") as tar:
+        note = tarfile.TarInfo("images/README.csv")
+        note.size = 5
+        tar.addfile(note, io.BytesIO(b"a,b,c"))
+        tar.add(image_tree, "images")
+    return archive
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> MakeShards:
+    """Build shards with small defaults: `make_shards(source, out, layout="tensors")`."""
+
+    def make(source: Path, out: Path, **options: Any) -> BuildResult:
+        config = BuildConfig(source=source, out=out, **{"workers": 1, **SIZES, **options})
+        return build(config, on_progress=lambda _stage, _done, _total: None)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def canvas_shards(
+    image_tree: Path, make_shards: MakeShards, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Shards in the canvas layout with the whole image among the candidates. Only read them."""
+    out = tmp_path_factory.mktemp("shards") / "canvas"
+    make_shards(image_tree, out, layout="canvas", candidates="full+five", shard_mib=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tensor_shards(
+    image_tree: Path, make_shards: MakeShards, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same samples in the tensors layout. Only read them."""
+    out = tmp_path_factory.mktemp("shards") / "tensors"
+    make_shards(image_tree, out, layout="tensors", candidates="full+five", shard_mib=1)
+    return out
+
+
+@pytest.fixture(params=["canvas_shards", "tensor_shards"])
+def shards(request: pytest.FixtureRequest) -> Path:
+    """Each layout in turn. Only read them."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_jpegs() -> list[bytes]:
+    """A few photos of Imagenette, not yet decoded."""
+    if not REAL_ARCHIVE.exists():
+        pytest.skip("needs real photos: ../shared/data/imagenette2-224.tgz is not there")
+    return list(_read_some(REAL_ARCHIVE, every=40, count=12))
+
+
+def _read_some(archive: Path, *, every: int, count: int) -> Iterator[bytes]:
+    with tarfile.open(archive, "r|gz") as tar:
+        seen = 0
+        for member in tar:
+            if not member.name.endswith(".JPEG"):
+                continue
+            seen += 1
+            file = tar.extractfile(member) if seen % every == 0 else None
+            if file:
+                yield file.read()
+            if seen == every * count:
+                return
+
+
+@pytest.fixture(scope="session")
+def torchvision_views() -> Reference:
+    """Cut crops and glimpses as torchvision does on a PIL image.
+
+    Returns originals `(5, 3, c, c)` and padded glimpses `(5, 1, c, c)`.
+    """
+    from torchvision.transforms import FiveCrop, Grayscale, Pad, Resize
+
+    def make(
+        image: Image.Image, *, canvas_size: int, crop_size: int, glimpse_size: int
+    ) -> tuple[Pixels, Pixels]:
+        crops = FiveCrop(crop_size)(Resize((canvas_size, canvas_size))(image))
+        missing = crop_size - glimpse_size
+        glimpses = [
+            Pad((0, 0, missing, missing))(Grayscale()(Resize((glimpse_size, glimpse_size))(crop)))
+            for crop in crops
+        ]
+        return (
+            np.stack([np.asarray(crop).transpose(2, 0, 1) for crop in crops]),
+            np.stack([np.asarray(glimpse)[None] for glimpse in glimpses]),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def srp_data() -> SrpData:
+    """Run `srp-data` with these arguments; whatever it ends in, it is not a traceback."""
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return run

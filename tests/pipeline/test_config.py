@@ -1,0 +1,66 @@
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import BuildConfig, SceneConfig
+from pipeline.errors import ConfigError
+
+
+def make(**options: Any) -> BuildConfig:
+    return BuildConfig(source=Path("in"), out=Path("out"), **options)
+
+
+def test_the_defaults_are_the_predecessors() -> None:
+    config = make()
+    assert (config.canvas_size, config.crop_size, config.glimpse_size) == (336, 224, 64)
+    assert config.candidates == "five"
+    assert config.max_rejects == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("canvas_size", 0),
+        ("crop_size", -1),
+        ("glimpse_size", 0),
+        ("max_pixels", 0),
+        ("shard_mib", 0),
+        ("workers", 0),
+        ("limit", 0),
+        ("max_rejects", -1),
+        ("seed", -1),
+    ],
+)
+def test_a_number_below_its_floor_is_refused_by_its_option(option: str, value: int) -> None:
+    name = f"--{option.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=rf"^{name} must be at least \d; got {value}\.$"):
+        make(**{option: value})
+
+
+@pytest.mark.parametrize("option", ["candidates", "layout", "decoder"])
+def test_an_unknown_name_is_refused_with_the_known_ones(option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--{option} must be one of .+; got 'other'\.$"):
+        make(**{option: "other"})
+
+
+def test_a_crop_larger_than_the_canvas_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--crop-size 400 px for --canvas-size 336 px\. Lower"):
+        make(crop_size=400)
+
+
+def test_a_glimpse_larger_than_the_crop_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--glimpse-size 225 px for --crop-size 224 px\. Lower"):
+        make(glimpse_size=225)
+
+
+def test_sizes_may_be_equal() -> None:
+    make(canvas_size=8, crop_size=8, glimpse_size=8)
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        make().seed = 1  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        SceneConfig().seed = 1  # type: ignore[misc]

@@ -1,0 +1,188 @@
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import crops, schema
+from pipeline.crops import CropPlan, plan_crops
+from pipeline.errors import VerificationError
+from pipeline.schema import Sample, SampleMeta, ShardSpec, decode_array, encode_array
+
+META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
+GLIMPSE_PX = 3
+
+
+def encode(layout: str, candidates: str = "full+five") -> tuple[dict[str, bytes], CropPlan]:
+    plan = plan_crops(candidates, canvas_px=12, crop_px=7)
+    canvas = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    resized = crops.resized_crops(canvas, plan)
+    views = crops.original_crops(canvas, resized, plan, range(len(plan)))
+    members = schema.encode_sample(
+        canvas=canvas,
+        resized=resized,
+        glimpses=crops.glimpses(views, GLIMPSE_PX),
+        label=4,
+        meta=META,
+        plan=plan,
+        layout=layout,
+    )
+    return members, plan
+
+
+def decode(layout: str, members: dict[str, bytes], plan: CropPlan, **options: Any) -> Sample:
+    return schema.decode_sample(
+        "c/key", members, plan=plan, layout=layout, glimpse_px=GLIMPSE_PX, where="HERE", **options
+    )
+
+
+@pytest.mark.parametrize("candidates", ["five", "full+five"])
+def test_both_layouts_hold_the_same_sample(candidates: str) -> None:
+    tensors = decode("tensors", *encode("tensors", candidates))
+    canvas = decode("canvas", *encode("canvas", candidates))
+    num_candidates = 5 + (candidates == "full+five")
+    assert tensors.originals.shape == (num_candidates, 3, 7, 7)
+    assert tensors.glimpses.shape == (num_candidates, 1, 7, 7)
+    np.testing.assert_array_equal(tensors.originals, canvas.originals)
+    np.testing.assert_array_equal(tensors.glimpses, canvas.glimpses)
+    np.testing.assert_array_equal(tensors.small_glimpses, canvas.small_glimpses)
+    np.testing.assert_array_equal(tensors.stacked(), canvas.stacked())
+    assert (tensors.key, tensors.label, tensors.meta) == (canvas.key, canvas.label, canvas.meta)
+    assert tensors.meta == META
+
+
+@pytest.mark.parametrize("layout", ["tensors", "canvas"])
+def test_members_lie_in_the_order_that_the_format_lists(layout: str) -> None:
+    for candidates in ("five", "full+five"):
+        members, plan = encode(layout, candidates)
+        assert tuple(members) == schema.member_suffixes(layout, plan)
+
+
+def test_the_tensors_layout_stores_all_crops_and_padded_glimpses_as_npy() -> None:
+    members, plan = encode("tensors")
+    sample = decode("tensors", members, plan)
+    originals = np.load(io.BytesIO(members["originals.npy"]), allow_pickle=False)
+    glimpses = np.load(io.BytesIO(members["glimpses.npy"]), allow_pickle=False)
+    np.testing.assert_array_equal(originals, sample.originals)
+    np.testing.assert_array_equal(glimpses, sample.glimpses)
+    assert members["cls"] == b"4"
+    assert json.loads(members["json"])["path"] == META.path
+
+
+def test_stacked_is_the_predecessors_tensor_rgb_then_glimpse() -> None:
+    sample = decode("canvas", *encode("canvas"))
+    stacked = sample.stacked()
+    assert stacked.shape == (6, 4, 7, 7)
+    np.testing.assert_array_equal(stacked[:, :3], sample.originals)
+    np.testing.assert_array_equal(stacked[:, 3:], sample.glimpses)
+    assert not stacked[:, 3, GLIMPSE_PX:].any()
+    assert not stacked[:, 3, :, GLIMPSE_PX:].any()
+
+
+@pytest.mark.parametrize("layout", ["tensors", "canvas"])
+def test_some_candidates_are_those_of_the_whole_sample(layout: str) -> None:
+    members, plan = encode(layout)
+    everything = decode(layout, members, plan)
+    some = decode(layout, members, plan, candidates=(5, 1))
+    np.testing.assert_array_equal(some.originals, everything.originals[[5, 1]])
+    np.testing.assert_array_equal(some.glimpses, everything.glimpses[[5, 1]])
+
+
+def test_crops_of_a_canvas_are_views_on_its_bytes() -> None:
+    members, plan = encode("canvas", "five")
+    stored = np.frombuffer(members["canvas.npy"], np.uint8)
+    assert all(np.shares_memory(crop, stored) for crop in decode("canvas", members, plan).crops)
+
+
+@given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 255))
+def test_arrays_come_back_as_they_were(shape: list[int], value: int) -> None:
+    array = np.full(shape, value, np.uint8)
+    decoded = decode_array(encode_array(array), "HERE")
+    np.testing.assert_array_equal(decoded, array)
+    assert decoded.dtype == np.uint8
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+class Bomb:
+    """Would end the tests if it were unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
+        import os
+
+        return os._exit, (99,)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"text, and no array",
+        npy(np.zeros(3, np.float32)),
+        npy(np.zeros((3, 2), np.uint8, order="F")),
+        npy(np.zeros(3, np.uint8))[:-1],
+        npy(np.zeros(3, np.uint8)) + b"x",
+        npy(np.array([Bomb()], dtype=object), allow_pickle=True),
+    ],
+)
+def test_what_is_no_plain_uint8_array_is_refused_and_never_unpickled(data: bytes) -> None:
+    with pytest.raises(VerificationError, match=r"C-ordered uint8 \.npy; got .* in HERE\."):
+        decode_array(data, "HERE")
+
+
+def replaced(suffix: str, data: bytes | None) -> Callable[[dict[str, bytes]], None]:
+    def change(members: dict[str, bytes]) -> None:
+        if data is None:
+            del members[suffix]
+        else:
+            members[suffix] = data
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced("cls", b"cat"),
+        replaced("cls", None),
+        replaced("json", b"{"),
+        replaced("json", b"[]"),
+        replaced("json", b'{"path": "p", "and": "more"}'),
+        replaced("canvas.npy", None),
+        replaced("canvas.npy", npy(np.zeros((12, 11, 3), np.uint8))),
+        replaced("resized.npy", npy(np.zeros((0, 3, 7, 7), np.uint8))),
+        replaced("small-glimpses.npy", npy(np.zeros((6, 1, 4, 3), np.uint8))),
+    ],
+)
+def test_a_member_that_is_not_what_its_suffix_says_is_an_error_with_its_place(
+    change: Callable[[dict[str, bytes]], None],
+) -> None:
+    members, plan = encode("canvas")
+    change(members)
+    with pytest.raises(VerificationError, match=r"in HERE\. Rebuild the shard\."):
+        decode("canvas", members, plan)
+
+
+def test_a_shard_knows_its_file_name() -> None:
+    assert ShardSpec(split="val", index=12, keys=()).name == "val-000012.tar"
+
+
+@given(st.integers(0, 2**33 - 1))
+def test_tar_headers_have_fixed_metadata_and_one_block(size: int) -> None:
+    header = schema.tar_header("c/key.small-glimpses.npy", size)
+    assert len(header) == schema.TAR_BLOCK
+    info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    assert (info.name, info.size) == ("c/key.small-glimpses.npy", size)
+    assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
+    assert (info.mode, info.type) == (0o644, tarfile.REGTYPE)
+    assert (size + schema.tar_padding(size)) % schema.TAR_BLOCK == 0

@@ -1,0 +1,97 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import manifest as manifests
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.verify import Verdict, verify
+
+
+def check(folder: Path) -> Verdict:
+    return verify(folder, workers=2, on_progress=lambda _done, _total: None)
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def own(shards: Path, tmp_path: Path) -> Path:
+    """A folder of shards that a test may damage."""
+    return shutil.copytree(shards, tmp_path / "shards")
+
+
+def test_whole_shards_pass_and_progress_reaches_every_sample(shards: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    verdict = verify(shards, workers=2, on_progress=lambda *step: seen.append(step))
+    assert verdict.folder == shards
+    assert verdict.unnamed == ()
+    assert seen[0] == (0, 27)
+    assert seen[-1] == (27, 27)
+
+
+def test_the_folder_may_be_one_level_down(own: Path) -> None:
+    assert check(own.parent).folder == own
+
+
+def test_every_damaged_shard_is_named_with_the_offset(own: Path) -> None:
+    manifest = manifests.load(own)
+    first, last = manifest.shards[0], manifest.shards[-1]
+    record = first.samples[1]
+    flip(own / first.name, record.offset + 700)
+    (own / last.name).write_bytes((own / last.name).read_bytes()[:-512])
+    with pytest.raises(VerificationError) as caught:
+        check(own)
+    message = str(caught.value)
+    assert message.startswith(f"2 of {len(manifest.shards)} shards are damaged. ")
+    assert f"{first.name} at offset {record.offset} (sample {record.key})" in message
+    assert f"{last.name} (broken from offset {last.num_bytes - 512})" in message
+    assert "Run the same srp-data build-shards command again" in message
+
+
+@pytest.mark.parametrize("from_end", [1, 600, 1024])
+def test_a_flipped_byte_behind_the_last_sample_is_found(from_end: int, own: Path) -> None:
+    shard = manifests.load(own).shards[0]
+    flip(own / shard.name, shard.num_bytes - from_end)
+    offset = shard.num_bytes - 1024
+    with pytest.raises(VerificationError, match=rf"{shard.name}, whose .* from offset {offset}"):
+        check(own)
+
+
+def test_a_missing_shard_is_found(own: Path) -> None:
+    (own / "val-000000.tar").unlink()
+    with pytest.raises(VerificationError, match=r"none at .*val-000000\.tar\. Run the same"):
+        check(own)
+
+
+def test_a_label_that_is_not_the_manifests_is_found(own: Path) -> None:
+    path = own / manifests.FILE_NAME
+    fields = json.loads(path.read_text())
+    labels = fields["shards"][0]["labels"]
+    labels[0] = (labels[0] + 1) % 3
+    path.write_text(json.dumps(fields))
+    with pytest.raises(VerificationError, match=r"a label must be as in the manifest; got \d, not"):
+        check(own)
+
+
+def test_an_image_without_count_and_reason_is_found(own: Path) -> None:
+    path = own / manifests.FILE_NAME
+    fields = json.loads(path.read_text())
+    fields["splits"]["val"]["sources"] += 1
+    path.write_text(json.dumps(fields))
+    with pytest.raises(VerificationError, match="got 9 of 10 in val"):
+        check(own)
+
+
+def test_a_shard_that_the_manifest_does_not_name_does_not_exist(own: Path) -> None:
+    shutil.copy(own / "val-000000.tar", own / "val-000099.tar")
+    assert check(own).unnamed == ("val-000099.tar",)
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="srp-data build-shards SOURCE"):
+        check(tmp_path)

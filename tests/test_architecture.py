@@ -1,0 +1,185 @@
+"""The import graph, and that options and configs are the same list."""
+
+import ast
+import dataclasses
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from pipeline import cli, config
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGES = ("pipeline", "training")
+
+# What training may know of the pipeline: the format, and how to meet the disk and the terminal.
+SEAM = {
+    "pipeline.crops",
+    "pipeline.durable",
+    "pipeline.errors",
+    "pipeline.manifest",
+    "pipeline.reader",
+    "pipeline.schema",
+    "pipeline.terminal",
+}
+# Heavy imports wait until a command runs, and optional backends until they are asked for.
+MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
+LATE_BACKENDS = {"pipeline.reader": {"webdataset"}}
+MAY_PRINT = {"pipeline.cli", "pipeline.terminal", "training.cli"}
+
+Imports = set[str]
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    """Parse a package's modules, by dotted name."""
+    return {
+        ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_text(encoding="utf-8"), str(path)
+        )
+        for path in sorted((REPO / package).rglob("*.py"))
+    }
+
+
+MODULES = {package: modules(package) for package in PACKAGES}
+NAMES = {name for package in PACKAGES for name in MODULES[package]}
+
+
+def imported(node: ast.AST) -> Imports:
+    """Name the modules that an import statement loads."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "import paths equal file paths"
+        return {
+            name if (name := f"{node.module}.{alias.name}") in NAMES else str(node.module)
+            for alias in node.names
+        }
+    return set()
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
+
+
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs; what is there for type checkers alone does not."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not is_for_types(child):
+            yield from walk(child)
+
+
+def imports_of(tree: ast.AST) -> Imports:
+    return set().union(*(imported(node) for node in walk(tree)))
+
+
+def late_imports_of(tree: ast.AST) -> Imports:
+    functions = (n for n in walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return set().union(*(imports_of(function) for function in functions))
+
+
+def roots(names: Imports) -> Imports:
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("name", MODULES["pipeline"])
+def test_the_pipeline_knows_neither_training_nor_its_libraries(name: str) -> None:
+    beyond = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}
+    assert not roots(imports_of(MODULES["pipeline"][name])) & beyond
+
+
+@pytest.mark.parametrize("name", MODULES["training"])
+def test_training_knows_the_pipeline_by_its_seam_alone(name: str) -> None:
+    known = imports_of(MODULES["training"][name])
+    assert {other for other in known if other.split(".")[0] == "pipeline"} <= SEAM
+
+
+def test_the_seam_rests_on_itself_and_on_the_names_of_the_options() -> None:
+    for name in SEAM:
+        known = {n for n in imports_of(MODULES["pipeline"][name]) if n.startswith("pipeline.")}
+        assert known <= SEAM | {"pipeline.config"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_by_a_detour(package: str) -> None:
+    graph = {name: imports_of(tree) & NAMES for name, tree in MODULES[package].items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the cycle
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_imports_stand_at_the_top(name: str) -> None:
+    if name in MAY_IMPORT_LATE:
+        return
+    late = late_imports_of(MODULES[name.split(".")[0]][name])
+    assert roots(late) <= LATE_BACKENDS.get(name, set())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_only_the_shell_prints(name: str) -> None:
+    calls = (n for n in walk(MODULES[name.split(".")[0]][name]) if isinstance(n, ast.Call))
+    printed = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+    assert not printed or name in MAY_PRINT
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_function_bodies_are_short(name: str) -> None:
+    for node in ast.walk(MODULES[name.split(".")[0]][name]):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
+            assert length <= 40, f"{node.name} has {length} lines"
+
+
+def options_of(command: click.Command) -> dict[str, click.Option]:
+    return {
+        str(parameter.name): parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+    }
+
+
+# One line for each command that fills a config: the command, the config, its fields that are
+# arguments.
+SURFACES = [
+    (cli.build_shards, config.BuildConfig, {"source", "out"}),
+    (cli.sample, config.SceneConfig, set()),
+]
+
+
+@pytest.mark.parametrize(("command", "kind", "arguments"), SURFACES)
+def test_options_and_fields_are_the_same_with_the_same_defaults(
+    command: click.Command, kind: type, arguments: set[str]
+) -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    options = options_of(command)
+    assert options.keys() == fields.keys() - arguments
+    filled = command.make_context("", ["argument"] * max(1, len(arguments))).params
+    for name in options:
+        assert filled[name] == fields[name], name
+        assert type(filled[name]) is type(fields[name]), name
+    positional = {p.name for p in command.params if isinstance(p, click.Argument)}
+    assert arguments <= positional
+
+
+GROUPS = (cli.main,)
+COMMANDS = [(name, command) for group in GROUPS for name, command in group.commands.items()]
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS)
+def test_every_option_has_a_help_text_and_shows_its_default(
+    name: str, command: click.Command
+) -> None:
+    for option in options_of(command).values():
+        assert option.help, f"{name} {option.name}"
+        assert option.help.rstrip("]")[-1] in ".:" or option.help.endswith("]")
+        assert option.required or option.show_default or "[default: " in option.help
+        if option.name.endswith(("_size", "size_px", "_pixels")):  # type: ignore[union-attr]
+            assert "px" in option.help
+        if option.name.endswith("_mib"):  # type: ignore[union-attr]
+            assert "MiB" in option.help
