@@ -144,7 +144,7 @@ class TrainConfig:
             ("--val-interval", self.val_interval, 1),
         )
         for option, value, floor in floors:
-            if value is not None and value < floor:
+            if value is not None and not value >= floor:  # a NaN is refused as well
                 raise ConfigError(f"{option} must be at least {floor}; got {value}.")
 
     @property

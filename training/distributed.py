@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
@@ -37,11 +39,14 @@ def started(device: str) -> Iterator[Process]:
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: If this process has no GPU and one was asked for.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    place = _gpu(local_rank) if on_gpu else torch.device("cpu")
     if world_size == 1:
         yield Process(rank=0, world_size=1, device=place)
         return
@@ -52,12 +57,34 @@ def started(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
+def _gpu(local_rank: int) -> torch.device:
+    """Take this process's own GPU."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= num_gpus:
+        raise ConfigError(
+            f"--device cuda needs a GPU for each process; got {num_gpus} for process "
+            f"{local_rank + 1} of this machine. Use --device cpu or fewer processes."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
 def parallel(model: nn.Module, process: Process) -> nn.Module:
     """Make a model average its gradients over the processes."""
     if process.world_size == 1:
         return model
     ids = [process.device.index] if process.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids)
+
+
+def share_buffers(model: nn.Module, process: Process) -> None:
+    """Give every process rank 0's buffers.
+
+    Running means of batch norms differ after a step; evaluation must use those that are saved.
+    """
+    if process.world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def sum_over_ranks(tensor: Tensor, process: Process) -> Tensor:

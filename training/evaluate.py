@@ -127,7 +127,7 @@ def evaluate_run(
     config = replace(
         meta.config,
         workers=workers,
-        candidates=candidates or meta.config.candidates,
+        candidates=candidates or meta.config.candidates or meta.spec.candidates,
         glimpse_size=meta.config.glimpse_size or meta.spec.glimpse_size,
     )
     model = build_model(config, shards, process)

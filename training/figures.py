@@ -1,10 +1,10 @@
-"""RunRecords -> figures: arms, their means and spreads, and paired tests between them. Pure.
+"""RunRecords -> figures: arms, their means and spreads. Pure.
 
-An arm is what was run with several seeds: runs of one config but for the seed. Axes: N samples
-of the validation split.
+An arm is what was run with several seeds: runs of one config but for the seed.
 """
 
 import dataclasses
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from training.config import POLICIES, TrainConfig
-from training.evaluate import Evaluation, Table, final_prediction
 from training.records import RunRecord
+from training.table import Evaluation, Table
 
 FREE_OPTIONS = ("seed", "workers", "device")  # they may differ within an arm
 SEED_SUFFIX = re.compile(r"-s(\d+)$")
@@ -24,19 +24,6 @@ class Spread(NamedTuple):
 
     mean: float
     sd: float | None
-
-
-class PairedTest(NamedTuple):
-    """Two runs of one seed on the same images.
-
-    `only_first` and `only_second` count the images that one of them alone has right; `p` is
-    two-sided.
-    """
-
-    seed: int
-    only_first: int
-    only_second: int
-    p: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +75,11 @@ class Arm:
         return tuple(run.evaluation for run in self.runs)
 
     @property
+    def family(self) -> str:
+        """The name without the glimpse's side: what one line over glimpse sizes is called."""
+        return self.name.removesuffix(f"-g{self.glimpse_px}")
+
+    @property
     def glimpse_px(self) -> int | None:
         """Side of the glimpses, px; None where nobody looks."""
         stored = self.runs[0].record.data.spec.glimpse_size
@@ -110,9 +102,12 @@ class Arm:
 
     @property
     def fixed_crop(self) -> str:
-        """Name of that crop, or of each seed's."""
-        best = (done.crops[done.top1_crops.index(max(done.top1_crops))] for done in self.evaluations)
-        return ", ".join(dict.fromkeys(best))
+        """Name of that crop, if it is the same with every seed."""
+        best = (
+            done.crops[done.top1_crops.index(max(done.top1_crops))] for done in self.evaluations
+        )
+        names = set(best)
+        return names.pop() if len(names) == 1 else "varies"
 
     @property
     def top1_oracle(self) -> Spread:
@@ -166,6 +161,21 @@ class Arm:
         )
 
     @property
+    def entropy_of_mean(self) -> Spread:
+        """Of the mean choice, nats: 0 where every image gets the same crop."""
+        return spread(done.entropy_of_mean for done in self.evaluations)
+
+    @property
+    def most_entropy(self) -> float:
+        """The most that a choice among the crops can have, nats."""
+        return math.log(len(self.crops))
+
+    @property
+    def mean_entropy(self) -> Spread:
+        """Mean entropy of an image's choice, nats: 0 where the proposer is sure of each."""
+        return spread(done.mean_entropy for done in self.evaluations)
+
+    @property
     def best_run(self) -> Run:
         """The run with the highest top-1."""
         return max(self.runs, key=lambda run: run.evaluation.top1)
@@ -179,7 +189,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
-    """Group finished runs into arms, ordered by policy, glimpse size and name.
+    """Group finished runs into arms, ordered by policy, family and glimpse size.
 
     Runs belong together if their names agree up to `-sSEED` and their options but for the seed.
     """
@@ -192,9 +202,11 @@ def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
         again = names[:number].count(name)
         ordered = sorted(members, key=lambda run: run.record.config.seed)
         arms.append(Arm(name=f"{name} ({again + 1})" if again else name, runs=tuple(ordered)))
-    return tuple(
-        sorted(arms, key=lambda arm: (POLICIES.index(arm.policy), arm.glimpse_px or 0, arm.name))
-    )
+    return tuple(sorted(arms, key=_place))
+
+
+def _place(arm: Arm) -> tuple[int, str, int, str]:
+    return POLICIES.index(arm.policy), arm.family, arm.glimpse_px or 0, arm.name
 
 
 def arm_name(record: RunRecord) -> str:
@@ -226,36 +238,3 @@ def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:
 def best_arm(arms: Iterable[Arm]) -> Arm | None:
     """Give the arm with the highest mean top-1, the first of equals."""
     return max(arms, key=lambda arm: arm.top1.mean, default=None)
-
-
-def paired_tests(first: Arm, second: Arm) -> tuple[PairedTest, ...]:
-    """Test two arms image by image, once for each seed that both have a table of."""
-    others = {run.record.config.seed: run.table for run in second.runs}
-    tests = []
-    for run in first.runs:
-        seed, ours = run.record.config.seed, run.table
-        theirs = others.get(seed)
-        if ours is None or theirs is None or not ours.labels_N.equal(theirs.labels_N):
-            continue
-        right_N = final_prediction(ours, first.policy) == ours.labels_N
-        other_N = final_prediction(theirs, second.policy) == theirs.labels_N
-        only_first, only_second = int((right_N & ~other_N).sum()), int((other_N & ~right_N).sum())
-        tests.append(PairedTest(seed, only_first, only_second, mcnemar(only_first, only_second)))
-    return tuple(tests)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Give the two-sided mid-p value of McNemar's test, exact and without an approximation.
-
-    Args:
-        only_first: Images that the first alone has right.
-        only_second: Images that the second alone has right.
-
-    Source: Fagerland et al. 2013, The McNemar test for binary matched-pairs data, eq. 4.
-    """
-    discordant = only_first + only_second
-    tail, ways = 0, 1  # ways to deal k of the discordant images to the loser
-    for k in range(min(only_first, only_second)):
-        tail += ways
-        ways = ways * (discordant - k) // (k + 1)
-    return float((2 * tail + ways) / 2**discordant)

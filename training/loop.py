@@ -1,7 +1,6 @@
 """READ FIRST: fit() trains one run from shards to a record, train_step() is one step of it."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.durable import write_file
 from pipeline.errors import ConfigError, DivergedError
 from training import views
 from training.checkpoint import (
@@ -23,7 +23,7 @@ from training.checkpoint import (
 )
 from training.config import RunPaths, TrainConfig
 from training.data import Batch, Shards, training_batches
-from training.distributed import Process, sum_over_ranks, wait_for_main
+from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
 from training.evaluate import OnImages, evaluate_choice, evaluate_table
 from training.model import StepOutput
 from training.records import (
@@ -159,10 +159,12 @@ def _open_record(
                 f"a run must not be overwritten; got one in {paths.folder} already. "
                 "Add --resume to go on with it, or name another --experiment."
             )
-        check_fits(read_meta(paths.last), shards.manifest, shards.folder)
+        meta = read_meta(paths.last)
+        check_fits(meta, shards.manifest, shards.folder)
         record = load_record(paths.record)
-        _check_same(record.config, config, paths)
-        return record
+        _check_same(record, config, shards=shards, paths=paths, process=process)
+        # A run that was killed between the two files has told of an epoch that it did not save.
+        return replace(record, epochs=record.epochs[: meta.epoch])
     if process.is_main:
         paths.folder.mkdir(parents=True, exist_ok=True)
     return RunRecord(
@@ -179,13 +181,19 @@ def _open_record(
     )
 
 
-def _check_same(before: TrainConfig, now: TrainConfig, paths: RunPaths) -> None:
+def _check_same(
+    record: RunRecord, config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process
+) -> None:
     free = ("workers", "device")  # these change no figure but the speed
     changed = [
-        f"--{name.replace('_', '-')} {getattr(before, name)} there, {value} asked for"
-        for name, value in vars(now).items()
-        if name not in free and getattr(before, name) != value
+        f"--{name.replace('_', '-')} {getattr(record.config, name)} there, {value} asked for"
+        for name, value in vars(config).items()
+        if name not in free and getattr(record.config, name) != value
     ]
+    if record.data.fingerprint != shards.manifest.fingerprint:
+        changed.append(f"shards of other images or options in {shards.folder}")
+    if record.evaluation is None and record.world_size != process.world_size:
+        changed.append(f"{record.world_size} processes there, {process.world_size} now")
     if changed:
         raise ConfigError(
             f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
@@ -234,6 +242,8 @@ def _train_epoch(trainer: Trainer, epoch: int, on_progress: OnProgress) -> Epoch
     seconds = time.monotonic() - started
     total = sum_over_ranks(sums, process)
     loss, top1 = _means(total, trainer.steps * per_step, epoch=epoch, step=trainer.steps)
+    share_buffers(trainer.model, process)
+    _check_weights(trainer, epoch)
     return EpochRecord(
         epoch=epoch + 1,
         train_loss=loss,
@@ -248,11 +258,24 @@ def _means(sums: Tensor, count: int, *, epoch: int, step: int) -> tuple[float, f
     """Give mean loss and top-1, and stop before a NaN can reach a checkpoint."""
     loss, hits = (sums / count).tolist()
     if not math.isfinite(loss):
-        raise DivergedError(
-            f"the training loss must stay a number; got {loss} by step {step} of epoch "
-            f"{epoch + 1}. The checkpoint before it is kept; lower --lr or add --clip-grad 1."
-        )
+        raise _diverged(f"the training loss must stay a number; got {loss}", epoch, step)
     return loss, 100 * hits
+
+
+def _check_weights(trainer: Trainer, epoch: int) -> None:
+    """Stop where an epoch's last step broke the weights, which no loss has shown yet."""
+    for name, tensor in trainer.model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise _diverged(
+                f"weights must stay numbers; got others in {name}", epoch, trainer.steps
+            )
+
+
+def _diverged(fault: str, epoch: int, step: int) -> DivergedError:
+    return DivergedError(
+        f"{fault} by step {step} of epoch {epoch + 1}. "
+        "The checkpoint before it is kept; lower --lr or add --clip-grad 1."
+    )
 
 
 def _validate(trainer: Trainer, shards: Shards, epoch: int, on_progress: OnProgress) -> float:
@@ -279,7 +302,7 @@ def _counting(on_progress: OnProgress, stage: str, epoch: int, total: int) -> On
 def _save(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float) -> float:
     """Write record and checkpoints after an epoch; gives the best accuracy so far."""
     top1 = record.epochs[-1].val_top1
-    is_best = top1 is not None and top1 > best
+    is_best = top1 is not None and top1 >= best
     best = max(best, top1 or 0.0)
     if trainer.process.is_main:
         meta = CheckpointMeta(
@@ -290,15 +313,14 @@ def _save(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float) -> 
             best_top1=best,
         )
         record.save(paths.record)
-        save_checkpoint(
-            paths.last,
-            meta,
-            model=trainer.model,
-            optimizer=trainer.optimizer,
-            scheduler=trainer.scheduler,
-        )
-        if is_best:
-            shutil.copyfile(paths.last, paths.best)
+        for path in (paths.best, paths.last) if is_best else (paths.last,):
+            save_checkpoint(
+                path,
+                meta,
+                model=trainer.model,
+                optimizer=trainer.optimizer,
+                scheduler=trainer.scheduler,
+            )
     wait_for_main(trainer.process)
     return best
 
@@ -330,8 +352,8 @@ def _finish(
     )
     if trainer.process.is_main:
         table.save(paths.table)
-        if evaluation.top1 > best:
-            shutil.copyfile(paths.last, paths.best)
+        if evaluation.top1 >= best:
+            write_file(paths.best, paths.last.read_bytes())
         record.save(paths.record)
     wait_for_main(trainer.process)
     return record

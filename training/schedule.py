@@ -23,7 +23,10 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: i
     """
     total = config.epochs * steps_per_epoch
     if config.sched == "onecycle":
-        return OneCycleLR(optimizer, max_lr=config.lr, total_steps=total)
+        has_momentum = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
+        return OneCycleLR(
+            optimizer, max_lr=config.lr, total_steps=total, cycle_momentum=has_momentum
+        )
     warmup = config.warmup_epochs * steps_per_epoch
     main: LRScheduler
     if config.sched == "cosine":

@@ -38,7 +38,7 @@ def straight_through(scores_BK: Tensor, noise_BK: Tensor, temperature: float) ->
     """
     soft = blend(scores_BK, noise_BK, temperature)
     hard = F.one_hot(soft.argmax(1), soft.shape[1]).to(soft.dtype)
-    return hard - soft.detach() + soft
+    return hard + (soft - soft.detach())  # in this order the ones are exact
 
 
 def expected_loss(probabilities_BK: Tensor, losses_BK: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -124,6 +124,11 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
 
 
 def _make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    if config.opt not in list_optimizers():
+        raise ConfigError(
+            f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
+            'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
+        )
     try:
         optimizer: Optimizer = create_optimizer_v2(
             model,
@@ -132,9 +137,9 @@ def _make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
         )
-    except (ValueError, KeyError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise ConfigError(
-            f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
-            'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
+            f"--opt must work with the other options; got {error} for {config.opt!r}. "
+            "Change --momentum or --weight-decay, or try sgd, momentum or adamw."
         ) from error
     return optimizer

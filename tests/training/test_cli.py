@@ -1,0 +1,219 @@
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import Result
+
+from training.cli import from_shards, main
+from training.config import RunPaths, TrainConfig
+from training.data import Shards
+from training.records import RunRecord, load_record
+
+REPO = Path(__file__).resolve().parents[2]
+SrpTrain = Callable[..., Result]
+QUICK = ("--model", "test_resnet", "--epochs", "1", "-b", "16", "--no-amp", "--device", "cpu")
+NOT_CONFIG = {"shards", "output", "experiment", "resume"}
+
+
+def one_line(result: Result, status: int = 2) -> str:
+    """Give the one line that a command ended in."""
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0].removeprefix("error: ")
+
+
+def test_help_imports_no_torch() -> None:
+    script = (
+        "import sys; from training.cli import main; main(['--help'], standalone_mode=False); "
+        "main(['from', '--help'], standalone_mode=False); "
+        "print('HEAVY', [name for name in ('torch', 'timm', 'numpy', 'PIL', 'matplotlib') "
+        "if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("HEAVY []\n"), done.stdout + done.stderr
+
+
+def test_options_and_fields_of_the_config_are_the_same_with_the_same_defaults() -> None:
+    options = {option.name: option for option in from_shards.params}
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    assert options.keys() - NOT_CONFIG == fields.keys()
+    for name, field in fields.items():
+        option = options[name]
+        assert isinstance(option, click.Option)
+        assert option.default == field.default, name
+        assert f"--{name.replace('_', '-')}" in option.opts
+        assert option.help, name
+
+
+def test_without_options_the_defaults_reach_the_config() -> None:
+    context = from_shards.make_context("from", ["shards"])
+    typed = {name: value for name, value in context.params.items() if name not in NOT_CONFIG}
+    assert TrainConfig(**typed) == TrainConfig()
+
+
+def test_numbers_joined_by_commas_become_tuples() -> None:
+    words = ["shards", "--proposer-channels", "4,8", "--mean", "0,0.5,1"]
+    context = from_shards.make_context("from", words)
+    assert context.params["proposer_channels"] == (4, 8)
+    assert context.params["mean"] == (0.0, 0.5, 1.0)
+
+
+def test_every_option_of_every_command_has_a_help_text() -> None:
+    for name, command in main.commands.items():
+        assert command.help, name
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, (name, option.name)
+
+
+def test_training_prints_its_figures_and_leaves_its_files(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    result = srp_train("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "centre")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "centre-s42"
+    assert {path.name for path in folder.iterdir()} == {
+        "record.json", "last.safetensors", "best.safetensors", "table.safetensors",
+    }  # fmt: skip
+    assert f"run: {folder}\n" in result.stdout
+    for words in ("top-1 of 29 images", "centre always", "oracle", "million MACs", "by class"):
+        assert words in result.stdout
+    assert "epoch 1/1  loss " in result.stderr
+
+    again = srp_train("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "centre")
+    assert one_line(again).startswith(f"a run must not be overwritten; got one in {folder}")
+
+
+def test_the_only_folder_of_shards_below_is_the_one_that_is_meant(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    shutil.copytree(scene_shards, tmp_path / "shards" / "scenes")
+    (tmp_path / "shards" / "README.md").touch()
+    command = ("from", tmp_path / "shards", "--output", tmp_path / "runs", *QUICK)
+    result = srp_train(*command, "--policy", "whole", "--experiment", "one")
+    assert result.exit_code == 0, result.output
+    record = load_record(tmp_path / "runs" / "one" / "record.json")
+    assert record.shards == str(tmp_path / "shards" / "scenes")
+
+
+def test_several_folders_of_shards_are_listed(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(scene_shards / "manifest.json", tmp_path / name)
+    assert one_line(srp_train("from", tmp_path)) == (
+        f"SHARDS must mean one folder of shards; got {tmp_path}, which holds 2: "
+        f"{tmp_path / 'a'}, {tmp_path / 'b'}. Name one of them."
+    )
+
+
+@pytest.mark.parametrize("command", ["from", "study"])
+def test_a_missing_folder_says_how_to_build_shards(
+    command: str, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    missing = tmp_path / "nothing"
+    assert one_line(srp_train(command, missing)) == (
+        f"SHARDS must be a folder with a manifest.json; got {missing}, which does not exist. "
+        f"Build shards with: srp-data build-shards SOURCE {missing}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "resnet19"), "--model must be a name that timm knows; got 'resnet19'. "),
+        (("--opt", "sgdd"), "--opt must be a name that timm knows; got 'sgdd'. "),
+        (
+            ("--glimpse-size", "64"),
+            "glimpse size must fit the crop; got --glimpse-size 64 px for crops of 32 px in ",
+        ),
+        (("--batch-size", "100"), "a step must not need more images than there are; got "),
+        (("--candidates", "middle"), "--candidates must be in the shards; got 'middle', "),
+        (("--lr", "-1"), "--lr must be at least 0; got -1.0."),
+        (("--policy", "best"), "Invalid value for '--policy': 'best' is not one of "),
+        (("--mean", "1,2"), "Invalid value for '--mean': '1,2' is not 3 numbers joined by commas."),
+        (("--mean", "a,b,c"), "Invalid value for '--mean': 'a,b,c' is not numbers joined by "),
+        (("--epochs", "many"), "Invalid value for '--epochs': 'many' is not a valid integer."),
+    ],
+)
+def test_bad_input_ends_in_one_line_that_names_the_option(
+    options: tuple[str, ...],
+    message: str,
+    scene_shards: Path,
+    srp_train: SrpTrain,
+    tmp_path: Path,
+) -> None:
+    command = ("from", scene_shards, "--output", tmp_path / "runs", *QUICK, *options)
+    assert one_line(srp_train(*command)).startswith(message)
+
+
+def test_whole_needs_shards_with_the_whole_image(
+    five_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    result = srp_train("from", five_shards, "--output", tmp_path, *QUICK, "--policy", "whole")
+    assert one_line(result).startswith("--policy whole needs the crop 'full'; got top-left, ")
+
+
+def test_damaged_shards_end_in_status_three(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    shutil.copytree(scene_shards, tmp_path / "shards")
+    shard = tmp_path / "shards" / "val-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    command = ("from", tmp_path / "shards", "--output", tmp_path, *QUICK, "--policy", "centre")
+    result = srp_train(*command)
+    assert result.exit_code == 3, result.output
+    assert "a shard must have the length that was written; got " in result.stderr
+
+
+def test_evaluate_prints_the_records_figures_for_people_and_machines(
+    finished: tuple[RunPaths, RunRecord], srp_train: SrpTrain
+) -> None:
+    paths, record = finished
+    assert record.evaluation is not None
+    words = ("evaluate", paths.folder, "--device", "cpu")
+    printed = json.loads(srp_train(*words, "--json").stdout)
+    assert printed["top1"] == record.evaluation.top1
+    assert tuple(printed["shares"]) == record.evaluation.shares
+    for_people = srp_train(*words)
+    assert for_people.exit_code == 0
+    assert f"  {'policy':<32} {record.evaluation.top1:8.2f}\n" in for_people.stdout
+
+
+def test_evaluate_refuses_shards_of_another_spec(
+    finished: tuple[RunPaths, RunRecord], small_shards: Path, srp_train: SrpTrain
+) -> None:
+    result = srp_train("evaluate", finished[0].folder, "--shards", small_shards, "--device", "cpu")
+    assert one_line(result) == (
+        "shards must be of the spec that the run was trained on; got canvas_size 48 in training, "
+        f"40 here; crop_size 32 in training, 24 here in {small_shards}. "
+        "Build shards with the run's options, or train a run on these."
+    )
+
+
+def test_evaluate_without_a_run_says_what_to_type(srp_train: SrpTrain, tmp_path: Path) -> None:
+    result = srp_train("evaluate", tmp_path / "none", "--device", "cpu")
+    assert one_line(result).startswith("a run must have a checkpoint; got none at ")
+
+
+def test_study_names_its_profiles(scene_shards: Path, srp_train: SrpTrain) -> None:
+    result = srp_train("study", scene_shards, "--profile", "huge")
+    assert "'huge' is not one of 'smoke', 'quick', 'full'" in one_line(result)
+
+
+def test_the_shards_of_these_tests_are_what_they_say(opened: Shards) -> None:
+    assert opened.manifest.num_samples("train") == 70
+    assert opened.manifest.num_samples("val") == 29

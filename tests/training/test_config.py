@@ -1,0 +1,67 @@
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError
+from training.config import (
+    POLICIES,
+    SELECTING,
+    RunPaths,
+    TrainConfig,
+    config_from_json,
+    config_to_json,
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("policy", "best", "--policy must be one of blend, straight-through, expected, whole,"),
+        ("sched", "linear", "--sched must be one of onecycle, cosine, step; got 'linear'."),
+        ("device", "tpu", "--device must be one of auto, cpu, cuda; got 'tpu'."),
+        ("glimpse_size", 0, "--glimpse-size must be at least 1; got 0."),
+        ("proposer_channels", (), "--proposer-channels must be at least 1; got 0."),
+        ("proposer_channels", (8, 0), "--proposer-channels must be at least 1; got 0."),
+        ("tau_end", 0.0, "--tau-end must be at least 0.001; got 0.0."),
+        ("balance", -0.1, "--balance must be at least 0; got -0.1."),
+        ("epochs", 0, "--epochs must be at least 1; got 0."),
+        ("batch_size", 0, "--batch-size must be at least 1; got 0."),
+        ("lr", -1.0, "--lr must be at least 0; got -1.0."),
+        ("lr", float("nan"), "--lr must be at least 0; got nan."),
+        ("clip_grad", 0.0, "--clip-grad must be at least 1e-09; got 0.0."),
+        ("seed", -1, "--seed must be at least 0; got -1."),
+        ("workers", 0, "--workers must be at least 1; got 0."),
+        ("hflip", 1.1, "--hflip must be 0 to 1; got 1.1."),
+        ("smoothing", float("nan"), "--smoothing must be 0 to 1; got nan."),
+        ("num_draws", 1, "--num-draws must be 0 (exact) or at least 2, "),
+        ("std", (1.0, 0.0, 1.0), "--std must be above 0; got (1.0, 0.0, 1.0)."),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_its_option(
+    option: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{option: value})
+    assert str(caught.value).startswith(message)
+
+
+def test_a_config_survives_json_with_its_tuples() -> None:
+    config = TrainConfig(policy="blend", proposer_channels=(4, 8), mean=(0.1, 0.2, 0.3), lr=0.3)
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+def test_a_config_of_another_version_is_refused_with_the_field_it_lacks_a_name_for() -> None:
+    with pytest.raises(ConfigError, match=r"must fit this version of srp; got .*'colour'"):
+        config_from_json({"colour": 3})
+
+
+def test_exactly_the_policies_with_a_proposer_select() -> None:
+    assert {policy for policy in POLICIES if TrainConfig(policy=policy).selects} == set(SELECTING)
+
+
+def test_every_file_of_a_run_lies_in_its_folder(tmp_path: Any) -> None:
+    paths = RunPaths(folder=tmp_path / "run")
+    files = {paths.record, paths.last, paths.best, paths.table}
+    assert len(files) == 4
+    assert {file.parent for file in files} == {paths.folder}

@@ -1,0 +1,103 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from training.checkpoint import load_weights, read_meta
+from training.config import RunPaths
+from training.data import Shards
+from training.distributed import (
+    Process,
+    parallel,
+    share_buffers,
+    started,
+    sum_over_ranks,
+    wait_for_main,
+)
+from training.evaluate import make_table
+from training.records import load_record
+from training.table import Table
+from training.trainer import build_model
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_one_process_is_the_normal_case(alone: Process) -> None:
+    with started("cpu") as process:
+        assert process == alone
+    assert alone.is_main
+    model = nn.Linear(2, 2)
+    assert parallel(model, alone) is model
+    assert sum_over_ranks(torch.tensor([3.0]), alone).item() == 3
+    share_buffers(model, alone)
+    wait_for_main(alone)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_type() -> None:
+    with pytest.raises(ConfigError) as caught, started("cuda"):
+        pass
+    assert str(caught.value) == (
+        "--device cuda needs a GPU for each process; got 0 for process 1 of this machine. "
+        "Use --device cpu or fewer processes."
+    )
+
+
+@pytest.fixture(scope="module")
+def together(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A run that two real processes trained, five images a step and process."""
+    output = tmp_path_factory.mktemp("together")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "training", "from", str(scene_shards), "--output", str(output)),
+        *("--experiment", "two", "--model", "test_resnet", "--epochs", "1", "--batch-size", "5"),
+        *("--lr", "0.02", "--no-amp", "--device", "cpu", "--workers", "1"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        command, cwd=output, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run: ") == 1  # rank 0 alone prints
+    return RunPaths(folder=output / "two")
+
+
+def test_two_processes_leave_one_record_of_equal_steps(together: RunPaths) -> None:
+    assert sorted(together.folder.parent.rglob("record.json")) == [together.record]
+    record = load_record(together.record)
+    assert record.world_size == 2
+    assert len(record.epochs) == 1
+    with safetensors.safe_open(together.last, framework="pt") as file:
+        fields = json.loads(file.metadata()["srp"])
+    assert fields["scheduler"]["last_epoch"] == 70 // (5 * 2)
+
+
+def test_two_processes_evaluate_each_sample_of_the_split_once(
+    together: RunPaths, opened: Shards
+) -> None:
+    record = load_record(together.record)
+    assert record.evaluation is not None
+    assert record.evaluation.num_samples == opened.manifest.num_samples("val") == 29
+    assert sum(map(sum, record.evaluation.confusion)) == 29
+    assert tuple(Table.load(together.table).labels_N.tolist()) == opened.reader("val").labels
+
+
+def test_two_processes_evaluate_what_one_process_finds_in_the_checkpoint(
+    together: RunPaths, opened: Shards, alone: Process
+) -> None:
+    both = Table.load(together.table)
+    model = build_model(read_meta(together.last).config, opened, alone)
+    load_weights(together.last, model)
+    one = make_table(model, opened, process=alone, on_images=lambda _: None)
+    assert torch.equal(both.labels_N, one.labels_N)
+    assert torch.equal(both.predicted_NK, one.predicted_NK)
+    assert torch.equal(both.averaged_N, one.averaged_N)
+    torch.testing.assert_close(both.losses_NK, one.losses_NK, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both.probabilities_NK, one.probabilities_NK, atol=1e-5, rtol=1e-4)

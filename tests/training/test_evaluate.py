@@ -1,0 +1,160 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.crops import FIVE
+from pipeline.errors import CheckpointError, ConfigError
+from training.config import POLICIES, RunPaths, TrainConfig
+from training.data import BatchReader, Shards
+from training.distributed import Process
+from training.evaluate import evaluate_choice, evaluate_run, evaluate_table, make_table
+from training.records import RunRecord
+from training.table import Evaluation, final_prediction
+from training.trainer import build_model
+
+Tiny = Callable[..., TrainConfig]
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+@pytest.fixture
+def rescore(alone: Process) -> Callable[..., tuple[RunRecord, Evaluation]]:
+    def run(paths: RunPaths, **options: Any) -> tuple[RunRecord, Evaluation]:
+        defaults = {"shards_path": None, "candidates": None, "checkpoint": "last", "workers": 1}
+        return evaluate_run(paths, process=alone, on_progress=ignore, **{**defaults, **options})
+
+    return run
+
+
+def test_a_table_equals_one_image_and_one_crop_at_a_time(
+    opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    model = build_model(tiny(), opened, alone)
+    seen: list[int] = []
+    table = make_table(model, opened, process=alone, on_images=seen.append)
+    assert sum(seen) == 29
+    reader = BatchReader(
+        reader=opened.reader("val"),
+        candidates=model.candidates,
+        glimpse_px=16,
+        workers=1,
+        pin=False,
+    )
+    assert model.proposer is not None
+    with torch.inference_mode():
+        for index, batch in enumerate(reader.batches([[index] for index in range(29)])):
+            logits_KC = torch.cat([model.logits(crop) for crop in batch.crops_BKHWC.unbind(1)])
+            losses_K = F.cross_entropy(logits_KC, batch.labels_B.expand(6), reduction="none")
+            chances = model.proposer(batch.glimpses_BKSS).probabilities_BK[0]
+            assert table.labels_N[index] == batch.labels_B[0]
+            assert torch.equal(table.predicted_NK[index], logits_KC.argmax(1))
+            assert table.averaged_N[index] == logits_KC.softmax(1).mean(0).argmax()
+            torch.testing.assert_close(table.losses_NK[index], losses_K, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(table.probabilities_NK[index], chances)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_quick_score_of_a_policy_equals_that_of_its_table(
+    policy: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    model = build_model(tiny(policy=policy), opened, alone)
+    quick = evaluate_choice(model, opened, process=alone, on_images=ignore)
+    table = make_table(model, opened, process=alone, on_images=ignore)
+    hits = final_prediction(table, policy) == table.labels_N
+    assert quick == pytest.approx(100 * hits.double().mean().item())
+
+
+@pytest.mark.parametrize("policy", ["straight-through", "random", "mean"])
+def test_two_evaluations_are_equal_whatever_torchs_own_seed(
+    policy: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    model = build_model(tiny(policy=policy), opened, alone)
+    torch.manual_seed(1)
+    first, figures = evaluate_table(model, opened, process=alone, on_images=ignore)
+    torch.manual_seed(2)
+    second, again = evaluate_table(model, opened, process=alone, on_images=ignore)
+    assert figures == again
+    for name, column in vars(first).items():
+        assert torch.equal(column, getattr(second, name)), name
+
+
+@pytest.mark.parametrize(("policy", "name"), [("whole", "full"), ("centre", "centre")])
+def test_a_fixed_policy_scores_as_its_crop_always_does(
+    policy: str, name: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    model = build_model(tiny(policy=policy), opened, alone)
+    _, found = evaluate_table(model, opened, process=alone, on_images=ignore)
+    assert found.top1 == found.top1_crops[found.crops.index(name)]
+    assert found.shares[found.crops.index(name)] == 1
+    assert found.entropy_of_mean == pytest.approx(0)
+
+
+def test_the_ranks_rows_add_up_to_the_table_of_one_process(
+    opened: Shards, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tiny(), opened, alone)
+    whole = make_table(model, opened, process=alone, on_images=ignore)
+    monkeypatch.setattr("training.evaluate.sum_over_ranks", lambda tensor, _: tensor)
+    parts = [
+        make_table(model, opened, process=replace(alone, rank=rank, world_size=3), on_images=ignore)
+        for rank in range(3)
+    ]
+    for name, column in vars(whole).items():
+        torch.testing.assert_close(sum(getattr(part, name) for part in parts), column)
+
+
+def test_a_run_scored_again_gives_the_figures_of_its_record(
+    finished: tuple[RunPaths, RunRecord], rescore: Callable[..., tuple[RunRecord, Evaluation]]
+) -> None:
+    paths, record = finished
+    assert rescore(paths) == (record, record.evaluation)
+    assert rescore(paths, checkpoint="best")[1].num_samples == 29
+
+
+def test_other_candidates_can_be_scored(
+    finished: tuple[RunPaths, RunRecord], rescore: Callable[..., tuple[RunRecord, Evaluation]]
+) -> None:
+    paths, record = finished
+    _, found = rescore(paths, candidates="five")
+    assert found.crops == FIVE
+    assert record.evaluation is not None
+    assert found.top1_crops == record.evaluation.top1_crops[1:]
+
+
+def test_a_run_on_five_crops_is_scored_on_five_where_shards_hold_more(
+    five_shards: Path,
+    scene_tensors: Path,
+    tiny: Tiny,
+    train: Callable[..., RunRecord],
+    rescore: Callable[..., tuple[RunRecord, Evaluation]],
+    tmp_path: Path,
+) -> None:
+    record = train(tiny(), tmp_path / "run", shards=Shards.open(five_shards))
+    _, found = rescore(RunPaths(folder=tmp_path / "run"), shards_path=scene_tensors)
+    assert found == record.evaluation
+    assert found.crops == FIVE
+
+
+def test_shards_without_the_runs_candidates_are_refused(
+    finished: tuple[RunPaths, RunRecord],
+    five_shards: Path,
+    rescore: Callable[..., tuple[RunRecord, Evaluation]],
+) -> None:
+    with pytest.raises(ConfigError, match=r"--candidates must be in the shards; got 'full\+five'"):
+        rescore(finished[0], shards_path=five_shards)
+
+
+def test_shards_of_another_spec_are_refused(
+    finished: tuple[RunPaths, RunRecord],
+    small_shards: Path,
+    rescore: Callable[..., tuple[RunRecord, Evaluation]],
+) -> None:
+    with pytest.raises(CheckpointError, match="canvas_size 48 in training, 40 here; crop_size 32"):
+        rescore(finished[0], shards_path=small_shards)

@@ -1,0 +1,189 @@
+"""Runs become arms, arms become figures, and the tests between them are exact."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import costs, plots
+from training.figures import Run, best_arm, differing_options, group_arms, spread
+from training.paired import mcnemar, paired_tests
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def runs(make_run: MakeRun) -> list[Run]:
+    """Two glimpse sizes of one policy, the whole image, and two seeds of each."""
+    return [
+        make_run(f"{name}-s{seed}", seed=seed, **options)
+        for seed in (1, 0)
+        for name, options in (
+            ("whole", {"policy": "whole"}),
+            ("expected-g16", {"policy": "expected", "glimpse_size": 16, "accuracy": 0.8}),
+            ("expected-g8", {"policy": "expected", "glimpse_size": 8}),
+        )
+    ]
+
+
+def test_every_run_is_in_one_arm_and_an_arm_differs_in_its_seeds_alone(runs: list[Run]) -> None:
+    arms = group_arms(runs)
+    assert sorted(run.record.name for arm in arms for run in arm.runs) == sorted(
+        run.record.name for run in runs
+    )
+    for arm in arms:
+        assert arm.seeds == (0, 1)
+        assert len({replace(run.record.config, seed=0) for run in arm.runs}) == 1
+
+
+def test_arms_stand_by_policy_and_glimpse_size_whatever_the_order_of_the_runs(
+    runs: list[Run],
+) -> None:
+    names = [arm.name for arm in group_arms(runs)]
+    assert names == ["expected-g8", "expected-g16", "whole"]
+    assert [arm.name for arm in group_arms(runs[::-1])] == names
+
+
+def test_mean_and_sample_sd_are_over_the_seeds(runs: list[Run]) -> None:
+    for arm in group_arms(runs):
+        top1 = [run.evaluation.top1 for run in arm.runs]
+        assert arm.top1 == (statistics.fmean(top1), statistics.stdev(top1))
+
+
+def test_one_seed_has_no_sd() -> None:
+    assert spread([73.9]) == (73.9, None)
+
+
+def test_the_same_seed_twice_is_not_two_seeds(make_run: MakeRun) -> None:
+    first, second = make_run("blend-s0", seed=42), make_run("blend-s1", seed=42)
+    assert [len(arm.runs) for arm in group_arms([first, second])] == [1, 1]
+
+
+def test_runs_of_one_name_but_other_options_are_two_arms(make_run: MakeRun) -> None:
+    arms = group_arms([make_run("a-s0", seed=0, lr=0.1), make_run("a-s1", seed=1, lr=0.2)])
+    assert [arm.name for arm in arms] == ["a", "a (2)"]
+    assert differing_options(arms) == ("lr",)
+
+
+def test_skill_is_0_for_chance_1_for_hindsight_and_absent_without_room(make_run: MakeRun) -> None:
+    run = make_run("expected-s0", policy="expected", seed=0)
+
+    def skill(**figures: float) -> float | None:
+        return replace(run, evaluation=replace(run.evaluation, **figures)).skill
+
+    assert skill(top1=40.0, top1_random=40.0, top1_oracle=80.0) == 0
+    assert skill(top1=80.0, top1_random=40.0, top1_oracle=80.0) == 1
+    assert skill(top1=50.0, top1_random=40.0, top1_oracle=80.0) == pytest.approx(0.25)
+    assert skill(top1=80.0, top1_random=80.0, top1_oracle=80.0) is None
+    assert make_run("whole-s0", policy="whole", seed=0).skill is None
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_symmetric_and_equals_the_binomial_sum(first: int, second: int) -> None:
+    number, fewer = first + second, min(first, second)
+    chances = [math.comb(number, k) / 2**number for k in range(fewer + 1)]
+    p = mcnemar(first, second)
+    assert p == mcnemar(second, first)
+    assert p == pytest.approx(2 * sum(chances) - chances[-1])
+    assert 0 < p <= 1
+
+
+def test_mcnemar_of_no_difference_is_1_and_of_a_large_split_is_tiny() -> None:
+    assert mcnemar(0, 0) == mcnemar(7, 7) == 1
+    assert mcnemar(2000, 1000) < 1e-60
+
+
+def test_a_paired_test_is_for_each_shared_seed(runs: list[Run]) -> None:
+    small, large, whole = group_arms(runs)
+    assert [test.seed for test in paired_tests(large, whole)] == [0, 1]
+    assert [test.seed for test in paired_tests(large, replace(whole, runs=whole.runs[1:]))] == [1]
+    for test in paired_tests(small, small):
+        assert (test.only_first, test.only_second, test.p) == (0, 0, 1)
+
+
+def test_without_a_table_there_is_no_paired_test(runs: list[Run]) -> None:
+    small, large, _ = group_arms(runs)
+    bare = replace(large, runs=tuple(replace(run, table=None) for run in large.runs))
+    assert paired_tests(small, bare) == ()
+
+
+def test_the_best_arm_has_the_highest_mean(runs: list[Run]) -> None:
+    arms = group_arms(runs)
+    best = best_arm(arms)
+    assert best is not None
+    assert best.top1.mean == max(arm.top1.mean for arm in arms)
+    assert best_arm([]) is None
+
+
+def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[Run]) -> None:
+    arms = group_arms(runs)
+    for draw in (plots.learning_curves, plots.glimpse_sizes, plots.crop_shares, costs.macs):
+        svg = draw(arms)
+        assert svg is not None
+        assert svg == draw(group_arms(runs[::-1]))
+        assert svg.startswith("<svg ")
+    assert all(f">{arm.name}<" in plots.learning_curves(arms) for arm in arms)
+    assert all(f">{name}<" in costs.macs(arms) for name in ("expected-g16", "whole", "oracle"))
+
+
+def test_the_cheapest_arm_need_not_be_the_one_that_is_named(runs: list[Run]) -> None:
+    def costly(run: Run) -> Run:
+        return replace(run, evaluation=replace(run.evaluation, proposer_macs=10**9))
+
+    small, large, _ = group_arms(runs)
+    assert large.top1.mean > small.top1.mean
+    svg = costs.macs([small, replace(large, runs=tuple(map(costly, large.runs)))])
+    assert ">expected-g16<" in svg
+    assert ">expected-g8<" not in svg
+
+
+def test_many_arms_get_a_panel_for_each_family_and_all_keep_their_names(make_run: MakeRun) -> None:
+    many = [
+        make_run(f"{policy}-g{px}-s0", policy=policy, glimpse_size=px, seed=0)
+        for policy in ("blend", "expected") for px in range(7, 13)
+    ]  # fmt: skip
+    arms = group_arms([*many, make_run("whole-s0", policy="whole", seed=0)])
+    svg = plots.learning_curves(arms)
+    names = [arm.name for arm in arms]
+    assert all(f">{label}<" in svg for label in (*names, "blend", "expected", "no choice"))
+
+
+def test_no_two_charts_share_an_id(runs: list[Run]) -> None:
+    arms = group_arms(runs)
+    names = runs[0].record.data.class_names
+    charts = [
+        plots.learning_curves(arms), plots.glimpse_sizes(arms), plots.crop_shares(arms),
+        costs.macs(arms), plots.confusion(runs[0].evaluation, names),
+    ]  # fmt: skip
+    ids = [{part.split('"')[0] for part in str(svg).split(' id="')[1:]} for svg in charts]
+    assert sum(map(len, ids)) == len(set.union(*ids))
+
+
+def test_names_are_text_in_a_chart_not_markup_and_not_formulas(make_run: MakeRun) -> None:
+    svg = plots.learning_curves(group_arms([make_run("<b>&$x_1$"), make_run("_hidden")]))
+    assert "&lt;b&gt;&amp;$x_1$" in svg
+    assert "_hidden" in svg
+
+
+def test_a_chart_is_left_out_where_it_would_say_nothing(make_run: MakeRun) -> None:
+    run = make_run("whole-s0", policy="whole", seed=0)
+    arms = group_arms([run])
+    assert plots.glimpse_sizes(arms) is None
+    assert plots.crop_shares(arms) is None
+    assert plots.confusion(run.evaluation, [str(number) for number in range(41)]) is None
+
+
+@given(st.lists(st.floats(0, 100), max_size=12).map(sorted))
+def test_labels_are_spread_apart_in_order_and_as_a_whole_stay_where_they_are(
+    heights: Sequence[float],
+) -> None:
+    moved = costs.spread_apart(heights, 3)
+    assert len(moved) == len(heights)
+    assert all(high - low >= 3 - 1e-9 for low, high in pairwise(moved))
+    assert sum(moved) == pytest.approx(sum(heights))
+    assert costs.spread_apart([0, 10, 20], 3) == [0, 10, 20]

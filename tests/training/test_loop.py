@@ -1,0 +1,301 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import CheckpointError, ConfigError, DivergedError
+from training import loop
+from training.checkpoint import load_weights, read_meta
+from training.config import RunPaths, TrainConfig
+from training.data import Batch, Shards
+from training.distributed import Process
+from training.evaluate import make_table
+from training.loop import Progress
+from training.model import StepOutput
+from training.records import EpochRecord, RunRecord, load_record
+from training.table import Table
+from training.trainer import Trainer, build_model
+
+Train = Callable[..., RunRecord]
+Tiny = Callable[..., TrainConfig]
+
+
+class Killed(BaseException):
+    """What stops a run in these tests, as a kill would."""
+
+
+def kill_after(epoch: int) -> Callable[[EpochRecord], None]:
+    def on_epoch(done: EpochRecord) -> None:
+        if done.epoch == epoch:
+            raise Killed
+
+    return on_epoch
+
+
+def without_times(record: RunRecord) -> RunRecord:
+    epochs = (replace(epoch, images_per_s=0.0, seconds=0.0) for epoch in record.epochs)
+    return replace(record, name="", seconds=0.0, epochs=tuple(epochs))
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"policy": "expected", "num_draws": 2, "opt": "adamw", "lr": 1e-3, "sched": "cosine"},
+        {"policy": "blend", "sched": "step", "warmup_epochs": 1, "amp": True, "clip_grad": 1.0},
+    ],
+    ids=["straight-through", "expected", "blend"],
+)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    options: dict[str, Any], tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config = tiny(epochs=3, **options)
+    unbroken, broken = RunPaths(folder=tmp_path / "a"), RunPaths(folder=tmp_path / "b")
+    whole = train(config, unbroken.folder)
+    with pytest.raises(Killed):
+        train(config, broken.folder, on_epoch=kill_after(1))
+    assert read_meta(broken.last).epoch == 1
+    resumed = train(replace(config, workers=1), broken.folder, resume=True)
+    assert without_times(resumed) == without_times(whole)
+    for file in ("last", "best", "table"):
+        assert_same_tensors(getattr(broken, file), getattr(unbroken, file))
+
+
+def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
+    tiny: Tiny, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "b")
+    whole = train(config, tmp_path / "a")
+    real = loop.save_checkpoint
+
+    def kill_in_second(path: Path, meta: Any, **state: Any) -> None:
+        if meta.epoch == 2:
+            raise Killed
+        real(path, meta, **state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", kill_in_second)
+        with pytest.raises(Killed):
+            train(config, paths.folder)
+    assert len(load_record(paths.record).epochs) == 2
+    assert read_meta(paths.last).epoch == 1
+    assert without_times(train(config, paths.folder, resume=True)) == without_times(whole)
+
+
+def test_a_finished_run_is_not_trained_again(
+    finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train_step", None)
+    paths, record = finished
+    again = train(tiny(epochs=2), paths.folder, resume=True)
+    assert again == record == load_record(paths.record)
+
+
+def test_resuming_what_was_not_begun_begins_it(tiny: Tiny, train: Train, tmp_path: Path) -> None:
+    record = train(tiny(policy="centre"), tmp_path / "run", resume=True)
+    assert [epoch.epoch for epoch in record.epochs] == [1]
+
+
+def test_a_run_is_not_overwritten(
+    finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train
+) -> None:
+    folder = finished[0].folder
+    with pytest.raises(ConfigError) as caught:
+        train(tiny(epochs=2), folder)
+    assert str(caught.value) == (
+        f"a run must not be overwritten; got one in {folder} already. "
+        "Add --resume to go on with it, or name another --experiment."
+    )
+
+
+def test_a_run_is_not_resumed_with_other_options(
+    finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train
+) -> None:
+    folder = finished[0].folder
+    with pytest.raises(ConfigError) as caught:
+        train(tiny(epochs=3, batch_size=8, workers=1), folder, resume=True)
+    assert str(caught.value) == (
+        "--resume must go on with the run's own options; got --epochs 2 there, 3 asked for; "
+        f"--batch-size 16 there, 8 asked for in {folder}. "
+        "Use the run's options, or name another --experiment."
+    )
+
+
+def test_a_run_is_not_resumed_on_other_images(
+    finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Tiny, train: Train
+) -> None:
+    other = replace(opened, manifest=replace(opened.manifest, fingerprint="another"))
+    with pytest.raises(
+        ConfigError, match=f"got shards of other images or options in {opened.folder}"
+    ):
+        train(tiny(epochs=2), finished[0].folder, resume=True, shards=other)
+
+
+def test_a_run_is_not_resumed_on_shards_of_another_spec(
+    finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Tiny, train: Train
+) -> None:
+    manifest = replace(opened.manifest, spec=replace(opened.manifest.spec, canvas_size=40))
+    with pytest.raises(CheckpointError, match="got canvas_size 48 in training, 40 here in "):
+        train(
+            tiny(epochs=2),
+            finished[0].folder,
+            resume=True,
+            shards=replace(opened, manifest=manifest),
+        )
+
+
+def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
+    tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config = tiny(epochs=2, policy="centre")
+    with pytest.raises(Killed):
+        train(config, tmp_path / "run", on_epoch=kill_after(1))
+    other = Process(rank=0, world_size=2, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="got 1 processes there, 2 now in "):
+        train(config, tmp_path / "run", resume=True, process=other)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> None:
+    """Turn a weight into a NaN just before or just after a step."""
+    real = loop.train_step
+
+    def poisoned(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
+        weight = next(trainer.model.classifier.parameters())
+        if step == at_step and before:
+            weight.data.fill_(float("nan"))
+        output = real(trainer, batch, step=step)
+        if step == at_step and not before:
+            weight.data.fill_(float("nan"))
+        return output
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+
+
+@pytest.mark.parametrize(
+    ("before", "at_step", "message"),
+    [
+        (True, 4, "the training loss must stay a number; got nan by step 4 of epoch 2. "),
+        (False, 7, "weights must stay numbers; got others in classifier."),
+    ],
+    ids=["a loss", "the last step's weights"],
+)
+def test_a_nan_never_replaces_a_good_checkpoint(
+    before: bool,
+    at_step: int,
+    message: str,
+    opened: Shards,
+    alone: Process,
+    tiny: Tiny,
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "run")  # four steps an epoch
+    poison(monkeypatch, at_step, before=before)
+    with pytest.raises(DivergedError) as caught:
+        train(config, paths.folder)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(
+        "of epoch 2. The checkpoint before it is kept; lower --lr or add --clip-grad 1."
+    )
+    assert read_meta(paths.last).epoch == 1
+    model = build_model(config, opened, alone)
+    load_weights(paths.last, model)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_a_learning_rate_far_too_high_ends_in_one_error(
+    tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match="lower --lr or add --clip-grad 1"):
+        train(tiny(epochs=2, lr=1e30), tmp_path / "run")
+    assert not RunPaths(folder=tmp_path / "run").last.exists()
+
+
+def test_the_last_checkpoint_is_what_the_evaluation_used(
+    finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process
+) -> None:
+    paths, record = finished
+    model = build_model(read_meta(paths.last).config, opened, alone)
+    load_weights(paths.last, model)
+    table = make_table(model, opened, process=alone, on_images=lambda _: None)
+    stored = Table.load(paths.table)
+    for name, column in vars(table).items():
+        assert torch.equal(column, getattr(stored, name)), name
+    assert record.evaluation is not None
+    assert record.epochs[-1].val_top1 == record.evaluation.top1
+
+
+def test_equal_configs_give_equal_runs_and_another_seed_another(
+    finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    again = train(tiny(epochs=2, workers=1), tmp_path / "again")
+    expected = replace(without_times(finished[1]), config=again.config)
+    assert without_times(again) == expected
+    other = train(tiny(epochs=2, seed=1), tmp_path / "other")
+    assert other.epochs[0].train_loss != again.epochs[0].train_loss
+
+
+def test_the_progress_counts_every_image_and_ends_where_it_should(
+    tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    record = train(tiny(epochs=3, val_interval=2), tmp_path / "run", on_progress=told.append)
+    assert [now.done for now in told if now.stage == "train"] == [64, 64, 64]
+    assert [(now.epoch, now.done, now.total) for now in told if now.stage == "val"] == [(2, 29, 29)]
+    assert [(now.done, now.total) for now in told if now.stage == "table"] == [(29, 29)]
+    assert [epoch.val_top1 is None for epoch in record.epochs] == [True, False, False]
+    assert told[0].loss == pytest.approx(record.epochs[0].train_loss)
+
+
+def test_training_lowers_the_loss(tiny: Tiny, train: Train, tmp_path: Path) -> None:
+    config = tiny(policy="centre", epochs=6, smoothing=0.0, hflip=0.0, shift=0)
+    record = train(config, tmp_path / "run")
+    assert record.epochs[-1].train_loss < 0.8 * record.epochs[0].train_loss
+
+
+def test_a_record_whose_checkpoint_is_ahead_of_it_is_refused(
+    tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config, paths = tiny(epochs=3, policy="centre"), RunPaths(folder=tmp_path / "run")
+    with pytest.raises(Killed):
+        train(config, paths.folder, on_epoch=kill_after(2))
+    fields = json.loads(paths.record.read_text())
+    paths.record.write_text(json.dumps(fields | {"epochs": fields["epochs"][:1]}))
+    with pytest.raises(ConfigError, match="must agree; got 1 and 2 epochs in "):
+        train(config, paths.folder, resume=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_in_bfloat16_what_the_cpu_evaluates_alike(
+    opened: Shards, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config = tiny(amp=True, device="cuda", policy="expected")
+    gpu = Process(rank=0, world_size=1, device=torch.device("cuda", 0))
+    paths = RunPaths(folder=tmp_path / "run")
+    record = train(config, paths.folder, process=gpu)
+    assert record.evaluation is not None
+    assert record.evaluation.num_samples == 29
+    model = build_model(replace(config, amp=False), opened, alone)
+    load_weights(paths.last, model)
+    on_cpu = make_table(model, opened, process=alone, on_images=lambda _: None)
+    on_gpu = Table.load(paths.table)
+    assert torch.equal(on_cpu.labels_N, on_gpu.labels_N)
+    torch.testing.assert_close(on_cpu.losses_NK, on_gpu.losses_NK, atol=0.1, rtol=0.05)
+    torch.testing.assert_close(
+        on_cpu.probabilities_NK, on_gpu.probabilities_NK, atol=0.02, rtol=0.05
+    )
+    assert (on_cpu.predicted_NK == on_gpu.predicted_NK).float().mean() > 0.9

@@ -1,0 +1,110 @@
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError
+from training import records
+from training.config import RunPaths, TrainConfig
+from training.data import Shards
+from training.records import DataRecord, RunRecord, current_commit, describe_hardware, load_record
+
+
+def test_a_finished_record_survives_its_file(
+    finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    paths, record = finished
+    assert load_record(paths.record) == record
+    record.save(tmp_path / "record.json")
+    assert (tmp_path / "record.json").read_bytes() == paths.record.read_bytes()
+
+
+def test_an_unfinished_record_survives_its_file(
+    finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    record = replace(finished[1], evaluation=None, epochs=())
+    record.save(tmp_path / "record.json")
+    assert load_record(tmp_path / "record.json") == record
+
+
+def test_a_record_says_what_was_run_on_what_and_what_came_out(
+    finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Callable[..., TrainConfig]
+) -> None:
+    _, record = finished
+    assert record.name == "finished"
+    assert record.config == tiny(epochs=2)
+    assert record.data == DataRecord.of(opened.manifest)
+    assert (record.data.num_train, record.data.num_val) == (70, 29)
+    assert record.data.fingerprint == opened.manifest.fingerprint
+    assert record.shards == str(opened.folder)
+    assert record.world_size == 1
+    assert [epoch.epoch for epoch in record.epochs] == [1, 2]
+    assert record.seconds >= sum(epoch.seconds for epoch in record.epochs)
+    assert all(epoch.images_per_s > 0 for epoch in record.epochs)
+
+
+def test_a_missing_record_says_what_to_type(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    with pytest.raises(CheckpointError) as caught:
+        load_record(path)
+    assert str(caught.value) == (
+        f"a run must have a record; got none at {path}. "
+        "Name the folder of a run, or train one: srp-train from SHARDS"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace("srp-run/1", "srp-run/0"),
+        lambda text: json.dumps({**json.loads(text), "mood": "good"}),
+        lambda text: json.dumps({**json.loads(text), "epochs": [{"epoch": 1}]}),
+        lambda text: "\udcff",
+    ],
+)
+def test_a_damaged_record_is_named(
+    damage: Callable[[str], str], finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    path = tmp_path / "record.json"
+    text = damage(finished[0].record.read_text())
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError) as caught:
+        load_record(path)
+    assert str(caught.value).startswith("a run's record must be whole; got ")
+    assert str(caught.value).endswith(f"in {path}. Delete the run's folder and train it again.")
+
+
+def test_the_commit_carries_a_plus_where_the_tree_has_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {"rev-parse": "abc1234", "status": ""}
+    monkeypatch.setattr(records, "_git", lambda _folder, verb, *_: answers[verb])
+    assert current_commit() == "abc1234"
+    answers["status"] = " M training/loop.py"
+    assert current_commit() == "abc1234+"
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "")]
+)
+def test_without_git_the_commit_is_unknown(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(records, "_git", fail)
+    assert current_commit() == "unknown"
+
+
+def test_the_hardware_is_named_with_what_decides_its_speed() -> None:
+    text = describe_hardware(torch.device("cpu"))
+    assert f"torch {torch.__version__}" in text
+    assert f"{torch.get_num_threads()} threads" in text

@@ -1,0 +1,127 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import crops
+from pipeline.crops import Pixels, plan_crops
+from training import views
+from training.data import Batch
+
+PLAN = plan_crops("full+five", canvas_px=48, crop_px=32)
+ALL = tuple(range(len(PLAN)))
+
+
+def cut(canvas: Pixels) -> Batch:
+    """Cut one canvas as the pipeline does, into a batch of one sample."""
+    originals = crops.original_crops(canvas, crops.resized_crops(canvas, PLAN), PLAN, ALL)
+    return Batch(
+        torch.from_numpy(np.stack(originals).transpose(0, 2, 3, 1).copy())[None],
+        torch.from_numpy(crops.glimpses(originals, 16)[:, 0])[None],
+        torch.tensor([0]),
+        torch.tensor([0]),
+    )
+
+
+def smooth_canvas(seed: int) -> Pixels:
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return crops.resize(coarse, 48)
+
+
+def test_left_and_right_crops_change_places_and_the_others_stay() -> None:
+    mirrored = views.mirrored_candidates(PLAN, ALL)
+    pairs = {PLAN.names[k]: PLAN.names[image] for k, image in enumerate(mirrored)}
+    assert pairs == {
+        "full": "full",
+        "top-left": "top-right",
+        "top-right": "top-left",
+        "bottom-left": "bottom-right",
+        "bottom-right": "bottom-left",
+        "centre": "centre",
+    }
+
+
+def test_a_crop_whose_counterpart_is_not_chosen_stays_where_it_is() -> None:
+    chosen = PLAN.indices("bottom-left,top-left,top-right")
+    assert views.mirrored_candidates(PLAN, chosen) == (0, 2, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(seed: int) -> None:
+    canvas = smooth_canvas(seed)
+    counterparts = views.mirrored_candidates(PLAN, ALL)
+    mirrored = views.mirror(cut(canvas), torch.tensor([True]), counterparts)
+    expected = cut(np.ascontiguousarray(canvas[:, ::-1]))
+    assert torch.equal(mirrored.crops_BKHWC, expected.crops_BKHWC)
+    assert mirrored.glimpses_BKSS is not None
+    assert expected.glimpses_BKSS is not None
+    assert torch.equal(mirrored.glimpses_BKSS, expected.glimpses_BKSS)
+
+
+def test_mirroring_twice_changes_nothing(make_batch: Callable[..., Batch]) -> None:
+    batch, flips = make_batch(4), torch.tensor([True, False, True, False])
+    counterparts = views.mirrored_candidates(PLAN, ALL)
+    once = views.mirror(batch, flips, counterparts)
+    twice = views.mirror(once, flips, counterparts)
+    for before, after in zip(batch, twice, strict=True):
+        assert torch.equal(before, after)
+    assert torch.equal(once.crops_BKHWC[~flips], batch.crops_BKHWC[~flips])
+    assert not torch.equal(once.crops_BKHWC[flips], batch.crops_BKHWC[flips])
+
+
+def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batch]) -> None:
+    batch = make_batch(2)._replace(glimpses_BKSS=None)
+    mirrored = views.mirror(batch, torch.tensor([True, True]), ALL)
+    assert mirrored.glimpses_BKSS is None
+    assert torch.equal(mirrored.crops_BKHWC, batch.crops_BKHWC.flip(3))
+
+
+@given(
+    seed=st.integers(0, 99),
+    shifts=st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=1, max_size=4),
+)
+def test_shifting_equals_a_loop_over_pixels(seed: int, shifts: list[tuple[int, int]]) -> None:
+    height, width = 6, 7
+    images = np.random.default_rng(seed).integers(0, 256, (len(shifts), height, width, 3), "u1")
+    shifted = views.shift(torch.from_numpy(images), torch.tensor(shifts))
+    expected = np.empty_like(images)
+    for image, (down, right) in enumerate(shifts):
+        for y in range(height):
+            for x in range(width):
+                from_y = min(max(y - down, 0), height - 1)
+                from_x = min(max(x - right, 0), width - 1)
+                expected[image, y, x] = images[image, from_y, from_x]
+    assert np.array_equal(shifted.numpy(), expected)
+
+
+def test_draws_come_from_the_generator_and_keep_to_their_ranges() -> None:
+    def draw(seed: int, **options: float) -> views.Draws:
+        generator = torch.Generator().manual_seed(seed)
+        chances = {"hflip": 0.25, "shift": 3, **options}
+        return views.draw(4000, generator=generator, **chances)  # type: ignore[arg-type]
+
+    first, again, other = draw(1), draw(1), draw(2)
+    assert torch.equal(first.flips_B, again.flips_B)
+    assert torch.equal(first.shifts_B2, again.shifts_B2)
+    assert not torch.equal(first.flips_B, other.flips_B)
+    assert set(first.shifts_B2.unique().tolist()) == set(range(-3, 4))
+    assert first.flips_B.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert not draw(1, hflip=0).flips_B.any()
+    assert draw(1, hflip=1).flips_B.all()
+    assert not draw(1, shift=0).shifts_B2.any()
+
+
+def test_normalised_images_are_the_formulas_and_lie_channels_last(
+    make_batch: Callable[..., Batch],
+) -> None:
+    mean, std = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
+    images = make_batch(3).crops_BKHWC[:, 1]
+    inputs = views.normalise(images, mean, std)
+    assert inputs.shape == (3, 3, 32, 32)
+    assert inputs.dtype == torch.float32
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    by_hand = (images.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(inputs.double(), by_hand.permute(0, 3, 1, 2), atol=1e-6, rtol=1e-5)

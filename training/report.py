@@ -1,0 +1,149 @@
+"""figures -> one self-contained HTML page, which loads nothing from anywhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.durable import write_file
+from pipeline.errors import CheckpointError, ConfigError
+from training.config import RunPaths
+from training.data import Shards
+from training.figures import Run, Spread
+from training.page import Page, make_page
+from training.records import RunRecord, load_record
+from training.table import Table
+
+TEMPLATE = "report.html.j2"
+
+
+def write_report(
+    folder: Path, *, shards: Path | None, out: Path | None = None, data_note: str = ""
+) -> Path:
+    """Write one page about all runs in a folder.
+
+    Args:
+        folder: Whose subfolders are runs.
+        shards: That they were trained on, for the contact sheet; None leaves it out.
+        out: File to write; `folder/report.html` by default.
+        data_note: What the data is called, for the page's first line.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: If there is no finished run, or runs are on different data.
+        CheckpointError: If a record or a table is damaged.
+    """
+    records = _read_records(folder)
+    runs = [
+        Run(record=record, evaluation=record.evaluation, table=_read_table(run_folder))
+        for run_folder, record in records.items()
+        if record.evaluation is not None
+    ]
+    if not runs:
+        raise ConfigError(
+            f"a report needs a finished run; got {len(records)} unfinished in {folder}. "
+            "Go on with the same command and --resume."
+        )
+    unfinished = tuple(record for record in records.values() if record.evaluation is None)
+    opened = None if shards is None else Shards.open(shards)
+    path = out or folder / "report.html"
+    page = make_page(runs, unfinished=unfinished, shards=opened, data_note=data_note)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, render_page(page).encode())
+    return path
+
+
+def _read_records(folder: Path) -> dict[Path, RunRecord]:
+    """Read the record of every run in a folder, all of which must be on the same data."""
+    records = {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
+    if not records:
+        raise ConfigError(
+            f"a report needs runs; got none in {folder}"
+            f"{'' if folder.is_dir() else ', which does not exist'}. "
+            f"Train some: srp-train from SHARDS --output {folder}"
+        )
+    by_data = {record.data.fingerprint: path.name for path, record in records.items()}
+    if len(by_data) > 1:
+        raise ConfigError(
+            f"runs must be on the same shards to be compared; got {len(by_data)} data sets in "
+            f"{folder}, such as those of {' and '.join(sorted(by_data.values())[:2])}. "
+            "Move the runs on other shards to another folder."
+        )
+    return records
+
+
+def _read_table(run_folder: Path) -> Table | None:
+    path = RunPaths(folder=run_folder).table
+    try:
+        return Table.load(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"a run's table must be whole; got {type(error).__name__}: {error} in {path}. "
+            f"Delete it, or train {run_folder.name} again."
+        ) from error
+
+
+def render_page(page: Page) -> str:
+    """Fill in the template; everything but our own SVGs is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "spread": write_spread, "macs": write_macs, "duration": write_duration,
+        "once": _once, "option": _option,
+    }  # fmt: skip
+    return environment.get_template(TEMPLATE).render(page=page) + "\n"
+
+
+def write_spread(value: Spread | None, digits: int = 1, alone: str = "") -> str:
+    """Write `73.9 ± 0.4`, and what does not apply as a dash.
+
+    Args:
+        value: The figure over seeds.
+        digits: After the point.
+        alone: What follows the figure of one seed, which has no spread.
+    """
+    if value is None:
+        return "–"
+    sd = alone if value.sd is None else f" ± {value.sd:.{digits}f}"
+    return f"{value.mean:.{digits}f}{sd}".replace("-", "−")
+
+
+def write_macs(count: int) -> str:
+    """Write a number of multiply-accumulates for people."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def write_duration(seconds: float) -> str:
+    """Write a time for people, two units of it."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _once(values: Sequence[object]) -> str:
+    """Join values, each named once, in their order."""
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
