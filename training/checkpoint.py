@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,6 +22,7 @@ from pipeline.manifest import DataSpec, Manifest
 from training.config import TrainConfig, config_from_json, config_to_json
 
 FORMAT = "srp-checkpoint/1"
+GROUP = "group"  # before the number of a parameter group, in the names of its tensors
 # What decides the pixels that the networks see; other shards with these equal fit as well.
 PIXEL_FIELDS = ("canvas_size", "crop_size", "exif")
 
@@ -78,7 +80,12 @@ def _split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[st
         for name, value in entries.items():
             kept = tensors if isinstance(value, Tensor) else numbers
             kept[f"{index}.{name}"] = value
-    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+    groups: list[dict[str, Any]] = []
+    for number, group in enumerate(state["param_groups"]):
+        found = {name for name, value in group.items() if isinstance(value, Tensor)}
+        tensors |= {f"{GROUP}{number}.{name}": group[name] for name in found}
+        groups.append({name: value for name, value in group.items() if name not in found})
+    return tensors, {"numbers": numbers, "param_groups": groups}
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,16 +163,28 @@ def load_optimizer(path: Path, optimizer: Optimizer, scheduler: LRScheduler) -> 
     """
     fields = _fields(path)
     entries: dict[int, dict[str, Any]] = {}
+    groups = fields["optimizer"]["param_groups"]
     loaded = {**_tensors(path, "optimizer."), **fields["optimizer"]["numbers"]}
     for name, value in loaded.items():
         index, _, entry = name.partition(".")
-        entries.setdefault(int(index), {})[entry] = value
-    groups = fields["optimizer"]["param_groups"]
+        if index.startswith(GROUP):
+            groups[int(index.removeprefix(GROUP))][entry] = value
+        else:
+            entries.setdefault(int(index), {})[entry] = value
     try:
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
         scheduler.load_state_dict(fields["scheduler"])
     except (KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
+    _lay_like_weights(optimizer)
+
+
+def _lay_like_weights(optimizer: Optimizer) -> None:
+    """Lay the state in memory as the weights lie, since a sum's last bit depends on the order."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight.detach(), dtype=value.dtype).copy_(value)
 
 
 def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.errors import CheckpointError, ConfigError
 from training.checkpoint import check_fits, load_weights, read_meta
 from training.config import RunPaths
 from training.data import Batch, Shards, evaluation_batches
@@ -122,7 +123,7 @@ def evaluate_run(
     weights = paths.best if checkpoint == "best" else paths.last
     meta = read_meta(weights)
     record = load_record(paths.record)
-    shards = Shards.open(shards_path or Path(record.shards))
+    shards = Shards.open(shards_path) if shards_path else _shards_of(record)
     check_fits(meta, shards.manifest, shards.folder)
     config = replace(
         meta.config,
@@ -141,6 +142,17 @@ def evaluate_run(
 
     _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
     return record, evaluation
+
+
+def _shards_of(record: RunRecord) -> Shards:
+    """Open the shards that a run was trained on, where it found them."""
+    try:
+        return Shards.open(Path(record.shards))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"a run's shards must be where it found them; got none at {record.shards}, seen from "
+            "here. Name their folder with --shards."
+        ) from error
 
 
 @torch.inference_mode()

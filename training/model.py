@@ -44,13 +44,14 @@ class SelectiveClassifier(nn.Module):
             glimpse_px: Side of the glimpses, px.
 
         Raises:
-            ConfigError: If timm has no such classifier or a policy lacks its crop.
+            ConfigError: If timm has no such classifier, it cannot take the crops, or a policy
+                lacks its crop.
         """
         super().__init__()
         self.config = config
         self.candidates = candidate_indices(config, plan)
         self.names = tuple(plan.names[k] for k in self.candidates)
-        self.classifier = _classifier(config, num_classes)
+        self.classifier = _classifier(config, num_classes, plan.crop_px)
         self.proposer = None
         if config.selects:
             self.proposer = Proposer(
@@ -179,7 +180,7 @@ def candidate_indices(config: TrainConfig, plan: CropPlan) -> tuple[int, ...]:
     return chosen
 
 
-def _classifier(config: TrainConfig, num_classes: int) -> nn.Module:
+def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Module:
     if not timm.is_model(config.model):
         close = ", ".join(timm.list_models(f"*{config.model[:6]}*")[:4])
         raise ConfigError(
@@ -188,5 +189,20 @@ def _classifier(config: TrainConfig, num_classes: int) -> nn.Module:
             'List all with: python -c "import timm; print(timm.list_models())"'
         )
     model: nn.Module = timm.create_model(config.model, num_classes=num_classes)
+    _check_takes(model, config.model, crop_px)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(memory_format=layout)
+
+
+def _check_takes(classifier: nn.Module, name: str, crop_px: int) -> None:
+    """Show a classifier one black crop, since some are made for one size of image."""
+    try:
+        with torch.no_grad():
+            classifier.eval()(torch.zeros(1, 3, crop_px, crop_px))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--model must take images of the crop's size; got {error} from {name!r} at "
+            f"{crop_px} px. Take another --model, such as resnet18, or build shards with the "
+            "--crop-size that it wants."
+        ) from error
+    classifier.train()

@@ -158,3 +158,19 @@ def test_shards_of_another_spec_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="canvas_size 48 in training, 40 here; crop_size 32"):
         rescore(finished[0], shards_path=small_shards)
+
+
+def test_shards_that_were_moved_are_asked_for(
+    finished: tuple[RunPaths, RunRecord],
+    rescore: Callable[..., tuple[RunRecord, Evaluation]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths, record = finished
+    moved = replace(record, shards="moved/away")
+    monkeypatch.setattr("training.evaluate.load_record", lambda _: moved)
+    with pytest.raises(CheckpointError) as caught:
+        rescore(paths)
+    assert str(caught.value) == (
+        "a run's shards must be where it found them; got none at moved/away, seen from here. "
+        "Name their folder with --shards."
+    )

@@ -55,8 +55,9 @@ def assert_same_tensors(one: Path, other: Path) -> None:
         {},
         {"policy": "expected", "num_draws": 2, "opt": "adamw", "lr": 1e-3, "sched": "cosine"},
         {"policy": "blend", "sched": "step", "warmup_epochs": 1, "amp": True, "clip_grad": 1.0},
+        {"policy": "centre", "opt": "lamb", "lr": 1e-3},  # it keeps a tensor in its groups
     ],
-    ids=["straight-through", "expected", "blend"],
+    ids=["straight-through", "expected", "blend", "centre"],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     options: dict[str, Any], tiny: Tiny, train: Train, tmp_path: Path

@@ -156,6 +156,13 @@ def test_channels_last_changes_the_memory_and_not_the_result(
             "--model must be a name that timm knows; got 'qqqqqq'. List all with: python -c ",
         ),
         (
+            {"model": "test_maxvit"},
+            "five",
+            "--model must take images of the crop's size; got height (8) must be divisible by "
+            "window (5) from 'test_maxvit' at 32 px. Take another --model, such as resnet18, or "
+            "build shards with the --crop-size that it wants.",
+        ),
+        (
             {"policy": "whole"},
             "five",
             "--policy whole needs the crop 'full'; got top-left, top-right, bottom-left, "
