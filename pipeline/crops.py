@@ -79,6 +79,10 @@ class CropPlan:
                 f"{', '.join(self.names)}. Name some of these, or build shards with "
                 f"--candidates {candidates if is_set else CANDIDATE_SETS[-1]}."
             )
+        if len(set(wanted)) < len(wanted):
+            raise ConfigError(
+                f"--candidates must name each crop once; got {candidates!r}. Drop the repeats."
+            )
         return tuple(self.names.index(name) for name in wanted)
 
 

@@ -89,7 +89,7 @@ _TRAINING = (
     _field("-b --batch-size", int, "Images a step and process."),
     _field("--opt", str, "Optimizer, by its name in timm."),
     _field("--lr", float, "Highest learning rate."),
-    _field("--momentum", float, "Of the optimizer."),
+    _field("--momentum", float, "Of the optimizer; onecycle moves it from 0.95 to 0.85 and back."),
     _field("--weight-decay", float, "Of the optimizer; not applied to biases and norms."),
     _field("--clip-grad", float, "Largest norm of the gradient.  [default: any]"),
     _field("--sched", click.Choice(SCHEDULES), "Schedule of the learning rate."),

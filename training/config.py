@@ -41,10 +41,10 @@ class TrainConfig:
         balance: Weight of the entropy of the batch's mean choice, which keeps all crops in use.
         num_draws: For `expected`: crops drawn per image for an unbiased estimate; 0 is exact.
         epochs: Passes over the training split.
-        batch_size: Images a step and process.
+        batch_size: Images a step and process; at least 2, for the batch norms.
         opt: Name of the optimizer in timm.
         lr: Highest learning rate.
-        momentum: Of the optimizer.
+        momentum: Of the optimizer; `onecycle` moves it from 0.95 to 0.85 and back instead.
         weight_decay: Of the optimizer; not applied to biases and norms.
         clip_grad: Largest norm of the gradient; None leaves it.
         sched: How the learning rate changes over the steps.
@@ -130,7 +130,7 @@ class TrainConfig:
             ("--balance", self.balance, 0),
             ("--num-draws", self.num_draws, 0),
             ("--epochs", self.epochs, 1),
-            ("--batch-size", self.batch_size, 1),
+            ("--batch-size", self.batch_size, 2),
             ("--lr", self.lr, 0),
             ("--momentum", self.momentum, 0),
             ("--weight-decay", self.weight_decay, 0),

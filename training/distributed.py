@@ -1,5 +1,6 @@
 """Several processes that train one model; one process is the normal case."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import ConfigError
+
+# Of glibc's malloc.h; it takes no larger threshold than this one.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ def started(device: str) -> Iterator[Process]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
     place = _gpu(local_rank) if on_gpu else torch.device("cpu")
+    keep_freed_memory()
     if world_size == 1:
         yield Process(rank=0, world_size=1, device=place)
         return
@@ -55,6 +61,19 @@ def started(device: str) -> Iterator[Process]:
         yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
     finally:
         dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors instead of handing it back to the system.
+
+    A step frees and takes the same tensors again; by default each comes from the system anew,
+    page by page, which made a ResNet18 step on two cores 10 to 15 % slower. Other C libraries
+    have no `mallopt` and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _gpu(local_rank: int) -> torch.device:

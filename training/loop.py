@@ -11,29 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.durable import write_file
-from pipeline.errors import ConfigError, DivergedError
+from pipeline.errors import DivergedError
 from training import views
-from training.checkpoint import (
-    CheckpointMeta,
-    check_fits,
-    load_optimizer,
-    load_weights,
-    read_meta,
-    save_checkpoint,
-)
 from training.config import RunPaths, TrainConfig
 from training.data import Batch, Shards, training_batches
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
 from training.evaluate import OnImages, evaluate_choice, evaluate_table
 from training.model import StepOutput
-from training.records import (
-    DataRecord,
-    EpochRecord,
-    RunRecord,
-    current_commit,
-    describe_hardware,
-    load_record,
-)
+from training.records import EpochRecord, RunRecord
+from training.resume import load_last, open_record, save_epoch
 from training.schedule import temperature
 from training.selection import gumbel_noise
 from training.trainer import Trainer, build_trainer
@@ -61,7 +47,7 @@ OnEpoch = Callable[[EpochRecord], None]
 
 
 def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
-    """Take one step: mirror, choose, shift, classify, go down.
+    """Take one step: augment, choose, classify, go down.
 
     Args:
         trainer: The run.
@@ -73,14 +59,13 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
     draws = views.draw(num_samples, hflip=config.hflip, shift=config.shift, generator=generator)
     noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
     tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
-    batch = views.mirror(batch, draws.flips_B, trainer.counterparts)
+    batch = views.augment(batch, draws, trainer.counterparts)
 
     with torch.autocast(device.type, torch.bfloat16, enabled=trainer.autocast):
         output: StepOutput = trainer.wrapped(
             batch.crops_BKHWC,
             batch.glimpses_BKSS,
             batch.labels_B,
-            draws,
             noise_BMK.to(device, non_blocking=True),
             tau,
         )
@@ -128,11 +113,11 @@ def fit(
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
     """
     started = time.monotonic()
-    record = _open_record(config, shards=shards, paths=paths, process=process, resume=resume)
+    record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
     if record.evaluation is not None:
         return record
     trainer = build_trainer(config, shards, process)
-    best = _load_last(trainer, paths, record) if record.epochs else 0.0
+    best = load_last(trainer, paths, record) if record.epochs else 0.0
     before = record.seconds
     for epoch in range(len(record.epochs), config.epochs):
         done = _train_epoch(trainer, epoch, on_progress)
@@ -144,74 +129,9 @@ def fit(
             epochs=(*record.epochs, done),
             seconds=before + time.monotonic() - started,
         )
-        best = _save(trainer, paths, record, best)
+        best = save_epoch(trainer, paths, record, best)
         on_epoch(done)
     return _finish(trainer, shards, paths, record, best=best, on_progress=on_progress)
-
-
-def _open_record(
-    config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process, resume: bool
-) -> RunRecord:
-    """Start a record, or take up the one that is there."""
-    if paths.last.exists():
-        if not resume:
-            raise ConfigError(
-                f"a run must not be overwritten; got one in {paths.folder} already. "
-                "Add --resume to go on with it, or name another --experiment."
-            )
-        meta = read_meta(paths.last)
-        check_fits(meta, shards.manifest, shards.folder)
-        record = load_record(paths.record)
-        _check_same(record, config, shards=shards, paths=paths, process=process)
-        # A run that was killed between the two files has told of an epoch that it did not save.
-        return replace(record, epochs=record.epochs[: meta.epoch])
-    if process.is_main:
-        paths.folder.mkdir(parents=True, exist_ok=True)
-    return RunRecord(
-        name=paths.folder.name,
-        config=config,
-        data=DataRecord.of(shards.manifest),
-        shards=str(shards.folder),
-        commit=current_commit(),
-        hardware=describe_hardware(process.device),
-        world_size=process.world_size,
-        epochs=(),
-        evaluation=None,
-        seconds=0.0,
-    )
-
-
-def _check_same(
-    record: RunRecord, config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process
-) -> None:
-    free = ("workers", "device")  # these change no figure but the speed
-    changed = [
-        f"--{name.replace('_', '-')} {getattr(record.config, name)} there, {value} asked for"
-        for name, value in vars(config).items()
-        if name not in free and getattr(record.config, name) != value
-    ]
-    if record.data.fingerprint != shards.manifest.fingerprint:
-        changed.append(f"shards of other images or options in {shards.folder}")
-    if record.evaluation is None and record.world_size != process.world_size:
-        changed.append(f"{record.world_size} processes there, {process.world_size} now")
-    if changed:
-        raise ConfigError(
-            f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
-            f"{paths.folder}. Use the run's options, or name another --experiment."
-        )
-
-
-def _load_last(trainer: Trainer, paths: RunPaths, record: RunRecord) -> float:
-    """Take up the last checkpoint; gives the best validation accuracy so far."""
-    meta = read_meta(paths.last)
-    load_weights(paths.last, trainer.model)
-    load_optimizer(paths.last, trainer.optimizer, trainer.scheduler)
-    if meta.epoch != len(record.epochs):
-        raise ConfigError(
-            f"a run's record and checkpoint must agree; got {len(record.epochs)} and "
-            f"{meta.epoch} epochs in {paths.folder}. Delete the folder and train it again."
-        )
-    return meta.best_top1
 
 
 def _train_epoch(trainer: Trainer, epoch: int, on_progress: OnProgress) -> EpochRecord:
@@ -297,32 +217,6 @@ def _counting(on_progress: OnProgress, stage: str, epoch: int, total: int) -> On
         on_progress(Progress(stage, epoch, seen, total))
 
     return report
-
-
-def _save(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float) -> float:
-    """Write record and checkpoints after an epoch; gives the best accuracy so far."""
-    top1 = record.epochs[-1].val_top1
-    is_best = top1 is not None and top1 >= best
-    best = max(best, top1 or 0.0)
-    if trainer.process.is_main:
-        meta = CheckpointMeta(
-            config=trainer.config,
-            spec=record.data.spec,
-            classes=record.data.classes,
-            epoch=len(record.epochs),
-            best_top1=best,
-        )
-        record.save(paths.record)
-        for path in (paths.best, paths.last) if is_best else (paths.last,):
-            save_checkpoint(
-                path,
-                meta,
-                model=trainer.model,
-                optimizer=trainer.optimizer,
-                scheduler=trainer.scheduler,
-            )
-    wait_for_main(trainer.process)
-    return best
 
 
 def _finish(

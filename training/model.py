@@ -65,41 +65,39 @@ class SelectiveClassifier(nn.Module):
         crops_BKHWC: Tensor,
         glimpses_BKSS: Tensor | None,
         labels_B: Tensor,
-        draws: views.Draws,
         noise_BMK: Tensor,
         temperature: float,
     ) -> StepOutput:
         """Compute one step's loss.
 
         Args:
-            crops_BKHWC: Uint8, as stored.
+            crops_BKHWC: Uint8, augmented.
             glimpses_BKSS: Uint8, for policies that select.
             labels_B: Int64.
-            draws: Augmentation; mirroring is done already, the shift not yet.
             noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
             temperature: Of the Gumbel-Softmax.
         """
         if self.proposer is None or glimpses_BKSS is None:
             chosen_B = self.fixed_choice(noise_BMK[:, 0])
             images = selection.take(crops_BKHWC, chosen_B)
-            losses_B, hits_B = self._classify(images, labels_B, draws)
+            losses_B, hits_B = self._classify(images, labels_B)
             return StepOutput(losses_B.mean(), losses_B, hits_B)
         proposal = self.proposer(glimpses_BKSS)
         if self.config.policy == "expected":
-            output = self._expected(crops_BKHWC, labels_B, draws, noise_BMK, proposal)
+            output = self._expected(crops_BKHWC, labels_B, noise_BMK, proposal)
         else:
             weigh = {
                 "blend": selection.blend, "straight-through": selection.straight_through,
             }[self.config.policy]  # fmt: skip
             weights_BK = weigh(proposal.scores_BK, noise_BMK[:, 0], temperature)
             images = selection.mix(crops_BKHWC, weights_BK)
-            losses_B, hits_B = self._classify(images, labels_B, draws)
+            losses_B, hits_B = self._classify(images, labels_B)
             output = StepOutput(losses_B.mean(), losses_B, hits_B)
         spread = selection.mean_choice_entropy(proposal.probabilities_BK)
         return output._replace(loss=output.loss - self.config.balance * spread)
 
     def _expected(
-        self, crops_BKHWC: Tensor, labels_B: Tensor, draws: views.Draws, noise_BMK: Tensor,
+        self, crops_BKHWC: Tensor, labels_B: Tensor, noise_BMK: Tensor,
         proposal: Proposal,
     ) -> StepOutput:  # fmt: skip
         num_samples, num_crops = labels_B.shape[0], crops_BKHWC.shape[1]
@@ -111,10 +109,7 @@ class SelectiveClassifier(nn.Module):
             drawn_BM = None
             images = crops_BKHWC.transpose(0, 1).flatten(0, 1)
         views_each = num_draws or num_crops
-        repeated = views.Draws(
-            draws.flips_B.repeat(views_each), draws.shifts_B2.repeat(views_each, 1)
-        )
-        losses, hits = self._classify(images, labels_B.repeat(views_each), repeated)
+        losses, hits = self._classify(images, labels_B.repeat(views_each))
         losses_BM = losses.reshape(views_each, num_samples).T
         hits_BM = hits.reshape(views_each, num_samples).T
         if drawn_BM is not None:
@@ -125,10 +120,8 @@ class SelectiveClassifier(nn.Module):
         loss = selection.expected_loss(weights_BK, losses_BM)
         return StepOutput(loss, (weights_BK * losses_BM).sum(1), (weights_BK * hits_BM).sum(1))
 
-    def _classify(
-        self, images_BHWC: Tensor, labels_B: Tensor, draws: views.Draws
-    ) -> tuple[Tensor, Tensor]:
-        logits_BC = self.logits(views.shift(images_BHWC, draws.shifts_B2))
+    def _classify(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BC = self.logits(images_BHWC)
         losses_B = F.cross_entropy(
             logits_BC, labels_B, reduction="none", label_smoothing=self.config.smoothing
         )

@@ -83,10 +83,17 @@ def mean_choice_entropy(probabilities_BK: Tensor) -> Tensor:
 
 
 def mix(crops_BKHWC: Tensor, weights_BK: Tensor) -> Tensor:
-    """Sum K crops by their weights, uint8 to float `(B, H, W, 3)` in 0 to 255."""
+    """Sum K crops by their weights, uint8 to float `(B, H, W, 3)` in 0 to 255.
+
+    Under autocast the pixels become bfloat16 at once, which holds all bytes exactly.
+    """
     num_samples, num_crops, height, width, channels = crops_BKHWC.shape
-    flat = crops_BKHWC.reshape(num_samples, num_crops, -1).to(weights_BK.dtype)
-    return torch.bmm(weights_BK[:, None], flat).reshape(num_samples, height, width, channels)
+    device = crops_BKHWC.device.type
+    fast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if fast else weights_BK.dtype
+    flat = crops_BKHWC.reshape(num_samples, num_crops, -1).to(dtype)
+    mixed = torch.bmm(weights_BK[:, None].to(dtype), flat)
+    return mixed.reshape(num_samples, height, width, channels)
 
 
 def take(crops_BKHWC: Tensor, chosen_B: Tensor) -> Tensor:

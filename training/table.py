@@ -25,7 +25,8 @@ class Table:
         predicted_NK: Int64, the class that the classifier sees in each crop.
         losses_NK: Float32, cross-entropy without smoothing.
         averaged_N: Int64, the class with the highest mean probability over all crops.
-        probabilities_NK: Float32, the proposer's; uniform, or on one crop, for fixed policies.
+        probabilities_NK: Float32, the proposer's. Of a policy that does not look: 1 for its
+            crop, which `random` and `mean` draw by a fixed seed.
     """
 
     labels_N: Tensor

@@ -42,42 +42,64 @@ def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> tuple[in
     return tuple(mirrored)
 
 
+def augment(batch: Batch, draws: Draws, counterparts: tuple[int, ...]) -> Batch:
+    """Mirror and shift one batch as its draws say.
+
+    Args:
+        batch: Not changed.
+        draws: On the CPU.
+        counterparts: From `mirrored_candidates`.
+    """
+    mirrored = mirror(batch, draws.flips_B, counterparts)
+    return mirrored._replace(crops_BKHWC=shift(mirrored.crops_BKHWC, draws.shifts_B2))
+
+
 def mirror(batch: Batch, flips_B: Tensor, counterparts: tuple[int, ...]) -> Batch:
     """Mirror some images as a whole: each crop is mirrored and takes its counterpart's place.
 
     Args:
         batch: Not changed.
-        flips_B: Bool, which images.
+        flips_B: Bool, which images; on the CPU.
         counterparts: From `mirrored_candidates`.
     """
-    flips_B = flips_B.to(batch.labels_B.device, non_blocking=True)
-    order = list(counterparts)
+    rows = flips_B.nonzero()[:, 0].to(batch.labels_B.device, non_blocking=True)
     crops, looked = batch.crops_BKHWC, batch.glimpses_BKSS
-    crops = torch.where(flips_B[:, None, None, None, None], crops[:, order].flip(3), crops)
+    crops = _mirror_rows(crops, rows, counterparts)
     if looked is not None:
-        looked = torch.where(flips_B[:, None, None, None], looked[:, order].flip(3), looked)
+        looked = _mirror_rows(looked, rows, counterparts)
     return batch._replace(crops_BKHWC=crops, glimpses_BKSS=looked)
 
 
-def shift(images_BHWC: Tensor, shifts_B2: Tensor) -> Tensor:
-    """Move each image by its shift; what moves in repeats the edge.
+def _mirror_rows(images: Tensor, rows: Tensor, counterparts: tuple[int, ...]) -> Tensor:
+    """Mirror along axis 3, W, some rows of `(B, K, H, W, ...)`."""
+    mirrored = images.clone()
+    mirrored[rows] = images[rows][:, list(counterparts)].flip(3)
+    return mirrored
+
+
+def shift(crops_BKHWC: Tensor, shifts_B2: Tensor) -> Tensor:
+    """Move all crops of an image by its shift; the edge that is left keeps its pixels.
+
+    It is done on bytes before the crops are mixed, so no gradient has to pass through it.
 
     Args:
-        images_BHWC: Of any dtype.
-        shifts_B2: Whole px in y and x, each below the image's side; on the CPU.
+        crops_BKHWC: Uint8.
+        shifts_B2: Whole px in y and x, each below the crop's side; on the CPU.
     """
-    height, width = images_BHWC.shape[1:3]
-    reach = int(shifts_B2.abs().max())
-    if not reach:
-        return images_BHWC
-    rows = torch.arange(-reach, height + reach, device=images_BHWC.device).clamp(0, height - 1)
-    columns = torch.arange(-reach, width + reach, device=images_BHWC.device).clamp(0, width - 1)
-    padded = images_BHWC.index_select(1, rows).index_select(2, columns)
-    starts = (reach - shifts_B2).tolist()
-    return torch.stack(
-        [image[y : y + height, x : x + width]
-         for image, (y, x) in zip(padded, starts, strict=True)]
-    )  # fmt: skip
+    height, width = crops_BKHWC.shape[2:4]
+    shifted = crops_BKHWC.clone()
+    for out, crop, (down, right) in zip(shifted, crops_BKHWC, shifts_B2.tolist(), strict=True):
+        rows, source_rows = _overlap(height, down)
+        columns, source_columns = _overlap(width, right)
+        out[:, rows, columns] = crop[:, source_rows, source_columns]
+    return shifted
+
+
+def _overlap(side: int, move: int) -> tuple[slice, slice]:
+    """Give where pixels land and where they come from along one axis."""
+    reach = abs(move)
+    near, far = slice(0, side - reach), slice(reach, side)
+    return (far, near) if move > 0 else (near, far)
 
 
 def normalise(images_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -26,7 +26,7 @@ from training.config import (
         ("tau_end", 0.0, "--tau-end must be at least 0.001; got 0.0."),
         ("balance", -0.1, "--balance must be at least 0; got -0.1."),
         ("epochs", 0, "--epochs must be at least 1; got 0."),
-        ("batch_size", 0, "--batch-size must be at least 1; got 0."),
+        ("batch_size", 0, "--batch-size must be at least 2; got 0."),
         ("lr", -1.0, "--lr must be at least 0; got -1.0."),
         ("lr", float("nan"), "--lr must be at least 0; got nan."),
         ("clip_grad", 0.0, "--clip-grad must be at least 1e-09; got 0.0."),

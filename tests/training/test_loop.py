@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, ConfigError, DivergedError
-from training import loop
+from training import loop, resume
 from training.checkpoint import load_weights, read_meta
 from training.config import RunPaths, TrainConfig
 from training.data import Batch, Shards
@@ -79,7 +79,7 @@ def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
 ) -> None:
     config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "b")
     whole = train(config, tmp_path / "a")
-    real = loop.save_checkpoint
+    real = resume.save_checkpoint
 
     def kill_in_second(path: Path, meta: Any, **state: Any) -> None:
         if meta.epoch == 2:

@@ -1,0 +1,115 @@
+"""Start a run, or go on with one exactly where its last checkpoint left it."""
+
+from dataclasses import replace
+
+from pipeline.errors import ConfigError
+from training.checkpoint import (
+    CheckpointMeta,
+    check_fits,
+    load_optimizer,
+    load_weights,
+    read_meta,
+    save_checkpoint,
+)
+from training.config import RunPaths, TrainConfig
+from training.data import Shards
+from training.distributed import Process, wait_for_main
+from training.records import (
+    DataRecord,
+    RunRecord,
+    current_commit,
+    describe_hardware,
+    load_record,
+)
+from training.trainer import Trainer
+
+
+def open_record(
+    config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process, resume: bool
+) -> RunRecord:
+    """Start a record, or take up the one that is there."""
+    if paths.last.exists():
+        if not resume:
+            raise ConfigError(
+                f"a run must not be overwritten; got one in {paths.folder} already. "
+                "Add --resume to go on with it, or name another --experiment."
+            )
+        meta = read_meta(paths.last)
+        check_fits(meta, shards.manifest, shards.folder)
+        record = load_record(paths.record)
+        _check_same(record, config, shards=shards, paths=paths, process=process)
+        # A run that was killed between the two files has told of an epoch that it did not save.
+        return replace(record, epochs=record.epochs[: meta.epoch])
+    if process.is_main:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+    return RunRecord(
+        name=paths.folder.name,
+        config=config,
+        data=DataRecord.of(shards.manifest),
+        shards=str(shards.folder),
+        commit=current_commit(),
+        hardware=describe_hardware(process.device),
+        world_size=process.world_size,
+        epochs=(),
+        evaluation=None,
+        seconds=0.0,
+    )
+
+
+def _check_same(
+    record: RunRecord, config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process
+) -> None:
+    free = ("workers", "device")  # these change no figure but the speed
+    changed = [
+        f"--{name.replace('_', '-')} {getattr(record.config, name)} there, {value} asked for"
+        for name, value in vars(config).items()
+        if name not in free and getattr(record.config, name) != value
+    ]
+    if record.data.fingerprint != shards.manifest.fingerprint:
+        changed.append(f"shards of other images or options in {shards.folder}")
+    if record.evaluation is None and record.world_size != process.world_size:
+        changed.append(f"{record.world_size} processes there, {process.world_size} now")
+    if changed:
+        raise ConfigError(
+            f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
+            f"{paths.folder}. Use the run's options, or name another --experiment."
+        )
+
+
+def load_last(trainer: Trainer, paths: RunPaths, record: RunRecord) -> float:
+    """Take up the last checkpoint; gives the best validation accuracy so far."""
+    meta = read_meta(paths.last)
+    load_weights(paths.last, trainer.model)
+    load_optimizer(paths.last, trainer.optimizer, trainer.scheduler)
+    if meta.epoch != len(record.epochs):
+        raise ConfigError(
+            f"a run's record and checkpoint must agree; got {len(record.epochs)} and "
+            f"{meta.epoch} epochs in {paths.folder}. Delete the folder and train it again."
+        )
+    return meta.best_top1
+
+
+def save_epoch(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float) -> float:
+    """Write record and checkpoints after an epoch; gives the best accuracy so far."""
+    top1 = record.epochs[-1].val_top1
+    is_best = top1 is not None and top1 >= best
+    best = max(best, top1 or 0.0)
+    if trainer.process.is_main:
+        meta = CheckpointMeta(
+            config=trainer.config,
+            spec=record.data.spec,
+            classes=record.data.classes,
+            epoch=len(record.epochs),
+            best_top1=best,
+        )
+        record.save(paths.record)
+        for path in (paths.best, paths.last) if is_best else (paths.last,):
+            save_checkpoint(
+                path,
+                meta,
+                model=trainer.model,
+                optimizer=trainer.optimizer,
+                scheduler=trainer.scheduler,
+            )
+    wait_for_main(trainer.process)
+    return best
