@@ -15,6 +15,9 @@ DATA ?=
 # smoke: drawn scenes, a minute. quick: for two cores. full: the predecessor's sizes, for a GPU.
 PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo full || echo quick)
 
+# Where data/, shards/ and runs/ go.
+WORK ?= .
+
 SIZES_smoke := --canvas-size 96 --crop-size 64 --glimpse-size 16
 SIZES_quick := --canvas-size 168 --crop-size 112 --glimpse-size 32
 SIZES_full := --canvas-size 336 --crop-size 224 --glimpse-size 64
@@ -30,32 +33,35 @@ $(READY): pyproject.toml constraints.txt
 reproduce: $(READY)
 	@[[ -n "$(SIZES_$(PROFILE))" ]] || {
 	  echo "error: PROFILE must be smoke, quick or full; got $(PROFILE)." >&2; exit 2; }
+	work='$(WORK)'
 	data='$(DATA)'
 	note=''
 	if [[ -z "$$data" && "$(PROFILE)" != smoke ]]; then
-	  data=$$(ls -d data/imagenette2-320* data/imagenette2* 2> /dev/null | grep -v '\.part$$' \
-	    | head -n 1 || true)
+	  data=$$(ls -d "$$work"/data/imagenette2-320* "$$work"/data/imagenette2* 2> /dev/null \
+	    | grep -v '\.part$$' | head -n 1 || true)
 	  if [[ -z "$$data" ]]; then
-	    $(BIN)/srp-data download imagenette2-320 -o data && data=data/imagenette2-320.tgz || true
+	    $(BIN)/srp-data download imagenette2-320 -o "$$work/data" \
+	      && data="$$work/data/imagenette2-320.tgz" || true
 	  fi
 	fi
 	if [[ -z "$$data" ]]; then
-	  data=data/drawn-$(PROFILE)
+	  data="$$work/data/drawn-$(PROFILE)"
 	  note='embedded drawn scenes, not photographs'
 	  echo "*** This run uses the $$note. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
-	  [[ -d $$data ]] || $(BIN)/srp-data sample $$data $(SCENES_$(PROFILE))
+	  [[ -d "$$data" ]] || $(BIN)/srp-data sample "$$data" $(SCENES_$(PROFILE))
 	fi
 	name=$(PROFILE)-$$(basename "$$data" .tgz)
+	shards="$$work/shards/$$name"
+	runs="$$work/runs/$$name"
 	step() { echo "== $$1 ($$SECONDS s after the start)" >&2; }
 	step 'shards'
-	$(BIN)/srp-data build-shards "$$data" "shards/$$name" $(SIZES_$(PROFILE)) \
-	  --candidates full+five
+	$(BIN)/srp-data build-shards "$$data" "$$shards" $(SIZES_$(PROFILE)) --candidates full+five
 	step 'verify'
-	$(BIN)/srp-data verify "shards/$$name"
+	$(BIN)/srp-data verify "$$shards"
 	step 'study'
-	$(BIN)/srp-train study "shards/$$name" --profile $(PROFILE) --output "runs/$$name"
+	$(BIN)/srp-train study "$$shards" --profile $(PROFILE) --output "$$runs"
 	step 'report'
-	$(BIN)/srp-train report "runs/$$name" --shards "shards/$$name" --note "$$note"
+	$(BIN)/srp-train report "$$runs" --shards "$$shards" --note "$$note"
 	step 'done'
 
 test: lint

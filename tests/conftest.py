@@ -141,11 +141,17 @@ def shards(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_jpegs() -> list[bytes]:
-    """A few photos of Imagenette, not yet decoded."""
+def real_archive() -> Path:
+    """The real Imagenette."""
     if not REAL_ARCHIVE.exists():
         pytest.skip("needs real photos: ../shared/data/imagenette2-224.tgz is not there")
-    return list(_read_some(REAL_ARCHIVE, every=40, count=12))
+    return REAL_ARCHIVE
+
+
+@pytest.fixture(scope="session")
+def real_jpegs(real_archive: Path) -> list[bytes]:
+    """A few photos of Imagenette, not yet decoded."""
+    return list(_read_some(real_archive, every=40, count=12))
 
 
 def _read_some(archive: Path, *, every: int, count: int) -> Iterator[bytes]:

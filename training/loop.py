@@ -55,7 +55,9 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
         step: Counted from 0 over the whole run; chance depends on it and on the rank alone.
     """
     config, device, num_samples = trainer.config, batch.labels_B.device, len(batch.labels_B)
-    generator = torch.Generator().manual_seed(_step_seed(trainer, step))
+    seed = _step_seed(trainer, step)
+    torch.manual_seed(seed)  # of dropout and stochastic depth inside the classifier
+    generator = torch.Generator().manual_seed(seed)
     draws = views.draw(num_samples, hflip=config.hflip, shift=config.shift, generator=generator)
     noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
     tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
@@ -151,9 +153,10 @@ def _train_epoch(trainer: Trainer, epoch: int, on_progress: OnProgress) -> Epoch
         output = train_step(
             trainer, batch.to(process.device), step=epoch * trainer.steps + number - 1
         )
-        sums += torch.stack([output.losses_B.detach().sum(), output.hits_B.sum()])
+        sums += torch.stack([output.losses_B.sum(), output.hits_B.sum()]).detach()
         if number % REPORT_STEPS == 0 or number == trainer.steps:
-            loss, top1 = _means(sums, number * batch_size, epoch=epoch, step=number)
+            so_far = sum_over_ranks(sums.clone(), process)  # all ranks stop together
+            loss, top1 = _means(so_far, number * per_step, epoch=epoch, step=number)
             on_progress(
                 Progress(
                     "train", epoch + 1, number * per_step, trainer.steps * per_step, loss, top1
@@ -194,7 +197,8 @@ def _check_weights(trainer: Trainer, epoch: int) -> None:
 def _diverged(fault: str, epoch: int, step: int) -> DivergedError:
     return DivergedError(
         f"{fault} by step {step} of epoch {epoch + 1}. "
-        "The checkpoint before it is kept; lower --lr or add --clip-grad 1."
+        "The checkpoint before it is kept. Train again under another --experiment with a lower "
+        "--lr or with --clip-grad 1."
     )
 
 

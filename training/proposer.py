@@ -5,6 +5,7 @@ Axes: B samples, K candidates, S glimpse px.
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,6 +65,9 @@ class Proposer(nn.Module):
         num_samples, num_crops, side, _ = glimpses_BKSS.shape
         gray = glimpses_BKSS.reshape(-1, 1, side, side).float() / 255
         gray = F.pad(gray, (0, self._padding, 0, self._padding))
-        scores = self.score(self.features(gray).flatten(1)).float()
+        features = self.features(gray).flatten(1)
+        # In bfloat16 near scores become equal ones, and argmax would favour the first crop.
+        with torch.autocast(gray.device.type, enabled=False):
+            scores = self.score(features.float())
         scores_BK = scores.reshape(num_samples, num_crops)
         return Proposal(scores_BK, scores_BK.softmax(1), scores_BK.argmax(1))

@@ -87,7 +87,7 @@ def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
         real(path, meta, **state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", kill_in_second)
+        patch.setattr(resume, "save_checkpoint", kill_in_second)
         with pytest.raises(Killed):
             train(config, paths.folder)
     assert len(load_record(paths.record).epochs) == 2
@@ -209,7 +209,7 @@ def test_a_nan_never_replaces_a_good_checkpoint(
         train(config, paths.folder)
     assert message in str(caught.value)
     assert str(caught.value).endswith(
-        "of epoch 2. The checkpoint before it is kept; lower --lr or add --clip-grad 1."
+        "of epoch 2. --lr or with --clip-grad 1."
     )
     assert read_meta(paths.last).epoch == 1
     model = build_model(config, opened, alone)

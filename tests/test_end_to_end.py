@@ -1,0 +1,82 @@
+"""From nothing to a report, by the command that a newcomer types."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.build import build
+from pipeline.config import BuildConfig
+from pipeline.verify import verify
+from training.records import load_record
+
+ROOT = Path(__file__).parents[1]
+ARMS = ("whole-s0", "centre-s0", "predecessor-g16-s0", "straight-through-g16-s0")
+
+
+def reproduce(work: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-C", str(ROOT), "reproduce", f"WORK={work}", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    done = reproduce(folder, "PROFILE=smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "*** This run uses the embedded drawn scenes" in done.stderr
+    assert "total: 500 samples" in done.stdout
+    return folder
+
+
+def test_reproduce_ends_in_a_report_that_says_what_it_ran_on(work: Path) -> None:
+    page = (work / "runs/smoke-drawn-smoke/report.html").read_text(encoding="utf-8")
+    first_line = page[page.index("Ran on") :].split("</p>")[0]
+    assert "embedded drawn scenes" in first_line
+    assert "400 training and 100 validation images" in first_line
+    for arm in ARMS:
+        assert arm.removesuffix("-s0") in page
+
+
+def test_reproduce_leaves_a_finished_record_of_every_arm(work: Path) -> None:
+    for arm in ARMS:
+        record = load_record(work / f"runs/smoke-drawn-smoke/{arm}/record.json")
+        assert len(record.epochs) == 2
+        assert record.evaluation is not None
+        assert record.evaluation.num_samples == 100
+
+
+def test_reproduce_again_trains_and_builds_nothing_and_writes_the_same_page(work: Path) -> None:
+    runs = work / "runs/smoke-drawn-smoke"
+    kept = [*runs.glob("*/record.json"), *(work / "shards").glob("*/*.tar")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    page = (runs / "report.html").read_bytes()
+    again = reproduce(work, "PROFILE=smoke")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "reused 2 finished shards" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert (runs / "report.html").read_bytes() == page
+
+
+def test_an_unknown_profile_ends_in_one_line(tmp_path: Path) -> None:
+    done = reproduce(tmp_path, "PROFILE=huge")
+    assert done.returncode == 2
+    assert "error: PROFILE must be smoke, quick or full; got huge." in done.stderr
+
+
+def test_every_image_of_the_real_imagenette_is_in_exactly_one_shard(
+    real_archive: Path, tmp_path: Path
+) -> None:
+    config = BuildConfig(
+        source=real_archive, out=tmp_path / "shards", canvas_size=32, crop_size=24, glimpse_size=8
+    )
+    build(config, on_progress=lambda *_: None)
+    manifest = verify(config.out, workers=2, on_progress=lambda *_: None).manifest
+    assert {split: manifest.num_samples(split) for split in manifest.splits} == {
+        "train": 9469,
+        "val": 3925,
+    }
+    assert not manifest.rejects
+    for split in manifest.splits:
+        keys = [sample.key for shard in manifest.of_split(split) for sample in shard.samples]
+        assert len(set(keys)) == len(keys)
