@@ -50,6 +50,7 @@ reproduce: $(READY)
 	  echo "*** This run uses the $$note. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
 	  [[ -d "$$data" ]] || $(BIN)/srp-data sample "$$data" $(SCENES_$(PROFILE))
 	fi
+	note="$${note:-$$(basename "$$data" .tgz)}"
 	name=$(PROFILE)-$$(basename "$$data" .tgz)
 	shards="$$work/shards/$$name"
 	runs="$$work/runs/$$name"

@@ -90,7 +90,7 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=_stages(bars))
     for name in result.passed_over:
-        _note(f"passed over {name}: not an image by its place and name")
+        _note(f"passed over {name}: a link, or not an image by its place and name")
     if result.reused:
         _note(f"reused {len(result.reused)} finished shards")
     _print_counts(result.manifest)
@@ -114,6 +114,7 @@ def _print_counts(manifest: "Manifest") -> None:
     "--workers",
     default=BuildConfig.workers,
     show_default="number of cores",
+    type=click.IntRange(1),
     help="Threads, each checking whole shards.",
 )
 def verify(shards: Path, workers: int) -> None:

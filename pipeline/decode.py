@@ -89,7 +89,7 @@ class PillowDecoder:
                 rgb = self._read(data)
                 side = (self.canvas_px, self.canvas_px)
                 canvas = rgb.resize(side, Image.Resampling.BILINEAR)
-        except ImageError:
+        except (ImageError, MemoryError):  # the machine's fault is not the image's
             raise
         except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
             raise ImageError(_reason(error)) from error

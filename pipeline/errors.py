@@ -8,6 +8,7 @@
     ├── VerificationError  3  bytes on disk are not what their manifest or digest says
     ├── RejectsError       4  more images were rejected than allowed
     ├── DivergedError      1  the training loss stopped being a number
+    ├── StoppedRunError  130  training was interrupted
     └── ImageError         -  one image cannot be used; the build turns it into a rejection
 
 Every message follows one template: rule; got value where. Fix. The commands print it on one
@@ -59,6 +60,12 @@ class RejectsError(SrpError):
 
 class DivergedError(SrpError):
     """The training loss stopped being a number."""
+
+
+class StoppedRunError(SrpError):
+    """Training was interrupted. The message says how to go on."""
+
+    exit_status = 130
 
 
 class ImageError(SrpError):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import VerificationError
-from pipeline.manifest import Manifest, SampleRecord, ShardRecord
+from pipeline.manifest import Manifest
 from pipeline.schema import Sample, decode_sample, tar_header, tar_padding
+from pipeline.shard import SampleRecord, ShardRecord
 
 
 @dataclass(frozen=True, kw_only=True)

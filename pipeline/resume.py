@@ -17,8 +17,9 @@ from typing import Any
 from pipeline import manifest
 from pipeline.durable import remove_partials, write_file
 from pipeline.errors import ConfigError
-from pipeline.manifest import DataSpec, Reject, ShardRecord
+from pipeline.manifest import DataSpec, Reject
 from pipeline.plan import Planned
+from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
 from pipeline.sources import Progress
 from pipeline.writer import sha256_of
 
@@ -136,7 +137,8 @@ def finished_before(
     finished = {}
     for number, (shard, _) in enumerate(planned):
         noted = published.get(shard.name) or _load_state(state / f"{shard.name}.json", spec)
-        if noted and _is_intact(out / shard.name, noted.shard):
+        # A shard with rejects is tried again: the image may be readable or mended by now.
+        if noted and not noted.rejects and _is_intact(out / shard.name, noted.shard):
             finished[shard.name] = noted
         if noted:
             on_progress("checking finished shards", number + 1, len(planned))
@@ -169,7 +171,7 @@ def _is_intact(path: Path, record: ShardRecord) -> bool:
 def save_state(state: Path, finished: Finished, spec: DataSpec) -> None:
     """Note that a shard is in place, for a later run of the same build."""
     fields = {
-        "shard": manifest.shard_to_json(finished.shard, manifest.suffixes_of(spec)),
+        "shard": shard_to_json(finished.shard, manifest.suffixes_of(spec)),
         "rejects": [asdict(reject) for reject in finished.rejects],
     }
     write_file(state / f"{finished.shard.name}.json", json.dumps(fields).encode())
@@ -180,7 +182,7 @@ def _load_state(path: Path, spec: DataSpec) -> Finished | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return Finished(
-            shard=manifest.shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
+            shard=shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
             rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
         )
     except (OSError, KeyError, TypeError, ValueError):

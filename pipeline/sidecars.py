@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from pipeline.durable import write_file
-from pipeline.manifest import Manifest, ShardRecord
+from pipeline.manifest import Manifest
+from pipeline.shard import ShardRecord
 
 TIMM_INFO_NAME = "_info.json"
 

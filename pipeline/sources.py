@@ -17,7 +17,7 @@ from pipeline.plan import SourceImage
 
 SPLITS = ("train", "val")
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 )
 
 Progress = Callable[[str, int, int], None]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipeline.durable import whole_file
-from pipeline.manifest import SampleRecord, ShardRecord
 from pipeline.schema import TAR_END, ShardSpec, tar_header, tar_padding
+from pipeline.shard import SampleRecord, ShardRecord
 
 
 class EncodedSample(NamedTuple):

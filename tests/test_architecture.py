@@ -22,6 +22,7 @@ SEAM = {
     "pipeline.manifest",
     "pipeline.reader",
     "pipeline.schema",
+    "pipeline.shard",
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.

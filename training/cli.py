@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import ConfigError, StoppedRunError
 from pipeline.terminal import Commands, progress_bars
 from training.config import (
     DEVICES,
@@ -137,7 +138,13 @@ def from_shards(
     torchrun --nproc-per-node 2 -m training from SHARDS
     """
     config = TrainConfig(**options)
-    paths = RunPaths(folder=output / (experiment or f"{config.policy}-s{config.seed}"))
+    name = experiment or f"{config.policy}-s{config.seed}"
+    if Path(name).name != name or name in (".", ".."):
+        raise ConfigError(
+            f"--experiment must be the name of one folder; got {name!r}. "
+            "Name the folder above it with --output."
+        )
+    paths = RunPaths(folder=output / name)
 
     from training.data import Shards
     from training.distributed import started
@@ -147,15 +154,21 @@ def from_shards(
     opened = Shards.open(shards)
     with started(config.device) as process, _bars(process.is_main) as bars:
         on_progress, on_epoch = run_reporters(bars, config.epochs)
-        record = fit(
-            config,
-            shards=opened,
-            paths=paths,
-            process=process,
-            resume=resume,
-            on_progress=on_progress,
-            on_epoch=on_epoch,
-        )
+        try:
+            record = fit(
+                config,
+                shards=opened,
+                paths=paths,
+                process=process,
+                resume=resume,
+                on_progress=on_progress,
+                on_epoch=on_epoch,
+            )
+        except KeyboardInterrupt:
+            raise StoppedRunError(
+                f"interrupted in {paths.folder}. Add --resume to the same command to go on from "
+                "its last finished epoch."
+            ) from None
     if process.is_main and record.evaluation is not None:
         click.echo(_evaluation_text(record.evaluation, record.data.class_names))
         click.echo(f"run: {paths.folder}")

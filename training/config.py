@@ -180,7 +180,7 @@ class RunPaths:
 
     @property
     def table(self) -> Path:
-        """The image x crop table of the last evaluation."""
+        """The image x crop table of the evaluation that ended the training."""
         return self.folder / "table.safetensors"
 
 

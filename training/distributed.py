@@ -54,13 +54,27 @@ def started(device: str) -> Iterator[Process]:
     place = _gpu(local_rank) if on_gpu else torch.device("cpu")
     keep_freed_memory()
     if world_size == 1:
-        yield Process(rank=0, world_size=1, device=place)
+        with _told_of_memory():
+            yield Process(rank=0, world_size=1, device=place)
         return
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
+        with _told_of_memory():
+            yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Say what to do about a device that is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"a step must fit the device's memory; got {str(error).split('.')[0]}. "
+            "Lower --batch-size."
+        ) from error
 
 
 def keep_freed_memory() -> None:

@@ -175,16 +175,23 @@ def candidate_indices(config: TrainConfig, plan: CropPlan) -> tuple[int, ...]:
 
 def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Module:
     if not timm.is_model(config.model):
-        close = ", ".join(timm.list_models(f"*{config.model[:6]}*")[:4])
-        raise ConfigError(
-            f"--model must be a name that timm knows; got {config.model!r}. "
-            f"{'Close ones: ' + close + '. ' if close else ''}"
-            'List all with: python -c "import timm; print(timm.list_models())"'
-        )
-    model: nn.Module = timm.create_model(config.model, num_classes=num_classes)
+        raise _unknown_model(config.model)
+    try:
+        model: nn.Module = timm.create_model(config.model, num_classes=num_classes)
+    except RuntimeError as error:  # a tag, such as resnet18.a1_in1k, that timm does not have
+        raise _unknown_model(config.model) from error
     _check_takes(model, config.model, crop_px)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(memory_format=layout)
+
+
+def _unknown_model(name: str) -> ConfigError:
+    close = ", ".join(timm.list_models(f"*{name[:6]}*")[:4])
+    return ConfigError(
+        f"--model must be a name that timm knows; got {name!r}. "
+        f"{'Close ones: ' + close + '. ' if close else ''}"
+        'List all with: python -c "import timm; print(timm.list_models())"'
+    )
 
 
 def _check_takes(classifier: nn.Module, name: str, crop_px: int) -> None:

@@ -81,7 +81,8 @@ class RunRecord:
         name: Of the run's folder.
         config: As asked for.
         data: That it was trained on.
-        shards: Where the shards were, as typed.
+        shards: Folder of the shards, relative to where training was started unless it was
+            typed in full.
         commit: Of srp, with `+` where the working tree had changes.
         hardware: In words.
         world_size: Processes.
@@ -157,8 +158,10 @@ def _tuple(values: list[Any]) -> tuple[Any, ...]:
 
 def current_commit() -> str:
     """Name the commit of srp's working tree, with `+` where it had changes."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
     try:
+        if Path(_git(here, "rev-parse", "--show-toplevel")) != here.parent:
+            return "unknown"  # installed inside some other project's repository
         head = _git(here, "rev-parse", "--short", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):

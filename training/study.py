@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.errors import ConfigError, DivergedError
 from training.config import RunPaths, TrainConfig
 from training.data import Shards
 from training.distributed import Process
@@ -149,7 +150,11 @@ class Run:
 
 
 def plan_runs(profile: Profile, shards: Shards, *, device: str, workers: int) -> list[Run]:
-    """List every run, all arms of one seed before the next seed."""
+    """List every run, all arms of one seed before the next seed.
+
+    Raises:
+        ConfigError: If the shards are too small for the profile's glimpses.
+    """
     runs = []
     for seed in profile.seeds:
         for arm in arms(profile):
@@ -161,12 +166,23 @@ def plan_runs(profile: Profile, shards: Shards, *, device: str, workers: int) ->
                 device=device,
                 workers=workers,
             )
+            _check_fits(config, shards)
             num_crops = len(shards.plan.indices(config.candidates or FIVE))
             shown = num_crops if config.policy == "expected" else 1
             trained = shown * profile.epochs * shards.manifest.num_samples("train")
             scored = num_crops * shards.manifest.num_samples("val") // 4  # forwards alone
             runs.append(Run(name=f"{arm.name}-s{seed}", config=config, cost=trained + scored))
     return runs
+
+
+def _check_fits(config: TrainConfig, shards: Shards) -> None:
+    crop_px = shards.manifest.spec.crop_size
+    if (config.glimpse_size or 0) > crop_px:
+        raise ConfigError(
+            f"--profile must fit the shards; got glimpses of {config.glimpse_size} px for crops "
+            f"of {crop_px} px in {shards.folder}. Build shards with a larger --crop-size, or "
+            "choose a smaller profile."
+        )
 
 
 def run_study(
@@ -188,18 +204,30 @@ def run_study(
 
     Returns:
         Every run's record.
+
+    Raises:
+        DivergedError: After the last run, if the loss of any stopped being a number.
     """
-    records = []
+    records, diverged = [], []
     for position, run in enumerate(runs):
         on_progress, on_epoch = on_run(run, position)
-        record = fit(
-            run.config,
-            shards=shards,
-            paths=RunPaths(folder=output / run.name),
-            process=process,
-            resume=True,
-            on_progress=on_progress,
-            on_epoch=on_epoch,
-        )
+        try:
+            record = fit(
+                run.config,
+                shards=shards,
+                paths=RunPaths(folder=output / run.name),
+                process=process,
+                resume=True,
+                on_progress=on_progress,
+                on_epoch=on_epoch,
+            )
+        except DivergedError as error:  # one arm's failure is a result; the others go on
+            diverged.append(f"{run.name} ({error})")
+            continue
         records.append(record)
+    if diverged:
+        raise DivergedError(
+            f"{len(diverged)} of {len(runs)} runs diverged: {' | '.join(diverged)} "
+            f"The other runs are finished, in {output}."
+        )
     return records

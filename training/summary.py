@@ -16,6 +16,7 @@ DRAWN_CLASSES = frozenset(
     ("arrow", "crescent", "cross", "fish", "flower", "house", "ladder", "ring", "spiral", "star")
 )
 NAMED_CLASSES = 12
+UNPAIRED = 1.96 * math.sqrt(2)  # sds of one figure within which 95 % of chance differences lie
 
 
 def is_drawn(data: DataRecord) -> bool:
@@ -129,8 +130,9 @@ def describe_noise(arms: Sequence[Arm]) -> str:
     noise = max(binomial_sd(arm) for arm in arms)
     if all(len(arm.runs) == 1 for arm in arms):
         return (
-            f"One seed: differences of about ±{noise:.1f} points (binomial sd) are noise, and "
-            "another seed moves each figure as well."
+            f"One seed: a figure's binomial sd is {noise:.1f} points, so differences below about "
+            f"{UNPAIRED * noise:.1f} points can be chance, and another seed moves each figure as "
+            "well."
         )
     return (
         f"± is the sd over seeds; the images alone give each run a binomial sd of {noise:.1f} "

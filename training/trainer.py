@@ -52,6 +52,12 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
     Raises:
         ConfigError: If the config does not fit the shards.
     """
+    crop_px = shards.manifest.spec.crop_size
+    if config.shift >= crop_px:
+        raise ConfigError(
+            f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
+            f"px in {shards.folder}. Lower --shift."
+        )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
     train_reader = batch_reader(config, shards, model, "train", process)

@@ -13,9 +13,10 @@ import webdataset
 
 from pipeline import manifest as manifests
 from pipeline.errors import VerificationError
-from pipeline.manifest import Manifest, ShardRecord
+from pipeline.manifest import Manifest
 from pipeline.reader import IndexedReader, stream
 from pipeline.schema import Sample
+from pipeline.shard import ShardRecord
 
 
 def assert_equal(one: Sample, other: Sample) -> None:

@@ -209,7 +209,8 @@ def test_a_nan_never_replaces_a_good_checkpoint(
         train(config, paths.folder)
     assert message in str(caught.value)
     assert str(caught.value).endswith(
-        "of epoch 2. --lr or with --clip-grad 1."
+        "of epoch 2. The checkpoint before it is kept. Train again under another --experiment with "
+        "a lower --lr or with --clip-grad 1."
     )
     assert read_meta(paths.last).epoch == 1
     model = build_model(config, opened, alone)
@@ -220,7 +221,7 @@ def test_a_nan_never_replaces_a_good_checkpoint(
 def test_a_learning_rate_far_too_high_ends_in_one_error(
     tiny: Tiny, train: Train, tmp_path: Path
 ) -> None:
-    with pytest.raises(DivergedError, match="lower --lr or add --clip-grad 1"):
+    with pytest.raises(DivergedError, match="a lower --lr or with --clip-grad 1"):
         train(tiny(epochs=2, lr=1e30), tmp_path / "run")
     assert not RunPaths(folder=tmp_path / "run").last.exists()
 
