@@ -64,17 +64,28 @@ class Arm:
 
 
 def whole() -> TrainConfig:
-    """Show the classifier the whole image at the crop's size: what choosing must beat."""
+    """Show the classifier the whole image at the crop's size: what choosing must beat.
+
+    `srp-train from SHARDS --policy whole --candidates full`. Quick profile, Imagenette: 58.3 %
+    (1 seed), 3.5 min on two AMD EPYC cores.
+    """
     return TrainConfig(policy="whole", candidates="full")
 
 
 def centre() -> TrainConfig:
-    """Show the classifier the centre crop: what choosing must beat among the five."""
+    """Show the classifier the centre crop: what choosing must beat among the five.
+
+    `srp-train from SHARDS --policy centre --candidates centre`. Quick profile, Imagenette: 58.2 %
+    (1 seed), 3.6 min on two AMD EPYC cores.
+    """
     return TrainConfig(policy="centre", candidates="centre")
 
 
 def random_crop() -> TrainConfig:
-    """Show a random crop: the floor of choosing. Its table gives the mean of all five as well."""
+    """Show a random crop: the floor of choosing. Its table gives the mean of all five as well.
+
+    `srp-train from SHARDS --policy random --candidates five`. Not measured yet.
+    """
     return TrainConfig(policy="random", candidates=FIVE)
 
 
@@ -84,6 +95,11 @@ def predecessor(glimpse_size: int) -> TrainConfig:
     It differs in what was a fault: no noise at evaluation, and each image decoded once. The
     recipe is timm's of its time: SGD at a constant 0.05 (the first decay was due after epoch
     30), weight decay 2e-5, pixels in 0 to 1 without normalisation.
+
+    `srp-train from SHARDS --policy blend --candidates five --glimpse-size S --pad-glimpses
+    --tau-end 1 --lr 0.05 --sched step --weight-decay 2e-5 --shift 0 --mean 0,0,0 --std 1,1,1`.
+    Quick profile, Imagenette, S = 16, 32, 64, 112: 42.7, 43.0, 41.7, 25.8 % (1 seed each), 5.0 to
+    5.8 min each on two AMD EPYC cores.
     """
     return TrainConfig(
         policy="blend",
@@ -102,19 +118,31 @@ def predecessor(glimpse_size: int) -> TrainConfig:
 
 
 def blend(glimpse_size: int) -> TrainConfig:
-    """Blend crops as the predecessor did, with the recipe of the other arms."""
+    """Blend crops as the predecessor did, with the recipe of the other arms.
+
+    `srp-train from SHARDS --policy blend --candidates five --glimpse-size S`. Not measured yet.
+    """
     return TrainConfig(policy="blend", candidates=FIVE, glimpse_size=glimpse_size)
 
 
 def straight_through(glimpse_size: int) -> TrainConfig:
-    """Choose one crop in training as at evaluation; the batch is kept from choosing one place."""
+    """Choose one crop in training as at evaluation; the batch is kept from choosing one place.
+
+    `srp-train from SHARDS --policy straight-through --candidates five --glimpse-size S
+    --balance 0.1`. Quick profile, Imagenette, S = 16, 32: 52.1, 52.7 % (1 seed each), 4.9 and 4.3
+    min on two AMD EPYC cores.
+    """
     return TrainConfig(
         policy="straight-through", candidates=FIVE, glimpse_size=glimpse_size, balance=0.1
     )
 
 
 def expected(glimpse_size: int) -> TrainConfig:
-    """Learn from the exact expectation over all five crops; five times the classifier's work."""
+    """Learn from the exact expectation over all five crops; five times the classifier's work.
+
+    `srp-train from SHARDS --policy expected --candidates five --glimpse-size S --balance 0.1`.
+    Not measured yet.
+    """
     return TrainConfig(policy="expected", candidates=FIVE, glimpse_size=glimpse_size, balance=0.1)
 
 

@@ -119,8 +119,8 @@ def summarise(
         top1_mean=_percent((table.averaged_N == table.labels_N).double()),
         top1_oracle=_percent(hits_NK.amax(1)),
         shares=tuple((counts / counts.sum()).tolist()),
-        entropy_of_mean=float(_entropy(mean_choice_K)),
-        mean_entropy=float(_entropy(table.probabilities_NK.double()).mean()),
+        entropy_of_mean=float(torch.special.entr(mean_choice_K).sum()),
+        mean_entropy=float(torch.special.entr(table.probabilities_NK.double()).sum(1).mean()),
         proposer_macs=proposer,
         classifier_macs=classifier * (num_crops if model.config.policy == "mean" else 1),
         top1_classes=tuple(_percent(hits_N[table.labels_N == c]) for c in range(num_classes)),
@@ -137,10 +137,6 @@ def final_prediction(table: Table, policy: str) -> Tensor:
 
 def _percent(hits: Tensor) -> float:
     return 100 * float(hits.mean()) if len(hits) else 0.0
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(-1)
 
 
 def count_macs(model: SelectiveClassifier, *, glimpse_px: int, crop_px: int) -> tuple[int, int]:
