@@ -239,8 +239,8 @@ def _check_rejects(rejects: Sequence[Reject], config: BuildConfig) -> None:
         raise RejectsError(
             f"at most --max-rejects {config.max_rejects} images may be unusable; got "
             f"{len(rejects)}, the first {first.path} ({first.reason}); all are in {path}. "
-            f"Add --max-rejects {len(rejects)} to go on without them (finished shards are kept), "
-            "or mend them and build in a new folder."
+            f"Add --max-rejects {len(rejects)} to go on without them (the shards without rejects "
+            "are kept), or mend them and build in a new folder."
         )
 
 

@@ -15,6 +15,7 @@ from pipeline.errors import (
     RejectsError,
     SourceError,
     SrpError,
+    StoppedRunError,
     VerificationError,
 )
 from pipeline.terminal import BYTES, Commands, console, printable, progress_bars
@@ -28,6 +29,7 @@ STATUSES = {
     CheckpointError: 2,
     VerificationError: 3,
     RejectsError: 4,
+    StoppedRunError: 130,
 }
 
 
