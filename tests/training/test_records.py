@@ -84,11 +84,14 @@ def test_a_damaged_record_is_named(
 def test_the_commit_carries_a_plus_where_the_tree_has_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = {"rev-parse": "abc1234", "status": ""}
-    monkeypatch.setattr(records, "_git", lambda _folder, verb, *_: answers[verb])
+    root = str(Path(records.__file__).resolve().parents[1])
+    answers = {"--show-toplevel": root, "--short": "abc1234", "--porcelain": ""}
+    monkeypatch.setattr(records, "_git", lambda _folder, _verb, option, *_: answers[option])
     assert current_commit() == "abc1234"
-    answers["status"] = " M training/loop.py"
+    answers["--porcelain"] = " M training/loop.py"
     assert current_commit() == "abc1234+"
+    answers["--show-toplevel"] = "/somebody/elses/project"
+    assert current_commit() == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,15 @@ def test_runs_are_all_arms_of_one_seed_before_the_next(opened: Shards) -> None:
 
 
 def test_a_run_through_all_crops_costs_as_many_times_as_much(opened: Shards) -> None:
-    runs = plan_runs(PROFILES["full"], opened, device="cpu", workers=1)
+    profile = replace(PROFILES["full"], glimpses=(16,), predecessor_glimpses=())
+    runs = plan_runs(profile, opened, device="cpu", workers=1)
     cost = {run.name: run.cost for run in runs}
-    assert 4 < cost["expected-g32-s0"] / cost["straight-through-g32-s0"] <= 5
+    assert 4 < cost["expected-g16-s0"] / cost["straight-through-g16-s0"] <= 5
+
+
+def test_a_profile_too_large_for_the_shards_is_refused_before_any_run(opened: Shards) -> None:
+    with pytest.raises(ConfigError, match="--profile must fit the shards; got glimpses of 64 px"):
+        plan_runs(PROFILES["full"], opened, device="cpu", workers=1)
 
 
 def test_shards_without_the_whole_image_are_refused_before_any_run(five_shards: Path) -> None:
