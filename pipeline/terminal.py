@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BYTES = "MB/s"
+OWN_PACKAGES = ("", "pipeline", "training")
 
 
 class Commands(click.Group):
@@ -49,6 +50,15 @@ def one_line_errors() -> Iterator[None]:
         _end(str(error), error.exit_status)
     except KeyboardInterrupt:
         _end("interrupted. Run the same command again to go on.", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in OWN_PACKAGES:
+            raise
+        _end(
+            f"this command needs a package that is not installed; got none named {name}. "
+            "Install the trainer's with: pip install 'srp[train]'",
+            ConfigError.exit_status,
+        )
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise

@@ -163,3 +163,12 @@ def test_a_file_name_with_brackets_is_no_markup(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.stderr", stderr)
     console().print("passed over [/red] [bold]x.txt")
     assert stderr.getvalue() == "passed over [/red] [bold]x.txt\n"
+
+
+def test_a_package_of_an_extra_that_is_missing_is_named_with_what_installs_it() -> None:
+    result = fail_with(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: this command needs a package that is not installed; got none named torch. "
+        "Install the trainer's with: pip install 'srp[train]'\n"
+    )
