@@ -4,20 +4,21 @@ Scan the source, plan which image goes where, skip the shards that are done, let
 the others, and publish the manifest last.
 """
 
-import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from pipeline import crops, engines, manifest
+from pipeline import engines, manifest
+from pipeline.backends import Backend, open_decoder
 from pipeline.config import BuildConfig
-from pipeline.decode import Decoder, make_decoder
+from pipeline.crops import plan_crops
+from pipeline.decode import ViewSpec
 from pipeline.durable import write_file
-from pipeline.errors import ImageError, RejectsError
+from pipeline.errors import RejectsError
 from pipeline.imagenette import CLASS_NAMES
 from pipeline.manifest import DataSpec, Manifest, Reject
 from pipeline.plan import SourceImage, plan_shards, samples_per_shard, select
@@ -28,12 +29,10 @@ from pipeline.resume import (
     open_records,
     open_state,
     refuse_other_build,
-    save_state,
 )
-from pipeline.schema import SampleMeta, ShardSpec, encode_sample
 from pipeline.sidecars import write_sidecars
 from pipeline.sources import Progress, Source, open_source, require_source
-from pipeline.writer import EncodedSample, write_shard
+from pipeline.worker import Task, write_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +50,6 @@ class BuildResult:
     passed_over: tuple[str, ...]
 
 
-class _Task(NamedTuple):
-    """What a worker needs to write one shard."""
-
-    out: Path
-    records: Path
-    spec: DataSpec
-    shard: ShardSpec
-    images: tuple[SourceImage, ...]
-    classes: tuple[str, ...]
-
-
 def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
     """Build the shards of a source, or finish a build that was broken off.
 
@@ -74,7 +62,8 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         SourceError: If the source cannot be used.
         RejectsError: If more images are unusable than allowed; nothing is published.
     """
-    spec = _data_spec(config)
+    views, backend = _view_spec(config), _backend(config)
+    spec = _data_spec(config, decoder=open_decoder(backend, views).name)
     require_source(config.source)
     with open_state(config.out) as state:
         source, images = _scan(config, state / SCRATCH_NAME, on_progress)
@@ -86,7 +75,7 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         finished = finished_before(config.out, records, planned, spec, on_progress)
         reused = tuple(finished)
         tasks = [
-            _Task(config.out, records, spec, shard, members, source.classes)
+            Task(config.out, records, spec, views, backend, shard, members, source.classes)
             for shard, members in planned
             if shard.name not in finished
         ]
@@ -118,28 +107,38 @@ def _describe(
     )
 
 
-def _data_spec(config: BuildConfig) -> DataSpec:
-    spec = DataSpec(
+def _view_spec(config: BuildConfig) -> ViewSpec:
+    return ViewSpec(
+        plan=plan_crops(config.candidates, canvas_px=config.canvas_size, crop_px=config.crop_size),
+        glimpse_px=config.glimpse_size,
+        exif=config.exif,
+        max_pixels=config.max_pixels,
+        draft=config.draft,
+    )
+
+
+def _backend(config: BuildConfig) -> Backend:
+    cores = os.cpu_count() or 1
+    return Backend(
+        decoder=config.decoder,
+        device=config.device,
+        num_threads=max(1, cores // config.workers),
+    )
+
+
+def _data_spec(config: BuildConfig, *, decoder: str) -> DataSpec:
+    return DataSpec(
         canvas_size=config.canvas_size,
         crop_size=config.crop_size,
         glimpse_size=config.glimpse_size,
         candidates=config.candidates,
         layout=config.layout,
-        decoder=_decoder(config).name,
+        decoder=decoder,
         exif=config.exif,
         max_pixels=config.max_pixels,
         seed=config.seed,
         limit=config.limit,
         shard_mib=config.shard_mib,
-    )
-    spec.plan()  # refuses an unknown set of candidates before anything is read
-    return spec
-
-
-def _decoder(config: BuildConfig | DataSpec) -> Decoder:
-    name = config.decoder.split()[0]
-    return make_decoder(
-        name, canvas_px=config.canvas_size, exif=config.exif, max_pixels=config.max_pixels
     )
 
 
@@ -162,71 +161,19 @@ def _samples_per_shard(spec: DataSpec) -> int:
 
 
 def _run(
-    tasks: Sequence[_Task], *, workers: int, on_progress: Progress
+    tasks: Sequence[Task], *, workers: int, on_progress: Progress
 ) -> Iterator[tuple[str, Finished]]:
     if not tasks:
         return
     total = sum(len(task.images) for task in tasks)
     report = partial(_report_images, on_progress, total)
-    for result in engines.run_local(_write_one, tasks, workers=workers, on_images=report):
+    for result in engines.run_local(write_one, tasks, workers=workers, on_images=report):
         yield result.shard.name, result
     report(total)
 
 
 def _report_images(on_progress: Progress, total: int, done: int) -> None:
     on_progress("building shards", done, total)
-
-
-def _write_one(task: _Task) -> Finished:
-    """Build one shard, in a worker."""
-    rejects: list[Reject] = []
-    shard = write_shard(task.out, task.shard, _encode_images(task, rejects))
-    finished = Finished(shard=shard, rejects=tuple(rejects))
-    save_state(task.records, finished, task.spec)
-    return finished
-
-
-def _encode_images(task: _Task, rejects: list[Reject]) -> Iterator[EncodedSample]:
-    plan = task.spec.plan()
-    decoder = _decoder(task.spec)
-    for key, image in zip(task.shard.keys, task.images, strict=True):
-        try:
-            yield _encode_image(task, key, image, plan, decoder)
-        except (ImageError, OSError) as error:
-            rejects.append(Reject(path=image.path, reason=_reason(error)))
-        engines.count_image()
-
-
-def _reason(error: ImageError | OSError) -> str:
-    """Say why without paths of this machine: equal sources give equal manifests."""
-    return error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
-
-
-def _encode_image(
-    task: _Task, key: str, image: SourceImage, plan: crops.CropPlan, decoder: Decoder
-) -> EncodedSample:
-    """Follow one image: bytes, canvas, crops, glimpses, members."""
-    data = image.read()
-    decoded = decoder.decode(data)
-    resized = crops.resized_crops(decoded.canvas, plan)
-    views = crops.original_crops(decoded.canvas, resized, plan, range(len(plan)))
-    label = task.classes.index(image.class_name)
-    members = encode_sample(
-        canvas=decoded.canvas,
-        resized=resized,
-        glimpses=crops.glimpses(views, task.spec.glimpse_size),
-        label=label,
-        meta=SampleMeta(
-            path=image.path,
-            class_name=image.class_name,
-            sha256=hashlib.sha256(data).hexdigest(),
-            width=decoded.width,
-            height=decoded.height,
-        ),
-        plan=plan,
-        layout=task.spec.layout,
-    )
-    return EncodedSample(key, label, members)
 
 
 def _check_rejects(rejects: Sequence[Reject], config: BuildConfig) -> None:

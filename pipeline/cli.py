@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.config import CANDIDATE_SETS, DECODERS, LAYOUTS, BuildConfig, SceneConfig
+from pipeline.config import CANDIDATE_SETS, DECODERS, DEVICES, LAYOUTS, BuildConfig, SceneConfig
 from pipeline.terminal import BYTES, Commands, console, printable, progress_bars
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ def _option(
 )
 @_option(
     "--decoder", BuildConfig.decoder, "Library that decodes the images.", click.Choice(DECODERS)
+)
+@_option("--device", BuildConfig.device, "Where it decodes; gpu needs dali.", click.Choice(DEVICES))
+@_option(
+    "--draft/--no-draft",
+    BuildConfig.draft,
+    "Let libjpeg shrink large photos while decoding them: faster, not bit-exact.",
 )
 @_option("--exif/--no-exif", BuildConfig.exif, "Turn photos as their EXIF orientation says.")
 @_option(

@@ -8,7 +8,8 @@ from pipeline.errors import ConfigError
 
 CANDIDATE_SETS = ("five", "full+five")
 LAYOUTS = ("tensors", "canvas")
-DECODERS = ("pillow",)
+DECODERS = ("pillow", "pillow-simd")
+DEVICES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class BuildConfig:
         candidates: `five` or `full+five`.
         layout: `tensors` stores every crop; `canvas` stores the canvas and cuts on reading.
         decoder: Who turns files into pixels.
+        device: Where it does; only DALI can use a GPU.
+        draft: Whether libjpeg may shrink large photos while decoding. Faster, not bit-exact.
         exif: Whether a photo is turned as its EXIF orientation says.
         max_pixels: Largest image that is decoded, px; checked before any pixel is allocated.
         shard_mib: Size that a shard should not exceed, MiB.
@@ -41,6 +44,8 @@ class BuildConfig:
     candidates: str = "five"
     layout: str = "canvas"
     decoder: str = "pillow"
+    device: str = "cpu"
+    draft: bool = False
     exif: bool = True
     max_pixels: int = 100_000_000
     shard_mib: int = 128
@@ -78,9 +83,19 @@ class BuildConfig:
             ("--candidates", self.candidates, CANDIDATE_SETS),
             ("--layout", self.layout, LAYOUTS),
             ("--decoder", self.decoder, DECODERS),
+            ("--device", self.device, DEVICES),
         ):
             if name not in known:
                 raise ConfigError(f"{option} must be one of {', '.join(known)}; got {name!r}.")
+        if self.decoder != "dali" and self.device == "gpu":
+            raise ConfigError(
+                f"--device gpu needs --decoder dali; got --decoder {self.decoder}. "
+                "Add --decoder dali, or drop --device gpu."
+            )
+        if self.decoder == "dali" and self.draft:
+            raise ConfigError(
+                "--draft needs --decoder pillow or pillow-simd; got --decoder dali. Drop --draft."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from pipeline.config import CANDIDATE_SETS
 from pipeline.errors import ConfigError
-
-Pixels = npt.NDArray[np.uint8]
+from pipeline.resample import Pixels, gray, resize
 
 FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
 FULL = "full"
@@ -136,14 +133,6 @@ def plan_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropPlan:
     return CropPlan(canvas_px=canvas_px, crop_px=crop_px, names=names, boxes=boxes)
 
 
-def resize(image_HWC: Pixels, side_px: int) -> Pixels:
-    """Resize to a square with Pillow's antialiased bilinear filter, `(side, side, 3)`."""
-    if image_HWC.shape[:2] == (side_px, side_px):
-        return image_HWC
-    image = Image.fromarray(image_HWC)
-    return np.asarray(image.resize((side_px, side_px), Image.Resampling.BILINEAR))
-
-
 def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
     """View one box of the canvas, `(h, w, 3)`; nothing is copied."""
     return canvas_HWC[box.y0 : box.y1, box.x0 : box.x1]
@@ -188,9 +177,7 @@ def glimpse(crop_CHW: Pixels, glimpse_px: int) -> Pixels:
     Source: torchvision's `Resize((s, s))` then `Grayscale()` on a PIL image: the colours are
     resized first, and gray is Pillow's ITU-R 601-2 luma in integers.
     """
-    crop = Image.fromarray(np.ascontiguousarray(crop_CHW.transpose(1, 2, 0)))
-    small = crop.resize((glimpse_px, glimpse_px), Image.Resampling.BILINEAR)
-    return np.asarray(small.convert("L"))[None]
+    return gray(resize(crop_CHW.transpose(1, 2, 0), glimpse_px))[None]
 
 
 def glimpses(crops_CHW: Iterable[Pixels], glimpse_px: int) -> Pixels:

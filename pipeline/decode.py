@@ -1,4 +1,4 @@
-"""From an image file's bytes to the canvas, by one documented set of rules.
+"""From an image file's bytes to the views that shards hold, by one documented set of rules.
 
 Every decoder keeps these, and the manifest records them:
 
@@ -8,102 +8,183 @@ Every decoder keeps these, and the manifest records them:
 - Alpha is dropped, as torchvision's loader does; of an animation the first frame counts.
 - More than `max_pixels` pixels are refused before any is allocated.
 - Then one antialiased bilinear resize to the square canvas; the aspect is not kept.
+
+Pillow opens every file, whoever decodes it, and what is not a plain JPEG it decodes itself.
 """
 
+import contextlib
+import functools
 import io
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
-from pipeline.crops import Pixels
+from pipeline.crops import CropPlan, glimpses, original_crops, resized_crops
 from pipeline.errors import ImageError
+from pipeline.resample import Pixels, is_exact, resize
 
 # An allow-list: some of Pillow's other plugins start programs (EPS starts Ghostscript).
 # MPO, the format of some cameras, comes in through JPEG and has no name of its own here.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")
 
+# A draft is at least this many canvases wide and high, so that the resize still has to blend.
+DRAFT_CANVASES = 2
+
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """One image on its canvas.
+class ViewSpec:
+    """What is asked of a decoder.
+
+    Attributes:
+        plan: The canvas and its K candidates.
+        glimpse_px: Side s of the glimpses, px.
+        exif: Whether EXIF orientation is applied.
+        max_pixels: Largest image that is decoded, px.
+        draft: Whether libjpeg may shrink a large photo while it decodes it.
+    """
+
+    plan: CropPlan
+    glimpse_px: int
+    exif: bool
+    max_pixels: int
+    draft: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """One image as shards hold it.
 
     Attributes:
         canvas: Uint8 `(C, C, 3)`, RGB.
+        resized: Uint8 `(R, 3, c, c)`, the candidates that are not plain windows of the canvas.
+        glimpses: Uint8 `(K, 1, s, s)`, not padded.
         width: Of the source image, upright, px.
         height: The same, px.
     """
 
     canvas: Pixels
+    resized: Pixels
+    glimpses: Pixels
     width: int
     height: int
 
 
 class Decoder(Protocol):
-    """Turns files into canvases."""
+    """Turns files into views, several at a time if that is faster."""
 
     @property
     def name(self) -> str:
-        """Library and versions that decide the pixels, for the manifest."""
+        """Libraries and versions that decide the pixels, for the manifest."""
         ...
 
-    def decode(self, data: bytes) -> Decoded:
-        """Decode one file.
-
-        Raises:
-            ImageError: If it cannot be used; the message is the reason.
-        """
+    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
+        """Yield each file's views in order, or why it cannot be used."""
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
 class PillowDecoder:
-    """The reference decoder.
+    """The reference: what Pillow gives, computed faster where that changes nothing."""
 
-    Attributes:
-        canvas_px: Side of the canvas, px.
-        exif: Whether EXIF orientation is applied.
-        max_pixels: Largest image that is decoded, px.
-    """
-
-    canvas_px: int
-    exif: bool
-    max_pixels: int
+    def __init__(self, spec: ViewSpec) -> None:
+        self._spec = spec
+        # Our own cap is checked before pixels are allocated; Pillow's would warn or refuse below.
+        Image.MAX_IMAGE_PIXELS = None
+        self._is_fast = is_exact() and _turbo_is_exact()
 
     @property
     def name(self) -> str:
-        """Pillow's version and its JPEG library's."""
-        turbo = features.version_feature("libjpeg_turbo")
-        jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-        return f"pillow {pillow_version}, {jpeg}"
+        """Pillow's name and version and its JPEG library's, then who decodes plain JPEGs."""
+        draft = ", draft" if self._spec.draft else ""
+        return f"{pillow_name()}, {_libjpeg()}, simplejpeg {version('simplejpeg')}{draft}"
 
-    def decode(self, data: bytes) -> Decoded:
-        """Decode one file; see the module for the rules."""
-        if not data:
-            raise ImageError("empty file")
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of odd metadata, once for each image
-                rgb = self._read(data)
-                side = (self.canvas_px, self.canvas_px)
-                canvas = rgb.resize(side, Image.Resampling.BILINEAR)
-        except (ImageError, MemoryError):  # the machine's fault is not the image's
-            raise
-        except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
-            raise ImageError(_reason(error)) from error
-        return Decoded(canvas=np.asarray(canvas), width=rgb.width, height=rgb.height)
+    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
+        """Decode one file after the other; see the module for the rules."""
+        for data in files:
+            try:
+                yield self._views(data)
+            except ImageError as error:
+                yield error
 
-    def _read(self, data: bytes) -> Image.Image:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    def _views(self, data: bytes) -> Views:
+        with opened(data, self._spec) as image:
+            width, height = upright_size(image, self._spec)
+            canvas = self._canvas(data, image)
+        return views_of(canvas, self._spec, width=width, height=height)
+
+    def _canvas(self, data: bytes, image: Image.Image) -> Pixels:
+        side = self._spec.plan.canvas_px
+        if self._is_fast and not self._spec.draft and is_plain_jpeg(image, self._spec):
+            with contextlib.suppress(ValueError):  # then Pillow reads it, or says what is wrong
+                return resize(simplejpeg.decode_jpeg(data, "RGB"), side)
+        if self._spec.draft:
+            image.draft(None, (DRAFT_CANVASES * side, DRAFT_CANVASES * side))
+        upright = ImageOps.exif_transpose(image) if self._spec.exif else image
+        return np.asarray(to_rgb(upright).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def views_of(canvas: Pixels, spec: ViewSpec, *, width: int, height: int) -> Views:
+    """Cut a canvas into what shards hold of it."""
+    resized = resized_crops(canvas, spec.plan)
+    crops = original_crops(canvas, resized, spec.plan, range(len(spec.plan)))
+    return Views(
+        canvas=canvas,
+        resized=resized,
+        glimpses=glimpses(crops, spec.glimpse_px),
+        width=width,
+        height=height,
+    )
+
+
+@contextlib.contextmanager
+def opened(data: bytes, spec: ViewSpec) -> Iterator[Image.Image]:
+    """Read a file's header, and turn whatever goes wrong with the image into its reason.
+
+    Raises:
+        ImageError: If the file cannot be used.
+    """
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),  # of odd metadata, once for each image
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
             width, height = image.size
-            if width * height > self.max_pixels:
-                raise ImageError(f"{width}x{height} px is more than --max-pixels {self.max_pixels}")
-            return _to_rgb(ImageOps.exif_transpose(image) if self.exif else image)
+            if width * height > spec.max_pixels:
+                raise ImageError(f"{width}x{height} px is more than --max-pixels {spec.max_pixels}")
+            yield image
+    except (ImageError, MemoryError):  # the machine's fault is not the image's
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
+        raise ImageError(_reason(error)) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def upright_size(image: Image.Image, spec: ViewSpec) -> tuple[int, int]:
+    """Give width and height after EXIF orientation, px."""
+    turned = spec.exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    width, height = image.size
+    return (height, width) if turned else (width, height)
+
+
+def is_plain_jpeg(image: Image.Image, spec: ViewSpec) -> bool:
+    """Whether any JPEG library must see the same pixels: upright, gray or colour, 8 bits."""
+    is_upright = not spec.exif or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB by the module's rules.
+
+    Raises:
+        ImageError: If there is no rule for it.
+    """
     if image.mode == "F":
         raise ImageError("float images have no documented range")
     if image.mode.startswith("I"):
@@ -112,16 +193,32 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def pillow_name() -> str:
+    """Name the package that `PIL` comes from: pillow-simd's versions are Pillow's with a post."""
+    package = "pillow-simd" if ".post" in pillow_version else "pillow"
+    return f"{package} {pillow_version}"
+
+
+def _libjpeg() -> str:
+    turbo = features.version_feature("libjpeg_turbo")
+    return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+
+
+@functools.cache
+def _turbo_is_exact() -> bool:
+    """Whether simplejpeg's libjpeg-turbo and Pillow's JPEG library see the same pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, "JPEG", subsampling=subsampling)
+        theirs = np.asarray(Image.open(buffer))
+        if not np.array_equal(simplejpeg.decode_jpeg(buffer.getvalue(), "RGB"), theirs):
+            return False
+    return True
+
+
 def _reason(error: Exception) -> str:
     """Say on one line, and without memory addresses, why Pillow gave up."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def make_decoder(name: str, *, canvas_px: int, exif: bool, max_pixels: int) -> Decoder:
-    """Make the decoder that `--decoder` names."""
-    del name  # one decoder so far; BuildConfig has checked the name
-    # Our own cap is checked before pixels are allocated; Pillow's would warn or refuse below it.
-    Image.MAX_IMAGE_PIXELS = None
-    return PillowDecoder(canvas_px=canvas_px, exif=exif, max_pixels=max_pixels)

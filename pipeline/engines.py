@@ -79,7 +79,9 @@ def run_local(
     Raises:
         SrpError: If a worker process died.
     """
-    context = multiprocessing.get_context("spawn")
+    # A server that has loaded the decoders once forks every worker, of this build and the next.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
     counters = context.RawArray(c_int64, 1 + len(tasks))
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)) or 1,

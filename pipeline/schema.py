@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.crops import CropPlan, Pixels, original_crops, pad_glimpses
+from pipeline.crops import CropPlan, original_crops, pad_glimpses
 from pipeline.errors import VerificationError
+from pipeline.resample import Pixels
 
 ORIGINALS = "originals.npy"
 GLIMPSES = "glimpses.npy"

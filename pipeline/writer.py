@@ -41,22 +41,18 @@ def _write_tar(file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample]
     records = []
     position = 0
     for sample in samples:
-        crc32 = 0
-        for suffix, data in sample.members.items():
-            header = tar_header(f"{sample.key}.{suffix}", len(data))
-            for part in (header, data, bytes(tar_padding(len(data)))):
-                file.write(part)
-                digest.update(part)
-                crc32 = zlib.crc32(part, crc32)
+        data = _tar_sample(sample)
+        file.write(data)
+        digest.update(data)
         record = SampleRecord(
             key=sample.key,
             label=sample.label,
             offset=position,
-            sizes=tuple(len(data) for data in sample.members.values()),
-            crc32=crc32,
+            sizes=tuple(len(member) for member in sample.members.values()),
+            crc32=zlib.crc32(data),
         )
         records.append(record)
-        position += record.length
+        position += len(data)
     file.write(TAR_END)
     digest.update(TAR_END)
     return ShardRecord(
@@ -66,6 +62,20 @@ def _write_tar(file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample]
         sha256=digest.hexdigest(),
         samples=tuple(records),
     )
+
+
+def _tar_sample(sample: EncodedSample) -> bytes:
+    """Lay a sample's members out as they lie in the tar, so that it is written at once."""
+    parts = (
+        part
+        for suffix, data in sample.members.items()
+        for part in (
+            tar_header(f"{sample.key}.{suffix}", len(data)),
+            data,
+            bytes(tar_padding(len(data))),
+        )
+    )
+    return b"".join(parts)
 
 
 def sha256_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.build import BuildResult, build
 from pipeline.cli import main
 from pipeline.config import BuildConfig
-from pipeline.crops import Pixels
+from pipeline.resample import Pixels
 
 REPO = Path(__file__).resolve().parents[1]
 REAL_ARCHIVE = REPO.parent / "shared/data/imagenette2-224.tgz"

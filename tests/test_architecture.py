@@ -21,13 +21,14 @@ SEAM = {
     "pipeline.errors",
     "pipeline.manifest",
     "pipeline.reader",
+    "pipeline.resample",
     "pipeline.schema",
     "pipeline.shard",
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
-LATE_BACKENDS = {"pipeline.reader": {"webdataset"}}
+LATE_BACKENDS = {"pipeline.reader": {"webdataset"}, "pipeline.backends": {"pipeline"}}
 MAY_PRINT = {"pipeline.cli", "pipeline.terminal", "training.cli"}
 
 Imports = set[str]

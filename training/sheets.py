@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.crops import CropPlan, Pixels
+from pipeline.crops import CropPlan
 from pipeline.reader import IndexedReader
+from pipeline.resample import Pixels
 from training.data import Shards
 from training.figures import Run
 from training.model import candidate_indices

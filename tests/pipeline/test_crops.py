@@ -8,11 +8,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import crops
-from pipeline.crops import Box, CropPlan, Pixels, plan_crops
-from pipeline.decode import make_decoder
+from pipeline.crops import Box, CropPlan, plan_crops
+from pipeline.decode import PillowDecoder, Views, ViewSpec
 from pipeline.errors import ConfigError
+from pipeline.resample import Pixels
 
 SIZES = [(336, 224, 64), (168, 112, 21), (97, 64, 33), (75, 60, 60), (50, 50, 1)]
+
+
+def decode(data: bytes, plan: CropPlan) -> Views:
+    spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=10**8)
+    (views,) = PillowDecoder(spec).decode([data])
+    assert isinstance(views, Views)
+    return views
 
 
 def cut(canvas: Pixels, plan: CropPlan, *, glimpse_px: int) -> tuple[Pixels, Pixels]:
@@ -27,9 +35,8 @@ def assert_equal_to_torchvision(data: bytes, reference: Any, sizes: tuple[int, i
     canvas_px, crop_px, glimpse_px = sizes
     image = Image.open(io.BytesIO(data)).convert("RGB")
     expected = reference(image, canvas_size=canvas_px, crop_size=crop_px, glimpse_size=glimpse_px)
-    decoder = make_decoder("pillow", canvas_px=canvas_px, exif=True, max_pixels=10**8)
     plan = plan_crops("five", canvas_px=canvas_px, crop_px=crop_px)
-    got = cut(decoder.decode(data).canvas, plan, glimpse_px=glimpse_px)
+    got = cut(decode(data, plan).canvas, plan, glimpse_px=glimpse_px)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == np.uint8
@@ -70,9 +77,8 @@ def test_every_size_gives_torchvisions_five_crops(
 def test_the_whole_image_comes_first_and_is_the_canvas_resized_to_the_crop(jpeg: Any) -> None:
     from torchvision.transforms import Resize
 
-    decoder = make_decoder("pillow", canvas_px=168, exif=True, max_pixels=10**8)
-    canvas = decoder.decode(jpeg(1, width=300, height=200)).canvas
     whole_and_five = plan_crops("full+five", canvas_px=168, crop_px=112)
+    canvas = decode(jpeg(1, width=300, height=200), whole_and_five).canvas
     originals, _ = cut(canvas, whole_and_five, glimpse_px=32)
     five, _ = cut(canvas, plan_crops("five", canvas_px=168, crop_px=112), glimpse_px=32)
     whole = np.asarray(Resize((112, 112))(Image.fromarray(canvas)))

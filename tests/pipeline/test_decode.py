@@ -1,6 +1,8 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,27 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
 
-from pipeline.decode import Decoded, make_decoder
+from pipeline.crops import plan_crops
+from pipeline.decode import PillowDecoder, Views, ViewSpec
 from pipeline.errors import ImageError
 
 SIDE = 8
 
 
-def decode(data: bytes, *, exif: bool = True, max_pixels: int = 10**6) -> Decoded:
-    return make_decoder("pillow", canvas_px=SIDE, exif=exif, max_pixels=max_pixels).decode(data)
+def decode(
+    data: bytes,
+    *,
+    exif: bool = True,
+    max_pixels: int = 10**6,
+    draft: bool = False,
+    canvas_px: int = SIDE,
+) -> Views:
+    plan = plan_crops("five", canvas_px=canvas_px, crop_px=canvas_px)
+    spec = ViewSpec(plan=plan, glimpse_px=1, exif=exif, max_pixels=max_pixels, draft=draft)
+    (views,) = PillowDecoder(spec).decode([data])
+    if isinstance(views, ImageError):
+        raise views
+    return views
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -168,5 +183,10 @@ def test_the_first_picture_of_a_cameras_mpo_counts() -> None:
 
 
 def test_the_decoders_name_tells_which_libraries_decide_the_pixels() -> None:
-    name = make_decoder("pillow", canvas_px=8, exif=True, max_pixels=1).name
-    assert name.startswith(f"pillow {pillow_version}, libjpeg")
+    plan = plan_crops("five", canvas_px=8, crop_px=8)
+    spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=1)
+    name = PillowDecoder(spec).name
+    simd = "-simd" if ".post" in pillow_version else ""
+    assert name.startswith(f"pillow{simd} {pillow_version}, libjpeg")
+    assert name.endswith(f", simplejpeg {version('simplejpeg')}")
+    assert PillowDecoder(replace(spec, draft=True)).name == f"{name}, draft"

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import crops
-from pipeline.crops import Pixels, plan_crops
+from pipeline.crops import plan_crops
+from pipeline.resample import Pixels, resize
 from training import views
 from training.data import Batch
 
@@ -28,7 +29,7 @@ def cut(canvas: Pixels) -> Batch:
 
 def smooth_canvas(seed: int) -> Pixels:
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    return crops.resize(coarse, 48)
+    return resize(coarse, 48)
 
 
 def test_left_and_right_crops_change_places_and_the_others_stay() -> None:
