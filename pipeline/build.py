@@ -62,9 +62,10 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         SourceError: If the source cannot be used.
         RejectsError: If more images are unusable than allowed; nothing is published.
     """
-    views, backend = _view_spec(config), _backend(config)
+    views, backend = view_spec(config), _backend(config)
     spec = _data_spec(config, decoder=open_decoder(backend, views).name)
     require_source(config.source)
+    engines.start_server(("pipeline.worker", "pipeline.kernels"))
     with open_state(config.out) as state:
         source, images = _scan(config, state / SCRATCH_NAME, on_progress)
         listing = [(image.path, image.size) for split in images for image in images[split]]
@@ -107,7 +108,8 @@ def _describe(
     )
 
 
-def _view_spec(config: BuildConfig) -> ViewSpec:
+def view_spec(config: BuildConfig) -> ViewSpec:
+    """Say what the decoder of a build is asked for."""
     return ViewSpec(
         plan=plan_crops(config.candidates, canvas_px=config.canvas_size, crop_px=config.crop_size),
         glimpse_px=config.glimpse_size,

@@ -1,23 +1,33 @@
 """srp-data: images in, shards out. Options become configs; nothing is decided here."""
 
+import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.config import CANDIDATE_SETS, DECODERS, DEVICES, LAYOUTS, BuildConfig, SceneConfig
-from pipeline.terminal import BYTES, Commands, console, printable, progress_bars
+from pipeline.config import (
+    CANDIDATE_SETS,
+    DECODERS,
+    DEVICES,
+    LAYOUTS,
+    BenchConfig,
+    BuildConfig,
+    SceneConfig,
+)
+from pipeline.terminal import (
+    BYTES,
+    Commands,
+    console,
+    option,
+    printable,
+    progress_bars,
+    stages,
+)
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from pipeline.manifest import Manifest
-
-Command = TypeVar("Command", bound=Callable[..., object])
-
-STAGE_UNITS = {"reading the archive": BYTES, "checking finished shards": "shards/s"}
 
 
 @click.group(
@@ -30,46 +40,40 @@ def main() -> None:
     """Turn folders of images into WebDataset shards of crops and glimpses."""
 
 
-def _option(
-    name: str, default: object, text: str, kind: click.ParamType[Any] | None = None
-) -> Callable[[Command], Command]:
-    return click.option(name, default=default, show_default=True, help=text, type=kind)
-
-
 @main.command("build-shards")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@_option("--canvas-size", BuildConfig.canvas_size, "Side of the square canvas, px.")
-@_option("--crop-size", BuildConfig.crop_size, "Side of every crop, px.")
-@_option("--glimpse-size", BuildConfig.glimpse_size, "Side of a glimpse before padding, px.")
-@_option(
+@option("--canvas-size", BuildConfig.canvas_size, "Side of the square canvas, px.")
+@option("--crop-size", BuildConfig.crop_size, "Side of every crop, px.")
+@option("--glimpse-size", BuildConfig.glimpse_size, "Side of a glimpse before padding, px.")
+@option(
     "--candidates",
     BuildConfig.candidates,
     "The five crops, or the whole image and the five.",
     click.Choice(CANDIDATE_SETS),
 )
-@_option(
+@option(
     "--layout",
     BuildConfig.layout,
     "Store every crop, or the canvas once and cut on reading.",
     click.Choice(LAYOUTS),
 )
-@_option(
+@option(
     "--decoder", BuildConfig.decoder, "Library that decodes the images.", click.Choice(DECODERS)
 )
-@_option("--device", BuildConfig.device, "Where it decodes; gpu needs dali.", click.Choice(DEVICES))
-@_option(
+@option("--device", BuildConfig.device, "Where it decodes; gpu needs dali.", click.Choice(DEVICES))
+@option(
     "--draft/--no-draft",
     BuildConfig.draft,
     "Let libjpeg shrink large photos while decoding them: faster, not bit-exact.",
 )
-@_option("--exif/--no-exif", BuildConfig.exif, "Turn photos as their EXIF orientation says.")
-@_option(
+@option("--exif/--no-exif", BuildConfig.exif, "Turn photos as their EXIF orientation says.")
+@option(
     "--max-pixels",
     BuildConfig.max_pixels,
     "Largest image that is not rejected, px.",
 )
-@_option("--shard-mib", BuildConfig.shard_mib, "Largest size of a shard, MiB.")
+@option("--shard-mib", BuildConfig.shard_mib, "Largest size of a shard, MiB.")
 @click.option(
     "-j",
     "--workers",
@@ -78,8 +82,8 @@ def _option(
     help="Processes, each writing whole shards.",
 )
 @click.option("--limit", type=int, help="Images per split, drawn by the seed.  [default: all]")
-@_option("--seed", BuildConfig.seed, "Seed of the order of images.")
-@_option(
+@option("--seed", BuildConfig.seed, "Seed of the order of images.")
+@option(
     "--max-rejects",
     BuildConfig.max_rejects,
     "Unusable images that a build may leave out.",
@@ -94,7 +98,7 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
 
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
     with progress_bars("images/s") as bars:
-        result = build(config, on_progress=_stages(bars))
+        result = build(config, on_progress=stages(bars))
     for name in result.passed_over:
         _note(f"passed over {name}: a link, or not an image by its place and name")
     if result.reused:
@@ -131,7 +135,7 @@ def verify(shards: Path, workers: int) -> None:
     from pipeline.verify import verify as verify_shards
 
     with progress_bars("samples/s") as bars:
-        report = _stages(bars)
+        report = stages(bars)
         verdict = verify_shards(
             shards,
             workers=workers,
@@ -155,9 +159,9 @@ def verify(shards: Path, workers: int) -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG to write."
 )
-@_option("--split", "train", "Split to draw from.", click.Choice(("train", "val")))
-@_option("--rows", 6, "Samples to draw.", click.IntRange(1, 100))
-@_option("--seed", 0, "Seed of the draw.", click.IntRange(0))
+@option("--split", "train", "Split to draw from.", click.Choice(("train", "val")))
+@option("--rows", 6, "Samples to draw.", click.IntRange(1, 100))
+@option("--seed", 0, "Seed of the draw.", click.IntRange(0))
 def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
     """Draw a contact sheet of a few samples.
 
@@ -171,8 +175,8 @@ def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
 
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@_option("--train", SceneConfig.train, "Images of each class in train/.")
-@_option("--val", SceneConfig.val, "Images of each class in val/.")
+@option("--train", SceneConfig.train, "Images of each class in train/.")
+@option("--val", SceneConfig.val, "Images of each class in val/.")
 @click.option(
     "--size",
     "size_px",
@@ -180,7 +184,7 @@ def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
     show_default=True,
     help="Side of the square images, px.",
 )
-@_option("--seed", SceneConfig.seed, "Seed of everything that is drawn.")
+@option("--seed", SceneConfig.seed, "Seed of everything that is drawn.")
 def sample(out: Path, **options: int) -> None:
     """Draw the embedded data set.
 
@@ -190,11 +194,67 @@ def sample(out: Path, **options: int) -> None:
     from pipeline.scenes import draw_dataset
 
     with progress_bars("images/s") as bars:
-        report = _stages(bars)
+        report = stages(bars)
         num_images = draw_dataset(
             out, **options, on_progress=lambda done, total: report("drawing scenes", done, total)
         )
     click.echo(f"{num_images} images in {out}")
+
+
+@main.group(cls=Commands)
+def bench() -> None:
+    """Measure this machine: rates, ratios, and what is possible."""
+
+
+@bench.command("build")
+@click.argument("source", type=click.Path(path_type=Path))
+@option("--images", BenchConfig.images, "Images to measure on, drawn by the seed.")
+@option("--rounds", BenchConfig.rounds, "Turns of each contender; one more warms it up.")
+@click.option(
+    "-j",
+    "--workers",
+    default=BenchConfig.workers,
+    show_default="number of cores",
+    help="Processes of the builds that are measured beside those with one.",
+)
+@option("--canvas-size", BenchConfig.canvas_size, "Side of the square canvas, px.")
+@option("--crop-size", BenchConfig.crop_size, "Side of every crop, px.")
+@option("--glimpse-size", BenchConfig.glimpse_size, "Side of a glimpse, px.")
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    help="Python of another environment with srp, such as make simd's, to take turns with."
+    "  [default: none]",
+)
+@click.option(
+    "--json",
+    type=click.Path(path_type=Path),
+    help="File for the figures; - prints them in place of the table.  [default: none]",
+)
+@option("--seed", BenchConfig.seed, "Seed of the draw.")
+def bench_build(source: Path, **options: object) -> None:
+    """Compare decoders, and whole builds, with the limit.
+
+    SOURCE is a folder with train/ and val/ class folders, or a .tgz of one. Every contender has
+    its turn in every round, on one thread; the table holds medians.
+    """
+    from rich.console import Console
+
+    from pipeline import bench as benches
+    from pipeline.bench_build import bench_build as measure
+
+    config = BenchConfig(source=source, **options)  # type: ignore[arg-type]
+    with progress_bars("images/s") as bars:
+        rows, setting = measure(config, on_progress=stages(bars))
+    figures = json.dumps(benches.to_json(rows, setting=setting), indent=1)
+    if config.json == Path("-"):
+        click.echo(figures)
+        return
+    Console(width=max(100, console().width), markup=False, highlight=False).print(
+        benches.to_table(rows, unit="images/s")
+    )
+    if config.json:
+        config.json.write_text(f"{figures}\n", encoding="utf-8")
 
 
 @main.command()
@@ -216,23 +276,11 @@ def download(name: str, output: Path) -> None:
     from pipeline import imagenette
 
     with progress_bars(BYTES) as bars:
-        report = _stages(bars)
+        report = stages(bars)
         path = imagenette.download(
             name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
         )
     click.echo(str(path))
-
-
-def _stages(bars: "Progress") -> Callable[[str, int, int], None]:
-    """Show each stage of a command as a bar of its own."""
-    tasks: dict[str, TaskID] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, unit=STAGE_UNITS.get(stage))
-        bars.update(tasks[stage], completed=done, total=total)
-
-    return report
 
 
 def _note(text: str) -> None:

@@ -3,12 +3,13 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 
 CANDIDATE_SETS = ("five", "full+five")
 LAYOUTS = ("tensors", "canvas")
-DECODERS = ("pillow", "pillow-simd")
+DECODERS = ("pillow", "pillow-simd", "dali")
 DEVICES = ("cpu", "gpu")
 
 
@@ -124,3 +125,54 @@ class SceneConfig:
         ):
             if not floor <= value <= ceiling:
                 raise ConfigError(f"{option} must be {floor} to {ceiling}; got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """One `srp-data bench build` command.
+
+    Attributes:
+        source: As for a build.
+        images: Images that are measured, drawn by the seed.
+        rounds: Turns of each contender that count.
+        workers: Processes of the builds that are measured beside those with one.
+        canvas_size: Side of the square canvas, px.
+        crop_size: Side of every crop, px.
+        glimpse_size: Side of the glimpses, px.
+        beside: Python of another environment, whose decoders take turns with this one's.
+        json: File that the figures go to as well.
+        seed: Seed of the draw.
+    """
+
+    source: Path
+    images: int = 1000
+    rounds: int = 3
+    workers: int = os.cpu_count() or 1
+    canvas_size: int = BuildConfig.canvas_size
+    crop_size: int = BuildConfig.crop_size
+    glimpse_size: int = BuildConfig.glimpse_size
+    beside: Path | None = None
+    json: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is measured."""
+        for option, value in (
+            ("--images", self.images),
+            ("--rounds", self.rounds),
+        ):
+            if value < 1:
+                raise ConfigError(f"{option} must be at least 1; got {value}.")
+        self.build(source=self.source, out=Path(), decoder="pillow", workers=self.workers)
+
+    def build(self, *, source: Path, out: Path, **options: Any) -> BuildConfig:
+        """Make the build of these sizes."""
+        return BuildConfig(
+            source=source,
+            out=out,
+            canvas_size=self.canvas_size,
+            crop_size=self.crop_size,
+            glimpse_size=self.glimpse_size,
+            seed=self.seed,
+            **options,
+        )

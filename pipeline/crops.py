@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config import CANDIDATE_SETS
 from pipeline.errors import ConfigError
-from pipeline.resample import Pixels, gray, resize
+from pipeline.resample import Pixels, gray, is_exact, resize, resize_windows
 
 FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
 FULL = "full"
@@ -183,6 +183,34 @@ def glimpse(crop_CHW: Pixels, glimpse_px: int) -> Pixels:
 def glimpses(crops_CHW: Iterable[Pixels], glimpse_px: int) -> Pixels:
     """Make a glimpse of each crop, uint8 `(K, 1, s, s)`, not yet padded."""
     return np.stack([glimpse(crop_CHW, glimpse_px) for crop_CHW in crops_CHW])
+
+
+def canvas_glimpses(
+    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropPlan, glimpse_px: int
+) -> Pixels:
+    """Make a glimpse of every candidate, as `glimpses` does but several at a time.
+
+    Args:
+        canvas_HWC: Uint8 `(C, C, 3)`, RGB.
+        resized_RCHW: What `resized_crops` made of it.
+        plan: Where the crops lie.
+        glimpse_px: Side s of the glimpses, px.
+
+    Returns:
+        Uint8 `(K, 1, s, s)`, not yet padded.
+    """
+    if not is_exact():
+        crops = original_crops(canvas_HWC, resized_RCHW, plan, range(len(plan)))
+        return glimpses(crops, glimpse_px)
+    windows = [k for k in range(len(plan)) if plan.is_cut(k)]
+    corners = [(plan.boxes[k].x0, plan.boxes[k].y0) for k in windows]
+    small = np.empty((len(plan), 1, glimpse_px, glimpse_px), np.uint8)
+    colours = resize_windows(canvas_HWC, corners, crop_px=plan.crop_px, side_px=glimpse_px)
+    for k, colour in zip(windows, colours, strict=True):
+        small[k, 0] = gray(colour)
+    for k, crop_CHW in zip(plan.resized, resized_RCHW, strict=True):
+        small[k] = glimpse(crop_CHW, glimpse_px)
+    return small
 
 
 def pad_glimpses(glimpses_K1ss: Pixels, side_px: int) -> Pixels:

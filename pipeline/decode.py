@@ -26,7 +26,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
-from pipeline.crops import CropPlan, glimpses, original_crops, resized_crops
+from pipeline.crops import CropPlan, canvas_glimpses, resized_crops
 from pipeline.errors import ImageError
 from pipeline.resample import Pixels, is_exact, resize
 
@@ -96,7 +96,6 @@ class PillowDecoder:
         self._spec = spec
         # Our own cap is checked before pixels are allocated; Pillow's would warn or refuse below.
         Image.MAX_IMAGE_PIXELS = None
-        self._is_fast = is_exact() and _turbo_is_exact()
 
     @property
     def name(self) -> str:
@@ -120,7 +119,7 @@ class PillowDecoder:
 
     def _canvas(self, data: bytes, image: Image.Image) -> Pixels:
         side = self._spec.plan.canvas_px
-        if self._is_fast and not self._spec.draft and is_plain_jpeg(image, self._spec):
+        if not self._spec.draft and is_plain_jpeg(image, self._spec) and _is_fast():
             with contextlib.suppress(ValueError):  # then Pillow reads it, or says what is wrong
                 return resize(simplejpeg.decode_jpeg(data, "RGB"), side)
         if self._spec.draft:
@@ -132,11 +131,10 @@ class PillowDecoder:
 def views_of(canvas: Pixels, spec: ViewSpec, *, width: int, height: int) -> Views:
     """Cut a canvas into what shards hold of it."""
     resized = resized_crops(canvas, spec.plan)
-    crops = original_crops(canvas, resized, spec.plan, range(len(spec.plan)))
     return Views(
         canvas=canvas,
         resized=resized,
-        glimpses=glimpses(crops, spec.glimpse_px),
+        glimpses=canvas_glimpses(canvas, resized, spec.plan, spec.glimpse_px),
         width=width,
         height=height,
     )
@@ -202,6 +200,11 @@ def pillow_name() -> str:
 def _libjpeg() -> str:
     turbo = features.version_feature("libjpeg_turbo")
     return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+
+
+def _is_fast() -> bool:
+    """Whether the fast way gives this Pillow's pixels."""
+    return is_exact() and _turbo_is_exact()
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import Array, c_int64
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_end
 from typing import TypeVar
 
@@ -61,6 +62,16 @@ def _work_on(work: Callable[[Task], Result], number: int, task: Task) -> Result:
     return work(task)
 
 
+def start_server(modules: Sequence[str]) -> None:
+    """Start the process that workers are forked from; it loads what all of them need, once.
+
+    Call it early: it does so while the build lists the source. Later builds of this process use
+    the same server.
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+    forkserver.ensure_running()
+
+
 def run_local(
     work: Callable[[Task], Result],
     tasks: Sequence[Task],
@@ -79,9 +90,7 @@ def run_local(
     Raises:
         SrpError: If a worker process died.
     """
-    # A server that has loaded the decoders once forks every worker, of this build and the next.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
     counters = context.RawArray(c_int64, 1 + len(tasks))
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)) or 1,

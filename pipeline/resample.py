@@ -1,112 +1,25 @@
-"""Pillow's antialiased bilinear resize and its gray, bit for bit, at several times its speed.
+"""Resize and gray as the installed Pillow does them, at several times its speed where possible.
 
-Pillow resizes in two passes of 22-bit fixed-point sums over 8-bit pixels, rounding in between;
-the same integers added in the same order of passes give the same pixels. Here the inner loops
-run over neighbouring bytes, so that LLVM makes vector instructions of them.
-
-Source: Pillow's src/libImaging/Resample.c and Convert.c.
+`kernels` repeats Pillow's arithmetic; `is_exact` compares the two. Where they differ, because
+Pillow is older or is pillow-simd, Pillow does the work.
 """
 
 import functools
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 
-_BITS = 22  # Pillow's PRECISION_BITS: 8-bit pixels times these sum up within 32 bits
-_HALF = 1 << (_BITS - 1)
-_BLOCK = 16  # rows that are resized side by side across; 48 bytes fill vector registers
-
-# Numba's signatures: with them everything is compiled on import, once for each machine.
-_WEIGHTS = "Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)"
-_DOWN = "void(Array(uint8, 2, 'A', readonly=True), uint8[:, ::1])"
-_ACROSS = "void(Array(uint8, 3, 'A', readonly=True), uint8[:, :, ::1])"
-_LUMA = "void(Array(uint8, 3, 'A', readonly=True), uint8[:, ::1])"
-
-
-@numba.njit(_WEIGHTS, cache=True, nogil=True)
-def _triangle(num_in, num_out):  # type: ignore[no-untyped-def]
-    """Weigh the inputs of each output: first input, number of inputs, weights."""
-    scale = num_in / num_out
-    reach = max(scale, 1.0)
-    starts = np.empty(num_out, np.int32)
-    counts = np.empty(num_out, np.int32)
-    weights = np.zeros((num_out, int(np.ceil(reach)) * 2 + 1), np.int32)
-    shares = np.empty(weights.shape[1])
-    for o in range(num_out):
-        centre = (o + 0.5) * scale
-        start = max(int(centre - reach + 0.5), 0)
-        count = min(int(centre + reach + 0.5), num_in) - start
-        total = 0.0
-        for k in range(count):
-            shares[k] = max(1.0 - abs((k + start - centre + 0.5) * (1.0 / reach)), 0.0)
-            total += shares[k]
-        for k in range(count):
-            weights[o, k] = int(0.5 + shares[k] / total * (1 << _BITS))
-        starts[o] = start
-        counts[o] = count
-    return starts, counts, weights
-
-
-@numba.njit(_DOWN, cache=True, nogil=True)
-def _down(rows, out):  # type: ignore[no-untyped-def]
-    """Resize the first axis; the second holds whole rows of bytes."""
-    starts, counts, weights = _triangle(rows.shape[0], out.shape[0])
-    sums = np.empty(out.shape[1], np.int32)
-    for o in range(out.shape[0]):
-        sums[:] = _HALF
-        for k in range(counts[o]):
-            row = rows[starts[o] + k]
-            weight = weights[o, k]
-            for j in range(out.shape[1]):
-                sums[j] += np.int32(row[j]) * weight
-        for j in range(out.shape[1]):
-            out[o, j] = min(sums[j] >> _BITS, 255)
-
-
-@numba.njit(_ACROSS, cache=True, nogil=True)
-def _across(image, out):  # type: ignore[no-untyped-def]
-    """Resize the second axis of `(H, W, 3)`, turning a block of rows at a time on its side."""
-    starts, counts, weights = _triangle(image.shape[1], out.shape[1])
-    block = np.zeros((image.shape[1], 3 * _BLOCK), np.uint8)
-    sums = np.empty(3 * _BLOCK, np.int32)
-    for top in range(0, image.shape[0], _BLOCK):
-        num_rows = min(_BLOCK, image.shape[0] - top)
-        for y in range(num_rows):
-            for x in range(image.shape[1]):
-                block[x, 3 * y] = image[top + y, x, 0]
-                block[x, 3 * y + 1] = image[top + y, x, 1]
-                block[x, 3 * y + 2] = image[top + y, x, 2]
-        for o in range(out.shape[1]):
-            sums[:] = _HALF
-            for k in range(counts[o]):
-                weight = weights[o, k]
-                x = starts[o] + k
-                for j in range(3 * _BLOCK):
-                    sums[j] += np.int32(block[x, j]) * weight
-            for j in range(3 * _BLOCK):
-                sums[j] = min(sums[j] >> _BITS, 255)
-            for y in range(num_rows):
-                out[top + y, o, 0] = sums[3 * y]
-                out[top + y, o, 1] = sums[3 * y + 1]
-                out[top + y, o, 2] = sums[3 * y + 2]
-
-
-@numba.njit(_LUMA, cache=True, nogil=True)
-def _luma(image, out):  # type: ignore[no-untyped-def]
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
-            out[y, x] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-
 
 def gray(image_HWC: Pixels) -> Pixels:
     """Take Pillow's ITU-R 601-2 luma in integers, uint8 `(H, W)`."""
+    from pipeline import kernels
+
     luma_HW = np.empty(image_HWC.shape[:2], np.uint8)
-    _luma(image_HWC, luma_HW)
+    kernels.luma(image_HWC, luma_HW)
     return luma_HW
 
 
@@ -129,17 +42,40 @@ def resize(image_HWC: Pixels, side_px: int) -> Pixels:
 
 def resize_exactly(image_HWC: Pixels, side_px: int) -> Pixels:
     """Resize as Pillow 13 does, whatever Pillow is installed; arguments as for `resize`."""
+    from pipeline import kernels
+
     height, width, _ = image_HWC.shape
-    out_SS3 = np.empty((side_px, side_px, 3), np.uint8)
+    out = np.empty((side_px, 3 * side_px), np.uint8)
     if _goes_down_first(height, width, side_px):
-        narrow = np.empty((side_px, width, 3), np.uint8)
-        _down(np.ascontiguousarray(image_HWC).reshape(height, -1), narrow.reshape(side_px, -1))
-        _across(narrow, out_SS3)
+        low = np.empty((side_px, width, 3), np.uint8)
+        kernels.down(np.ascontiguousarray(image_HWC).reshape(height, -1), low.reshape(side_px, -1))
+        kernels.across(low, out)
     else:
-        narrow = np.empty((height, side_px, 3), np.uint8)
-        _across(image_HWC, narrow)
-        _down(narrow.reshape(height, -1), out_SS3.reshape(side_px, -1))
-    return out_SS3
+        narrow = np.empty((height, 3 * side_px), np.uint8)
+        kernels.across(image_HWC, narrow)
+        kernels.down(narrow, out)
+    return out.reshape(side_px, side_px, 3)
+
+
+def resize_windows(
+    canvas_HWC: Pixels, corners: Sequence[tuple[int, int]], *, crop_px: int, side_px: int
+) -> Pixels:
+    """Resize square windows of a canvas as `resize_exactly` does, several at a time.
+
+    Args:
+        canvas_HWC: Uint8 `(H, W, 3)`.
+        corners: Left and upper edge of each of K windows, px.
+        crop_px: Side of the windows, px.
+        side_px: Side that they get, px.
+
+    Returns:
+        Uint8 `(K, side, side, 3)`.
+    """
+    from pipeline import kernels
+
+    out = np.empty((len(corners), side_px, 3 * side_px), np.uint8)
+    kernels.windows(canvas_HWC, np.array(corners, np.int64).reshape(-1, 2), crop_px, out)
+    return out.reshape(len(corners), side_px, side_px, 3)
 
 
 def _goes_down_first(height: int, width: int, side_px: int) -> bool:

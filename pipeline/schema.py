@@ -27,6 +27,13 @@ META = "json"
 TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
 
+# Where a ustar header holds what differs between members; tarfile makes the rest.
+_NAME_BYTES = 100
+_SIZE = slice(124, 135)
+_CHECKSUM = slice(148, 154)
+_TEMPLATE = tarfile.TarInfo("").tobuf(format=tarfile.USTAR_FORMAT)
+_TEMPLATE_SUM = int(_TEMPLATE[_CHECKSUM], 8)
+
 
 def member_suffixes(layout: str, plan: CropPlan) -> tuple[str, ...]:
     """List a sample's members in the order in which they lie in the tar."""
@@ -108,11 +115,16 @@ class ShardSpec:
         return f"{self.split}-{self.index:06d}.tar"
 
 
-def encode_array(array: Pixels) -> bytes:
-    """Write an array as `.npy` bytes, C order, never pickled."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
+Member = tuple[bytes | memoryview, ...]
+"""A member's bytes in parts, so that pixels go to the file without being copied on the way."""
+
+
+def encode_array(array: Pixels) -> Member:
+    """Write an array as `.npy`, C order, never pickled: its header, and its own memory."""
+    header = io.BytesIO()
+    whole = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
+    return header.getvalue(), whole.reshape(-1).data
 
 
 def decode_array(data: bytes | memoryview, where: str) -> Pixels:
@@ -150,7 +162,7 @@ def encode_sample(
     meta: SampleMeta,
     plan: CropPlan,
     layout: str,
-) -> dict[str, bytes]:
+) -> dict[str, Member]:
     """Turn one image into its members, by suffix, in tar order.
 
     Args:
@@ -162,7 +174,7 @@ def encode_sample(
         plan: The K candidates.
         layout: `tensors` or `canvas`.
     """
-    members: dict[str, bytes] = {}
+    members: dict[str, Member] = {}
     if layout == "tensors":
         crops = original_crops(canvas, resized, plan, range(len(plan)))
         members[ORIGINALS] = encode_array(np.stack(crops))
@@ -172,8 +184,8 @@ def encode_sample(
         if plan.resized:
             members[RESIZED] = encode_array(resized)
         members[SMALL_GLIMPSES] = encode_array(glimpses)
-    members[LABEL] = str(label).encode()
-    members[META] = json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode()
+    members[LABEL] = (str(label).encode(),)
+    members[META] = (json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode(),)
     return members
 
 
@@ -248,11 +260,17 @@ def tar_header(name: str, size: int) -> bytes:
 
     Equal samples therefore give equal bytes, and a member's data always starts 512 bytes
     after its header.
+
+    Args:
+        name: At most 100 bytes of ASCII, which keys leave room for.
+        size: Of the member's data, bytes.
     """
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o644
-    return info.tobuf(format=tarfile.USTAR_FORMAT)
+    changed = (name.encode("ascii").ljust(_NAME_BYTES, b"\0"), b"%011o" % size)
+    # The checksum is the sum of the header's bytes; the template's has neither name nor size.
+    checksum = _TEMPLATE_SUM + sum(changed[0]) + sum(changed[1]) - sum(b"0" * 11)
+    header = bytearray(_TEMPLATE)
+    header[:_NAME_BYTES], header[_SIZE], header[_CHECKSUM] = *changed, b"%06o" % checksum
+    return bytes(header)
 
 
 def tar_padding(size: int) -> int:

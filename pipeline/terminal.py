@@ -6,8 +6,8 @@ Results go to stdout; progress and messages go to stderr.
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -15,11 +15,18 @@ from pipeline.errors import ConfigError, SrpError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 INTERRUPTED = 130
 BYTES = "MB/s"
 OWN_PACKAGES = ("", "pipeline", "training")
+STAGE_UNITS = {
+    "reading the archive": BYTES,
+    "checking finished shards": "shards/s",
+    "measuring": "turns/s",
+}
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class Commands(click.Group):
@@ -83,6 +90,13 @@ def _end(message: str, status: int) -> NoReturn:
 def printable(text: str) -> str:
     """Put a text that may hold file names on one line that any terminal can take."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def option(
+    name: str, default: object, text: str, kind: click.ParamType[Any] | None = None
+) -> Callable[[Command], Command]:
+    """Make an option that shows the default it takes from its config."""
+    return click.option(name, default=default, show_default=True, help=text, type=kind)
 
 
 def console() -> "Console":
@@ -149,3 +163,15 @@ def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progre
     finally:
         if bars.tasks:
             bars.stop()
+
+
+def stages(bars: "Progress") -> Callable[[str, int, int], None]:
+    """Show each stage of a command as a bar of its own."""
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, unit=STAGE_UNITS.get(stage))
+        bars.update(tasks[stage], completed=done, total=total)
+
+    return report

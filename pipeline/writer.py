@@ -1,14 +1,18 @@
 """Write one shard aside, and rename it into place when every byte is on the disk."""
 
 import hashlib
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from isal import isal_zlib
+
 from pipeline.durable import whole_file
-from pipeline.schema import TAR_END, ShardSpec, tar_header, tar_padding
+from pipeline.schema import TAR_END, Member, ShardSpec, tar_header, tar_padding
 from pipeline.shard import SampleRecord, ShardRecord
+
+# Parts below this are joined: a call for each would cost more than copying them.
+SMALL = 65536
 
 
 class EncodedSample(NamedTuple):
@@ -16,7 +20,7 @@ class EncodedSample(NamedTuple):
 
     key: str
     label: int
-    members: Mapping[str, bytes]
+    members: Mapping[str, Member]
 
 
 def write_shard(folder: Path, spec: ShardSpec, samples: Iterable[EncodedSample]) -> ShardRecord:
@@ -41,18 +45,20 @@ def _write_tar(file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample]
     records = []
     position = 0
     for sample in samples:
-        data = _tar_sample(sample)
-        file.write(data)
-        digest.update(data)
+        crc32 = 0
+        for part in _tar_parts(sample):
+            file.write(part)
+            digest.update(part)
+            crc32 = isal_zlib.crc32(part, crc32)
         record = SampleRecord(
             key=sample.key,
             label=sample.label,
             offset=position,
-            sizes=tuple(len(member) for member in sample.members.values()),
-            crc32=zlib.crc32(data),
+            sizes=tuple(_size(member) for member in sample.members.values()),
+            crc32=crc32,
         )
         records.append(record)
-        position += len(data)
+        position += record.length
     file.write(TAR_END)
     digest.update(TAR_END)
     return ShardRecord(
@@ -64,18 +70,25 @@ def _write_tar(file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample]
     )
 
 
-def _tar_sample(sample: EncodedSample) -> bytes:
-    """Lay a sample's members out as they lie in the tar, so that it is written at once."""
-    parts = (
-        part
-        for suffix, data in sample.members.items()
-        for part in (
-            tar_header(f"{sample.key}.{suffix}", len(data)),
-            data,
-            bytes(tar_padding(len(data))),
-        )
-    )
-    return b"".join(parts)
+def _tar_parts(sample: EncodedSample) -> Iterator[bytes | memoryview]:
+    """Lay a sample's members out as they lie in the tar; what is small comes in one piece."""
+    small = b""
+    for suffix, member in sample.members.items():
+        size = _size(member)
+        small += tar_header(f"{sample.key}.{suffix}", size)
+        for part in member:
+            if len(part) < SMALL:
+                small += part
+                continue
+            yield small
+            yield part
+            small = b""
+        small += bytes(tar_padding(size))
+    yield small
+
+
+def _size(member: Member) -> int:
+    return sum(len(part) for part in member)
 
 
 def sha256_of(path: Path) -> str:

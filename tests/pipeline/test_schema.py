@@ -32,7 +32,7 @@ def encode(layout: str, candidates: str = "full+five") -> tuple[dict[str, bytes]
         plan=plan,
         layout=layout,
     )
-    return members, plan
+    return {suffix: b"".join(member) for suffix, member in members.items()}, plan
 
 
 def decode(layout: str, members: dict[str, bytes], plan: CropPlan, **options: Any) -> Sample:
@@ -102,7 +102,7 @@ def test_crops_of_a_canvas_are_views_on_its_bytes() -> None:
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 255))
 def test_arrays_come_back_as_they_were(shape: list[int], value: int) -> None:
     array = np.full(shape, value, np.uint8)
-    decoded = decode_array(encode_array(array), "HERE")
+    decoded = decode_array(b"".join(encode_array(array)), "HERE")
     np.testing.assert_array_equal(decoded, array)
     assert decoded.dtype == np.uint8
 
@@ -186,3 +186,15 @@ def test_tar_headers_have_fixed_metadata_and_one_block(size: int) -> None:
     assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
     assert (info.mode, info.type) == (0o644, tarfile.REGTYPE)
     assert (size + schema.tar_padding(size)) % schema.TAR_BLOCK == 0
+
+
+@given(
+    name=st.text("abc/-_.XYZ0123456789", min_size=1, max_size=100).filter(
+        lambda name: not name.endswith("/")
+    ),
+    size=st.integers(0, 8**11 - 1),
+)
+def test_a_tar_header_is_the_one_that_tarfile_makes(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert schema.tar_header(name, size) == info.tobuf(format=tarfile.USTAR_FORMAT)

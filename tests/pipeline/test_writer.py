@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.schema import ShardSpec
-from pipeline.writer import EncodedSample, sha256_of, write_shard
+from pipeline.writer import SMALL, EncodedSample, sha256_of, write_shard
 
-SPEC = ShardSpec(split="train", index=3, keys=("a", "c/b"))
+SPEC = ShardSpec(split="train", index=3, keys=("a", "c/b", "d"))
 SAMPLES = [
-    EncodedSample("a", 0, {"x.npy": b"x" * 700, "cls": b"0"}),
-    EncodedSample("c/b", 1, {"x.npy": b"", "cls": b"1"}),
+    EncodedSample("a", 0, {"x.npy": (b"head", memoryview(b"x" * 700)), "cls": (b"0",)}),
+    EncodedSample("c/b", 1, {"x.npy": (b"",), "cls": (b"1",)}),
+    EncodedSample("d", 1, {"x.npy": (b"h", memoryview(b"y" * SMALL)), "cls": (b"1",)}),
 ]
 
 
@@ -27,21 +28,23 @@ def test_the_record_is_of_the_very_bytes_in_the_file(tmp_path: Path) -> None:
         extents = sample.extents()
         for member in written.members.values():
             extent = next(extents)
-            assert data[extent.offset :][: extent.size] == member
+            assert data[extent.offset :][: extent.size] == b"".join(member)
 
 
 def test_a_shard_is_a_plain_tar_with_fixed_metadata(tmp_path: Path) -> None:
     write_shard(tmp_path, SPEC, SAMPLES)
     with tarfile.open(tmp_path / SPEC.name, "r:") as tar:
         members = tar.getmembers()
-        assert [info.name for info in members] == ["a.x.npy", "a.cls", "c/b.x.npy", "c/b.cls"]
+        assert [info.name for info in members] == [
+            f"{sample.key}.{suffix}" for sample in SAMPLES for suffix in ("x.npy", "cls")
+        ]
         for info in members:
             assert (info.mtime, info.uid, info.gid, info.mode) == (0, 0, 0, 0o644)
             assert (info.uname, info.gname, info.pax_headers) == ("", "", {})
             assert info.isreg()
         file = tar.extractfile("a.x.npy")
         assert isinstance(file, io.BufferedReader)
-        assert file.read() == b"x" * 700
+        assert file.read() == b"head" + b"x" * 700
 
 
 def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:

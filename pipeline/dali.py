@@ -1,0 +1,281 @@
+"""NVIDIA DALI as a decoder; the only file that imports it.
+
+On the CPU, DALI decodes plain JPEGs, which it does bit for bit as Pillow, and `crops` does the
+rest. On the GPU all is done there: decoding, the resize, the crops and the glimpses.
+
+Pillow opens every header and keeps the rules, so they are the same for every decoder: what is
+not a plain and sound JPEG, and what DALI cannot read, Pillow decodes or refuses by its reason.
+"""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import math as dali_math
+from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined] # its own stub lacks it
+
+from pipeline.crops import Box
+from pipeline.decode import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
+from pipeline.errors import ConfigError, ImageError
+from pipeline.jpeg import is_sound
+from pipeline.resample import Pixels, resize
+
+BATCH = 32  # more is no faster on the CPU, and a batch of large photos must fit
+
+# Gray as Pillow has it; the weights are exact in 32-bit floats.
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+# DALI resizes in floats that are off by up to 0.002, and Pillow rounds halves up.
+HALF_UP = 1 / 1024
+
+Node = Any  # DALI's nodes have no types
+Size = tuple[int, int]
+
+
+class DaliDecoder:
+    """Decodes batches, one ahead of the images that are asked for.
+
+    Args:
+        spec: What is asked for.
+        device: `cpu` or `gpu`.
+        num_threads: DALI's own threads.
+
+    Raises:
+        ConfigError: If there is no GPU where one is asked for.
+    """
+
+    def __init__(self, spec: ViewSpec, *, device: str, num_threads: int) -> None:
+        if device == "gpu" and not GetCUDADeviceCount():
+            raise ConfigError(
+                "--device gpu needs an NVIDIA GPU and its driver; got none. Use --device cpu."
+            )
+        self._spec = spec
+        self._device = device
+        self._num_threads = num_threads
+        self._pillow = PillowDecoder(spec)
+        self._pipeline: Any = None
+
+    @property
+    def name(self) -> str:
+        """DALI's version and device, then who decodes what is not a plain JPEG."""
+        return f"dali {version('nvidia-dali-cuda130')} on {self._device}, {self._pillow.name}"
+
+    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
+        """Decode a batch while the views of the one before are written."""
+        with ThreadPoolExecutor(1) as thread:
+            ahead: deque[Any] = deque()
+            for batch in _batches(files):
+                ahead.append(thread.submit(self._decode_batch, batch))
+                if len(ahead) > 1:
+                    yield from ahead.popleft().result()
+            for future in ahead:
+                yield from future.result()
+
+    def _decode_batch(self, files: Sequence[bytes]) -> list[Views | ImageError]:
+        sizes = {number: self._plain_size(data) for number, data in enumerate(files)}
+        plain = {number: size for number, size in sizes.items() if size}
+        found = self._run_or_halve([files[number] for number in plain], list(plain.values()))
+        by_number = dict(zip(plain, found, strict=True))
+        return [
+            by_number.get(number) or next(self._pillow.decode([data]))
+            for number, data in enumerate(files)
+        ]
+
+    def _plain_size(self, data: bytes) -> Size | None:
+        """Read the width and height of a file that DALI may have."""
+        try:
+            with opened(data, self._spec) as image:
+                return image.size if is_plain_jpeg(image, self._spec) and is_sound(data) else None
+        except ImageError:
+            return None  # Pillow says why
+
+    def _run_or_halve(self, files: list[bytes], sizes: list[Size]) -> list[Views | None]:
+        """Decode what can be; DALI fails a batch for one image, and seldom says which."""
+        if not files:
+            return []
+        try:
+            return list(self._run(files, sizes))
+        except RuntimeError:
+            self._pipeline = None
+            if len(files) == 1:
+                return [None]
+            half = len(files) // 2
+            first = self._run_or_halve(files[:half], sizes[:half])
+            return first + self._run_or_halve(files[half:], sizes[half:])
+
+    def _run(self, files: list[bytes], sizes: list[Size]) -> list[Views]:
+        data = [np.frombuffer(file, np.uint8) for file in files]
+        if self._pipeline is None:
+            graph = view_graph(self._spec, "gpu") if self._device == "gpu" else _decode_graph
+            self._pipeline = make_pipeline(
+                graph, device=self._device, num_threads=self._num_threads
+            )
+        if self._device == "gpu":
+            edges = edge_weights(sizes, self._spec.plan.canvas_px)
+            return views_from(
+                self._pipeline.run(data=data, edges=edges), sizes, self._spec.plan.crop_px
+            )
+        (images,) = self._pipeline.run(data=data)
+        return [self._views(np.asarray(images[number]), size) for number, size in enumerate(sizes)]
+
+    def _views(self, rgb: Pixels, size: Size) -> Views:
+        canvas = resize(rgb, self._spec.plan.canvas_px)
+        return views_of(canvas, self._spec, width=size[0], height=size[1])
+
+
+def _batches(files: Iterable[bytes]) -> Iterator[list[bytes]]:
+    remaining = iter(files)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield batch
+
+
+def make_pipeline(graph: Callable[[], Any], *, device: str, num_threads: int) -> Any:
+    """Build a pipeline that runs one batch when told to."""
+    pipeline = pipeline_def(graph)(
+        batch_size=BATCH,
+        num_threads=num_threads,
+        device_id=0 if device == "gpu" else None,
+        prefetch_queue_depth=1,
+    )
+    pipeline.build()
+    return pipeline
+
+
+def _decode_graph() -> Node:
+    data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+    return _decoded(data, "cpu")
+
+
+def _decoded(data: Node, device: str) -> Node:
+    # Orientation stays with Pillow: DALI knows EXIF's alone, and crashes on a file with two.
+    options = {"output_type": types.RGB, "adjust_orientation": False, "use_fast_idct": False}
+    if device == "gpu":
+        # The hardware's share of a batch would decide which pixels an image gets.
+        options |= {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0}
+    return fn.decoders.image(data, **options)
+
+
+def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
+    """Define everything from bytes to views on one device.
+
+    Its inputs are `data`, files, and `edges`, what `edge_weights` gives for them. Its outputs
+    are the canvas `(C, C, 3)`, the candidates that are not windows `(R, c, c, 3)`, if any, and
+    the glimpses `(K, s, s, 1)`.
+    """
+    plan = spec.plan
+
+    def graph() -> tuple[Node, ...]:
+        data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+        edges = fn.external_source(name="edges", dtype=types.FLOAT, ndim=1)
+        edges = edges.gpu() if device == "gpu" else edges
+        image = _decoded(data, device)
+        canvas = _resized(image, plan.canvas_px, edges[0], edges[1], device)
+        crops = [_crop(canvas, box, plan.crop_px, device) for box in plan.boxes]
+        resized = [crops[k] for k in plan.resized]
+        edge = edge_weight(plan.crop_px, spec.glimpse_px)
+        stacked = fn.stack(*crops, axis_name="F")
+        colours = _resized(stacked, spec.glimpse_px, edge, edge, device, axes=(2, 1))
+        luma = fn.coord_transform(colours, M=list(LUMA), T=[0.5], dtype=types.FLOAT)
+        gray = fn.cast(dali_math.floor(luma), dtype=types.UINT8)
+        return (canvas, *([fn.stack(*resized)] if resized else []), gray)
+
+    return graph
+
+
+def _crop(canvas: Node, box: Box, crop_px: int, device: str) -> Node:
+    window = canvas[box.y0 : box.y1, box.x0 : box.x1]
+    across, down = (edge_weight(n, crop_px) for n in (box.x1 - box.x0, box.y1 - box.y0))
+    is_window = (box.x1 - box.x0, box.y1 - box.y0) == (crop_px, crop_px)
+    return window if is_window else _resized(window, crop_px, across, down, device)
+
+
+def _resized(
+    image: Node,
+    side_px: int,
+    across: Node,
+    down: Node,
+    device: str,
+    *,
+    axes: tuple[int, int] = (1, 0),
+) -> Node:
+    """Resize as Pillow: across and then down, rounding in between.
+
+    Args:
+        image: `(H, W, 3)`, or frames of it.
+        side_px: Side of the square, px.
+        across: Edge weight of the width.
+        down: Edge weight of the height.
+        device: `cpu` or `gpu`.
+        axes: Which ones are width and height.
+    """
+    narrow = _one_pass(image, axes[0], side_px, across, device, axes)
+    return _one_pass(narrow, axes[1], side_px, down, device, axes)
+
+
+def _one_pass(
+    image: Node, axis: int, side_px: int, edge: Node, device: str, axes: tuple[int, int]
+) -> Node:
+    size = image.shape(dtype=types.FLOAT)
+    width, height = (side_px if axis == other else size[other] for other in axes)
+    smooth = fn.resize(
+        image,
+        resize_x=width,
+        resize_y=height,
+        interp_type=types.INTERP_TRIANGULAR,
+        antialias=True,
+        dtype=types.FLOAT,
+    )
+    before = (slice(None),) * axis
+    first, last = image[(*before, slice(0, 1))], image[(*before, slice(-1, None))]
+    shape = [1] * (axes[0] + 2)
+    shape[axis] = side_px
+    ends = np.eye(side_px, dtype=np.float32)
+    at_start, at_end = (
+        types.Constant(end.reshape(shape), device=device) * edge for end in (ends[0], ends[-1])
+    )
+    unpadded = smooth + at_start * (smooth - first) + at_end * (smooth - last)
+    return fn.cast(unpadded + HALF_UP, dtype=types.UINT8)
+
+
+def edge_weight(num_in: int, num_out: int) -> float:
+    """Weigh the edge pixel that must come off the first and the last output of a pass.
+
+    Where it shrinks, DALI repeats the edge pixel beyond the edge, and Pillow leaves those taps
+    out: with a share r of repeated pixels, Pillow's value is DALI's plus r / (1 - r) times its
+    distance from the edge pixel.
+    """
+    scale = num_in / num_out
+    if scale <= 1:
+        return 0.0
+    taps = np.arange(-2 * math.ceil(scale) - 2, 2 * math.ceil(scale) + 2)
+    weights = np.maximum(0, 1 - np.abs((taps + 0.5 - scale / 2) / scale))
+    repeated = float(weights[taps < 0].sum() / weights.sum())
+    return repeated / (1 - repeated)
+
+
+def edge_weights(sizes: Sequence[Size], side_px: int) -> list[npt.NDArray[np.float32]]:
+    """Give `edge_weight` of each image's width and height, float32 `(2,)`."""
+    return [np.array([edge_weight(n, side_px) for n in size], np.float32) for size in sizes]
+
+
+def views_from(outputs: Sequence[Any], sizes: Sequence[Size], crop_px: int) -> list[Views]:
+    """Bring what `view_graph` put out to the CPU."""
+    canvases, *resized, grays = (np.asarray(out.as_cpu().as_tensor()) for out in outputs)
+    none = np.empty((len(sizes), 0, 3, crop_px, crop_px), np.uint8)
+    resized_RCHW = resized[0].transpose(0, 1, 4, 2, 3) if resized else none
+    return [
+        Views(
+            canvas=canvases[number],
+            resized=resized_RCHW[number],
+            glimpses=grays[number].transpose(0, 3, 1, 2),
+            width=width,
+            height=height,
+        )
+        for number, (width, height) in enumerate(sizes)
+    ]

@@ -1,0 +1,139 @@
+"""Pillow's antialiased bilinear resize and its gray, compiled to vector instructions.
+
+Pillow resizes in two passes of 22-bit fixed-point sums over 8-bit pixels, rounding in between;
+the same integers added in the same order give the same pixels. Here the inner loops run over
+neighbouring bytes, which LLVM turns into vector instructions. Numba keeps what it compiled beside
+this file, as Python does with its own bytecode.
+
+Importing numba takes a second, so `resample` imports this when the first image is resized.
+
+Source: Pillow's src/libImaging/Resample.c and Convert.c.
+"""
+
+import numba
+import numpy as np
+
+_BITS = 22  # Pillow's PRECISION_BITS: 8-bit pixels times these sum up within 32 bits
+_HALF = 1 << (_BITS - 1)
+_BLOCK = 16  # rows that are resized side by side across; 48 bytes fill vector registers
+
+# Numba's signatures: with them everything is compiled on import, once for each machine.
+_WEIGHTS = "Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)"
+_DOWN = "void(Array(uint8, 2, 'A', readonly=True), uint8[:, ::1])"
+_TURN = "void(Array(uint8, 3, 'A', readonly=True), int64, int64, uint8[:, ::1])"
+_NARROW = (
+    "void(uint8[:, ::1], int64, int64, int64,"
+    " Tuple((int32[::1], int32[::1], int32[:, ::1])), uint8[:, ::1])"
+)
+_ACROSS = "void(Array(uint8, 3, 'A', readonly=True), uint8[:, ::1])"
+_WINDOWS = "void(Array(uint8, 3, 'A', readonly=True), int64[:, ::1], int64, uint8[:, :, ::1])"
+_LUMA = "void(Array(uint8, 3, 'A', readonly=True), uint8[:, ::1])"
+
+
+@numba.njit(_WEIGHTS, cache=True, nogil=True)
+def triangle_weights(num_in, num_out):  # type: ignore[no-untyped-def]
+    """Weigh the inputs of each output: first input, number of inputs, weights."""
+    scale = num_in / num_out
+    reach = max(scale, 1.0)
+    starts = np.empty(num_out, np.int32)
+    counts = np.empty(num_out, np.int32)
+    weights = np.zeros((num_out, int(np.ceil(reach)) * 2 + 1), np.int32)
+    shares = np.empty(weights.shape[1])
+    for o in range(num_out):
+        centre = (o + 0.5) * scale
+        start = max(int(centre - reach + 0.5), 0)
+        count = min(int(centre + reach + 0.5), num_in) - start
+        total = 0.0
+        for k in range(count):
+            shares[k] = max(1.0 - abs((k + start - centre + 0.5) * (1.0 / reach)), 0.0)
+            total += shares[k]
+        for k in range(count):
+            weights[o, k] = int(0.5 + shares[k] / total * (1 << _BITS))
+        starts[o] = start
+        counts[o] = count
+    return starts, counts, weights
+
+
+@numba.njit(_DOWN, cache=True, nogil=True)
+def down(rows, out):  # type: ignore[no-untyped-def]
+    """Resize the first axis; the second holds whole rows of bytes."""
+    starts, counts, weights = triangle_weights(rows.shape[0], out.shape[0])
+    sums = np.empty(out.shape[1], np.int32)
+    for o in range(out.shape[0]):
+        sums[:] = _HALF
+        for k in range(counts[o]):
+            row = rows[starts[o] + k]
+            weight = weights[o, k]
+            for j in range(out.shape[1]):
+                sums[j] += np.int32(row[j]) * weight
+        for j in range(out.shape[1]):
+            out[o, j] = min(sums[j] >> _BITS, 255)
+
+
+@numba.njit(_TURN, cache=True, nogil=True)
+def _turn(image, top, num_rows, block):  # type: ignore[no-untyped-def]
+    """Lay a few rows of `(H, W, 3)` on their side, so that a column's bytes are neighbours."""
+    for y in range(num_rows):
+        for x in range(image.shape[1]):
+            block[x, 3 * y] = image[top + y, x, 0]
+            block[x, 3 * y + 1] = image[top + y, x, 1]
+            block[x, 3 * y + 2] = image[top + y, x, 2]
+
+
+@numba.njit(_NARROW, cache=True, nogil=True)
+def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped-def]
+    """Resize some rows of a turned block across, and put them upright again, `(rows, 3 W)`."""
+    starts, counts, weights = triangle
+    sums = np.empty(3 * _BLOCK, np.int32)
+    for o in range(len(starts)):
+        sums[:] = _HALF
+        for k in range(counts[o]):
+            weight = weights[o, k]
+            x = left + starts[o] + k
+            for j in range(3 * _BLOCK):
+                sums[j] += np.int32(block[x, j]) * weight
+        for j in range(3 * _BLOCK):
+            sums[j] = min(sums[j] >> _BITS, 255)
+        for y in range(first, last):
+            out[y - first, 3 * o] = sums[3 * y]
+            out[y - first, 3 * o + 1] = sums[3 * y + 1]
+            out[y - first, 3 * o + 2] = sums[3 * y + 2]
+
+
+@numba.njit(_ACROSS, cache=True, nogil=True)
+def across(image, out):  # type: ignore[no-untyped-def]
+    """Resize the second axis of `(H, W, 3)` to rows of bytes, `(H, 3 S)`."""
+    triangle = triangle_weights(image.shape[1], out.shape[1] // 3)
+    block = np.zeros((image.shape[1], 3 * _BLOCK), np.uint8)
+    for top in range(0, image.shape[0], _BLOCK):
+        num_rows = min(_BLOCK, image.shape[0] - top)
+        _turn(image, top, num_rows, block)
+        _narrow(block, 0, 0, num_rows, triangle, out[top : top + num_rows])
+
+
+@numba.njit(_WINDOWS, cache=True, nogil=True)
+def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
+    """Resize windows of one image, turning each of its rows once for all of them."""
+    triangle = triangle_weights(crop_px, out.shape[1])
+    block = np.zeros((canvas.shape[1], 3 * _BLOCK), np.uint8)
+    narrow = np.empty((len(corners), crop_px, 3 * out.shape[1]), np.uint8)
+    for top in range(0, canvas.shape[0], _BLOCK):
+        num_rows = min(_BLOCK, canvas.shape[0] - top)
+        _turn(canvas, top, num_rows, block)
+        for k in range(len(corners)):
+            left, upper = corners[k, 0], corners[k, 1]
+            first, last = max(upper - top, 0), min(upper + crop_px - top, num_rows)
+            if first < last:
+                rows = narrow[k, top + first - upper : top + last - upper]
+                _narrow(block, left, first, last, triangle, rows)
+    for k in range(len(corners)):
+        down(narrow[k], out[k])
+
+
+@numba.njit(_LUMA, cache=True, nogil=True)
+def luma(image, out):  # type: ignore[no-untyped-def]
+    """Weigh the colours of `(H, W, 3)` to gray, `(H, W)`."""
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
+            out[y, x] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
