@@ -1,9 +1,10 @@
 # Two commands do everything on a machine with Python and make: `make reproduce`, `make test`.
+# `make simd` and `make gpu-check` try the decoders that other environments and machines have.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: reproduce test lint format
+.PHONY: reproduce test lint format simd gpu-check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,7 +27,27 @@ SCENES_smoke := --train 40 --val 10
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dali,dev]'
+	touch $@
+
+# pillow-simd provides PIL as Pillow does, so it gets an environment of its own, without torch.
+SIMD := .venv-simd/bin
+SIMD_READY := .venv-simd/.ready
+PILLOW_SIMD := pillow-simd==12.1.1.post0
+# In CC and not in CFLAGS, which would replace -O3. Without AVX2 it still uses SSE4.
+SIMD_CC ?= cc $(shell grep -qs avx2 /proc/cpuinfo && echo -mavx2)
+
+$(SIMD_READY): pyproject.toml constraints.txt
+	@$(PYTHON) -m venv --clear .venv-simd
+	$(SIMD)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(SIMD)/uv pip install --quiet --python $(SIMD)/python -c constraints.txt \
+	  --excludes <(echo pillow) -e . hypothesis pytest
+	# A wheel in uv's cache may be one for another CPU.
+	CC='$(SIMD_CC)' $(SIMD)/uv pip install --quiet --python $(SIMD)/python --no-cache --no-deps \
+	  -C jpeg=enable -C zlib=enable -C freetype=enable $(PILLOW_SIMD) || {
+	  echo "error: pillow-simd needs a C compiler and headers:" \
+	    "apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libfreetype-dev" >&2; exit 2; }
+	$(SIMD)/python -c 'import PIL; assert ".post" in PIL.__version__, PIL.__version__'
 	touch $@
 
 # Images -> shards -> training -> report. Every part goes on where an earlier call stopped.
@@ -67,6 +88,26 @@ reproduce: $(READY)
 
 test: lint
 	@$(BIN)/python -m pytest
+
+# Images for the benches: DATA, or drawn scenes.
+define BENCH_DATA
+data='$(DATA)'
+if [[ -z "$$data" ]]; then
+  data='$(WORK)/data/drawn-bench'
+  [[ -d "$$data" ]] || $(BIN)/srp-data sample "$$data" --train 100 --val 2
+fi
+endef
+
+simd: $(READY) $(SIMD_READY)
+	@$(SIMD)/python -m pytest tests/pipeline
+	$(BENCH_DATA)
+	$(BIN)/srp-data bench build "$$data" --beside $(SIMD)/python
+
+gpu-check: $(READY)
+	@nvidia-smi -L || { echo "error: make gpu-check needs an NVIDIA GPU and its driver." >&2; exit 2; }
+	$(BIN)/python -m pytest -m gpu
+	$(BENCH_DATA)
+	$(BIN)/srp-data bench build "$$data"
 
 lint: $(READY)
 	@$(BIN)/ruff check .

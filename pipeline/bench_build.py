@@ -10,7 +10,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,15 @@ from pipeline.bench import Contender, Difference, Row
 from pipeline.build import build, view_spec
 from pipeline.config import BenchConfig
 from pipeline.crops import cut
-from pipeline.decode import FORMATS, Decoder, Views, ViewSpec, pillow_name
+from pipeline.decode import (
+    FORMATS,
+    Decoder,
+    Views,
+    ViewSpec,
+    is_plain_jpeg,
+    opened,
+    pillow_name,
+)
 from pipeline.errors import ConfigError, ImageError, SourceError
 from pipeline.plan import select
 from pipeline.resample import Pixels, gray, is_exact, resize_exactly
@@ -64,8 +72,8 @@ def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
         SourceError: If the source cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
-        images = _gather(config, Path(scratch), on_progress)
-        spec = view_spec(config.build(source=images.tree, out=Path(scratch)))
+        spec = view_spec(config.build(source=config.source, out=Path(scratch)))
+        images = _gather(config, spec, Path(scratch), on_progress)
         contenders = [
             *_predecessor(images.files, spec),
             *_limits(images.files, spec),
@@ -73,8 +81,7 @@ def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
         ]
         if config.beside:
             known = {contender.name for contender in contenders}
-            others = _beside(config, images.tree, config.beside)
-            contenders += [other for other in others if other.name not in known]
+            contenders += _beside(config, images.tree, config.beside, known)
         rows = bench.interleave(
             contenders,
             rounds=config.rounds,
@@ -95,17 +102,18 @@ def _setting(config: BenchConfig, images: _Images) -> dict[str, Any]:
     }
 
 
-def _gather(config: BenchConfig, scratch: Path, on_progress: Progress) -> _Images:
+def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, on_progress: Progress) -> _Images:
     """Copy some usable images to a folder of their own, one of each class into `val/`."""
     source = open_source(config.source, scratch=scratch / "archive", on_progress=on_progress)
+    both = [image for members in source.images.values() for image in members]
     tree = scratch / "images"
     files: list[bytes] = []
     of_class: dict[str, int] = {}
-    for image in select(source.images["train"], seed=config.seed, limit=None):
+    for image in select(both, seed=config.seed, limit=None):
         if len(files) == config.images:
             break
         data = image.read()
-        if not _is_jpeg(data):
+        if not _is_for_all(data, spec):
             continue
         number = of_class.get(image.class_name, 0)
         of_class[image.class_name] = number + 1
@@ -115,19 +123,20 @@ def _gather(config: BenchConfig, scratch: Path, on_progress: Progress) -> _Image
         files.append(data)
     if min(of_class.values(), default=0) < 2:
         raise SourceError(
-            f"a bench must find at least two JPEGs in each class of train/; got {len(files)} in "
+            f"a bench must find at least two upright RGB JPEGs in each class; got {len(files)} in "
             f"{len(of_class)} classes of {config.source}. Raise --images, or name another source."
         )
     (scratch / "archive").unlink(missing_ok=True)
     return _Images(files, tree)
 
 
-def _is_jpeg(data: bytes) -> bool:
-    """Whether every contender can read the file; a mode that one lacks would favour it."""
+def _is_for_all(data: bytes, spec: ViewSpec) -> bool:
+    """Whether all contenders see the same picture; a file that one lacks would favour it."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.format == "JPEG" and image.mode == "RGB"
-    except OSError:
+        with opened(data, spec) as image:
+            is_plain = is_plain_jpeg(image, spec) and image.mode == "RGB"
+            return is_plain and bool(simplejpeg.decode_jpeg(data, "RGB").size)
+    except ImageError:
         return False
 
 
@@ -247,40 +256,51 @@ def _differences(
     }
 
 
-def _beside(config: BenchConfig, tree: Path, python: Path) -> Iterator[Contender]:
-    """Give the decoders of another environment their turns, by its own bench."""
-    sizes = {
+def _beside(
+    config: BenchConfig, tree: Path, python: Path, known: Collection[str]
+) -> Iterator[Contender]:
+    """Give what only another environment can measure its turns, by that one's own bench."""
+    latest = _rows_of(config, tree, python)
+    others = [row for name, row in latest.items() if name not in known]
+
+    def measure(name: str, *, is_first: bool) -> float:
+        if is_first:
+            latest.update(_rows_of(config, tree, python))
+        return latest[name].median
+
+    for row in others:
+        yield Contender(
+            name=row.name,
+            measure=partial(measure, row.name, is_first=row is others[0]),
+            against=row.against,
+            differences=row.differences,
+        )
+
+
+def _rows_of(config: BenchConfig, tree: Path, python: Path) -> dict[str, Row]:
+    """Run the bench of another environment once, on the same images."""
+    options = {
         "--canvas-size": config.canvas_size,
         "--crop-size": config.crop_size,
         "--glimpse-size": config.glimpse_size,
         "--images": config.images,
         "--workers": config.workers,
+        "--rounds": 1,
+        "--json": "-",
     }
-    command = [str(python), "-m", "pipeline.cli", "bench", "build", str(tree), "--rounds", "1"]
-    command += ["--json", "-", *(str(part) for option in sizes.items() for part in option)]
-    latest: dict[str, Row] = {}
-
-    def run() -> None:
+    command = [str(python), "-m", "pipeline.cli", "bench", "build", str(tree)]
+    command += [str(part) for option in options.items() for part in option]
+    try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no reason given"]
-            raise ConfigError(
-                f"--beside must be the python of an environment with srp; got {python}: "
-                f"{lines[-1]} Make one with: make simd"
-            )
-        rows = (bench.row_from_json(fields) for fields in json.loads(done.stdout)["rows"])
-        latest.update({row.name: row for row in rows})
-
-    def measure(name: str, *, is_first: bool) -> float:
-        if is_first:
-            run()
-        return latest[name].median
-
-    run()
-    for number, row in enumerate(list(latest.values())):
-        yield Contender(
-            name=row.name,
-            measure=partial(measure, row.name, is_first=number == 0),
-            against=row.against,
-            differences=row.differences,
-        )
+        if done.returncode == 0:
+            rows = map(bench.row_from_json, json.loads(done.stdout)["rows"])
+            return {row.name: row for row in rows}
+        reason = [f"exit status {done.returncode}", *done.stderr.strip().splitlines()][-1]
+    except OSError as error:
+        reason = str(error.strerror)
+    except (ValueError, KeyError, TypeError):
+        reason = "it printed no figures"
+    raise ConfigError(
+        f"--beside must be the python of an environment with srp; got {python}: "
+        f"{reason.rstrip('.')}. Make one with: make simd"
+    )

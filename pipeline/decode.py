@@ -28,7 +28,7 @@ from PIL import __version__ as pillow_version
 
 from pipeline.crops import CropPlan, canvas_glimpses, resized_crops
 from pipeline.errors import ImageError
-from pipeline.resample import Pixels, is_exact, resize
+from pipeline.resample import Pixels, resize
 
 # An allow-list: some of Pillow's other plugins start programs (EPS starts Ghostscript).
 # MPO, the format of some cameras, comes in through JPEG and has no name of its own here.
@@ -119,7 +119,7 @@ class PillowDecoder:
 
     def _canvas(self, data: bytes, image: Image.Image) -> Pixels:
         side = self._spec.plan.canvas_px
-        if not self._spec.draft and is_plain_jpeg(image, self._spec) and _is_fast():
+        if not self._spec.draft and is_plain_jpeg(image, self._spec) and turbo_is_exact():
             with contextlib.suppress(ValueError):  # then Pillow reads it, or says what is wrong
                 return resize(simplejpeg.decode_jpeg(data, "RGB"), side)
         if self._spec.draft:
@@ -202,13 +202,8 @@ def _libjpeg() -> str:
     return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
 
 
-def _is_fast() -> bool:
-    """Whether the fast way gives this Pillow's pixels."""
-    return is_exact() and _turbo_is_exact()
-
-
 @functools.cache
-def _turbo_is_exact() -> bool:
+def turbo_is_exact() -> bool:
     """Whether simplejpeg's libjpeg-turbo and Pillow's JPEG library see the same pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
     for subsampling in ("4:4:4", "4:2:2", "4:2:0"):

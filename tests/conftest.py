@@ -174,7 +174,11 @@ def torchvision_views() -> Reference:
 
     Returns originals `(5, 3, c, c)` and padded glimpses `(5, 1, c, c)`.
     """
-    from torchvision.transforms import FiveCrop, Grayscale, Pad, Resize
+    transforms = pytest.importorskip(
+        "torchvision.transforms", reason="the reference is torchvision, which is not in here"
+    )
+    FiveCrop, Grayscale = transforms.FiveCrop, transforms.Grayscale
+    Pad, Resize = transforms.Pad, transforms.Resize
 
     def make(
         image: Image.Image, *, canvas_size: int, crop_size: int, glimpse_size: int

@@ -117,7 +117,9 @@ def test_a_flipped_byte_ends_in_status_3_with_shard_and_offset(
         (["{tree}", "out", "--glimpse-size=300"], "Lower --glimpse-size."),
         (["{tree}", "out", "--layout=zip"], "Invalid value for '--layout': 'zip' is not one of"),
         (["{tree}", "out", "--candidates=six"], "Invalid value for '--candidates': 'six' is not"),
-        (["{tree}", "out", "--decoder=dali"], "Invalid value for '--decoder': 'dali' is not"),
+        (["{tree}", "out", "--decoder=cv2"], "Invalid value for '--decoder': 'cv2' is not one"),
+        (["{tree}", "out", "--device=gpu"], "--device gpu needs --decoder dali; got --decoder"),
+        (["{tree}", "out", "--device=tpu"], "Invalid value for '--device': 'tpu' is not one of"),
         (["{tree}", "out", "--workers=0"], "--workers must be at least 1; got 0."),
         (["{tree}", "out", "--seed=x"], "Invalid value for '--seed': 'x' is not a valid integer."),
         (["{tree}", "out", "--size=3"], "No such option '--size'"),
@@ -211,7 +213,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_pipeline_never_loads_torch() -> None:
-    modules = sorted(path.stem for path in (REPO / "pipeline").glob("[!_]*.py"))
+    names = {path.stem for path in (REPO / "pipeline").glob("[!_]*.py")}
+    modules = sorted(names - {"dali", "predecessor"})  # for what may not be installed
     code = "".join(f"import pipeline.{module}\n" for module in modules)
     loaded = run_python(f"{code}import sys; print(*sys.modules)").split()
     assert {f"pipeline.{module}" for module in modules} <= set(loaded)

@@ -75,13 +75,14 @@ def test_every_size_gives_torchvisions_five_crops(
 
 
 def test_the_whole_image_comes_first_and_is_the_canvas_resized_to_the_crop(jpeg: Any) -> None:
-    from torchvision.transforms import Resize
-
+    transforms = pytest.importorskip(
+        "torchvision.transforms", reason="the reference is torchvision, which is not in here"
+    )
     whole_and_five = plan_crops("full+five", canvas_px=168, crop_px=112)
     canvas = decode(jpeg(1, width=300, height=200), whole_and_five).canvas
     originals, _ = cut(canvas, whole_and_five, glimpse_px=32)
     five, _ = cut(canvas, plan_crops("five", canvas_px=168, crop_px=112), glimpse_px=32)
-    whole = np.asarray(Resize((112, 112))(Image.fromarray(canvas)))
+    whole = np.asarray(transforms.Resize((112, 112))(Image.fromarray(canvas)))
     np.testing.assert_array_equal(originals[0], whole.transpose(2, 0, 1))
     np.testing.assert_array_equal(originals[1:], five)
     assert whole_and_five.names[0] == "full"

@@ -1,5 +1,6 @@
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import replace
 from importlib.metadata import version
@@ -174,6 +175,38 @@ def test_a_broken_file_is_an_image_error_or_an_image_and_nothing_else(
         assert " at 0x" not in reason
     else:
         assert canvas.shape == (SIDE, SIDE, 3)
+
+
+def in_plain_pillow(data: bytes) -> np.ndarray | None:
+    """Decode as torchvision's loader would; None where Pillow refuses."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+            return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    except Exception:
+        return None
+
+
+@given(
+    cut=st.floats(0.3, 1),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), max_size=4),
+    progressive=st.booleans(),
+)
+def test_of_a_damaged_jpeg_the_fast_way_sees_what_pillow_sees(
+    cut: float, flips: list[tuple[float, int]], progressive: bool, jpeg: Any
+) -> None:
+    data = bytearray(jpeg(7, progressive=progressive, quality=90))
+    for where, bit in flips:
+        data[int(where * len(data))] ^= 1 << bit
+    damaged = bytes(data[: round(cut * len(data))])
+    expected = in_plain_pillow(damaged)
+    try:
+        canvas = decode(damaged).canvas
+    except ImageError:
+        assert expected is None
+    else:
+        assert expected is not None
+        np.testing.assert_array_equal(canvas, expected)
 
 
 def test_the_first_picture_of_a_cameras_mpo_counts() -> None:

@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,10 +66,26 @@ def test_views_with_any_strides_are_read_and_left_alone() -> None:
     np.testing.assert_array_equal(image, before)
 
 
+@needs_pillow
 def test_gray_is_pillows_luma_for_every_colour() -> None:
     steps = np.arange(0, 256, 5, dtype=np.uint8)
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(len(steps), -1, 3)
     np.testing.assert_array_equal(gray(colours), np.asarray(Image.fromarray(colours).convert("L")))
+
+
+# Measured with pillow-simd 12.1.1: its 16-bit weights are one step off in 0.3 % of the values, and
+# its pass order, that of Pillow before 13, in 24 % of a portrait's.
+@pytest.mark.parametrize(
+    ("height", "width", "mean"), [(224, 224, 0.002), (375, 500, 0.01), (500, 375, 0.3)]
+)
+def test_whatever_pillow_is_installed_is_at_most_one_step_off(
+    height: int, width: int, mean: float, jpeg: Any
+) -> None:
+    image = np.asarray(Image.open(io.BytesIO(jpeg(1, width=width, height=height, quality=95))))
+    for side in (64, 336):
+        off = np.abs(resize(image, side).astype(int) - resize_exactly(image, side))
+        assert off.max() <= (0 if is_exact() else 1)
+        assert (off.mean(axis=(0, 1)) <= mean).all()
 
 
 def test_a_pillow_with_other_pixels_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
