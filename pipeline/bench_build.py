@@ -26,15 +26,7 @@ from pipeline.bench import Contender, Difference, Row
 from pipeline.build import build, view_spec
 from pipeline.config import BenchConfig
 from pipeline.crops import cut
-from pipeline.decode import (
-    FORMATS,
-    Decoder,
-    Views,
-    ViewSpec,
-    is_plain_jpeg,
-    opened,
-    pillow_name,
-)
+from pipeline.decode import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened, pillow_name
 from pipeline.errors import ConfigError, ImageError, SourceError
 from pipeline.plan import select
 from pipeline.resample import Pixels, gray, is_exact, resize_exactly
@@ -92,7 +84,7 @@ def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
 
 def _setting(config: BenchConfig, images: _Images) -> dict[str, Any]:
     return {
-        "source": config.source.name,
+        "source": config.source.resolve().name,
         "images": len(images.files),
         "mean_bytes": round(sum(map(len, images.files)) / len(images.files)),
         "rounds": config.rounds,

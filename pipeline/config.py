@@ -164,6 +164,10 @@ class BenchConfig:
             if value < 1:
                 raise ConfigError(f"{option} must be at least 1; got {value}.")
         self.build(source=self.source, out=Path(), decoder="pillow", workers=self.workers)
+        if self.json and not self.json.parent.is_dir():
+            raise ConfigError(
+                f"--json must be a file in a folder that exists; got {self.json}. Make the folder."
+            )
 
     def build(self, *, source: Path, out: Path, **options: Any) -> BuildConfig:
         """Make the build of these sizes."""

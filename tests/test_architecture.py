@@ -159,6 +159,7 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 SURFACES = [
     (cli.build_shards, config.BuildConfig, {"source", "out"}),
     (cli.sample, config.SceneConfig, set()),
+    (cli.bench_build, config.BenchConfig, {"source"}),
 ]
 
 
@@ -177,7 +178,7 @@ def test_options_and_fields_are_the_same_with_the_same_defaults(
     assert arguments <= positional
 
 
-GROUPS = (cli.main,)
+GROUPS = (cli.main, cli.bench)
 COMMANDS = [(name, command) for group in GROUPS for name, command in group.commands.items()]
 
 
