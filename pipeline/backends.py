@@ -1,5 +1,6 @@
 """Who decodes: from `--decoder` and `--device` to a decoder that is there, or a line that helps."""
 
+import atexit
 import functools
 from dataclasses import dataclass
 
@@ -49,4 +50,5 @@ def _open_dali(backend: Backend, spec: ViewSpec) -> Decoder:
             "--decoder dali needs NVIDIA DALI, which is not installed. "
             "Install it with: pip install 'srp[dali]'"
         ) from error
+    atexit.register(open_decoder.cache_clear)  # DALI must go before the interpreter does
     return DaliDecoder(spec, device=backend.device, num_threads=backend.num_threads)

@@ -23,11 +23,12 @@ from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
 from pipeline.crops import Box
 from pipeline.decode import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
-from pipeline.errors import ConfigError, ImageError
+from pipeline.errors import ConfigError, ImageError, SrpError
 from pipeline.jpeg import is_sound
 from pipeline.resample import Pixels, resize
 
-BATCH = 32  # more is no faster on the CPU, and a batch of large photos must fit
+BATCH = 32  # more is no faster on the CPU
+BATCH_PIXELS = 100_000_000  # 300 MB decoded
 
 # Gray as Pillow has it; the weights are exact in 32-bit floats.
 LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
@@ -82,10 +83,17 @@ class DaliDecoder:
         plain = {number: size for number, size in sizes.items() if size}
         found = self._run_or_halve([files[number] for number in plain], list(plain.values()))
         by_number = dict(zip(plain, found, strict=True))
-        return [
+        decoded = [
             by_number.get(number) or next(self._pillow.decode([data]))
             for number, data in enumerate(files)
         ]
+        fallen = [number for number in plain if isinstance(decoded[number], Views)]
+        if len(fallen) > 1 and not any(found):
+            raise SrpError(
+                f"DALI must decode what Pillow can; got {len(fallen)} failures out of as many: is "
+                "its device out of memory, or gone? Run it again, or with --device cpu."
+            )
+        return decoded
 
     def _plain_size(self, data: bytes) -> Size | None:
         """Read the width and height of a file that DALI may have."""
@@ -99,15 +107,16 @@ class DaliDecoder:
         """Decode what can be; DALI fails a batch for one image, and seldom says which."""
         if not files:
             return []
-        try:
-            return list(self._run(files, sizes))
-        except RuntimeError:
-            self._pipeline = None
+        if len(files) == 1 or sum(width * height for width, height in sizes) <= BATCH_PIXELS:
+            try:
+                return list(self._run(files, sizes))
+            except RuntimeError:
+                self._pipeline = None
             if len(files) == 1:
                 return [None]
-            half = len(files) // 2
-            first = self._run_or_halve(files[:half], sizes[:half])
-            return first + self._run_or_halve(files[half:], sizes[half:])
+        half = len(files) // 2
+        first = self._run_or_halve(files[:half], sizes[:half])
+        return first + self._run_or_halve(files[half:], sizes[half:])
 
     def _run(self, files: list[bytes], sizes: list[Size]) -> list[Views]:
         data = [np.frombuffer(file, np.uint8) for file in files]
@@ -256,7 +265,8 @@ def edge_weight(num_in: int, num_out: int) -> float:
     taps = np.arange(-2 * math.ceil(scale) - 2, 2 * math.ceil(scale) + 2)
     weights = np.maximum(0, 1 - np.abs((taps + 0.5 - scale / 2) / scale))
     repeated = float(weights[taps < 0].sum() / weights.sum())
-    return repeated / (1 - repeated)
+    # A single output hangs over both ends, and so loses the share twice.
+    return repeated / (1 - (2 if num_out == 1 else 1) * repeated)
 
 
 def edge_weights(sizes: Sequence[Size], side_px: int) -> list[npt.NDArray[np.float32]]:
