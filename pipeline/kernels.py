@@ -19,15 +19,15 @@ _BLOCK = 16  # rows that are resized side by side across; 48 bytes fill vector r
 
 # Numba's signatures: with them everything is compiled on import, once for each machine.
 _WEIGHTS = "Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)"
-_DOWN = "void(Array(uint8, 2, 'A', readonly=True), uint8[:, ::1])"
-_TURN = "void(Array(uint8, 3, 'A', readonly=True), int64, int64, uint8[:, ::1])"
+_DOWN = "void(Array(uint8, 2, 'C', readonly=True), uint8[:, ::1])"
+_TURN = "void(Array(uint8, 3, 'C', readonly=True), int64, int64, uint8[:, ::1])"
 _NARROW = (
     "void(uint8[:, ::1], int64, int64, int64,"
     " Tuple((int32[::1], int32[::1], int32[:, ::1])), uint8[:, ::1])"
 )
-_ACROSS = "void(Array(uint8, 3, 'A', readonly=True), uint8[:, ::1])"
-_WINDOWS = "void(Array(uint8, 3, 'A', readonly=True), int64[:, ::1], int64, uint8[:, :, ::1])"
-_LUMA = "void(Array(uint8, 3, 'A', readonly=True), uint8[:, ::1])"
+_ACROSS = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
+_WINDOWS = "void(Array(uint8, 3, 'C', readonly=True), int64[:, ::1], int64, uint8[:, :, ::1])"
+_LUMA = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
 
 
 @numba.njit(_WEIGHTS, cache=True, nogil=True)
@@ -85,6 +85,7 @@ def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped
     """Resize some rows of a turned block across, and put them upright again, `(rows, 3 W)`."""
     starts, counts, weights = triangle
     sums = np.empty(3 * _BLOCK, np.int32)
+    turned = np.empty((len(starts), 3 * _BLOCK), np.uint8)
     for o in range(len(starts)):
         sums[:] = _HALF
         for k in range(counts[o]):
@@ -93,11 +94,12 @@ def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped
             for j in range(3 * _BLOCK):
                 sums[j] += np.int32(block[x, j]) * weight
         for j in range(3 * _BLOCK):
-            sums[j] = min(sums[j] >> _BITS, 255)
-        for y in range(first, last):
-            out[y - first, 3 * o] = sums[3 * y]
-            out[y - first, 3 * o + 1] = sums[3 * y + 1]
-            out[y - first, 3 * o + 2] = sums[3 * y + 2]
+            turned[o, j] = min(sums[j] >> _BITS, 255)
+    for y in range(first, last):
+        for o in range(len(starts)):
+            out[y - first, 3 * o] = turned[o, 3 * y]
+            out[y - first, 3 * o + 1] = turned[o, 3 * y + 1]
+            out[y - first, 3 * o + 2] = turned[o, 3 * y + 2]
 
 
 @numba.njit(_ACROSS, cache=True, nogil=True)

@@ -19,7 +19,7 @@ def gray(image_HWC: Pixels) -> Pixels:
     from pipeline import kernels
 
     luma_HW = np.empty(image_HWC.shape[:2], np.uint8)
-    kernels.luma(image_HWC, luma_HW)
+    kernels.luma(np.ascontiguousarray(image_HWC), luma_HW)
     return luma_HW
 
 
@@ -44,11 +44,12 @@ def resize_exactly(image_HWC: Pixels, side_px: int) -> Pixels:
     """Resize as Pillow 13 does, whatever Pillow is installed; arguments as for `resize`."""
     from pipeline import kernels
 
+    image_HWC = np.ascontiguousarray(image_HWC)
     height, width, _ = image_HWC.shape
     out = np.empty((side_px, 3 * side_px), np.uint8)
     if _goes_down_first(height, width, side_px):
         low = np.empty((side_px, width, 3), np.uint8)
-        kernels.down(np.ascontiguousarray(image_HWC).reshape(height, -1), low.reshape(side_px, -1))
+        kernels.down(image_HWC.reshape(height, -1), low.reshape(side_px, -1))
         kernels.across(low, out)
     else:
         narrow = np.empty((height, 3 * side_px), np.uint8)
@@ -74,6 +75,7 @@ def resize_windows(
     from pipeline import kernels
 
     out = np.empty((len(corners), side_px, 3 * side_px), np.uint8)
+    canvas_HWC = np.ascontiguousarray(canvas_HWC)
     kernels.windows(canvas_HWC, np.array(corners, np.int64).reshape(-1, 2), crop_px, out)
     return out.reshape(len(corners), side_px, side_px, 3)
 
