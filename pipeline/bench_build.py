@@ -24,7 +24,7 @@ from pipeline import bench
 from pipeline.backends import Backend, open_decoder
 from pipeline.bench import Contender, Difference, Row
 from pipeline.build import build, view_spec
-from pipeline.config import BenchConfig
+from pipeline.config import BenchConfig, BuildConfig
 from pipeline.crops import cut
 from pipeline.decode import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened, pillow_name
 from pipeline.errors import ConfigError, ImageError, SourceError
@@ -205,7 +205,12 @@ def _builds(
     def measure(workers: int) -> float:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             options = {"decoder": backend.decoder, "device": backend.device, "workers": workers}
-            task = config.build(source=images.tree, out=Path(out), shard_mib=32, **options)
+            task = config.build(
+                source=images.tree,
+                out=Path(out),
+                shard_mib=_shard_mib(config, len(images.files)),
+                **options,
+            )
             start = time.perf_counter()
             build(task, on_progress=lambda _stage, _done, _total: None)
             return len(images.files) / (time.perf_counter() - start)
@@ -218,6 +223,13 @@ def _builds(
             against=f"{named}1" if workers > 1 else f"{_called(backend)}: views",
             differences={},
         )
+
+
+def _shard_mib(config: BenchConfig, num_images: int) -> int:
+    """Give each worker two equal shards, so that none waits for another at the end."""
+    sample_bytes = 3 * config.canvas_size**2 + 5 * config.glimpse_size**2
+    in_one = num_images * sample_bytes // (2 * config.workers)
+    return min(max(1, in_one >> 20), BuildConfig.shard_mib)
 
 
 def _called(backend: Backend) -> str:
