@@ -6,11 +6,9 @@ glimpses. The limits do less than any build must: decode, and decode with one re
 """
 
 import io
-import json
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +21,7 @@ from PIL import Image
 from pipeline import bench
 from pipeline.backends import Backend, open_decoder
 from pipeline.bench import Contender, Difference, Row
+from pipeline.bench_beside import beside
 from pipeline.build import build, view_spec
 from pipeline.config import BenchConfig, BuildConfig
 from pipeline.crops import cut
@@ -73,7 +72,7 @@ def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
         ]
         if config.beside:
             known = {contender.name for contender in contenders}
-            contenders += _beside(config, images.tree, config.beside, known)
+            contenders += beside(config, images.tree, config.beside, known)
         rows = bench.interleave(
             contenders,
             rounds=config.rounds,
@@ -258,53 +257,3 @@ def _differences(
         what: bench.difference((ours[part], theirs[part]) for theirs, ours in pairs)
         for part, what in enumerate(("canvas", "glimpses"))
     }
-
-
-def _beside(
-    config: BenchConfig, tree: Path, python: Path, known: Collection[str]
-) -> Iterator[Contender]:
-    """Give what only another environment can measure its turns, by that one's own bench."""
-    latest = _rows_of(config, tree, python)
-    others = [row for name, row in latest.items() if name not in known]
-
-    def measure(name: str, *, is_first: bool) -> float:
-        if is_first:
-            latest.update(_rows_of(config, tree, python))
-        return latest[name].median
-
-    for row in others:
-        yield Contender(
-            name=row.name,
-            measure=partial(measure, row.name, is_first=row is others[0]),
-            against=row.against,
-            differences=row.differences,
-        )
-
-
-def _rows_of(config: BenchConfig, tree: Path, python: Path) -> dict[str, Row]:
-    """Run the bench of another environment once, on the same images."""
-    options = {
-        "--canvas-size": config.canvas_size,
-        "--crop-size": config.crop_size,
-        "--glimpse-size": config.glimpse_size,
-        "--images": config.images,
-        "--workers": config.workers,
-        "--rounds": 1,
-        "--json": "-",
-    }
-    command = [str(python), "-m", "pipeline.cli", "bench", "build", str(tree)]
-    command += [str(part) for option in options.items() for part in option]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode == 0:
-            rows = map(bench.row_from_json, json.loads(done.stdout)["rows"])
-            return {row.name: row for row in rows}
-        reason = [f"exit status {done.returncode}", *done.stderr.strip().splitlines()][-1]
-    except OSError as error:
-        reason = str(error.strerror)
-    except (ValueError, KeyError, TypeError):
-        reason = "it printed no figures"
-    raise ConfigError(
-        f"--beside must be the python of an environment with srp; got {python}: "
-        f"{reason.rstrip('.')}. Make one with: make simd"
-    )
