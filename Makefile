@@ -104,7 +104,7 @@ simd: $(READY) $(SIMD_READY)
 	$(BIN)/srp-data bench build "$$data" --beside $(SIMD)/python
 
 gpu-check: $(READY)
-	@nvidia-smi -L || { echo "error: make gpu-check needs an NVIDIA GPU and its driver." >&2; exit 2; }
+	@nvidia-smi -L 2> /dev/null || { echo "error: make gpu-check needs an NVIDIA GPU and its driver." >&2; exit 2; }
 	$(BIN)/python -m pytest -m gpu
 	$(BENCH_DATA)
 	$(BIN)/srp-data bench build "$$data"

@@ -2,7 +2,7 @@
 
 Every decoder keeps these, and the manifest records them:
 
-- EXIF orientation is applied unless the build says `--no-exif`.
+- EXIF orientation, or XMP's where EXIF has none, is applied unless the build says `--no-exif`.
 - Gray, palette, CMYK and YCCK become RGB by Pillow's conversion, without colour profiles.
 - 16-bit gray keeps its high byte. Float images are refused.
 - Alpha is dropped, as torchvision's loader does; of an animation the first frame counts.

@@ -1,5 +1,6 @@
 """Where shards are built: on this machine, one process per worker, each owning whole shards."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import Array, c_int64
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for_end
 from typing import TypeVar
 
@@ -43,7 +44,6 @@ def count_image() -> None:
 def _start_worker(counters: "Array[c_int64]") -> None:
     global _counters
     _counters = counters
-    # Ctrl-C reaches every process of the terminal; the build alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -69,7 +69,32 @@ def start_server(modules: Sequence[str]) -> None:
     the same server.
     """
     multiprocessing.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # first, since it would let interrupts through again
+    with _held_interrupts():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until processes have started.
+
+    It reaches every process of the terminal, and the build alone decides what it means: what is
+    started here inherits that it is blocked. Any thread of this process may still take it.
+    """
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if is_ours:
+        signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def run_local(
@@ -99,7 +124,9 @@ def run_local(
         initargs=(counters,),
     )
     try:
-        pending = {pool.submit(_work_on, work, n, task) for n, task in enumerate(tasks, start=1)}
+        with _held_interrupts():
+            numbered = enumerate(tasks, start=1)
+            pending = {pool.submit(_work_on, work, number, task) for number, task in numbered}
         while pending:
             finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             on_images(sum(counters[1:]))

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -51,6 +54,21 @@ def test_workers_stop_when_the_build_is_interrupted() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         list(engines.run_local(count_for_ever, [1, 2], workers=2, on_images=interrupt))
+
+
+def test_an_interrupt_waits_until_processes_have_started_and_they_never_see_it() -> None:
+    blocked = "import signal as s; print(s.SIGINT in s.pthread_sigmask(s.SIG_BLOCK, ()))"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    seen = []
+    try:
+        with pytest.raises(KeyboardInterrupt), engines._held_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["True\n"]
 
 
 def test_without_tasks_no_process_is_started() -> None:
