@@ -105,6 +105,8 @@ simd: $(READY) $(SIMD_READY)
 
 gpu-check: $(READY)
 	@nvidia-smi -L 2> /dev/null || { echo "error: make gpu-check needs an NVIDIA GPU and its driver." >&2; exit 2; }
+	$(BIN)/python -c 'from nvidia.dali.backend import GetCUDADeviceCount as n; exit(not n())' || {
+	  echo "error: make gpu-check needs a GPU that DALI can use: a driver for CUDA 13." >&2; exit 2; }
 	$(BIN)/python -m pytest -m gpu
 	$(BENCH_DATA)
 	$(BIN)/srp-data bench build "$$data"

@@ -43,11 +43,11 @@ def open_decoder(backend: Backend, spec: ViewSpec) -> Decoder:
 def _open_dali(backend: Backend, spec: ViewSpec) -> Decoder:
     try:
         from pipeline.dali import DaliDecoder
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("nvidia"):
+    except (ImportError, OSError) as error:  # not there, or without a library that it needs
+        if isinstance(error, ImportError) and (error.name or "").startswith("pipeline"):
             raise
         raise ConfigError(
-            "--decoder dali needs NVIDIA DALI, which is not installed. "
+            f"--decoder dali needs NVIDIA DALI; got {' '.join(str(error).split())}. "
             "Install it with: pip install 'srp[dali]'"
         ) from error
     atexit.register(open_decoder.cache_clear)  # DALI must go before the interpreter does

@@ -1,6 +1,7 @@
 """`srp-data bench build`: every decoder beside the predecessor and beside what is possible.
 
-All read the same images from memory, on one thread; builds read them from files and write shards.
+All read the same images from memory, on one thread but for DALI, which decodes a batch ahead;
+builds read them from files and write shards.
 The predecessor resized and cropped each image twice, once for the originals and once for the
 glimpses. The limits do less than any build must: decode, and decode with one resize.
 """
@@ -253,6 +254,8 @@ def _differences(
         for expected, views in zip(reference, found, strict=True)
         if isinstance(views, Views)
     ]
+    if not pairs:
+        return {}
     return {
         what: bench.difference((ours[part], theirs[part]) for theirs, ours in pairs)
         for part, what in enumerate(("canvas", "glimpses"))

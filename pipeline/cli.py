@@ -236,7 +236,8 @@ def bench_build(source: Path, **options: object) -> None:
     """Compare decoders, and whole builds, with the limit.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one. Every contender has
-    its turn in every round, on one thread; the table holds medians.
+    its turn in every round, on one thread, but for DALI, which has all cores; the table holds
+    medians.
     """
     from rich.console import Console
 

@@ -164,7 +164,7 @@ class BenchConfig:
             if value < 1:
                 raise ConfigError(f"{option} must be at least 1; got {value}.")
         self.build(source=self.source, out=Path(), decoder="pillow", workers=self.workers)
-        if self.json and not self.json.parent.is_dir():
+        if self.json and (self.json.is_dir() or not self.json.parent.is_dir()):
             raise ConfigError(
                 f"--json must be a file in a folder that exists; got {self.json}. Make the folder."
             )

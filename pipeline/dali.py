@@ -9,6 +9,7 @@ not a plain and sound JPEG, and what DALI cannot read, Pillow decodes or refuses
 
 import itertools
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ from pipeline.resample import Pixels, resize
 
 BATCH = 32  # more is no faster on the CPU
 BATCH_PIXELS = 100_000_000  # 300 MB decoded
+
+# What no image is to blame for: another decoder's pixels in its place would hide it.
+DEVICE_FAULT = re.compile(r"out of memory|bad_alloc|CUDA (runtime|driver) API error", re.IGNORECASE)
 
 # Gray as Pillow has it; the weights are exact in 32-bit floats.
 LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
@@ -99,9 +103,10 @@ class DaliDecoder:
         """Read the width and height of a file that DALI may have."""
         try:
             with opened(data, self._spec) as image:
-                return image.size if is_plain_jpeg(image, self._spec) and is_sound(data) else None
+                size = image.size if is_plain_jpeg(image, self._spec) else None
         except ImageError:
             return None  # Pillow says why
+        return size if size and is_sound(data) else None
 
     def _run_or_halve(self, files: list[bytes], sizes: list[Size]) -> list[Views | None]:
         """Decode what can be; DALI fails a batch for one image, and seldom says which."""
@@ -110,8 +115,14 @@ class DaliDecoder:
         if len(files) == 1 or sum(width * height for width, height in sizes) <= BATCH_PIXELS:
             try:
                 return list(self._run(files, sizes))
-            except RuntimeError:
+            except RuntimeError as error:
                 self._pipeline = None
+                if DEVICE_FAULT.search(str(error)):
+                    raise SrpError(
+                        "DALI must have its device, and memory for a batch; got "
+                        f"{' '.join(str(error).split())[:200]}. "
+                        "Lower --workers, or use --device cpu."
+                    ) from error
             if len(files) == 1:
                 return [None]
         half = len(files) // 2

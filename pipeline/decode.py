@@ -2,7 +2,8 @@
 
 Every decoder keeps these, and the manifest records them:
 
-- EXIF orientation, or XMP's where EXIF has none, is applied unless the build says `--no-exif`.
+- EXIF orientation, or XMP's where EXIF has none, is applied unless the build says `--no-exif`;
+  to a TIFF always.
 - Gray, palette, CMYK and YCCK become RGB by Pillow's conversion, without colour profiles.
 - 16-bit gray keeps its high byte. Float images are refused.
 - Alpha is dropped, as torchvision's loader does; of an animation the first frame counts.
@@ -112,20 +113,34 @@ class PillowDecoder:
                 yield error
 
     def _views(self, data: bytes) -> Views:
+        is_turbo = turbo_is_exact() and not self._spec.draft
+        # Inside only what a file can be blamed for: a fault of ours is no rejection.
         with opened(data, self._spec) as image:
             width, height = upright_size(image, self._spec)
-            canvas = self._canvas(data, image)
+            is_plain = is_turbo and is_plain_jpeg(image, self._spec)
+            plain = _read_plain(data) if is_plain else None
+            rgb = self._read(image) if plain is None else plain
+        side = self._spec.plan.canvas_px
+        if isinstance(rgb, Image.Image):
+            canvas = np.asarray(rgb.resize((side, side), Image.Resampling.BILINEAR))
+        else:
+            canvas = resize(rgb, side)
         return views_of(canvas, self._spec, width=width, height=height)
 
-    def _canvas(self, data: bytes, image: Image.Image) -> Pixels:
-        side = self._spec.plan.canvas_px
-        if not self._spec.draft and is_plain_jpeg(image, self._spec) and turbo_is_exact():
-            with contextlib.suppress(ValueError):  # then Pillow reads it, or says what is wrong
-                return resize(simplejpeg.decode_jpeg(data, "RGB"), side)
+    def _read(self, image: Image.Image) -> Image.Image:
         if self._spec.draft:
-            image.draft(None, (DRAFT_CANVASES * side, DRAFT_CANVASES * side))
-        upright = ImageOps.exif_transpose(image) if self._spec.exif else image
-        return np.asarray(to_rgb(upright).resize((side, side), Image.Resampling.BILINEAR))
+            smallest = DRAFT_CANVASES * self._spec.plan.canvas_px
+            image.draft(None, (smallest, smallest))
+        return to_rgb(ImageOps.exif_transpose(image) if self._spec.exif else image)
+
+
+def _read_plain(data: bytes) -> Pixels | None:
+    """Decode a plain JPEG; None leaves it to Pillow to read it or to say what is wrong."""
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    return pixels
 
 
 def views_of(canvas: Pixels, spec: ViewSpec, *, width: int, height: int) -> Views:
@@ -165,8 +180,9 @@ def opened(data: bytes, spec: ViewSpec) -> Iterator[Image.Image]:
 
 
 def upright_size(image: Image.Image, spec: ViewSpec) -> tuple[int, int]:
-    """Give width and height after EXIF orientation, px."""
-    turned = spec.exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    """Give width and height after EXIF orientation, px; Pillow turns a TIFF when it opens it."""
+    can_be_turned = spec.exif and image.format != "TIFF"
+    turned = can_be_turned and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     width, height = image.size
     return (height, width) if turned else (width, height)
 

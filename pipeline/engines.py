@@ -44,7 +44,7 @@ def count_image() -> None:
 def _start_worker(counters: "Array[c_int64]") -> None:
     global _counters
     _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may have been started elsewhere
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -70,8 +70,21 @@ def start_server(modules: Sequence[str]) -> None:
     """
     multiprocessing.set_forkserver_preload(list(modules))
     resource_tracker.ensure_running()  # first, since it would let interrupts through again
-    with _held_interrupts():
+    with _held_interrupts(), _without_the_current_folder():
         forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _without_the_current_folder() -> Iterator[None]:
+    """Keep a user's numba.py or pipeline/ from being loaded in place of ours."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextlib.contextmanager
@@ -132,6 +145,11 @@ def run_local(
             on_images(sum(counters[1:]))
             for future in finished:
                 yield future.result()
+    except (EOFError, ConnectionError) as error:
+        raise SrpError(
+            "the server that workers are forked from must start; it ended while it loaded numba "
+            "and Pillow. See the lines above, and try: python -c 'import pipeline.worker'"
+        ) from error
     except BrokenProcessPool as error:
         raise SrpError(
             "every worker must live until its shard is written; one was killed (out of memory?). "

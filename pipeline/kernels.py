@@ -10,6 +10,9 @@ Importing numba takes a second, so `resample` imports this when the first image 
 Source: Pillow's src/libImaging/Resample.c and Convert.c.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -30,7 +33,19 @@ _WINDOWS = "void(Array(uint8, 3, 'C', readonly=True), int64[:, ::1], int64, uint
 _LUMA = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
 
 
-@numba.njit(_WEIGHTS, cache=True, nogil=True)
+def _compiled(signature: str) -> Callable[[Any], Any]:
+    """Compile a function now, and keep the result if there is a place that can be written."""
+
+    def compile_now(function: Any) -> Any:
+        try:
+            return numba.njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError:  # neither the package's folder nor the user's cache
+            return numba.njit(signature, nogil=True)(function)
+
+    return compile_now
+
+
+@_compiled(_WEIGHTS)
 def triangle_weights(num_in, num_out):  # type: ignore[no-untyped-def]
     """Weigh the inputs of each output: first input, number of inputs, weights."""
     scale = num_in / num_out
@@ -54,7 +69,7 @@ def triangle_weights(num_in, num_out):  # type: ignore[no-untyped-def]
     return starts, counts, weights
 
 
-@numba.njit(_DOWN, cache=True, nogil=True)
+@_compiled(_DOWN)
 def down(rows, out):  # type: ignore[no-untyped-def]
     """Resize the first axis; the second holds whole rows of bytes."""
     starts, counts, weights = triangle_weights(rows.shape[0], out.shape[0])
@@ -70,7 +85,7 @@ def down(rows, out):  # type: ignore[no-untyped-def]
             out[o, j] = min(sums[j] >> _BITS, 255)
 
 
-@numba.njit(_TURN, cache=True, nogil=True)
+@_compiled(_TURN)
 def _turn(image, top, num_rows, block):  # type: ignore[no-untyped-def]
     """Lay a few rows of `(H, W, 3)` on their side, so that a column's bytes are neighbours."""
     for y in range(num_rows):
@@ -80,7 +95,7 @@ def _turn(image, top, num_rows, block):  # type: ignore[no-untyped-def]
             block[x, 3 * y + 2] = image[top + y, x, 2]
 
 
-@numba.njit(_NARROW, cache=True, nogil=True)
+@_compiled(_NARROW)
 def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped-def]
     """Resize some rows of a turned block across, and put them upright again, `(rows, 3 W)`."""
     starts, counts, weights = triangle
@@ -102,7 +117,7 @@ def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped
             out[y - first, 3 * o + 2] = turned[o, 3 * y + 2]
 
 
-@numba.njit(_ACROSS, cache=True, nogil=True)
+@_compiled(_ACROSS)
 def across(image, out):  # type: ignore[no-untyped-def]
     """Resize the second axis of `(H, W, 3)` to rows of bytes, `(H, 3 S)`."""
     triangle = triangle_weights(image.shape[1], out.shape[1] // 3)
@@ -113,7 +128,7 @@ def across(image, out):  # type: ignore[no-untyped-def]
         _narrow(block, 0, 0, num_rows, triangle, out[top : top + num_rows])
 
 
-@numba.njit(_WINDOWS, cache=True, nogil=True)
+@_compiled(_WINDOWS)
 def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
     """Resize windows of one image, turning each of its rows once for all of them."""
     triangle = triangle_weights(crop_px, out.shape[1])
@@ -132,7 +147,7 @@ def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
         down(narrow[k], out[k])
 
 
-@numba.njit(_LUMA, cache=True, nogil=True)
+@_compiled(_LUMA)
 def luma(image, out):  # type: ignore[no-untyped-def]
     """Weigh the colours of `(H, W, 3)` to gray, `(H, W)`."""
     for y in range(image.shape[0]):

@@ -263,13 +263,18 @@ def tar_header(name: str, size: int) -> bytes:
 
     Args:
         name: At most 100 bytes of ASCII, which keys leave room for.
-        size: Of the member's data, bytes.
+        size: Of the member's data, bytes; less than 8 GiB.
+
+    Raises:
+        ValueError: If they do not fit.
     """
     changed = (name.encode("ascii").ljust(_NAME_BYTES, b"\0"), b"%011o" % size)
     # The checksum is the sum of the header's bytes; the template's has neither name nor size.
     checksum = _TEMPLATE_SUM + sum(changed[0]) + sum(changed[1]) - sum(b"0" * 11)
     header = bytearray(_TEMPLATE)
     header[:_NAME_BYTES], header[_SIZE], header[_CHECKSUM] = *changed, b"%06o" % checksum
+    if len(header) != TAR_BLOCK:
+        raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
     return bytes(header)
 
 

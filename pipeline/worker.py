@@ -43,6 +43,8 @@ def write_one(task: Task) -> Finished:
     rejects: dict[str, Reject] = {}
     shard = write_shard(task.out, task.shard, _encode_images(task, rejects))
     in_order = tuple(rejects[image.path] for image in task.images if image.path in rejects)
+    if len(shard.samples) + len(in_order) != len(task.images):
+        raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
     finished = Finished(shard=shard, rejects=in_order)
     save_state(task.records, finished, task.spec)
     return finished

@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from pipeline.config import BuildConfig
 from pipeline.crops import plan_crops
 from pipeline.decode import PillowDecoder, ViewSpec, pillow_name
 from pipeline.errors import ConfigError
+
+REPO = Path(__file__).resolve().parents[2]
 
 SPEC = ViewSpec(
     plan=plan_crops("five", canvas_px=8, crop_px=8), glimpse_px=1, exif=True, max_pixels=10**6
@@ -64,9 +68,27 @@ def test_without_dali_the_command_that_installs_it_is_named(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError) as refusal:
         open_decoder(DALI, SPEC)
-    assert str(refusal.value) == (
-        "--decoder dali needs NVIDIA DALI, which is not installed. "
-        "Install it with: pip install 'srp[dali]'"
+    assert str(refusal.value).startswith("--decoder dali needs NVIDIA DALI; got ")
+    assert str(refusal.value).endswith(". Install it with: pip install 'srp[dali]'")
+
+
+def test_a_dali_that_lacks_a_library_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "nvidia" / "dali").mkdir(parents=True)
+    (tmp_path / "nvidia" / "__init__.py").touch()
+    broken = "raise OSError('libdali.so: cannot open shared object file')"
+    (tmp_path / "nvidia" / "dali" / "__init__.py").write_text(broken)
+    command = ["-m", "pipeline.cli", "build-shards", str(tmp_path), str(tmp_path / "out")]
+    result = subprocess.run(
+        [sys.executable, *command, "--decoder=dali"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{REPO}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: --decoder dali needs NVIDIA DALI; got libdali.so: cannot open shared object file. "
+        "Install it with: pip install 'srp[dali]'\n"
     )
 
 

@@ -524,7 +524,7 @@ def test_a_device_that_fails_every_sound_image_stops_the_build(
     decoder = dali_of(spec_of())
 
     def fail(_files: list[bytes], _sizes: list[tuple[int, int]]) -> list[Views]:
-        raise RuntimeError("CUDA error 2: out of memory")
+        raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(decoder, "_run", fail)
     with pytest.raises(SrpError, match=r"^DALI must decode what Pillow can; got 3 failures out of"):
@@ -533,6 +533,19 @@ def test_a_device_that_fails_every_sound_image_stops_the_build(
         "not an image of a known format",
         str(next(PillowDecoder(spec_of()).decode([jpeg(4)[:-300]]))),
     ]
+
+
+def test_a_device_without_memory_stops_the_build_and_no_other_decoder_steps_in(
+    jpeg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = dali_of(spec_of())
+
+    def fail(_files: list[bytes], _sizes: list[tuple[int, int]]) -> list[Views]:
+        raise RuntimeError("CUDA runtime API error\ncudaErrorMemoryAllocation (2): out of memory")
+
+    monkeypatch.setattr(decoder, "_run", fail)
+    with pytest.raises(SrpError, match=r"^DALI must have .* got CUDA .* Lower --workers, or use"):
+        list(decoder.decode([jpeg(1)]))
 
 
 def test_large_photos_come_in_smaller_batches(jpeg: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,28 @@ def test_exif_orientation_is_applied_unless_switched_off() -> None:
         assert (off.width, off.height) == (60, 30)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("exif", [True, False])
+def test_width_and_height_are_those_of_the_picture_that_was_resized(kind: str, exif: bool) -> None:
+    if kind == "WEBP" and not features.check("webp"):
+        pytest.skip("this Pillow has no WebP")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encode(Image.new("RGB", (60, 30)), kind, exif=turned)
+    views = decode(data, exif=exif)
+    is_upright = exif or kind == "TIFF"  # Pillow turns a TIFF when it opens it
+    assert (views.width, views.height) == ((30, 60) if is_upright else (60, 30))
+
+
+def test_a_fault_of_ours_is_no_rejection(jpeg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug in the resize")
+
+    monkeypatch.setattr("pipeline.decode.resize", fail)
+    with pytest.raises(ValueError, match="a bug in the resize"):
+        decode(jpeg(1))
+
+
 def test_damaged_exif_spoils_neither_the_pixels_nor_the_terminal(jpeg: Any) -> None:
     cut_short = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
     plain = decode(jpeg(3)).canvas

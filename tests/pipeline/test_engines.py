@@ -58,13 +58,18 @@ def test_workers_stop_when_the_build_is_interrupted() -> None:
 
 def test_an_interrupt_waits_until_processes_have_started_and_they_never_see_it() -> None:
     blocked = "import signal as s; print(s.SIGINT in s.pthread_sigmask(s.SIG_BLOCK, ()))"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = []
-    try:
-        with pytest.raises(KeyboardInterrupt), engines._held_interrupts():
+
+    def interrupt_and_go_on() -> None:
+        with engines._held_interrupts():
             signal.raise_signal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             seen.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_and_go_on()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

@@ -15,6 +15,8 @@ from pipeline import manifest as manifests
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.writer import sha256_of
 
+REPO = Path(__file__).resolve().parents[2]
+
 # One image a shard, so that there is much to be killed in the middle of.
 OPTIONS = {"canvas_size": 336, "crop_size": 224, "layout": "tensors", "shard_mib": 1}
 
@@ -102,6 +104,20 @@ def test_an_interrupted_build_says_how_to_go_on_and_leaves_no_partial_file(
     assert_no_partial_shard(out, unbroken)
     assert make_shards(image_tree, out, **OPTIONS).reused
     assert files(out) == unbroken
+
+
+def test_code_in_the_current_folder_is_not_run(image_tree: Path, tmp_path: Path) -> None:
+    for name in ("numba", "PIL", "simplejpeg"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    code = "from pipeline.cli import main; main()"
+    sizes = ("--canvas-size=48", "--crop-size=32", "--glimpse-size=8")
+    subprocess.run(
+        [sys.executable, "-P", "-c", code, "build-shards", image_tree, tmp_path / "out", *sizes],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        check=True,
+    )
+    assert not (tmp_path / "canary").exists()
 
 
 def test_a_finished_build_is_reused_whole(

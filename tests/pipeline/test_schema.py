@@ -198,3 +198,9 @@ def test_a_tar_header_is_the_one_that_tarfile_makes(name: str, size: int) -> Non
     info = tarfile.TarInfo(name)
     info.size = size
     assert schema.tar_header(name, size) == info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size"), [("a" * 101, 1), ("a", 8**11)])
+def test_what_does_not_fit_a_tar_header_is_refused(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match="does not fit a ustar header"):
+        schema.tar_header(name, size)
