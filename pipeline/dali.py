@@ -8,7 +8,6 @@ not a plain and sound JPEG, and what DALI cannot read, Pillow decodes or refuses
 """
 
 import itertools
-import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from pipeline.crops import Box
 from pipeline.decode import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
 from pipeline.errors import ConfigError, ImageError, SrpError
 from pipeline.jpeg import is_sound
-from pipeline.resample import Pixels, resize
+from pipeline.resample import Pixels, edge_weight, resize
 
 BATCH = 32  # more is no faster on the CPU
 BATCH_PIXELS = 100_000_000  # 300 MB decoded
@@ -91,11 +90,11 @@ class DaliDecoder:
             by_number.get(number) or next(self._pillow.decode([data]))
             for number, data in enumerate(files)
         ]
-        fallen = [number for number in plain if isinstance(decoded[number], Views)]
-        if len(fallen) > 1 and not any(found):
+        num_fallen = sum(isinstance(decoded[number], Views) for number in plain)
+        if num_fallen > 1 and not any(found):
             raise SrpError(
-                f"DALI must decode what Pillow can; got {len(fallen)} failures out of as many: is "
-                "its device out of memory, or gone? Run it again, or with --device cpu."
+                f"DALI must decode what Pillow can; got {num_fallen} failures out of as many. Is "
+                "its device gone? Run it again, or with --device cpu."
             )
         return decoded
 
@@ -117,10 +116,10 @@ class DaliDecoder:
                 return list(self._run(files, sizes))
             except RuntimeError as error:
                 self._pipeline = None
-                if DEVICE_FAULT.search(str(error)):
+                reason = " ".join(str(error).split())
+                if DEVICE_FAULT.search(reason):
                     raise SrpError(
-                        "DALI must have its device, and memory for a batch; got "
-                        f"{' '.join(str(error).split())[:200]}. "
+                        f"DALI must have its device, and memory for a batch; got {reason[:200]}. "
                         "Lower --workers, or use --device cpu."
                     ) from error
             if len(files) == 1:
@@ -261,23 +260,6 @@ def _one_pass(
     )
     unpadded = smooth + at_start * (smooth - first) + at_end * (smooth - last)
     return fn.cast(unpadded + HALF_UP, dtype=types.UINT8)
-
-
-def edge_weight(num_in: int, num_out: int) -> float:
-    """Weigh the edge pixel that must come off the first and the last output of a pass.
-
-    Where it shrinks, DALI repeats the edge pixel beyond the edge, and Pillow leaves those taps
-    out: with a share r of repeated pixels, Pillow's value is DALI's plus r / (1 - r) times its
-    distance from the edge pixel.
-    """
-    scale = num_in / num_out
-    if scale <= 1:
-        return 0.0
-    taps = np.arange(-2 * math.ceil(scale) - 2, 2 * math.ceil(scale) + 2)
-    weights = np.maximum(0, 1 - np.abs((taps + 0.5 - scale / 2) / scale))
-    repeated = float(weights[taps < 0].sum() / weights.sum())
-    # A single output hangs over both ends, and so loses the share twice.
-    return repeated / (1 - (2 if num_out == 1 else 1) * repeated)
 
 
 def edge_weights(sizes: Sequence[Size], side_px: int) -> list[npt.NDArray[np.float32]]:

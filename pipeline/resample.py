@@ -5,6 +5,7 @@ Pillow is older or is pillow-simd, Pillow does the work.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,3 +109,20 @@ def is_exact() -> bool:
         np.array_equal(resize_exactly(image, side), _resize_in_pillow(image, side))
         for image, side in probes
     )
+
+
+def edge_weight(num_in: int, num_out: int) -> float:
+    """Weigh the edge pixel that must come off the first and the last output of DALI's passes.
+
+    Where one shrinks, DALI repeats the edge pixel beyond the edge, and Pillow leaves those taps
+    out: with a share r of repeated pixels, Pillow's value is DALI's plus r / (1 - r) times its
+    distance from the edge pixel.
+    """
+    scale = num_in / num_out
+    if scale <= 1:
+        return 0.0
+    taps = np.arange(-2 * math.ceil(scale) - 2, 2 * math.ceil(scale) + 2)
+    weights = np.maximum(0, 1 - np.abs((taps + 0.5 - scale / 2) / scale))
+    repeated = float(weights[taps < 0].sum() / weights.sum())
+    # A single output hangs over both ends, and so loses the share twice.
+    return repeated / (1 - (2 if num_out == 1 else 1) * repeated)

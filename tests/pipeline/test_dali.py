@@ -17,6 +17,7 @@ from pipeline.crops import plan_crops
 from pipeline.decode import PillowDecoder, Views, ViewSpec
 from pipeline.errors import ConfigError, ImageError, SrpError
 from pipeline.jpeg import is_sound
+from pipeline.resample import edge_weight
 
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
 
@@ -25,7 +26,6 @@ from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 from pipeline.dali import (
     BATCH,
     DaliDecoder,
-    edge_weight,
     edge_weights,
     make_pipeline,
     view_graph,
