@@ -79,7 +79,7 @@ def main() -> None:
     "--workers",
     default=BuildConfig.workers,
     show_default="number of cores",
-    help="Processes, each writing whole shards.",
+    help="Processes, each writing whole shards and, with --device gpu, sharing the GPU.",
 )
 @click.option("--limit", type=int, help="Images per split, drawn by the seed.  [default: all]")
 @option("--seed", BuildConfig.seed, "Seed of the order of images.")
