@@ -1,8 +1,8 @@
 """Where the K candidate crops of a canvas lie, and how crops and glimpses are cut.
 
 The reference is torchvision on PIL images: `Resize((C, C)) -> FiveCrop(c)` for the originals and
-`Resize((s, s)) -> Grayscale -> Pad` of each crop for the glimpses. Pillow does the arithmetic in
-both, so the results are equal bit for bit.
+`Resize((s, s)) -> Grayscale -> Pad` of each crop for the glimpses. `resample` gives Pillow's own
+pixels, so the results are equal bit for bit.
 """
 
 from collections.abc import Iterable
