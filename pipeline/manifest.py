@@ -14,9 +14,9 @@ from pipeline.config import LAYOUTS
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.schema import member_suffixes
-from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
+from pipeline.shard import ShardRecord, shard_from_json, shard_to_json, take_up_columns
 
-FORMAT = "srp-shards/1"
+FORMAT = "srp-shards/2"
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 
@@ -110,7 +110,6 @@ def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
 def to_json(manifest: Manifest) -> str:
     """Write a manifest; equal manifests give equal text."""
     plan = manifest.spec.plan()
-    suffixes = manifest.suffixes()
     head = {
         "format": FORMAT,
         "fingerprint": manifest.fingerprint,
@@ -129,8 +128,7 @@ def to_json(manifest: Manifest) -> str:
     }
     # One line per shard: people read the head, and a diff names the shard.
     shards = ",\n".join(
-        json.dumps(shard_to_json(shard, suffixes), separators=(",", ":"))
-        for shard in manifest.shards
+        json.dumps(shard_to_json(shard), separators=(",", ":")) for shard in manifest.shards
     )
     return f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
 
@@ -142,7 +140,7 @@ def from_json(text: str) -> Manifest:
         ConfigError: If another version of the format wrote it.
         KeyError, TypeError, ValueError: If it is not one.
     """
-    fields = json.loads(text)
+    fields = json.loads(text, object_hook=take_up_columns)
     if fields["format"] != FORMAT:
         raise ConfigError(
             f"shards must be of the format {FORMAT}; got {fields['format']!r}. "
@@ -166,8 +164,9 @@ def from_json(text: str) -> Manifest:
     for split, counts in fields["splits"].items():
         if manifest.num_samples(split) != counts["samples"]:
             raise ValueError(f"{counts['samples']} samples of {split}, shards hold another number")
-    labels = {sample.label for shard in manifest.shards for sample in shard.samples}
-    if not labels <= set(range(len(manifest.classes))):
+    highest = len(manifest.classes)
+    labels = [shard.samples.labels_N for shard in manifest.shards if len(shard.samples)]
+    if any(labels_N.min() < 0 or labels_N.max() >= highest for labels_N in labels):
         raise ValueError(f"a label that is none of {len(manifest.classes)} classes")
     return manifest
 

@@ -1,37 +1,49 @@
-"""From shards back to samples: by index from local files, or as a stream.
+"""Any sample of local shards by its index: memory-mapped, and checked against the manifest.
 
-Nothing is unpickled, and every byte that is handed out was checked against the manifest: a cut
-or flipped shard is an error that names it, never a shorter epoch.
+Nothing is unpickled. A cut or flipped shard is an error that names it, never a shorter epoch.
+
+Axes: N samples of the split, S shards, M members of a sample, B samples that are asked for.
 """
 
 import mmap
+import resource
+import sys
 import tarfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from isal import isal_zlib
+from numpy.typing import NDArray
 
-from pipeline.errors import VerificationError
+from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import Manifest
-from pipeline.schema import Sample, decode_sample, tar_header, tar_padding
-from pipeline.shard import SampleRecord, ShardRecord
+from pipeline.resample import Pixels
+from pipeline.schema import TAR_BLOCK, Sample, decode_sample, tar_header, tar_padding
+from pipeline.shard import SampleRecord, ShardRecord, in_blocks
+
+_SPARE_FILES = 64  # file descriptors that the rest of a process needs
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where one sample of a split lies."""
+class Located(NamedTuple):
+    """Where the members of some samples lie, in the order of the samples.
 
-    shard: ShardRecord
-    sample: SampleRecord
+    `shards_B` are positions among the reader's shards. `offsets_MB` of the members' data in their
+    shards and `sizes_MB` are bytes.
+    """
+
+    shards_B: NDArray[np.int64]
+    offsets_MB: NDArray[np.int64]
+    sizes_MB: NDArray[np.int64]
 
 
 class IndexedReader:
     """Read any sample of some local shards by its index.
 
-    Shards are memory-mapped on first use. Safe to share among threads.
+    Shards are memory-mapped on first use. Safe to share among threads, and to send to other
+    processes, which map them anew.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shards: Iterable[ShardRecord]) -> None:
@@ -44,31 +56,53 @@ class IndexedReader:
                 their samples in order.
 
         Raises:
+            ConfigError: If they are more than the files that a process may have open.
             VerificationError: If a shard is missing or has another length.
         """
         self.manifest = manifest
         self._folder = folder
-        self._places = []
-        for shard in shards:
+        self._shards = tuple(shards)
+        _allow_files(len(self._shards))
+        for shard in self._shards:
             check_length(folder, shard)
-            self._places += [_Place(shard=shard, sample=sample) for sample in shard.samples]
+        samples = [shard.samples for shard in self._shards]
+        self._ends_S = np.cumsum([len(each) for each in samples], dtype=np.int64)
+        self.labels_N = _joined([each.labels_N for each in samples])
+        self._offsets_N = _joined([each.offsets_N for each in samples])
+        self._sizes_MN = tuple(
+            _joined([each.sizes_MN[member] for each in samples])
+            for member in range(len(manifest.suffixes()))
+        )
         self._plan = manifest.spec.plan()
         self._suffixes = manifest.suffixes()
-        self._maps: dict[str, memoryview] = {}
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make what belongs to this process alone."""
+        self._maps: dict[int, Pixels] = {}
+        self._is_checked_N = np.zeros(len(self), bool)
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_maps", "_is_checked_N", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_up()
+
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.labels_N)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The split's keys in the order of the index."""
-        return tuple(place.sample.key for place in self._places)
+        return tuple(key for shard in self._shards for key in shard.samples.keys)
 
     @property
     def labels(self) -> tuple[int, ...]:
         """The split's labels in the order of the index."""
-        return tuple(place.sample.label for place in self._places)
+        return tuple(self.labels_N.tolist())
 
     def read(self, index: int, *, candidates: tuple[int, ...] | None = None) -> Sample:
         """Read one sample; its crops are views of the mapped shard where the layout allows.
@@ -80,33 +114,119 @@ class IndexedReader:
         Raises:
             VerificationError: If the sample's bytes are not those that were written.
         """
-        place = self._places[index]
-        data = self._map(place.shard)[place.sample.offset :][: place.sample.length]
-        where = f"{place.shard.name} at offset {place.sample.offset} (sample {place.sample.key})"
-        if isal_zlib.crc32(data) != place.sample.crc32:
-            raise changed_bytes(where)
-        start = place.sample.offset
+        number, record = self._record(index)
+        shard = self._shards[number]
+        data = self._check(number, record)
+        start = record.offset
         members = {
             suffix: data[extent.offset - start :][: extent.size]
-            for suffix, extent in zip(self._suffixes, place.sample.extents(), strict=True)
+            for suffix, extent in zip(self._suffixes, record.extents(), strict=True)
         }
         return decode_sample(
-            place.sample.key,
+            record.key,
             members,
             plan=self._plan,
             layout=self.manifest.spec.layout,
             glimpse_px=self.manifest.spec.glimpse_size,
-            where=where,
+            where=place_of(shard, record),
             candidates=candidates,
         )
 
-    def _map(self, shard: ShardRecord) -> memoryview:
+    def locate(self, indices_B: Sequence[int] | NDArray[np.int64]) -> Located:
+        """Find the members of some samples, checking each sample when it is first asked for.
+
+        The check covers every byte of the sample, headers and padding included; a sample that
+        passed it is not checked again by this reader.
+
+        Raises:
+            VerificationError: If a sample's bytes are not those that were written.
+        """
+        rows_B = np.asarray(indices_B, np.int64)
+        for index in rows_B[~self._is_checked_N[rows_B]].tolist():
+            number, record = self._record(index)
+            self._check(number, record)
+            self._is_checked_N[index] = True
+        position_B = self._offsets_N[rows_B]
+        offsets, sizes = [], []
+        for sizes_N in self._sizes_MN:
+            sizes.append(sizes_N[rows_B])
+            offsets.append(position_B + TAR_BLOCK)
+            position_B = offsets[-1] + in_blocks(sizes[-1])
+        shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
+        return Located(shards_B, np.stack(offsets), np.stack(sizes))
+
+    def shard_bytes(self, number: int) -> Pixels:
+        """View a whole shard, uint8; it is mapped on first use.
+
+        Args:
+            number: Position among the reader's shards.
+        """
+        mapped = self._maps.get(number)
+        return self._map(number) if mapped is None else mapped
+
+    def _map(self, number: int) -> Pixels:
         with self._lock:
-            if shard.name not in self._maps:
-                with (self._folder / shard.name).open("rb") as file:
+            if number not in self._maps:
+                with (self._folder / self._shards[number].name).open("rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._maps[shard.name] = memoryview(mapped)
-            return self._maps[shard.name]
+                self._maps[number] = np.frombuffer(mapped, np.uint8)
+            return self._maps[number]
+
+    def _record(self, index: int) -> tuple[int, SampleRecord]:
+        """Find a sample's shard and record.
+
+        Raises:
+            IndexError: If there is no such sample.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"a sample's index must be below {len(self)}; got {index}")
+        number = int(np.searchsorted(self._ends_S, index, side="right"))
+        samples = self._shards[number].samples
+        return number, samples[index - int(self._ends_S[number]) + len(samples)]
+
+    def _check(self, number: int, record: SampleRecord) -> memoryview:
+        """Give a sample's stretch of the tar if it is what the manifest says.
+
+        The tar's own headers are compared as well, since other readers go by them.
+        """
+        whole = self.shard_bytes(number)
+        data = whole[record.offset :][: record.length].data
+        headers = zip(self._suffixes, record.extents(), strict=True)
+        if isal_zlib.crc32(data) != record.crc32 or any(
+            whole[extent.offset - TAR_BLOCK : extent.offset].tobytes()
+            != tar_header(f"{record.key}.{suffix}", extent.size)
+            for suffix, extent in headers
+        ):
+            raise changed_bytes(place_of(self._shards[number], record))
+        return data
+
+
+def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Put columns of shards end to end; where all are one number, so is the result."""
+    if not columns:
+        return np.zeros(0, np.int64)
+    numbers = {int(column[0]) for column in columns if len(column)}
+    if len(numbers) == 1 and all(column.strides == (0,) for column in columns):
+        return np.broadcast_to(np.int64(numbers.pop()), sum(map(len, columns)))
+    return np.concatenate(columns)
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's own limit on open files by the number of its new shards.
+
+    Raises:
+        ConfigError: If the system does not let it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    if most < count + _SPARE_FILES:
+        raise ConfigError(
+            f"every shard is a file that stays open; got {count} shards where this system allows "
+            f"{most} files. Raise it with ulimit -n, or build shards with a larger --shard-mib."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
 
 
 def check_length(folder: Path, shard: ShardRecord) -> None:
@@ -129,6 +249,11 @@ def check_length(folder: Path, shard: ShardRecord) -> None:
             f"{shard.num_bytes}, in {path} (broken from offset {min(size, shard.num_bytes)}). "
             "Run the same srp-data build-shards command again to rebuild it."
         )
+
+
+def place_of(shard: ShardRecord, record: SampleRecord) -> str:
+    """Name a sample's place for an error."""
+    return f"{shard.name} at offset {record.offset} (sample {record.key})"
 
 
 def changed_bytes(where: str) -> VerificationError:

@@ -19,7 +19,7 @@ from pipeline.durable import remove_partials, write_file
 from pipeline.errors import ConfigError
 from pipeline.manifest import DataSpec, Reject
 from pipeline.plan import Planned
-from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
+from pipeline.shard import ShardRecord, shard_from_json, shard_to_json, take_up_columns
 from pipeline.sources import Progress
 from pipeline.writer import sha256_of
 
@@ -168,10 +168,10 @@ def _is_intact(path: Path, record: ShardRecord) -> bool:
     )
 
 
-def save_state(state: Path, finished: Finished, spec: DataSpec) -> None:
+def save_state(state: Path, finished: Finished) -> None:
     """Note that a shard is in place, for a later run of the same build."""
     fields = {
-        "shard": shard_to_json(finished.shard, manifest.suffixes_of(spec)),
+        "shard": shard_to_json(finished.shard),
         "rejects": [asdict(reject) for reject in finished.rejects],
     }
     write_file(state / f"{finished.shard.name}.json", json.dumps(fields).encode())
@@ -180,10 +180,10 @@ def save_state(state: Path, finished: Finished, spec: DataSpec) -> None:
 def _load_state(path: Path, spec: DataSpec) -> Finished | None:
     """Read what an earlier run noted of a shard; whatever cannot be read is built again."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=take_up_columns)
         return Finished(
             shard=shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
             rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
         )
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -1,11 +1,19 @@
-"""One finished shard: its checksums, and where each sample lies in it."""
+"""One finished shard: its checksums, and where each sample lies in it.
 
-from collections.abc import Iterator, Mapping
+Axes: N samples of the shard, M members of a sample.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
-from pipeline.schema import TAR_BLOCK, TAR_END, tar_padding
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.schema import TAR_BLOCK, TAR_END
+
+COLUMNS = {"keys", "labels", "offsets", "crc32", "sizes"}
 
 
 class Extent(NamedTuple):
@@ -36,14 +44,131 @@ class SampleRecord:
     @property
     def length(self) -> int:
         """Bytes that the sample takes in the tar, headers and padding included."""
-        return sum(TAR_BLOCK + size + tar_padding(size) for size in self.sizes)
+        return sum(TAR_BLOCK + in_blocks(size) for size in self.sizes)
 
     def extents(self) -> Iterator[Extent]:
         """Yield where each member's data lies, in tar order."""
         position = self.offset
         for size in self.sizes:
             yield Extent(position + TAR_BLOCK, size)
-            position += TAR_BLOCK + size + tar_padding(size)
+            position += TAR_BLOCK + in_blocks(size)
+
+
+class Samples(Sequence[SampleRecord]):
+    """A shard's samples in tar order.
+
+    They are held by columns, since a million records would take a gigabyte.
+
+    Attributes:
+        suffixes: Of the M members.
+        labels_N: Int32.
+        offsets_N: Int64, of each sample's first tar header, bytes.
+        crc32_N: Uint32.
+        sizes_MN: Int64, of the data of each member, bytes; a member that has one size throughout
+            takes the memory of one number.
+    """
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        """Take up the columns `keys`, `labels`, `offsets`, `crc32` and `sizes`.
+
+        Args:
+            columns: Lists with an entry for each sample. `sizes` has one such list for each
+                member's suffix in tar order, or one number where all are equal.
+
+        Raises:
+            KeyError, OverflowError, TypeError, ValueError: If the columns do not agree.
+        """
+        keys = [str(key) for key in columns["keys"]]
+        # One text takes half the memory of many.
+        self._keys = "".join(keys)
+        self._key_ends_N = np.cumsum([len(key) for key in keys], dtype=np.int64)
+        self._count = count = len(keys)
+        self.labels_N = _column(columns["labels"], np.int32, count)
+        self.offsets_N = _column(columns["offsets"], np.int64, count)
+        self.crc32_N = _column(columns["crc32"], np.uint32, count)
+        self.suffixes = tuple(map(str, columns["sizes"]))
+        self.sizes_MN = tuple(
+            np.broadcast_to(np.int64(size), count)
+            if isinstance(size, int)
+            else _column(size, np.int64, count)
+            for size in columns["sizes"].values()
+        )
+
+    @classmethod
+    def of(cls, records: Iterable[SampleRecord], suffixes: Sequence[str]) -> "Samples":
+        """Put single records together."""
+        rows = tuple(records)
+        return cls(
+            {
+                "keys": [row.key for row in rows],
+                "labels": [row.label for row in rows],
+                "offsets": [row.offset for row in rows],
+                "crc32": [row.crc32 for row in rows],
+                "sizes": {
+                    suffix: [row.sizes[member] for row in rows]
+                    for member, suffix in enumerate(suffixes)
+                },
+            }
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The samples' keys in order, taken apart anew on each call."""
+        return tuple(self.key(row) for row in range(self._count))
+
+    def key(self, row: int) -> str:
+        """Give one sample's key."""
+        start = self._key_ends_N[row - 1] if row else 0
+        return self._keys[start : self._key_ends_N[row]]
+
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Count the bytes that each sample takes in the tar, headers and padding included."""
+        lengths = np.zeros(self._count, np.int64)
+        for sizes_N in self.sizes_MN:
+            lengths += TAR_BLOCK + in_blocks(sizes_N)
+        return lengths
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> SampleRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SampleRecord, ...]: ...
+    def __getitem__(self, index: int | slice) -> SampleRecord | tuple[SampleRecord, ...]:
+        if isinstance(index, slice):
+            return tuple(self._record(row) for row in range(self._count)[index])
+        return self._record(range(self._count)[index])
+
+    def __iter__(self) -> Iterator[SampleRecord]:
+        return (self._record(row) for row in range(self._count))
+
+    def _record(self, row: int) -> SampleRecord:
+        return SampleRecord(
+            key=self.key(row),
+            label=int(self.labels_N[row]),
+            offset=int(self.offsets_N[row]),
+            sizes=tuple(int(sizes_N[row]) for sizes_N in self.sizes_MN),
+            crc32=int(self.crc32_N[row]),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Samples) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._keys)
+
+
+def in_blocks(size: Any) -> Any:
+    """Round bytes up to whole blocks of a tar, a number or an array of them."""
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+
+def _column(values: Sequence[int], dtype: Any, count: int) -> NDArray[Any]:
+    column = np.array(values, dtype)
+    if column.shape != (count,):
+        raise ValueError(f"a column of {column.shape} for {count} keys")
+    return column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,53 +179,63 @@ class ShardRecord:
     split: str
     num_bytes: int
     sha256: str
-    samples: tuple[SampleRecord, ...]
+    samples: Samples
 
 
-def shard_to_json(shard: ShardRecord, suffixes: tuple[str, ...]) -> dict[str, Any]:
+def shard_to_json(shard: ShardRecord) -> dict[str, Any]:
     """Lay a shard's record out by columns, which keeps the manifest small."""
+    samples = shard.samples
     return {
         "name": shard.name,
         "split": shard.split,
-        "samples": len(shard.samples),
+        "samples": len(samples),
         "bytes": shard.num_bytes,
         "sha256": shard.sha256,
-        "keys": [sample.key for sample in shard.samples],
-        "labels": [sample.label for sample in shard.samples],
-        "offsets": [sample.offset for sample in shard.samples],
-        "crc32": [sample.crc32 for sample in shard.samples],
+        "keys": list(samples.keys),
+        "labels": samples.labels_N.tolist(),
+        "offsets": samples.offsets_N.tolist(),
+        "crc32": samples.crc32_N.tolist(),
         "sizes": {
-            suffix: [sample.sizes[column] for sample in shard.samples]
-            for column, suffix in enumerate(suffixes)
+            suffix: _one_or_all(sizes_N.tolist())
+            for suffix, sizes_N in zip(samples.suffixes, samples.sizes_MN, strict=True)
         },
     }
 
 
+def _one_or_all(sizes: list[int]) -> list[int] | int:
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def take_up_columns(fields: dict[str, Any]) -> dict[str, Any]:
+    """Turn the columns of `shard_to_json` into `Samples`; other objects pass unchanged.
+
+    It is `json.loads`' hook for objects, so that one shard's numbers are let go of before the
+    next one's come.
+
+    Raises:
+        KeyError, OverflowError, TypeError, ValueError: If the columns do not agree.
+    """
+    if not fields.keys() >= COLUMNS:
+        return fields
+    head = {name: value for name, value in fields.items() if name not in COLUMNS}
+    return {**head, "columns": Samples(fields)}
+
+
 def shard_from_json(fields: Mapping[str, Any], suffixes: tuple[str, ...]) -> ShardRecord:
-    """Read what `shard_to_json` wrote.
+    """Read what `shard_to_json` wrote, its columns taken up already.
 
     Raises:
         KeyError, TypeError, ValueError: If the fields do not agree with one another.
     """
-    columns = [fields["sizes"][suffix] for suffix in suffixes]
-    rows = zip(
-        fields["keys"], fields["labels"], fields["offsets"], fields["crc32"],
-        zip(*columns, strict=True), strict=True,
-    )  # fmt: skip
-    samples = tuple(
-        SampleRecord(
-            key=str(key), label=int(label), offset=int(offset), crc32=int(crc32),
-            sizes=tuple(int(size) for size in sizes),
-        )
-        for key, label, offset, crc32, sizes in rows
-    )  # fmt: skip
     shard = ShardRecord(
         name=str(fields["name"]),
         split=str(fields["split"]),
         num_bytes=int(fields["bytes"]),
         sha256=str(fields["sha256"]),
-        samples=samples,
+        samples=fields["columns"],
     )
+    if shard.samples.suffixes != suffixes:
+        raise ValueError(f"members {', '.join(shard.samples.suffixes)} in {shard.name}")
     _check_shard(shard, num_samples=int(fields["samples"]))
     return shard
 
@@ -110,10 +245,13 @@ def _check_shard(shard: ShardRecord, *, num_samples: int) -> None:
         raise ValueError(f"shard name {shard.name!r}")
     if num_samples != len(shard.samples):
         raise ValueError(f"{num_samples} samples but {len(shard.samples)} keys in {shard.name}")
-    position = 0
-    for sample in shard.samples:
-        if sample.offset != position or min(sample.sizes) < 0:
-            raise ValueError(f"offset {sample.offset} of {sample.key!r} in {shard.name}")
-        position += sample.length
-    if position + len(TAR_END) != shard.num_bytes:
+    lengths_N = shard.samples.lengths_N()
+    ends_N = lengths_N.cumsum()
+    wrong = shard.samples.offsets_N != ends_N - lengths_N
+    for sizes_N in shard.samples.sizes_MN:
+        wrong |= sizes_N < 0
+    if wrong.any():
+        sample = shard.samples[int(wrong.argmax())]
+        raise ValueError(f"offset {sample.offset} of {sample.key!r} in {shard.name}")
+    if int(lengths_N.sum()) + len(TAR_END) != shard.num_bytes:
         raise ValueError(f"{shard.num_bytes} bytes in {shard.name}")

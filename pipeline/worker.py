@@ -10,7 +10,7 @@ from pipeline import engines
 from pipeline.backends import Backend, open_decoder
 from pipeline.decode import Views, ViewSpec
 from pipeline.errors import ImageError
-from pipeline.manifest import DataSpec, Reject
+from pipeline.manifest import DataSpec, Reject, suffixes_of
 from pipeline.plan import SourceImage
 from pipeline.resume import Finished, save_state
 from pipeline.schema import SampleMeta, ShardSpec, encode_sample
@@ -41,12 +41,13 @@ class _Read(NamedTuple):
 def write_one(task: Task) -> Finished:
     """Build one shard."""
     rejects: dict[str, Reject] = {}
-    shard = write_shard(task.out, task.shard, _encode_images(task, rejects))
+    images = _encode_images(task, rejects)
+    shard = write_shard(task.out, task.shard, images, suffixes=suffixes_of(task.spec))
     in_order = tuple(rejects[image.path] for image in task.images if image.path in rejects)
     if len(shard.samples) + len(in_order) != len(task.images):
         raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
     finished = Finished(shard=shard, rejects=in_order)
-    save_state(task.records, finished, task.spec)
+    save_state(task.records, finished)
     return finished
 
 

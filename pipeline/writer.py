@@ -1,7 +1,7 @@
 """Write one shard aside, and rename it into place when every byte is on the disk."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -9,7 +9,7 @@ from isal import isal_zlib
 
 from pipeline.durable import whole_file
 from pipeline.schema import TAR_END, Member, ShardSpec, tar_header, tar_padding
-from pipeline.shard import SampleRecord, ShardRecord
+from pipeline.shard import SampleRecord, Samples, ShardRecord
 
 # Parts below this are joined: a call for each would cost more than copying them.
 SMALL = 65536
@@ -23,7 +23,9 @@ class EncodedSample(NamedTuple):
     members: Mapping[str, Member]
 
 
-def write_shard(folder: Path, spec: ShardSpec, samples: Iterable[EncodedSample]) -> ShardRecord:
+def write_shard(
+    folder: Path, spec: ShardSpec, samples: Iterable[EncodedSample], *, suffixes: Sequence[str]
+) -> ShardRecord:
     """Write one shard under its final name.
 
     The file appears whole or not at all, also after a power cut.
@@ -32,15 +34,18 @@ def write_shard(folder: Path, spec: ShardSpec, samples: Iterable[EncodedSample])
         folder: Where it goes.
         spec: Names it.
         samples: In order; may leave out keys of the spec that were rejected.
+        suffixes: Of every sample's members in tar order.
 
     Returns:
         Its record for the manifest.
     """
     with whole_file(folder / spec.name) as file:
-        return _write_tar(file, spec, samples)
+        return _write_tar(file, spec, samples, suffixes)
 
 
-def _write_tar(file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample]) -> ShardRecord:
+def _write_tar(
+    file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample], suffixes: Sequence[str]
+) -> ShardRecord:
     digest = hashlib.sha256()
     records = []
     position = 0
@@ -66,7 +71,7 @@ def _write_tar(file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample]
         split=spec.split,
         num_bytes=position + len(TAR_END),
         sha256=digest.hexdigest(),
-        samples=tuple(records),
+        samples=Samples.of(records, suffixes),
     )
 
 

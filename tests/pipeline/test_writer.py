@@ -19,7 +19,7 @@ SAMPLES = [
 
 
 def test_the_record_is_of_the_very_bytes_in_the_file(tmp_path: Path) -> None:
-    record = write_shard(tmp_path, SPEC, SAMPLES)
+    record = write_shard(tmp_path, SPEC, SAMPLES, suffixes=("x.npy", "cls"))
     data = (tmp_path / "train-000003.tar").read_bytes()
     assert record.num_bytes == len(data)
     assert record.sha256 == hashlib.sha256(data).hexdigest() == sha256_of(tmp_path / record.name)
@@ -32,7 +32,7 @@ def test_the_record_is_of_the_very_bytes_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_a_plain_tar_with_fixed_metadata(tmp_path: Path) -> None:
-    write_shard(tmp_path, SPEC, SAMPLES)
+    write_shard(tmp_path, SPEC, SAMPLES, suffixes=("x.npy", "cls"))
     with tarfile.open(tmp_path / SPEC.name, "r:") as tar:
         members = tar.getmembers()
         assert [info.name for info in members] == [
@@ -48,12 +48,14 @@ def test_a_shard_is_a_plain_tar_with_fixed_metadata(tmp_path: Path) -> None:
 
 
 def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
-    assert write_shard(tmp_path, SPEC, SAMPLES) == write_shard(tmp_path, SPEC, iter(SAMPLES))
+    assert write_shard(tmp_path, SPEC, SAMPLES, suffixes=("x.npy", "cls")) == write_shard(
+        tmp_path, SPEC, iter(SAMPLES), suffixes=("x.npy", "cls")
+    )
 
 
 def test_a_shard_without_samples_is_a_whole_tar(tmp_path: Path) -> None:
-    record = write_shard(tmp_path, SPEC, [])
-    assert (record.num_bytes, record.samples) == (1024, ())
+    record = write_shard(tmp_path, SPEC, [], suffixes=("x.npy", "cls"))
+    assert (record.num_bytes, tuple(record.samples)) == (1024, ())
     with tarfile.open(tmp_path / SPEC.name) as tar:
         assert tar.getmembers() == []
 
@@ -65,5 +67,5 @@ def test_a_shard_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shard(tmp_path, SPEC, fail())
+        write_shard(tmp_path, SPEC, fail(), suffixes=("x.npy", "cls"))
     assert list(tmp_path.iterdir()) == []
