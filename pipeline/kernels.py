@@ -33,7 +33,7 @@ _WINDOWS = "void(Array(uint8, 3, 'C', readonly=True), int64[:, ::1], int64, uint
 _LUMA = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
 
 
-def _compiled(signature: str) -> Callable[[Any], Any]:
+def compiled(signature: str) -> Callable[[Any], Any]:
     """Compile a function now, and keep the result if there is a place that can be written."""
 
     def compile_now(function: Any) -> Any:
@@ -45,7 +45,7 @@ def _compiled(signature: str) -> Callable[[Any], Any]:
     return compile_now
 
 
-@_compiled(_WEIGHTS)
+@compiled(_WEIGHTS)
 def triangle_weights(num_in, num_out):  # type: ignore[no-untyped-def]
     """Weigh the inputs of each output: first input, number of inputs, weights."""
     scale = num_in / num_out
@@ -69,7 +69,7 @@ def triangle_weights(num_in, num_out):  # type: ignore[no-untyped-def]
     return starts, counts, weights
 
 
-@_compiled(_DOWN)
+@compiled(_DOWN)
 def down(rows, out):  # type: ignore[no-untyped-def]
     """Resize the first axis; the second holds whole rows of bytes."""
     starts, counts, weights = triangle_weights(rows.shape[0], out.shape[0])
@@ -85,7 +85,7 @@ def down(rows, out):  # type: ignore[no-untyped-def]
             out[o, j] = min(sums[j] >> _BITS, 255)
 
 
-@_compiled(_TURN)
+@compiled(_TURN)
 def _turn(image, top, num_rows, block):  # type: ignore[no-untyped-def]
     """Lay a few rows of `(H, W, 3)` on their side, so that a column's bytes are neighbours."""
     for y in range(num_rows):
@@ -95,7 +95,7 @@ def _turn(image, top, num_rows, block):  # type: ignore[no-untyped-def]
             block[x, 3 * y + 2] = image[top + y, x, 2]
 
 
-@_compiled(_NARROW)
+@compiled(_NARROW)
 def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped-def]
     """Resize some rows of a turned block across, and put them upright again, `(rows, 3 W)`."""
     starts, counts, weights = triangle
@@ -117,7 +117,7 @@ def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped
             out[y - first, 3 * o + 2] = turned[o, 3 * y + 2]
 
 
-@_compiled(_ACROSS)
+@compiled(_ACROSS)
 def across(image, out):  # type: ignore[no-untyped-def]
     """Resize the second axis of `(H, W, 3)` to rows of bytes, `(H, 3 S)`."""
     triangle = triangle_weights(image.shape[1], out.shape[1] // 3)
@@ -128,7 +128,7 @@ def across(image, out):  # type: ignore[no-untyped-def]
         _narrow(block, 0, 0, num_rows, triangle, out[top : top + num_rows])
 
 
-@_compiled(_WINDOWS)
+@compiled(_WINDOWS)
 def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
     """Resize windows of one image, turning each of its rows once for all of them."""
     triangle = triangle_weights(crop_px, out.shape[1])
@@ -147,7 +147,7 @@ def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
         down(narrow[k], out[k])
 
 
-@_compiled(_LUMA)
+@compiled(_LUMA)
 def luma(image, out):  # type: ignore[no-untyped-def]
     """Weigh the colours of `(H, W, 3)` to gray, `(H, W)`."""
     for y in range(image.shape[0]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.config import LAYOUTS
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.schema import member_suffixes
+from pipeline.schema import member_suffixes, npy_shapes
 from pipeline.shard import ShardRecord, shard_from_json, shard_to_json, take_up_columns
 
 FORMAT = "srp-shards/2"
@@ -92,6 +92,10 @@ class Manifest:
     def suffixes(self) -> tuple[str, ...]:
         """List every sample's members in tar order."""
         return suffixes_of(self.spec)
+
+    def npy_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Give the shapes of the members that are arrays, by suffix."""
+        return npy_shapes(self.spec.layout, self.spec.plan(), self.spec.glimpse_size)
 
 
 def suffixes_of(spec: DataSpec) -> tuple[str, ...]:

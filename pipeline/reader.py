@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,15 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import Manifest
 from pipeline.resample import Pixels
-from pipeline.schema import TAR_BLOCK, Sample, decode_sample, tar_header, tar_padding
+from pipeline.schema import (
+    LABEL,
+    TAR_BLOCK,
+    Sample,
+    decode_sample,
+    npy_header,
+    tar_header,
+    tar_padding,
+)  # fmt: skip
 from pipeline.shard import SampleRecord, ShardRecord, in_blocks
 
 _SPARE_FILES = 64  # file descriptors that the rest of a process needs
@@ -75,16 +84,21 @@ class IndexedReader:
         )
         self._plan = manifest.spec.plan()
         self._suffixes = manifest.suffixes()
+        self._arrays = {
+            suffix: (npy_header(shape), len(npy_header(shape)) + prod(shape))
+            for suffix, shape in manifest.npy_shapes().items()
+        }
         self._set_up()
 
     def _set_up(self) -> None:
         """Make what belongs to this process alone."""
         self._maps: dict[int, Pixels] = {}
+        self._addresses: dict[int, int] = {}
         self._is_checked_N = np.zeros(len(self), bool)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_maps", "_is_checked_N", "_lock")
+        own = ("_maps", "_addresses", "_is_checked_N", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -144,7 +158,7 @@ class IndexedReader:
         rows_B = np.asarray(indices_B, np.int64)
         for index in rows_B[~self._is_checked_N[rows_B]].tolist():
             number, record = self._record(index)
-            self._check(number, record)
+            self._check_members(number, record)
             self._is_checked_N[index] = True
         position_B = self._offsets_N[rows_B]
         offsets, sizes = [], []
@@ -163,6 +177,16 @@ class IndexedReader:
         """
         mapped = self._maps.get(number)
         return self._map(number) if mapped is None else mapped
+
+    def shard_address(self, number: int) -> int:
+        """Give the address of a shard's first byte in this process's memory.
+
+        Args:
+            number: Position among the reader's shards.
+        """
+        if number not in self._addresses:
+            self._addresses[number] = self.shard_bytes(number).ctypes.data
+        return self._addresses[number]
 
     def _map(self, number: int) -> Pixels:
         with self._lock:
@@ -199,6 +223,24 @@ class IndexedReader:
         ):
             raise changed_bytes(place_of(self._shards[number], record))
         return data
+
+    def _check_members(self, number: int, record: SampleRecord) -> None:
+        """Check one sample so that its arrays need no look at their headers any more."""
+        data = self._check(number, record)
+        at = place_of(self._shards[number], record)
+        for suffix, extent in zip(self._suffixes, record.extents(), strict=True):
+            start = extent.offset - record.offset
+            expected, size = self._arrays.get(suffix, (b"", extent.size))
+            if data[start : start + len(expected)] != expected or extent.size != size:
+                raise VerificationError(
+                    f"{suffix} must be an array of the manifest's sizes; got another in {at}. "
+                    "Rebuild the shard."
+                )
+            if suffix == LABEL and bytes(data[start:][: extent.size]) != b"%d" % record.label:
+                raise VerificationError(
+                    f"a label must be as in the manifest, {record.label}; got another in {at}. "
+                    "Rebuild the shard."
+                )
 
 
 def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -121,10 +121,28 @@ Member = tuple[bytes | memoryview, ...]
 
 def encode_array(array: Pixels) -> Member:
     """Write an array as `.npy`, C order, never pickled: its header, and its own memory."""
+    return npy_header(array.shape), np.ascontiguousarray(array).reshape(-1).data
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Make what precedes the pixels of a C-ordered uint8 array in a `.npy` member."""
     header = io.BytesIO()
-    whole = np.ascontiguousarray(array)
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
-    return header.getvalue(), whole.reshape(-1).data
+    fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()
+
+
+def npy_shapes(layout: str, plan: CropPlan, glimpse_px: int) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the members that are arrays, by suffix."""
+    crop, canvas = plan.crop_px, plan.canvas_px
+    shapes = {
+        ORIGINALS: (len(plan), 3, crop, crop),
+        GLIMPSES: (len(plan), 1, crop, crop),
+        CANVAS: (canvas, canvas, 3),
+        RESIZED: (len(plan.resized), crop, crop, 3),
+        SMALL_GLIMPSES: (len(plan), 1, glimpse_px, glimpse_px),
+    }
+    return {name: shapes[name] for name in member_suffixes(layout, plan) if name in shapes}
 
 
 def decode_array(data: bytes | memoryview, where: str) -> Pixels:
@@ -182,7 +200,7 @@ def encode_sample(
     else:
         members[CANVAS] = encode_array(canvas)
         if plan.resized:
-            members[RESIZED] = encode_array(resized)
+            members[RESIZED] = encode_array(resized.transpose(0, 2, 3, 1))
         members[SMALL_GLIMPSES] = encode_array(glimpses)
     members[LABEL] = (str(label).encode(),)
     members[META] = (json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode(),)
@@ -222,7 +240,8 @@ def decode_sample(
         else:
             canvas = decode_array(members[CANVAS], where)
             needed = any(not plan.is_cut(k) for k in chosen)
-            resized = decode_array(members[RESIZED], where) if needed else canvas[:0]
+            resized = decode_array(members[RESIZED], where) if needed else canvas[None, :0]
+            resized = resized.transpose(0, 3, 1, 2)
             crops = original_crops(canvas, resized, plan, chosen)
             small = decode_array(members[SMALL_GLIMPSES], where)
         label = int(bytes(members[LABEL]))

@@ -16,11 +16,15 @@ PACKAGES = ("pipeline", "training")
 
 # What training may know of the pipeline: the format, and how to meet the disk and the terminal.
 SEAM = {
+    "pipeline.copies",
     "pipeline.crops",
     "pipeline.durable",
     "pipeline.errors",
+    "pipeline.fill",
     "pipeline.kernels",
+    "pipeline.loader",
     "pipeline.manifest",
+    "pipeline.order",
     "pipeline.reader",
     "pipeline.resample",
     "pipeline.schema",
@@ -33,6 +37,7 @@ LATE_BACKENDS = {
     "pipeline.reader": {"webdataset"},
     "pipeline.backends": {"pipeline"},
     "pipeline.bench_build": {"pipeline"},
+    "pipeline.fill": {"pipeline"},
     "pipeline.resample": {"pipeline"},
 }
 MAY_PRINT = {"pipeline.cli", "pipeline.terminal", "training.cli"}

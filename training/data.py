@@ -1,52 +1,49 @@
-"""From shards to batches: which samples, in which order, on which rank, and how they are read.
+"""From shards to batches of tensors, in an order that can be taken up at any sample.
 
-Axes: B samples, K candidates, H and W crop px, S glimpse px.
+Axes: B samples, K candidates, R resized candidates, C canvas px, H and W crop px, S glimpse px.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from pipeline import manifest as manifests
-from pipeline.crops import CropPlan, glimpses
+from pipeline.crops import CropPlan
 from pipeline.errors import ConfigError
+from pipeline.fill import Content
+from pipeline.loader import ArrayBatch, Loader
 from pipeline.manifest import Manifest
+from pipeline.order import Indices, steps_per_epoch, training_batches
 from pipeline.reader import IndexedReader
-from pipeline.schema import Sample
-from training.distributed import Process
-
-PREFETCH = 2  # batches in flight for each reading thread
+from pipeline.resample import Pixels
 
 
 class Batch(NamedTuple):
-    """B samples.
+    """B samples, valid until the next batch is asked for; clone what is to be kept.
 
-    `crops_BKHWC` is uint8 RGB, channels last as in the canvas, so that one crop is already in
-    the memory format in which convolutions are fastest. `glimpses_BKSS` is uint8 gray without
-    padding, or None where no proposer looks. `indices_B` are positions in the split.
+    Pixels are uint8, RGB, channels last as on disk, so that one crop is already in the memory
+    format in which convolutions are fastest. There are either `crops_BKHWC`, or `canvases_BCC3`
+    and `resized_BRHWC`, from which `training.views.cut` makes the crops. `glimpses_BKSS` are gray
+    without padding, or None where no proposer looks. `indices_B` are positions in the split.
     """
 
-    crops_BKHWC: Tensor
+    crops_BKHWC: Tensor | None
+    canvases_BCC3: Tensor | None
+    resized_BRHWC: Tensor | None
     glimpses_BKSS: Tensor | None
     labels_B: Tensor
     indices_B: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        looked = self.glimpses_BKSS
-        return Batch(
-            self.crops_BKHWC.to(device, non_blocking=True),
-            None if looked is None else looked.to(device, non_blocking=True),
-            self.labels_B.to(device, non_blocking=True),
-            self.indices_B.to(device, non_blocking=True),
-        )
+        tensors = (None if t is None else t.to(device, non_blocking=True) for t in self)
+        return Batch(*tensors)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,101 +79,171 @@ class Shards:
         return reader
 
 
-@dataclass(frozen=True, kw_only=True)
 class BatchReader:
-    """Reads batches of one split with threads, which is enough since reading is copying.
+    """Reads batches of one split onto a device."""
 
-    Attributes:
-        reader: Of the split.
-        candidates: Indices on axis K to read.
-        glimpse_px: Side of the glimpses; None reads none.
-        workers: Threads.
-        pin: Whether batches lie in pinned memory, for a GPU.
-    """
+    def __init__(
+        self, reader: IndexedReader, content: Content, *, workers: int, device: torch.device
+    ) -> None:
+        """Open a split.
 
-    reader: IndexedReader
-    candidates: tuple[int, ...]
-    glimpse_px: int | None
-    workers: int
-    pin: bool
+        Args:
+            reader: Of the split.
+            content: What batches carry.
+            workers: Threads.
+            device: That batches are copied to.
 
-    def batches(self, index_batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        Raises:
+            ConfigError: If the shards do not hold what batches should carry.
+        """
+        self.reader = reader
+        self._device = device
+        allocate = _pinned if device.type == "cuda" else None
+        self._loader = Loader(reader, content, workers=workers, allocate=allocate)
+
+    def batches(self, index_batches: Collection[Indices]) -> Iterator[Batch]:
         """Read batches of the given samples, in the given order, some ahead of their use."""
-        pending: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="srp-read") as pool:
-            try:
-                for indices in index_batches:
-                    pending.append(pool.submit(self._read, indices))
-                    if len(pending) > PREFETCH * self.workers:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _read(self, indices: Sequence[int]) -> Batch:
-        side = self.reader.manifest.spec.crop_size
-        num_crops = len(self.candidates)
-        crops = torch.empty(
-            (len(indices), num_crops, side, side, 3), dtype=torch.uint8, pin_memory=self.pin
-        )
-        out = crops.numpy()
-        looked, labels = [], []
-        for row, index in enumerate(indices):
-            sample = self.reader.read(index, candidates=self.candidates)
-            for column, crop_CHW in enumerate(sample.crops):
-                out[row, column] = crop_CHW.transpose(1, 2, 0)
-            if self.glimpse_px is not None:
-                looked.append(self._glimpses(sample, self.glimpse_px))
-            labels.append(sample.label)
-        return Batch(
-            crops,
-            torch.from_numpy(np.stack(looked)) if looked else None,
-            torch.tensor(labels),
-            torch.tensor(indices),
-        )
-
-    def _glimpses(
-        self, sample: Sample, glimpse_px: int
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        if glimpse_px == self.reader.manifest.spec.glimpse_size:
-            return sample.small_glimpses[:, 0]
-        return glimpses(sample.crops, glimpse_px)[:, 0]
+        for arrays in self._loader.batches(index_batches):
+            batch = _to_tensors(arrays).to(self._device)
+            copied = None
+            if self._device.type == "cuda":
+                copied = torch.cuda.current_stream(self._device).record_event()
+            yield batch
+            if copied is not None:
+                copied.synchronize()  # the next batch may be written to the same pinned memory
 
 
-def steps_per_epoch(num_samples: int, *, batch_size: int, world_size: int) -> int:
-    """Count the steps that every rank takes; samples that fill no whole step are left out.
+def _pinned(shape: tuple[int, ...]) -> Pixels:
+    pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return pixels
 
-    Raises:
-        ConfigError: If there is not one step.
+
+def _to_tensors(batch: ArrayBatch) -> Batch:
+    """View a batch's arrays as tensors; nothing is copied."""
+    pixels = [None if array is None else torch.from_numpy(array) for array in batch.arrays]
+    numbers = [torch.from_numpy(batch.labels_B), torch.from_numpy(batch.indices_B)]
+    return Batch(*pixels, *numbers)  # type: ignore[arg-type]
+
+
+class Position(TypedDict):
+    """Where a training stands among its samples: what is saved of `TrainingBatches`.
+
+    `num_seen` counts the samples of the epoch that all ranks have been handed.
     """
-    steps = num_samples // (batch_size * world_size)
-    if not steps:
-        raise ConfigError(
-            f"a step must not need more images than there are; got --batch-size {batch_size} "
-            f"on {world_size} processes for {num_samples} images. Lower --batch-size."
-        )
-    return steps
+
+    epoch: int
+    num_seen: int
 
 
-def training_batches(
-    num_samples: int, *, batch_size: int, seed: int, epoch: int, process: Process
-) -> list[list[int]]:
-    """List one rank's batches of one epoch.
+class TrainingBatches:
+    """One rank's batches; each pass is one epoch, or the rest of one that was broken off.
 
-    The shuffle is global and depends on the seed and the epoch only. Ranks take turns, so they
-    share no sample, and all take the same number of steps.
+    The shuffle is global and depends on the seed and the epoch alone. Ranks share no sample and
+    take the same number of steps. After `load_state_dict` exactly the rest follows, with any
+    number of reading threads and, where whole steps were seen, of ranks.
+
+    Lightning takes it as `train_dataloaders`, and saves and restores its position.
     """
-    steps = steps_per_epoch(num_samples, batch_size=batch_size, world_size=process.world_size)
-    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
-    used = order[: steps * batch_size * process.world_size]
-    mine = used.reshape(steps, process.world_size, batch_size)[:, process.rank]
-    batches: list[list[int]] = mine.tolist()
-    return batches
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Begin with the first epoch.
+
+        Args:
+            reader: Of the training split.
+            batch_size: Samples a step and rank.
+            seed: Of the order.
+            rank: This one.
+            world_size: Ranks.
+
+        Raises:
+            ConfigError: If there are too few samples for one step.
+        """
+        self._reader = reader
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch = self._num_seen = 0
+        self._steps = steps_per_epoch(
+            len(reader.reader), batch_size=batch_size, world_size=world_size
+        )
+
+    def __len__(self) -> int:
+        """Count the steps of a whole epoch."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        rest = training_batches(
+            len(self._reader.reader),
+            batch_size=self._batch_size,
+            seed=self._seed,
+            epoch=self._epoch,
+            rank=self._rank,
+            world_size=self._world_size,
+            start=self._num_seen,
+        )
+        for batch in self._reader.batches(rest):
+            self._num_seen += self._batch_size * self._world_size
+            yield batch
+        self._epoch, self._num_seen = self._epoch + 1, 0
+
+    def state_dict(self) -> Position:
+        """Say where the next batch begins."""
+        return {"epoch": self._epoch, "num_seen": self._num_seen}
+
+    def load_state_dict(self, state: Position) -> None:
+        """Go on from there with the next pass.
+
+        Raises:
+            ConfigError: If there is no such place among the samples.
+        """
+        epoch, num_seen = state["epoch"], state["num_seen"]
+        if epoch < 0 or not 0 <= num_seen <= len(self._reader.reader):
+            raise ConfigError(
+                f"a training must go on among its samples; got epoch {epoch} and {num_seen} "
+                f"samples of {len(self._reader.reader)}. Use the state with the shards it is of."
+            )
+        self._epoch, self._num_seen = epoch, num_seen
 
 
-def evaluation_batches(num_samples: int, *, batch_size: int, process: Process) -> list[list[int]]:
-    """List one rank's share of a split, in order; together the ranks see each sample once."""
-    mine = range(process.rank, num_samples, process.world_size)
-    return [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+class Example(NamedTuple):
+    """One sample; `row` is its position in the split. Pixels are uint8, as in a `Batch`."""
+
+    crops_KHWC: Tensor
+    glimpses_KSS: Tensor
+    label: int
+    row: int
+
+
+class ShardDataset(Dataset[Example]):
+    """One split for PyTorch's own `DataLoader`, whose processes each map the shards.
+
+    Every sample is checked each time it is read. `TrainingBatches` is several times as fast.
+    """
+
+    def __init__(self, reader: IndexedReader, *, candidates: tuple[int, ...] | None = None) -> None:
+        """Open a split.
+
+        Args:
+            reader: Of the split.
+            candidates: Indices on axis K to read; all by default.
+        """
+        self._reader = reader
+        self._candidates = candidates
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> Example:
+        sample = self._reader.read(index, candidates=self._candidates)
+        crops_KHWC = np.stack([crop.transpose(1, 2, 0) for crop in sample.crops])
+        glimpses_KSS = np.ascontiguousarray(sample.small_glimpses[:, 0])
+        return Example(
+            torch.from_numpy(crops_KHWC), torch.from_numpy(glimpses_KSS), sample.label, index
+        )

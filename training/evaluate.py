@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.order import evaluation_batches
+from training import views
 from training.checkpoint import check_fits, load_weights, read_meta
 from training.config import RunPaths
-from training.data import Batch, Shards, evaluation_batches
+from training.data import Batch, Shards
 from training.distributed import Process, sum_over_ranks
 from training.model import SelectiveClassifier
 from training.records import RunRecord, load_record
@@ -39,9 +41,9 @@ def evaluate_choice(
     model.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=process.device)
     autocast = uses_bfloat16(model.config, process.device)
-    for batch in _batches(model, shards, process):
+    for batch, crops in _batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
-            predicted_B = _policy_prediction(model, batch)
+            predicted_B = _policy_prediction(model, batch, crops)
         counts[0] += (predicted_B == batch.labels_B).sum()
         counts[1] += len(predicted_B)
         on_images(len(predicted_B) * process.world_size)
@@ -49,21 +51,33 @@ def evaluate_choice(
     return float(100 * hits / seen)
 
 
-def _batches(model: SelectiveClassifier, shards: Shards, process: Process) -> Iterator[Batch]:
-    """Read this rank's share of the validation split, on its device."""
+def _batches(
+    model: SelectiveClassifier, shards: Shards, process: Process
+) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
+    """Read this rank's share of the validation split, and view its crops."""
     reader = batch_reader(model.config, shards, model, "val", process)
-    size = EVALUATION_BATCH
-    shares = evaluation_batches(len(reader.reader), batch_size=size, process=process)
+    shares = evaluation_batches(
+        len(reader.reader),
+        batch_size=EVALUATION_BATCH,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
     for batch in reader.batches(shares):
-        yield batch.to(process.device)
+        yield batch, views.cut(batch, shards.plan, model.candidates)
 
 
-def _policy_prediction(model: SelectiveClassifier, batch: Batch) -> Tensor:
+def _policy_prediction(
+    model: SelectiveClassifier, batch: Batch, crops: tuple[Tensor, ...]
+) -> Tensor:
     if model.config.policy == "mean":
-        logits_KBC = torch.stack([model.logits(crop) for crop in batch.crops_BKHWC.unbind(1)])
-        return logits_KBC.softmax(2).mean(0).argmax(1)
+        return _all_logits(model, crops).softmax(2).mean(0).argmax(1)
     chosen_B = _probabilities(model, batch).argmax(1)
-    return model.logits(take(batch.crops_BKHWC, chosen_B)).argmax(1)
+    return model.logits(take(torch.stack(crops, 1), chosen_B)).argmax(1)
+
+
+def _all_logits(model: SelectiveClassifier, crops: tuple[Tensor, ...]) -> Tensor:
+    """Classify every crop, float32 `(K, B, C)`."""
+    return torch.stack([model.logits(crop) for crop in crops])
 
 
 def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
@@ -71,7 +85,7 @@ def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
     if model.proposer is not None and batch.glimpses_BKSS is not None:
         probabilities_BK: Tensor = model.proposer(batch.glimpses_BKSS).probabilities_BK
         return probabilities_BK
-    num_crops = batch.crops_BKHWC.shape[1]
+    num_crops = len(model.candidates)
     if model.config.policy in ("whole", "centre"):
         fixed_B = model.fixed_choice(batch.labels_B[:, None].expand(-1, num_crops).float())
         return F.one_hot(fixed_B, num_crops).float()
@@ -167,10 +181,10 @@ def make_table(
     autocast = uses_bfloat16(model.config, process.device)
     num_samples, num_crops = shards.manifest.num_samples("val"), len(model.candidates)
     table = _empty_table(num_samples, num_crops, process.device)
-    for batch in _batches(model, shards, process):
+    for batch, crops in _batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             probabilities_BK = _probabilities(model, batch)
-            logits_KBC = torch.stack([model.logits(crop) for crop in batch.crops_BKHWC.unbind(1)])
+            logits_KBC = _all_logits(model, crops)
         rows = batch.indices_B
         labels_KB = batch.labels_B.expand(num_crops, -1)
         losses = F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none")

@@ -14,7 +14,7 @@ from pipeline.durable import write_file
 from pipeline.errors import DivergedError
 from training import views
 from training.config import RunPaths, TrainConfig
-from training.data import Batch, Shards, training_batches
+from training.data import Batch, Shards
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
 from training.evaluate import OnImages, evaluate_choice, evaluate_table
 from training.model import StepOutput
@@ -61,12 +61,13 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
     draws = views.draw(num_samples, hflip=config.hflip, shift=config.shift, generator=generator)
     noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
     tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
-    batch = views.augment(batch, draws, trainer.counterparts)
+    crops = views.cut(batch, trainer.plan, trainer.model.candidates)
+    shown = views.augment(crops, batch.glimpses_BKSS, draws, trainer.counterparts)
 
     with torch.autocast(device.type, torch.bfloat16, enabled=trainer.autocast):
         output: StepOutput = trainer.wrapped(
-            batch.crops_BKHWC,
-            batch.glimpses_BKSS,
+            shown.crops_BKHWC,
+            shown.glimpses_BKSS,
             batch.labels_B,
             noise_BMK.to(device, non_blocking=True),
             tau,
@@ -139,20 +140,12 @@ def fit(
 def _train_epoch(trainer: Trainer, epoch: int, on_progress: OnProgress) -> EpochRecord:
     trainer.model.train()
     process, batch_size = trainer.process, trainer.config.batch_size
-    batches = training_batches(
-        len(trainer.train_reader.reader),
-        batch_size=batch_size,
-        seed=trainer.config.seed,
-        epoch=epoch,
-        process=process,
-    )
+    trainer.batches.load_state_dict({"epoch": epoch, "num_seen": 0})
     sums = torch.zeros(2, dtype=torch.float64, device=process.device)
     per_step = batch_size * process.world_size
     started = time.monotonic()
-    for number, batch in enumerate(trainer.train_reader.batches(batches), start=1):
-        output = train_step(
-            trainer, batch.to(process.device), step=epoch * trainer.steps + number - 1
-        )
+    for number, batch in enumerate(trainer.batches, start=1):
+        output = train_step(trainer, batch, step=epoch * trainer.steps + number - 1)
         sums += torch.stack([output.losses_B.sum(), output.hits_B.sum()]).detach()
         if number % REPORT_STEPS == 0 or number == trainer.steps:
             so_far = sum_over_ranks(sums.clone(), process)  # all ranks stop together

@@ -8,9 +8,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pipeline.crops import CropPlan
 from pipeline.errors import ConfigError
+from pipeline.fill import Content
 from training.config import TrainConfig
-from training.data import BatchReader, Shards, steps_per_epoch
+from training.data import BatchReader, Shards, TrainingBatches
 from training.distributed import Process, parallel
 from training.model import SelectiveClassifier
 from training.schedule import make_scheduler
@@ -28,7 +30,8 @@ class Trainer:
         wrapped: The same model, averaging gradients over the processes.
         optimizer: Of the model.
         scheduler: Of the optimizer, stepped after every training step.
-        train_reader: Batches of the training split.
+        batches: Of the training split, on the process's device.
+        plan: The candidates that the shards hold.
         counterparts: Where each candidate lies in a mirrored image.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
@@ -40,7 +43,8 @@ class Trainer:
     wrapped: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    train_reader: BatchReader
+    batches: TrainingBatches
+    plan: CropPlan
     counterparts: tuple[int, ...]
     steps: int
     autocast: bool
@@ -60,9 +64,12 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
-    train_reader = batch_reader(config, shards, model, "train", process)
-    steps = steps_per_epoch(
-        len(train_reader.reader), batch_size=config.batch_size, world_size=process.world_size
+    batches = TrainingBatches(
+        batch_reader(config, shards, model, "train", process),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=process.rank,
+        world_size=process.world_size,
     )
     return Trainer(
         config=config,
@@ -70,10 +77,11 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
         model=model,
         wrapped=parallel(model, process),
         optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, config, steps),
-        train_reader=train_reader,
+        scheduler=make_scheduler(optimizer, config, len(batches)),
+        batches=batches,
+        plan=shards.plan,
         counterparts=mirrored_candidates(shards.plan, model.candidates),
-        steps=steps,
+        steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )
 
@@ -94,13 +102,14 @@ def batch_reader(
     config: TrainConfig, shards: Shards, model: SelectiveClassifier, split: str, process: Process
 ) -> BatchReader:
     """Open one split for what the model looks at."""
-    return BatchReader(
-        reader=shards.reader(split),
+    content = Content(
         candidates=model.candidates,
         glimpse_px=glimpse_side(config, shards) if config.selects else None,
-        workers=config.workers,
-        pin=process.device.type == "cuda",
+        crops=shards.manifest.spec.layout != "canvas",
+        compiled=process.device.type == "cuda",  # where reading has to keep up
     )
+    reader = shards.reader(split)
+    return BatchReader(reader, content, workers=config.workers, device=process.device)
 
 
 def glimpse_side(config: TrainConfig, shards: Shards) -> int:

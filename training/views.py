@@ -42,39 +42,68 @@ def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> tuple[in
     return tuple(mirrored)
 
 
-def augment(batch: Batch, draws: Draws, counterparts: tuple[int, ...]) -> Batch:
+def cut(batch: Batch, plan: CropPlan, candidates: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """View the crops of a batch, each uint8 `(B, H, W, 3)`; nothing is copied.
+
+    Args:
+        batch: On any device. With crops, it carries the chosen ones already.
+        plan: Where the candidates lie.
+        candidates: Indices on axis K.
+    """
+    if batch.crops_BKHWC is not None:
+        return batch.crops_BKHWC.unbind(1)
+    if batch.canvases_BCC3 is None or batch.resized_BRHWC is None:
+        raise RuntimeError("a batch without pixels")
+    crops = []
+    for candidate in candidates:
+        x0, y0, x1, y1 = plan.boxes[candidate]
+        crops.append(
+            batch.canvases_BCC3[:, y0:y1, x0:x1]
+            if plan.is_cut(candidate)
+            else batch.resized_BRHWC[:, plan.resized.index(candidate)]
+        )
+    return tuple(crops)
+
+
+class Views(NamedTuple):
+    """What the model is shown of B samples, all of it uint8; see `Batch`."""
+
+    crops_BKHWC: Tensor
+    glimpses_BKSS: Tensor | None
+
+
+def augment(
+    crops: tuple[Tensor, ...],
+    glimpses_BKSS: Tensor | None,
+    draws: Draws,
+    counterparts: tuple[int, ...],
+) -> Views:
     """Mirror and shift one batch as its draws say.
 
     Args:
-        batch: Not changed.
+        crops: From `cut`; not changed.
+        glimpses_BKSS: Or None; not changed.
         draws: On the CPU.
         counterparts: From `mirrored_candidates`.
     """
-    mirrored = mirror(batch, draws.flips_B, counterparts)
-    return mirrored._replace(crops_BKHWC=shift(mirrored.crops_BKHWC, draws.shifts_B2))
+    crops_BKHWC = torch.stack(crops, 1)
+    rows = draws.flips_B.nonzero()[:, 0].to(crops_BKHWC.device, non_blocking=True)
+    crops_BKHWC = mirror(crops_BKHWC, rows, counterparts)
+    if glimpses_BKSS is not None:
+        glimpses_BKSS = mirror(glimpses_BKSS.clone(), rows, counterparts)
+    return Views(shift(crops_BKHWC, draws.shifts_B2), glimpses_BKSS)
 
 
-def mirror(batch: Batch, flips_B: Tensor, counterparts: tuple[int, ...]) -> Batch:
+def mirror(images: Tensor, rows: Tensor, counterparts: tuple[int, ...]) -> Tensor:
     """Mirror some images as a whole: each crop is mirrored and takes its counterpart's place.
 
     Args:
-        batch: Not changed.
-        flips_B: Bool, which images; on the CPU.
+        images: `(B, K, H, W, ...)`, changed in place and returned.
+        rows: Int64, which images, on the same device.
         counterparts: From `mirrored_candidates`.
     """
-    rows = flips_B.nonzero()[:, 0].to(batch.labels_B.device, non_blocking=True)
-    crops, looked = batch.crops_BKHWC, batch.glimpses_BKSS
-    crops = _mirror_rows(crops, rows, counterparts)
-    if looked is not None:
-        looked = _mirror_rows(looked, rows, counterparts)
-    return batch._replace(crops_BKHWC=crops, glimpses_BKSS=looked)
-
-
-def _mirror_rows(images: Tensor, rows: Tensor, counterparts: tuple[int, ...]) -> Tensor:
-    """Mirror along axis 3, W, some rows of `(B, K, H, W, ...)`."""
-    mirrored = images.clone()
-    mirrored[rows] = images[rows][:, list(counterparts)].flip(3)
-    return mirrored
+    images[rows] = images[rows][:, list(counterparts)].flip(3)
+    return images
 
 
 def shift(crops_BKHWC: Tensor, shifts_B2: Tensor) -> Tensor:

@@ -140,6 +140,8 @@ def make_batch() -> Callable[..., Batch]:
 
         return Batch(
             pixels(num_samples, num_crops, CROP, CROP, 3),
+            None,
+            None,
             pixels(num_samples, num_crops, GLIMPSE, GLIMPSE),
             torch.randint(0, num_classes, (num_samples,), generator=generator),
             torch.arange(num_samples),

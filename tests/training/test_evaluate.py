@@ -3,12 +3,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pipeline.crops import FIVE
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.fill import Content
 from training.config import POLICIES, RunPaths, TrainConfig
 from training.data import BatchReader, Shards
 from training.distributed import Process
@@ -40,16 +42,12 @@ def test_a_table_equals_one_image_and_one_crop_at_a_time(
     seen: list[int] = []
     table = make_table(model, opened, process=alone, on_images=seen.append)
     assert sum(seen) == 29
-    reader = BatchReader(
-        reader=opened.reader("val"),
-        candidates=model.candidates,
-        glimpse_px=16,
-        workers=1,
-        pin=False,
-    )
+    content = Content(candidates=model.candidates, glimpse_px=16)
+    reader = BatchReader(opened.reader("val"), content, workers=1, device=alone.device)
     assert model.proposer is not None
     with torch.inference_mode():
-        for index, batch in enumerate(reader.batches([[index] for index in range(29)])):
+        for index, batch in enumerate(reader.batches(np.arange(29)[:, None])):
+            assert batch.crops_BKHWC is not None
             logits_KC = torch.cat([model.logits(crop) for crop in batch.crops_BKHWC.unbind(1)])
             losses_K = F.cross_entropy(logits_KC, batch.labels_B.expand(6), reduction="none")
             chances = model.proposer(batch.glimpses_BKSS).probabilities_BK[0]

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,7 +92,8 @@ def test_glimpses_are_read_only_where_a_proposer_looks(
 ) -> None:
     config = tiny(policy=policy)
     reader = batch_reader(config, opened, build_model(config, opened, alone), "val", alone)
-    assert (reader.glimpse_px is not None) == looks
+    (batch,) = reader.batches(np.arange(3)[None])
+    assert (batch.glimpses_BKSS is not None) == looks
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,12 @@ PLAN = plan_crops("full+five", canvas_px=48, crop_px=32)
 ALL = tuple(range(len(PLAN)))
 
 
-def cut(canvas: Pixels) -> Batch:
-    """Cut one canvas as the pipeline does, into a batch of one sample."""
+def views_of(canvas: Pixels) -> views.Views:
+    """Cut one canvas as the pipeline does."""
     originals = crops.original_crops(canvas, crops.resized_crops(canvas, PLAN), PLAN, ALL)
-    return Batch(
+    return views.Views(
         torch.from_numpy(np.stack(originals).transpose(0, 2, 3, 1).copy())[None],
         torch.from_numpy(crops.glimpses(originals, 16)[:, 0])[None],
-        torch.tensor([0]),
-        torch.tensor([0]),
     )
 
 
@@ -50,34 +48,75 @@ def test_a_crop_whose_counterpart_is_not_chosen_stays_where_it_is() -> None:
     assert views.mirrored_candidates(PLAN, chosen) == (0, 2, 1)
 
 
+@pytest.mark.parametrize("chosen", ["full+five", "five", "centre,full", "bottom-right"])
+def test_crops_are_cut_from_canvases_as_views_with_the_pixels_of_the_materialised(
+    chosen: str,
+) -> None:
+    canvases = [smooth_canvas(seed) for seed in range(3)]
+    resized = [crops.resized_crops(canvas, PLAN).transpose(0, 2, 3, 1) for canvas in canvases]
+    wanted = PLAN.indices(chosen)
+    expected = torch.cat([views_of(canvas).crops_BKHWC for canvas in canvases])[:, list(wanted)]
+    numbers = torch.zeros(3)
+    carried = Batch(
+        None, torch.tensor(np.stack(canvases)), torch.tensor(np.stack(resized)),
+        None, numbers, numbers,
+    )  # fmt: skip
+    for batch in (carried, Batch(expected, None, None, None, numbers, numbers)):
+        cut = views.cut(batch, PLAN, wanted)
+        assert torch.equal(torch.stack(cut, 1), expected)
+        memory = {t.untyped_storage().data_ptr() for t in batch if t is not None}
+        assert {crop.untyped_storage().data_ptr() for crop in cut} <= memory
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(seed: int) -> None:
     canvas = smooth_canvas(seed)
-    counterparts = views.mirrored_candidates(PLAN, ALL)
-    mirrored = views.mirror(cut(canvas), torch.tensor([True]), counterparts)
-    expected = cut(np.ascontiguousarray(canvas[:, ::-1]))
+    shown, counterparts = views_of(canvas), views.mirrored_candidates(PLAN, ALL)
+    draws = views.Draws(torch.tensor([True]), torch.zeros((1, 2), dtype=torch.int64))
+    mirrored = views.augment(shown.crops_BKHWC.unbind(1), shown.glimpses_BKSS, draws, counterparts)
+    expected = views_of(np.ascontiguousarray(canvas[:, ::-1]))
     assert torch.equal(mirrored.crops_BKHWC, expected.crops_BKHWC)
     assert mirrored.glimpses_BKSS is not None
     assert expected.glimpses_BKSS is not None
     assert torch.equal(mirrored.glimpses_BKSS, expected.glimpses_BKSS)
 
 
-def test_mirroring_twice_changes_nothing(make_batch: Callable[..., Batch]) -> None:
-    batch, flips = make_batch(4), torch.tensor([True, False, True, False])
+def test_mirroring_twice_changes_nothing_and_once_the_chosen_images_alone(
+    make_batch: Callable[..., Batch],
+) -> None:
+    images, rows = make_batch(4).crops_BKHWC, torch.tensor([0, 2])
     counterparts = views.mirrored_candidates(PLAN, ALL)
-    once = views.mirror(batch, flips, counterparts)
-    twice = views.mirror(once, flips, counterparts)
-    for before, after in zip(batch, twice, strict=True):
-        assert torch.equal(before, after)
-    assert torch.equal(once.crops_BKHWC[~flips], batch.crops_BKHWC[~flips])
-    assert not torch.equal(once.crops_BKHWC[flips], batch.crops_BKHWC[flips])
+    once = views.mirror(images.clone(), rows, counterparts)
+    assert torch.equal(views.mirror(once.clone(), rows, counterparts), images)
+    assert torch.equal(once[[1, 3]], images[[1, 3]])
+    assert not torch.equal(once[rows], images[rows])
+
+
+def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) -> None:
+    batch = make_batch(3)
+    before = [None if tensor is None else tensor.clone() for tensor in batch]
+    draws = views.Draws(torch.tensor([True, True, False]), torch.ones((3, 2), dtype=torch.int64))
+    shown = views.augment(
+        views.cut(batch, PLAN, ALL),
+        batch.glimpses_BKSS,
+        views.cut(batch, PLAN, ALL),
+        batch.glimpses_BKSS,
+        draws,
+        views.mirrored_candidates(PLAN, ALL),
+        views.mirrored_candidates(PLAN, ALL),
+    )
+    assert not torch.equal(shown.crops_BKHWC, batch.crops_BKHWC)
+    assert not torch.equal(shown.glimpses_BKSS, batch.glimpses_BKSS)
+    for tensor, copy in zip(batch, before, strict=True):
+        assert tensor is copy or torch.equal(tensor, copy)
 
 
 def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batch]) -> None:
-    batch = make_batch(2)._replace(glimpses_BKSS=None)
-    mirrored = views.mirror(batch, torch.tensor([True, True]), ALL)
+    crops_BKHWC = make_batch(2).crops_BKHWC
+    draws = views.Draws(torch.tensor([True, True]), torch.zeros((2, 2), dtype=torch.int64))
+    mirrored = views.augment(crops_BKHWC.unbind(1), None, draws, ALL)
     assert mirrored.glimpses_BKSS is None
-    assert torch.equal(mirrored.crops_BKHWC, batch.crops_BKHWC.flip(3))
+    assert torch.equal(mirrored.crops_BKHWC, crops_BKHWC.flip(3))
 
 
 @given(

@@ -1,0 +1,200 @@
+"""Fill the arrays of one batch from mapped shards.
+
+Axes: B samples, K candidates that are read, R resized candidates, C canvas px, H and W crop px,
+S glimpse px.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.crops import glimpses, original_crops
+from pipeline.errors import ConfigError
+from pipeline.order import Indices
+from pipeline.reader import IndexedReader, Located
+from pipeline.resample import Pixels
+from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES, npy_header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a batch carries of each sample.
+
+    Attributes:
+        candidates: Indices on axis K, whose crops and glimpses are read.
+        glimpse_px: Side of the glimpses; those of another size than the stored ones are made
+            from the crops. None reads none.
+        crops: Whether crops are cut on reading. Otherwise the batch carries canvases, and the
+            resized candidates, from which they can be cut as views.
+        compiled: Whether pixels are copied by compiled code, past the caches. Loading it takes
+            a second.
+    """
+
+    candidates: tuple[int, ...]
+    glimpse_px: int | None
+    crops: bool = True
+    compiled: bool = False
+
+
+class Arrays(NamedTuple):
+    """The pixels of B samples, uint8, RGB; None where nobody asked for them.
+
+    There are either `crops_BKHWC`, or `canvases_BCC3` and `resized_BRHWC`. Glimpses are not
+    padded.
+    """
+
+    crops_BKHWC: Pixels | None
+    canvases_BCC3: Pixels | None
+    resized_BRHWC: Pixels | None
+    glimpses_BKSS: Pixels | None
+
+
+class Filler:
+    """Fills arrays with samples of one reader. Safe to share among threads."""
+
+    def __init__(self, reader: IndexedReader, content: Content) -> None:
+        """Look at what the shards hold.
+
+        Raises:
+            ConfigError: If canvases are asked for that the shards do not hold.
+        """
+        self.reader = reader
+        self.content = content
+        spec = reader.manifest.spec
+        self._plan, self._stored_px = spec.plan(), spec.glimpse_size
+        self._has_canvas = spec.layout == "canvas"
+        if not content.crops and not self._has_canvas:
+            raise ConfigError(
+                "canvases can be read only from shards that hold them; got --layout "
+                f"{spec.layout}. Read crops, or build shards with --layout canvas."
+            )
+        num_held, wanted = len(self._plan), content.candidates
+        self._chosen = slice(None) if wanted == tuple(range(num_held)) else list(wanted)
+        self._row_of = {name: row for row, name in enumerate(reader.manifest.suffixes())}
+        self._shape_of = reader.manifest.npy_shapes()
+        self._start_of = {name: len(npy_header(shape)) for name, shape in self._shape_of.items()}
+
+    def shapes(self, num_samples: int) -> tuple[tuple[int, ...] | None, ...]:
+        """Give the shapes of the `Arrays` of some samples, None for what is not read."""
+        plan, side = self._plan, self.content.glimpse_px
+        num_read, crop, canvas = len(self.content.candidates), plan.crop_px, plan.canvas_px
+        crops = (num_samples, num_read, crop, crop, 3)
+        canvases = (num_samples, canvas, canvas, 3)
+        resized = (num_samples, len(plan.resized), crop, crop, 3)
+        looked = None if side is None else (num_samples, num_read, side, side)
+        if self.content.crops:
+            return crops, None, None, looked
+        return None, canvases, resized, looked
+
+    def fill(self, indices_B: Indices, out: Arrays) -> None:
+        """Read samples into arrays of their number.
+
+        Raises:
+            VerificationError: If a sample's bytes are not those that were written.
+        """
+        located = self.reader.locate(indices_B)
+        is_gathered = self.content.compiled and self._has_canvas
+        if is_gathered:
+            self._gather_pixels(located, out)
+        for row in range(len(indices_B)):
+            if not is_gathered:
+                self._copy_pixels(located, row, out)
+            if out.glimpses_BKSS is not None and not (is_gathered and self._looks_at_stored):
+                out.glimpses_BKSS[row] = self._glimpses(located, row)
+
+    @property
+    def _looks_at_stored(self) -> bool:
+        return self.content.glimpse_px == self._stored_px
+
+    def _copy_pixels(self, located: Located, row: int, out: Arrays) -> None:
+        """Copy one sample's crops or canvas."""
+        if out.crops_BKHWC is not None:
+            for column, crop_CHW in enumerate(self._crops(located, row)):
+                out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
+        if out.canvases_BCC3 is not None:
+            out.canvases_BCC3[row] = self._array(located, CANVAS, row)
+        if out.resized_BRHWC is not None and self._plan.resized:
+            out.resized_BRHWC[row] = self._array(located, RESIZED, row)
+
+    def _crops(self, located: Located, row: int) -> list[Pixels]:
+        """View one sample's crops, each `(3, H, W)`."""
+        if not self._has_canvas:
+            originals_KCHW = self._array(located, ORIGINALS, row)
+            return [originals_KCHW[k] for k in self.content.candidates]
+        canvas_HWC = self._array(located, CANVAS, row)
+        resized_RCHW = canvas_HWC[None, :0].transpose(0, 3, 1, 2)
+        if self._plan.resized:
+            resized_RCHW = self._array(located, RESIZED, row).transpose(0, 3, 1, 2)
+        return original_crops(canvas_HWC, resized_RCHW, self._plan, self.content.candidates)
+
+    def _glimpses(self, located: Located, row: int) -> Pixels:
+        """Give one sample's glimpses, `(K, S, S)`."""
+        side = self.content.glimpse_px or self._stored_px
+        if not self._looks_at_stored:
+            return glimpses(self._crops(located, row), side)[:, 0]
+        stored = SMALL_GLIMPSES if self._has_canvas else GLIMPSES
+        return self._array(located, stored, row)[self._chosen, 0, :side, :side]
+
+    def _array(self, located: Located, name: str, row: int) -> Pixels:
+        """View one sample's array in its shard."""
+        member = self._row_of[name]
+        start = int(located.offsets_MB[member, row])
+        stop = start + int(located.sizes_MB[member, row])
+        whole = self.reader.shard_bytes(int(located.shards_B[row]))
+        return whole[start + self._start_of[name] : stop].reshape(self._shape_of[name])
+
+    def _gather_pixels(self, located: Located, out: Arrays) -> None:
+        """Copy all samples at once, past the caches."""
+        crop, canvas = self._plan.crop_px, self._plan.canvas_px
+        if out.crops_BKHWC is not None:
+            columns = [self._pieces(located, k) for k in self.content.candidates]
+            pieces_BK = np.stack([pieces_B for pieces_B, _ in columns], 1)
+            strides_K = [stride for _, stride in columns]
+            _gather(out.crops_BKHWC, pieces_BK, strides_K, num_rows=crop, row_bytes=3 * crop)
+        if out.canvases_BCC3 is not None:
+            addresses_B = self._addresses(located, CANVAS)
+            _gather(out.canvases_BCC3, addresses_B[:, None], [0], row_bytes=3 * canvas**2)
+        if out.resized_BRHWC is not None and self._plan.resized:
+            size = 3 * crop**2 * len(self._plan.resized)
+            addresses_B = self._addresses(located, RESIZED)
+            _gather(out.resized_BRHWC, addresses_B[:, None], [0], row_bytes=size)
+        if out.glimpses_BKSS is not None and self._looks_at_stored:
+            size = self._stored_px**2
+            first_B = self._addresses(located, SMALL_GLIMPSES)
+            pieces_BK = first_B[:, None] + size * np.array(self.content.candidates)
+            _gather(out.glimpses_BKSS, pieces_BK, [0] * pieces_BK.shape[1], row_bytes=size)
+
+    def _pieces(self, located: Located, candidate: int) -> tuple[NDArray[np.int64], int]:
+        """Give where one candidate begins in each sample, and the bytes between its rows."""
+        plan = self._plan
+        if plan.is_cut(candidate):
+            box, stride = plan.boxes[candidate], 3 * plan.canvas_px
+            return self._addresses(located, CANVAS) + box.y0 * stride + 3 * box.x0, stride
+        skipped = plan.resized.index(candidate) * 3 * plan.crop_px**2
+        return self._addresses(located, RESIZED) + skipped, 3 * plan.crop_px
+
+    def _addresses(self, located: Located, name: str) -> NDArray[np.int64]:
+        """Give the addresses of one array of each sample in this process's memory."""
+        member = self._row_of[name]
+        bases = [self.reader.shard_address(number) for number in located.shards_B.tolist()]
+        addresses_B: NDArray[np.int64] = np.array(bases, np.int64) + located.offsets_MB[member]
+        return addresses_B + self._start_of[name]
+
+
+def _gather(
+    out: Pixels,
+    pieces_BK: NDArray[np.int64],
+    strides_K: Sequence[int],
+    *,
+    row_bytes: int,
+    num_rows: int = 1,
+) -> None:
+    from pipeline.copies import gather  # numba takes a second to load
+
+    if not out.flags.c_contiguous or out.nbytes != pieces_BK.size * num_rows * row_bytes:
+        raise RuntimeError(f"an array of {out.shape} for pieces of another size")
+    strides = np.tile(np.array(strides_K, np.int64), len(pieces_BK))
+    gather(out.ctypes.data, pieces_BK.reshape(-1), strides, num_rows, row_bytes)
