@@ -179,7 +179,19 @@ class TrainingBatches:
         return self._steps
 
     def __iter__(self) -> Iterator[Batch]:
-        rest = training_batches(
+        rest = self._rest()
+        if not len(rest):  # what was left fills no step of as many ranks as there are now
+            self._epoch, self._num_seen = self._epoch + 1, 0
+            rest = self._rest()
+        for number, batch in enumerate(self._reader.batches(rest), start=1):
+            # Counted before it is handed over: who has taken the last one may not come back.
+            self._num_seen += self._batch_size * self._world_size
+            if number == len(rest):
+                self._epoch, self._num_seen = self._epoch + 1, 0
+            yield batch
+
+    def _rest(self) -> Indices:
+        return training_batches(
             len(self._reader.reader),
             batch_size=self._batch_size,
             seed=self._seed,
@@ -188,10 +200,6 @@ class TrainingBatches:
             world_size=self._world_size,
             start=self._num_seen,
         )
-        for batch in self._reader.batches(rest):
-            self._num_seen += self._batch_size * self._world_size
-            yield batch
-        self._epoch, self._num_seen = self._epoch + 1, 0
 
     def state_dict(self) -> Position:
         """Say where the next batch begins."""

@@ -3,11 +3,11 @@ import numpy as np
 from pipeline import kernels
 
 
-def test_without_a_place_for_its_cache_a_kernel_is_compiled_all_the_same() -> None:
+def test_without_a_place_for_its_cache_a_kernel_iscompiled_all_the_same() -> None:
     namespace: dict[str, object] = {}
     # A function that stands in no file, and so has no place for a cache.
     exec("def double(number):\n    return 2 * number", namespace)  # noqa: S102
-    assert kernels._compiled("int64(int64)")(namespace["double"])(21) == 42
+    assert kernels.compiled("int64(int64)")(namespace["double"])(21) == 42
 
 
 def test_the_weights_of_every_output_sum_to_one() -> None:
