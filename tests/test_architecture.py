@@ -16,21 +16,29 @@ PACKAGES = ("pipeline", "training")
 
 # What training may know of the pipeline: the format, and how to meet the disk and the terminal.
 SEAM = {
+    "pipeline.address",
+    "pipeline.cache",
     "pipeline.crops",
     "pipeline.durable",
     "pipeline.errors",
     "pipeline.kernels",
     "pipeline.manifest",
+    "pipeline.pieces",
     "pipeline.reader",
+    "pipeline.redirects",
+    "pipeline.remote",
     "pipeline.resample",
     "pipeline.schema",
     "pipeline.shard",
+    "pipeline.store",
+    "pipeline.stream",
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
 LATE_BACKENDS = {
-    "pipeline.reader": {"webdataset"},
+    "pipeline.remote": {"fsspec", "pipeline"},
+    "pipeline.stream": {"webdataset"},
     "pipeline.backends": {"pipeline"},
     "pipeline.bench_build": {"pipeline"},
     "pipeline.resample": {"pipeline"},

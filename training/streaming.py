@@ -1,0 +1,54 @@
+"""A stream of samples for torch's DataLoader: each rank and worker reads its own part."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.pieces import Part
+from pipeline.schema import Sample
+from pipeline.stream import Stream
+from training.distributed import Process
+
+
+class StreamDataset(IterableDataset[Sample]):
+    """Yields decoded samples; a DataLoader over it needs a `collate_fn`, or `batch_size=None`.
+
+    Every rank gets the same number of samples, and so does each of its workers within one, so all
+    ranks take equal steps; see `pipeline.pieces.share_of` for what is left out.
+    """
+
+    def __init__(self, stream: Stream, process: Process, *, equal: bool = True) -> None:
+        """Say what to stream.
+
+        Args:
+            stream: Of one split.
+            process: Whose part to read.
+            equal: Whether all ranks get equally many; False reads every sample, for evaluation.
+        """
+        self._stream = stream
+        self._rank = process.rank
+        self._world_size = process.world_size
+        self._equal = equal
+        # Shared memory, so that workers which outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, which decides the order; call it before each iteration."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        """Count this rank's samples."""
+        part = Part(rank=self._rank, world_size=self._world_size)
+        return self._stream.count(part=part, equal=self._equal)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Read this rank's and worker's part of the epoch."""
+        info = get_worker_info()
+        part = Part(
+            rank=self._rank,
+            world_size=self._world_size,
+            worker=info.id if info else 0,
+            num_workers=info.num_workers if info else 1,
+        )
+        return self._stream.samples(int(self._epoch), part=part, equal=self._equal)
