@@ -49,18 +49,20 @@ class Store(Protocol):
         """Open a shard for reading from an offset on; give up once `stop` is set."""
 
 
-def open_store(address: str, *, cache: Path | None = None, cache_mib: int | None = None) -> Store:
+def open_store(
+    address: str | Path, *, cache: Path | None = None, cache_mib: int | None = None
+) -> Store:
     """Name a folder of shards. Nothing is read yet.
 
     Args:
-        address: A path, or an address of file, http, https, s3 or gs.
+        address: An address of file, http, https, s3 or gs, or a path, which a Path always is.
         cache: Folder that remote shards are kept in; None reads them from the store each time.
         cache_mib: Size that the cache should not exceed, MiB; None keeps all.
 
     Raises:
         ConfigError: If the address or the cache cannot be used.
     """
-    place = parse_address(address)
+    place = address if isinstance(address, Path) else parse_address(address)
     if isinstance(place, Path):
         return LocalStore(folder=manifests.find(place))
     if cache is None and cache_mib is not None:

@@ -192,6 +192,7 @@ def test_the_snippets_in_the_formats_readme_run(
         exec(compile(snippet, str(readme), "exec"), {})  # noqa: S102 - the text of our own README
     gc.collect()  # the webdataset library leaves its files to the collector, which warns
     printed = capsys.readouterr().out
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     assert "(6, 3, 112, 112) (6, 1, 112, 112) (6, 4, 112, 112)" in printed
-    assert printed.count("\n") == 2 + 18
+    assert printed.count("\n") == 2 + 2 + 18
+    assert "epoch 1: 18 samples, the first is " in printed

@@ -24,7 +24,7 @@ def assert_equal(one: Sample, other: Sample) -> None:
 
 
 def stream_of(folder: Path, split: str = "train", **options: int) -> Stream:
-    store = open_store(str(folder))
+    store = open_store(folder)
     return Stream(store=store, manifest=store.load_manifest(), split=split, **options)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ def keys(samples: list[Sample]) -> list[str]:
 def dataset(
     folder: Path, *, rank: int = 0, world_size: int = 1, equal: bool = True
 ) -> StreamDataset:
-    store = open_store(str(folder))
+    store = open_store(folder)
     stream = Stream(
         store=store, manifest=store.load_manifest(), split="train", seed=0, shuffle_buffer=8
     )
