@@ -135,10 +135,9 @@ def _open_whole(path: Path, num_bytes: int) -> BinaryIO | None:
         fcntl.flock(file, fcntl.LOCK_SH)
         status = os.fstat(file.fileno())
         if status.st_nlink and status.st_size == num_bytes:  # not removed meanwhile, not cut
-            os.utime(path)
+            with contextlib.suppress(OSError):  # a cache that is only read has no use for it
+                os.utime(path)
             return file
-    except FileNotFoundError:
-        pass
     except BaseException:
         release(file)
         raise

@@ -158,7 +158,7 @@ class RemoteFile:
         if status == 416 and self._position:
             raise wrong_length(self.address, self._position, int(self._num_bytes or 0)) from error
         if isinstance(error, FileNotFoundError):
-            raise error
+            raise FileNotFoundError(self.address) from error  # unlike a local one, without filename
         self._num_failed += 1
         is_refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
         if self._num_failed >= self._tries or is_refused or isinstance(error, PermissionError):

@@ -133,7 +133,7 @@ class RemoteStore:
                 f"shards must have a {FILE_NAME}; got none at {self.address}. "
                 "Name the folder that holds it."
             ) from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _damaged(file.address, f"{type(error).__name__}: {error}") from error
         finally:
             file.close()

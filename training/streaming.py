@@ -37,18 +37,35 @@ class StreamDataset(IterableDataset[Sample]):
         """Choose the epoch, which decides the order; call it before each iteration."""
         self._epoch.fill_(epoch)
 
-    def __len__(self) -> int:
-        """Count this rank's samples."""
-        part = Part(rank=self._rank, world_size=self._world_size)
-        return self._stream.count(part=part, equal=self._equal)
+    def num_batches(self, *, batch_size: int, num_workers: int, drop_last: bool) -> int:
+        """Count the batches of a DataLoader over it, which are equally many on every rank.
+
+        Each worker fills batches of its own, so each may end in one that is not full. (The length
+        that a DataLoader gives for a stream counts only one of these, so this class has none.)
+
+        Args:
+            batch_size: Samples of a batch.
+            num_workers: Of the DataLoader; 0 reads in the process itself.
+            drop_last: Whether a worker leaves out its last batch if it is not full.
+        """
+        counts = [
+            self._stream.count(part=self._part(worker, max(1, num_workers)), equal=self._equal)
+            for worker in range(max(1, num_workers))
+        ]
+        return sum(
+            count // batch_size if drop_last else -(-count // batch_size) for count in counts
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         """Read this rank's and worker's part of the epoch."""
         info = get_worker_info()
-        part = Part(
+        part = self._part(info.id, info.num_workers) if info else self._part(0, 1)
+        return self._stream.samples(int(self._epoch), part=part, equal=self._equal)
+
+    def _part(self, worker: int, num_workers: int) -> Part:
+        return Part(
             rank=self._rank,
             world_size=self._world_size,
-            worker=info.id if info else 0,
-            num_workers=info.num_workers if info else 1,
+            worker=worker,
+            num_workers=num_workers,
         )
-        return self._stream.samples(int(self._epoch), part=part, equal=self._equal)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import manifest as manifests
-from pipeline import redirects, remote
+from pipeline import remote
 from pipeline.errors import ConfigError, DownloadError, VerificationError
 from pipeline.manifest import Manifest
 from pipeline.pieces import Part
@@ -221,7 +221,7 @@ def test_a_folder_without_a_manifest_is_named(web: Any) -> None:
         open_store(f"{web.address}/none").load_manifest()
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", b"\xff\xfe", b"{}", b"[" * 9])
+@pytest.mark.parametrize("data", [b"", b"<html>", b"\xff\xfe", b"{}", b"[" * 99_999])
 def test_a_manifest_that_is_none_is_an_error(data: bytes, web: Any, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(data)
     web.folder = tmp_path
@@ -242,9 +242,12 @@ def test_a_redirect_inside_the_same_network_is_followed(web: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["https", "file", "ftp"])
 def test_a_redirect_to_another_scheme_is_not_followed(scheme: str, web: Any) -> None:
-    web.faults = [lead_to(f"{scheme}://127.0.0.1:1")] * remote.TRIES
-    with pytest.raises(DownloadError, match=rf"got the scheme {scheme} in {scheme}://127|cannot"):
+    web.faults = [lead_to(f"{scheme}://127.0.0.1:1")]
+    with pytest.raises(
+        DownloadError, match=rf"got the scheme {scheme} in {scheme}://127.* from ht"
+    ):
         keys_of(web.address)
+    assert not web.faults
 
 
 def test_a_redirect_from_outside_to_a_private_network_is_not_followed(
@@ -254,7 +257,7 @@ def test_a_redirect_from_outside_to_a_private_network_is_not_followed(
         return bool(url.host != "127.0.0.1")  # as if that were a public address
 
     inner = web.address.replace("127.0.0.1", "localhost")
-    monkeypatch.setattr(redirects, "_is_inner", is_inner)
+    monkeypatch.setattr("pipeline.redirects._is_inner", is_inner)
     web.faults = [lead_to(inner)]
     pattern = rf"got an address inside a private network in {inner}.* from {web.address}"
     with pytest.raises(DownloadError, match=pattern):
