@@ -3,6 +3,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -141,6 +142,40 @@ def test_a_failure_that_passes_is_taken_up_where_it_happened(
         starts = [int(wanted[6:-1]) for wanted in web.asked_for(shard.name) if wanted]
         assert starts
         assert min(starts) > 0
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    web: Any, shard: ShardRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.redirects.READ_TIMEOUT_S", 0.2)
+    remote._filesystem.cache_clear()
+    done = threading.Event()
+
+    def fall_silent(handler: Any, data: bytes, start: int) -> None:
+        handler.answer(data, start=start, sent=3000)
+        handler.wfile.flush()
+        done.wait()
+
+    web.faults = [fall_silent]
+    assert keys_of(web.address) == expected(web.folder)
+    done.set()
+    assert len(web.asked_for(shard.name)) == 2
+    remote._filesystem.cache_clear()
+
+
+def test_a_kept_shard_that_changed_is_an_error_with_the_fix(
+    web: Any, shard: ShardRecord, tmp_path: Path
+) -> None:
+    keys_of(web.address, cache=tmp_path)
+    path = tmp_path / f"{shard.sha256}.tar"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    pattern = rf"{shard.name} at offset 0 \(sample .*\) in {path}\. Remove {path} and run the comm"
+    with pytest.raises(VerificationError, match=pattern):
+        keys_of(web.address, cache=tmp_path)
+    path.unlink()
+    assert keys_of(web.address, cache=tmp_path) == expected(web.folder)
 
 
 def test_a_server_that_ignores_one_range_costs_bytes_but_no_sample(web: Any) -> None:
