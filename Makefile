@@ -27,7 +27,7 @@ SCENES_smoke := --train 40 --val 10
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dali,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dali,remote,dev]'
 	touch $@
 
 # pillow-simd provides PIL as Pillow does, so it gets an environment of its own, without torch.

@@ -118,7 +118,7 @@ def _print_counts(manifest: "Manifest") -> None:
 
 
 @main.command()
-@click.argument("shards", type=click.Path(path_type=Path))
+@click.argument("shards")
 @click.option(
     "-j",
     "--workers",
@@ -127,10 +127,11 @@ def _print_counts(manifest: "Manifest") -> None:
     type=click.IntRange(1),
     help="Threads, each checking whole shards.",
 )
-def verify(shards: Path, workers: int) -> None:
+def verify(shards: str, workers: int) -> None:
     """Check every byte, and decode every sample.
 
-    SHARDS is a folder of shards; its manifest says what every byte must be.
+    SHARDS is a folder of shards, or its address: http, https, s3 or gs. Its manifest says what
+    every byte must be.
     """
     from pipeline.verify import verify as verify_shards
 

@@ -8,9 +8,8 @@ Axes: N samples of the split, S shards, M members of a sample, B samples that ar
 import mmap
 import resource
 import sys
-import tarfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,6 @@ from pipeline.schema import (
     decode_sample,
     npy_header,
     tar_header,
-    tar_padding,
 )  # fmt: skip
 from pipeline.shard import SampleRecord, ShardRecord, in_blocks
 
@@ -303,72 +301,4 @@ def changed_bytes(where: str) -> VerificationError:
     return VerificationError(
         f"a sample's bytes must be those that were written; got others in {where}. "
         "Run the same srp-data build-shards command again to rebuild the shard."
-    )
-
-
-def stream(folder: Path, manifest: Manifest, shard: ShardRecord) -> Iterator[Sample]:
-    """Read one shard front to back through the webdataset library.
-
-    Plain tar readers end early at a damaged header and lose the rest in silence; here each
-    sample must be the next one of the manifest, and all must come.
-
-    Raises:
-        VerificationError: If a sample is missing, is another one, or has other bytes.
-    """
-    import webdataset  # it imports torch where torch is installed, which takes seconds
-
-    check_length(folder, shard)
-    num_read = 0
-    with (folder / shard.name).open("rb") as file:
-        source = [{"url": shard.name, "stream": file}]
-        files = webdataset.tariterators.tar_file_expander(source)
-        groups = iter(webdataset.tariterators.group_by_keys(files))
-        while (fields := _next_group(groups, shard, num_read)) is not None:
-            record = shard.samples[num_read] if num_read < len(shard.samples) else None
-            yield _check_streamed(fields, record, shard, manifest)
-            num_read += 1
-    if num_read < len(shard.samples):
-        raise changed_bytes(_where(shard, num_read))
-
-
-def _next_group(
-    groups: Iterator[Mapping[str, Any]], shard: ShardRecord, num_read: int
-) -> Mapping[str, Any] | None:
-    try:
-        return next(groups, None)
-    except (tarfile.TarError, ValueError) as error:  # a header that is none; a name that is twice
-        raise changed_bytes(_where(shard, num_read)) from error
-
-
-def _where(shard: ShardRecord, index: int) -> str:
-    if index >= len(shard.samples):
-        return f"{shard.name} after its last sample"
-    sample = shard.samples[index]
-    return f"{shard.name} at offset {sample.offset} (sample {sample.key})"
-
-
-def _check_streamed(
-    fields: Mapping[str, Any], record: SampleRecord | None, shard: ShardRecord, manifest: Manifest
-) -> Sample:
-    key = str(fields["__key__"])
-    offset = record.offset if record else shard.num_bytes
-    where = f"{shard.name} at offset {offset} (sample {key})"
-    suffixes = manifest.suffixes()
-    if record is None or key != record.key or any(suffix not in fields for suffix in suffixes):
-        raise changed_bytes(where)
-    members = {suffix: bytes(fields[suffix]) for suffix in suffixes}
-    crc32 = 0
-    for suffix, data in members.items():
-        for part in (tar_header(f"{key}.{suffix}", len(data)), data, bytes(tar_padding(len(data)))):
-            crc32 = isal_zlib.crc32(part, crc32)
-    if crc32 != record.crc32:
-        raise changed_bytes(where)
-    spec = manifest.spec
-    return decode_sample(
-        key,
-        members,
-        plan=spec.plan(),
-        layout=spec.layout,
-        glimpse_px=spec.glimpse_size,
-        where=where,
     )

@@ -1,16 +1,20 @@
 """Check every byte of every shard against the manifest, and decode every sample."""
 
-from collections.abc import Callable
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline import manifest as manifests
 from pipeline.errors import VerificationError
 from pipeline.manifest import Manifest
 from pipeline.reader import IndexedReader
-from pipeline.schema import TAR_END
+from pipeline.schema import TAR_END, Sample
+from pipeline.shard import ShardRecord
+from pipeline.store import LocalStore, Source, Store, open_store
+from pipeline.stream import Stream
 from pipeline.writer import sha256_of
 
 _POLL_S = 0.1
@@ -21,42 +25,46 @@ class Verdict:
     """What a verification found to be whole.
 
     Attributes:
-        folder: That was checked.
+        folder: That was checked, or its address.
         manifest: That it was checked against.
-        unnamed: Tars that the manifest does not name, and so do not exist for a reader.
+        unnamed: Tars of a local folder that the manifest does not name, and so do not exist for a
+            reader.
     """
 
-    folder: Path
+    folder: Path | str
     manifest: Manifest
     unnamed: tuple[str, ...]
 
 
-def verify(shards: Path, *, workers: int, on_progress: Callable[[int, int], None]) -> Verdict:
-    """Verify a folder of shards.
+def verify(shards: Path | str, *, workers: int, on_progress: Callable[[int, int], None]) -> Verdict:
+    """Verify a folder of shards, by index where it is local, else as a stream.
 
     Args:
-        shards: The folder, or one that holds it.
+        shards: The folder, or one that holds it, or an address.
         workers: Threads.
         on_progress: Told of samples done and to do.
 
     Raises:
         VerificationError: If any byte is not as written; names every damaged shard.
     """
-    folder = manifests.find(shards)
-    manifest = manifests.load(folder)
-    faults = _find_faults(folder, manifest, workers=workers, on_progress=on_progress)
+    store = open_store(shards)
+    manifest = store.load_manifest()
+    faults = _find_faults(store, manifest, workers=workers, on_progress=on_progress)
     if faults:
         raise VerificationError(
             f"{len(faults)} of {len(manifest.shards)} shards are damaged. " + " | ".join(faults)
         )
     _check_counts(manifest)
+    if not isinstance(store, LocalStore):
+        return Verdict(folder=store.address, manifest=manifest, unnamed=())
+    folder = store.folder
     named = {shard.name for shard in manifest.shards}
     unnamed = tuple(sorted(path.name for path in folder.glob("*.tar") if path.name not in named))
     return Verdict(folder=folder, manifest=manifest, unnamed=unnamed)
 
 
 def _find_faults(
-    folder: Path, manifest: Manifest, *, workers: int, on_progress: Callable[[int, int], None]
+    store: Store, manifest: Manifest, *, workers: int, on_progress: Callable[[int, int], None]
 ) -> list[str]:
     """Verify every shard; say what is wrong with each that is damaged, in order."""
     num_done = [0] * len(manifest.shards)  # each thread counts in its own places
@@ -64,7 +72,7 @@ def _find_faults(
     on_progress(0, total)
     pool = ThreadPoolExecutor(workers)
     try:
-        check = partial(_verify_shard, folder, manifest, num_done)
+        check = partial(_verify_shard, store, manifest, num_done)
         futures = [pool.submit(check, index) for index in range(len(manifest.shards))]
         pending = set(futures)
         while pending:
@@ -75,20 +83,19 @@ def _find_faults(
         pool.shutdown(cancel_futures=True)
 
 
-def _verify_shard(folder: Path, manifest: Manifest, num_done: list[int], index: int) -> str | None:
+def _verify_shard(store: Store, manifest: Manifest, num_done: list[int], index: int) -> str | None:
     """Say what is wrong with one shard, or nothing."""
     shard = manifest.shards[index]
     try:
-        reader = IndexedReader(folder, manifest, [shard])
-        for row, record in enumerate(shard.samples):
-            sample = reader.read(row)
+        samples, sha256 = _open_shard(store, manifest, shard)
+        for sample, record in zip(samples, shard.samples, strict=True):
             num_done[index] += 1
             if sample.label != record.label:
                 raise VerificationError(
                     f"a label must be as in the manifest; got {sample.label}, not "
                     f"{record.label}, in {shard.name} (sample {record.key}). Rebuild the shard."
                 )
-        if sha256_of(folder / shard.name) != shard.sha256:
+        if sha256() != shard.sha256:
             raise VerificationError(
                 f"a shard's sha256 must be as in the manifest; got another in {shard.name}, whose "
                 f"samples are whole (its end, from offset {shard.num_bytes - len(TAR_END)}, or the "
@@ -97,6 +104,47 @@ def _verify_shard(folder: Path, manifest: Manifest, num_done: list[int], index: 
     except VerificationError as error:
         return str(error)
     return None
+
+
+def _open_shard(
+    store: Store, manifest: Manifest, shard: ShardRecord
+) -> tuple[Iterator[Sample], Callable[[], str]]:
+    """Give a shard's samples, and its sha256 once they were read."""
+    if isinstance(store, LocalStore):
+        reader = IndexedReader(store.folder, manifest, [shard])
+        samples = map(reader.read, range(len(reader)))
+        return samples, partial(sha256_of, store.folder / shard.name)
+    hashed = _HashedStore(store)
+    alone = replace(manifest, shards=(shard,))
+    stream = Stream(store=hashed, manifest=alone, split=shard.split)
+    return stream.samples(), hashed.digest.hexdigest
+
+
+class _HashedStore:
+    """A store that hashes the one shard which is read from it."""
+
+    def __init__(self, store: Store) -> None:
+        self.address = store.address
+        self.load_manifest = store.load_manifest
+        self.digest = hashlib.sha256()
+        self._store = store
+
+    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+        return _HashedSource(self._store.open(shard, start=start, stop=stop), self.digest.update)
+
+
+class _HashedSource:
+    def __init__(self, source: Source, update: Callable[[bytes], None]) -> None:
+        self.place = source.place
+        self.fix = source.fix
+        self.close = source.close
+        self._source = source
+        self._update = update
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._source.read(num_bytes)
+        self._update(data)
+        return data
 
 
 def _check_counts(manifest: Manifest) -> None:

@@ -16,6 +16,8 @@ PACKAGES = ("pipeline", "training")
 
 # What training may know of the pipeline: the format, and how to meet the disk and the terminal.
 SEAM = {
+    "pipeline.address",
+    "pipeline.cache",
     "pipeline.copies",
     "pipeline.crops",
     "pipeline.durable",
@@ -25,16 +27,22 @@ SEAM = {
     "pipeline.loader",
     "pipeline.manifest",
     "pipeline.order",
+    "pipeline.pieces",
     "pipeline.reader",
+    "pipeline.redirects",
+    "pipeline.remote",
     "pipeline.resample",
     "pipeline.schema",
     "pipeline.shard",
+    "pipeline.store",
+    "pipeline.stream",
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
 LATE_BACKENDS = {
-    "pipeline.reader": {"webdataset"},
+    "pipeline.remote": {"fsspec", "pipeline"},
+    "pipeline.stream": {"webdataset"},
     "pipeline.backends": {"pipeline"},
     "pipeline.bench_build": {"pipeline"},
     "pipeline.fill": {"pipeline"},

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,41 @@ def test_a_shard_that_the_manifest_does_not_name_does_not_exist(own: Path) -> No
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="srp-data build-shards SOURCE"):
         check(tmp_path)
+
+
+def test_an_address_is_verified_as_a_stream(web: Any, srp_data: Any) -> None:
+    result = srp_data("verify", web.address, "-j", "2")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == f"total: 27 samples in {web.address}: ok"
+
+
+def test_damage_at_an_address_names_every_shard(web: Any, srp_data: Any, tmp_path: Path) -> None:
+    web.folder = shutil.copytree(web.folder, tmp_path / "damaged")
+    manifest = json.loads((web.folder / "manifest.json").read_text())
+    first, second = (shard["name"] for shard in manifest["shards"][:2])
+    data = bytearray((web.folder / first).read_bytes())
+    data[2000] ^= 1
+    (web.folder / first).write_bytes(data)
+    (web.folder / second).unlink()
+    result = srp_data("verify", web.address)
+    assert result.exit_code == 3
+    assert f"2 of {len(manifest['shards'])} shards are damaged." in result.stderr
+    assert f"{first} at offset 0 (sample" in result.stderr
+    assert f"got none at {web.address}/{second}." in result.stderr
+
+
+def test_another_sha256_at_an_address_is_an_error(web: Any, srp_data: Any, tmp_path: Path) -> None:
+    web.folder = shutil.copytree(web.folder, tmp_path / "other")
+    path = web.folder / "manifest.json"
+    sha256 = json.loads(path.read_text())["shards"][0]["sha256"]
+    path.write_text(path.read_text().replace(sha256, "0" * 64))
+    result = srp_data("verify", web.address)
+    assert result.exit_code == 3
+    assert "sha256 must be as in the manifest; got another in train-000000.tar" in result.stderr
+
+
+def test_an_address_that_runs_a_command_is_refused(srp_data: Any, tmp_path: Path) -> None:
+    result = srp_data("verify", f"pipe:touch {tmp_path}/ran")
+    assert result.exit_code == 2
+    assert "got the scheme pipe: in 'pipe:touch" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,214 @@
+"""A folder of shards, wherever it lies: its manifest, and its shards front to back."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from pipeline import manifest as manifests
+from pipeline.address import RemoteFolder, parse_address
+from pipeline.cache import ShardCache, release
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.manifest import FILE_NAME, Manifest
+from pipeline.reader import check_length
+from pipeline.remote import RemoteFile
+from pipeline.shard import ShardRecord
+
+MAX_MANIFEST_BYTES = 1 << 30
+
+
+class Source(Protocol):
+    """A shard that is being read.
+
+    Attributes:
+        place: Its path or address, for errors.
+        fix: What helps if its bytes are not those that were written.
+    """
+
+    place: str
+    fix: str
+
+    def read(self, num_bytes: int) -> bytes:
+        """Read at most so many bytes; none at the end."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
+class Store(Protocol):
+    """A folder of shards."""
+
+    @property
+    def address(self) -> str:
+        """What its user calls it."""
+
+    def load_manifest(self) -> Manifest:
+        """Read what the folder holds."""
+
+    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+        """Open a shard for reading from an offset on; give up once `stop` is set."""
+
+
+def open_store(
+    address: str | Path, *, cache: Path | None = None, cache_mib: int | None = None
+) -> Store:
+    """Name a folder of shards. Nothing is read yet.
+
+    Args:
+        address: An address of file, http, https, s3 or gs, or a path, which a Path always is.
+        cache: Folder that remote shards are kept in; None reads them from the store each time.
+        cache_mib: Size that the cache should not exceed, MiB; None keeps all.
+
+    Raises:
+        ConfigError: If the address or the cache cannot be used.
+    """
+    place = address if isinstance(address, Path) else parse_address(address)
+    if isinstance(place, Path):
+        return LocalStore(folder=manifests.find(place))
+    if cache is None and cache_mib is not None:
+        raise ConfigError(f"a size of the cache needs a cache; got {cache_mib} MiB. Name a folder.")
+    kept = ShardCache(folder=cache, limit_mib=cache_mib) if cache else None
+    return RemoteStore(folder=place, cache=kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalStore:
+    """A folder of this machine."""
+
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        """The folder's path."""
+        return str(self.folder)
+
+    def load_manifest(self) -> Manifest:
+        """Read what the folder holds; see `pipeline.manifest.load`."""
+        return manifests.load(self.folder)
+
+    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+        """Open a shard; a local file needs no giving up.
+
+        Raises:
+            VerificationError: If it is missing or has another length.
+        """
+        check_length(self.folder, shard)
+        path = self.folder / shard.name
+        file = path.open("rb")
+        file.seek(start)
+        fix = "Run the same srp-data build-shards command again to rebuild the shard."
+        return _FileSource(file, place=str(path), fix=fix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteStore:
+    """A folder of another machine, and perhaps a cache on this one."""
+
+    folder: RemoteFolder
+    cache: ShardCache | None
+
+    @property
+    def address(self) -> str:
+        """The folder's address."""
+        return self.folder.address
+
+    def load_manifest(self) -> Manifest:
+        """Fetch what the folder holds.
+
+        Raises:
+            ConfigError: If the folder has no manifest, or one of another version.
+            DownloadError: If it cannot be fetched.
+            VerificationError: If it is damaged.
+        """
+        file = RemoteFile(self.folder, FILE_NAME, num_bytes=None)
+        data = bytearray()
+        try:
+            for chunk in file.chunks():
+                data += chunk
+                if len(data) > MAX_MANIFEST_BYTES:
+                    raise _damaged(file.address, f"more than {MAX_MANIFEST_BYTES} bytes")
+            return manifests.from_json(data.decode("utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"shards must have a {FILE_NAME}; got none at {self.address}. "
+                "Name the folder that holds it."
+            ) from None
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise _damaged(file.address, f"{type(error).__name__}: {error}") from error
+        finally:
+            file.close()
+
+    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+        """Open a shard in the cache, or at the store if there is none.
+
+        Raises:
+            DownloadError: If it cannot be fetched.
+            VerificationError: If it is missing or is not what the manifest says.
+        """
+        offset = 0 if self.cache else start
+        remote = RemoteFile(
+            self.folder, shard.name, num_bytes=shard.num_bytes, start=offset, stop=stop
+        )
+        try:
+            if self.cache:
+                return self._open_kept(self.cache, shard, remote, start=start, stop=stop)
+            remote.connect()
+        except FileNotFoundError as error:
+            if error.filename is not None:  # the cache's, not the store's
+                raise
+            raise VerificationError(
+                f"every shard of the manifest must be there; got none at {remote.address}. "
+                "Copy the whole folder of shards there again."
+            ) from None
+        return _RemoteSource(remote)
+
+    def _open_kept(
+        self,
+        cache: ShardCache,
+        shard: ShardRecord,
+        remote: RemoteFile,
+        *,
+        start: int,
+        stop: threading.Event,
+    ) -> Source:
+        try:
+            file = cache.open(shard, chunks=remote.chunks(), address=remote.address, stop=stop)
+        finally:
+            remote.close()
+        file.seek(start)
+        path = cache.path_of(shard)
+        return _FileSource(file, place=str(path), fix=f"Remove {path} and run the command again.")
+
+
+def _damaged(place: str, what: str) -> VerificationError:
+    return VerificationError(
+        f"a manifest must be whole; got {what} in {place}. "
+        "Copy the whole folder of shards there again."
+    )
+
+
+class _FileSource:
+    def __init__(self, file: BinaryIO, *, place: str, fix: str) -> None:
+        self.place = place
+        self.fix = fix
+        self._file = file
+
+    def read(self, num_bytes: int) -> bytes:
+        return self._file.read(num_bytes)
+
+    def close(self) -> None:
+        release(self._file)
+
+
+class _RemoteSource:
+    fix = "Copy the whole folder of shards there again."
+
+    def __init__(self, file: RemoteFile) -> None:
+        self.place = file.address
+        self._file = file
+
+    def read(self, num_bytes: int) -> bytes:
+        return self._file.read(num_bytes)
+
+    def close(self) -> None:
+        self._file.close()
