@@ -159,7 +159,8 @@ def test_the_webdataset_library_reads_the_canvas_layout_too(canvas_shards: Path)
     assert plain.keys() == samples.keys()
     for key, sample in samples.items():
         assert plain[key]["canvas.npy"].shape == (168, 168, 3)
-        np.testing.assert_array_equal(plain[key]["resized.npy"][0], sample.originals[0])
+        resized_HWC = plain[key]["resized.npy"][0]
+        np.testing.assert_array_equal(resized_HWC.transpose(2, 0, 1), sample.originals[0])
         np.testing.assert_array_equal(plain[key]["small-glimpses.npy"], sample.small_glimpses)
 
 
