@@ -9,8 +9,10 @@ import click
 
 from pipeline.config import (
     CANDIDATE_SETS,
+    CODECS,
     DECODERS,
     DEVICES,
+    JPEG_SUBSAMPLINGS,
     LAYOUTS,
     BenchConfig,
     BuildConfig,
@@ -59,6 +61,19 @@ def main() -> None:
     click.Choice(LAYOUTS),
 )
 @option(
+    "--codec",
+    BuildConfig.codec,
+    "How a canvas is written: raw is fastest, zstd, png and webp are exact, jpeg is lossy.",
+    click.Choice(CODECS),
+)
+@option("--jpeg-quality", BuildConfig.jpeg_quality, "Of --codec jpeg, 1 to 100.")
+@option(
+    "--jpeg-subsampling",
+    BuildConfig.jpeg_subsampling,
+    "Of the colours of --codec jpeg; 4:4:4 keeps them all.",
+    click.Choice(JPEG_SUBSAMPLINGS),
+)
+@option(
     "--decoder", BuildConfig.decoder, "Library that decodes the images.", click.Choice(DECODERS)
 )
 @option("--device", BuildConfig.device, "Where it decodes; gpu needs dali.", click.Choice(DEVICES))
@@ -73,7 +88,11 @@ def main() -> None:
     BuildConfig.max_pixels,
     "Largest image that is not rejected, px.",
 )
-@option("--shard-mib", BuildConfig.shard_mib, "Largest size of a shard, MiB.")
+@option(
+    "--shard-mib",
+    BuildConfig.shard_mib,
+    "Largest size of a shard, MiB; a guess where --codec compresses.",
+)
 @click.option(
     "-j",
     "--workers",

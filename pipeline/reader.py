@@ -95,6 +95,7 @@ class IndexedReader:
             members,
             plan=self._plan,
             layout=self.manifest.spec.layout,
+            codec=self.manifest.spec.pixel_codec(),
             glimpse_px=self.manifest.spec.glimpse_size,
             where=where,
             candidates=candidates,
@@ -202,6 +203,7 @@ def _check_streamed(
         members,
         plan=spec.plan(),
         layout=spec.layout,
+        codec=spec.pixel_codec(),
         glimpse_px=spec.glimpse_size,
         where=where,
     )

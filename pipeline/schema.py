@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.codecs import Codec
 from pipeline.crops import CropPlan, original_crops, pad_glimpses
 from pipeline.errors import VerificationError
 from pipeline.resample import Pixels
 
 ORIGINALS = "originals.npy"
 GLIMPSES = "glimpses.npy"
-CANVAS = "canvas.npy"
-RESIZED = "resized.npy"
+CANVAS = "canvas"  # with the suffix of its codec
+RESIZED = "resized"  # the same
 SMALL_GLIMPSES = "small-glimpses.npy"
 LABEL = "cls"
 META = "json"
+
+_NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
 
 TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
@@ -35,12 +38,12 @@ _TEMPLATE = tarfile.TarInfo("").tobuf(format=tarfile.USTAR_FORMAT)
 _TEMPLATE_SUM = int(_TEMPLATE[_CHECKSUM], 8)
 
 
-def member_suffixes(layout: str, plan: CropPlan) -> tuple[str, ...]:
+def member_suffixes(layout: str, plan: CropPlan, codec: Codec) -> tuple[str, ...]:
     """List a sample's members in the order in which they lie in the tar."""
     if layout == "tensors":
         return (ORIGINALS, GLIMPSES, LABEL, META)
-    resized = (RESIZED,) if plan.resized else ()
-    return (CANVAS, *resized, SMALL_GLIMPSES, LABEL, META)
+    resized = (codec.suffix(RESIZED),) if plan.resized else ()
+    return (codec.suffix(CANVAS), *resized, SMALL_GLIMPSES, LABEL, META)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class Sample:
     Attributes:
         key: Path relative to its split, safe and unique, without a suffix.
         label: Index of the class.
-        crops: K views, each uint8 `(3, H, W)`, RGB. They may share memory with the shard.
+        crops: K views, each uint8 `(3, H, W)`, RGB. They share memory with the shard or with
+            one another.
         small_glimpses: Uint8 `(K, 1, s, s)`, before padding.
         meta: Where it came from.
     """
@@ -162,6 +166,7 @@ def encode_sample(
     meta: SampleMeta,
     plan: CropPlan,
     layout: str,
+    codec: Codec,
 ) -> dict[str, Member]:
     """Turn one image into its members, by suffix, in tar order.
 
@@ -173,6 +178,7 @@ def encode_sample(
         meta: Where it came from.
         plan: The K candidates.
         layout: `tensors` or `canvas`.
+        codec: How the canvas and what was resized are written.
     """
     members: dict[str, Member] = {}
     if layout == "tensors":
@@ -180,13 +186,19 @@ def encode_sample(
         members[ORIGINALS] = encode_array(np.stack(crops))
         members[GLIMPSES] = encode_array(pad_glimpses(glimpses, plan.crop_px))
     else:
-        members[CANVAS] = encode_array(canvas)
+        members[codec.suffix(CANVAS)] = _encode_pixels(canvas, canvas, codec)
         if plan.resized:
-            members[RESIZED] = encode_array(resized)
+            # One below the other they are one image.
+            column = resized.transpose(0, 2, 3, 1).reshape(-1, plan.crop_px, 3)
+            members[codec.suffix(RESIZED)] = _encode_pixels(resized, column, codec)
         members[SMALL_GLIMPSES] = encode_array(glimpses)
     members[LABEL] = (str(label).encode(),)
     members[META] = (json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode(),)
     return members
+
+
+def _encode_pixels(array: Pixels, image_HWC: Pixels, codec: Codec) -> Member:
+    return encode_array(array) if codec.name == "raw" else (codec.encode(image_HWC),)
 
 
 def decode_sample(
@@ -195,17 +207,19 @@ def decode_sample(
     *,
     plan: CropPlan,
     layout: str,
+    codec: Codec,
     glimpse_px: int,
     where: str,
     candidates: tuple[int, ...] | None = None,
 ) -> Sample:
-    """Turn members back into a sample; array members stay views on their bytes.
+    """Turn members back into a sample; what is raw stays a view on its bytes.
 
     Args:
         key: The sample's key.
         members: Bytes by suffix. The candidates that are not asked for may be absent.
         plan: The K candidates of the shards.
         layout: `tensors` or `canvas`.
+        codec: How the canvas was written.
         glimpse_px: Side s of the stored glimpses, px.
         where: Shard and key, for errors.
         candidates: Indices on axis K to decode; all by default.
@@ -220,22 +234,53 @@ def decode_sample(
             crops = [originals[k] for k in chosen]
             small = decode_array(members[GLIMPSES], where)[:, :, :glimpse_px, :glimpse_px]
         else:
-            canvas = decode_array(members[CANVAS], where)
-            needed = any(not plan.is_cut(k) for k in chosen)
-            resized = decode_array(members[RESIZED], where) if needed else canvas[:0]
-            crops = original_crops(canvas, resized, plan, chosen)
+            crops = _decode_crops(members, plan, codec, chosen, where)
             small = decode_array(members[SMALL_GLIMPSES], where)
         label = int(bytes(members[LABEL]))
         meta = _decode_meta(json.loads(bytes(members[META])))
     except (LookupError, ValueError, TypeError) as error:
         raise VerificationError(
-            f"a sample must hold {', '.join(member_suffixes(layout, plan))}; "
+            f"a sample must hold {', '.join(member_suffixes(layout, plan, codec))}; "
             f"got {error!r} in {where}. Rebuild the shard."
         ) from error
     _check_shapes(crops, small, plan=plan, glimpse_px=glimpse_px, where=where)
     return Sample(
         key=key, label=label, crops=tuple(crops), small_glimpses=small[list(chosen)], meta=meta
     )
+
+
+def _decode_crops(
+    members: Mapping[str, bytes | memoryview],
+    plan: CropPlan,
+    codec: Codec,
+    chosen: tuple[int, ...],
+    where: str,
+) -> list[Pixels]:
+    """Decode what the chosen candidates are cut from, and cut them."""
+    canvas = resized = _NO_PIXELS
+    if any(plan.is_cut(k) for k in chosen):
+        data, side = members[codec.suffix(CANVAS)], plan.canvas_px
+        if codec.name == "raw":
+            canvas = decode_array(data, where)
+        else:
+            canvas = _decode_image(data, codec, (side, side, 3))
+    if not all(plan.is_cut(k) for k in chosen):
+        data, side = members[codec.suffix(RESIZED)], plan.crop_px
+        if codec.name == "raw":
+            resized = decode_array(data, where)
+        else:
+            column = _decode_image(data, codec, (len(plan.resized) * side, side, 3))
+            resized = column.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+    return original_crops(canvas, resized, plan, chosen)
+
+
+def _decode_image(
+    data: bytes | memoryview, codec: Codec, shape_HWC: tuple[int, int, int]
+) -> Pixels:
+    image_HWC = np.empty(shape_HWC, np.uint8)
+    codec.decode_into(data, image_HWC)
+    image_HWC.flags.writeable = False  # as raw pixels are
+    return image_HWC
 
 
 def _decode_meta(fields: dict[str, Any]) -> SampleMeta:

@@ -16,6 +16,7 @@ PACKAGES = ("pipeline", "training")
 
 # What training may know of the pipeline: the format, and how to meet the disk and the terminal.
 SEAM = {
+    "pipeline.codecs",
     "pipeline.crops",
     "pipeline.durable",
     "pipeline.errors",
@@ -30,6 +31,7 @@ SEAM = {
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
 LATE_BACKENDS = {
+    "pipeline.codecs": {"pipeline"},
     "pipeline.reader": {"webdataset"},
     "pipeline.backends": {"pipeline"},
     "pipeline.bench_build": {"pipeline"},

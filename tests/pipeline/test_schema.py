@@ -10,15 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import crops, schema
+from pipeline.codecs import Codec
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import VerificationError
 from pipeline.schema import Sample, SampleMeta, ShardSpec, decode_array, encode_array
 
 META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
 GLIMPSE_PX = 3
+RAW = Codec()
 
 
-def encode(layout: str, candidates: str = "full+five") -> tuple[dict[str, bytes], CropPlan]:
+def encode(
+    layout: str, candidates: str = "full+five", codec: Codec = RAW
+) -> tuple[dict[str, bytes], CropPlan]:
     plan = plan_crops(candidates, canvas_px=12, crop_px=7)
     canvas = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     resized = crops.resized_crops(canvas, plan)
@@ -31,14 +35,14 @@ def encode(layout: str, candidates: str = "full+five") -> tuple[dict[str, bytes]
         meta=META,
         plan=plan,
         layout=layout,
+        codec=codec,
     )
     return {suffix: b"".join(member) for suffix, member in members.items()}, plan
 
 
 def decode(layout: str, members: dict[str, bytes], plan: CropPlan, **options: Any) -> Sample:
-    return schema.decode_sample(
-        "c/key", members, plan=plan, layout=layout, glimpse_px=GLIMPSE_PX, where="HERE", **options
-    )
+    fixed = {"codec": RAW, "glimpse_px": GLIMPSE_PX, "where": "HERE"}
+    return schema.decode_sample("c/key", members, plan=plan, layout=layout, **(fixed | options))
 
 
 @pytest.mark.parametrize("candidates", ["five", "full+five"])
@@ -60,7 +64,7 @@ def test_both_layouts_hold_the_same_sample(candidates: str) -> None:
 def test_members_lie_in_the_order_that_the_format_lists(layout: str) -> None:
     for candidates in ("five", "full+five"):
         members, plan = encode(layout, candidates)
-        assert tuple(members) == schema.member_suffixes(layout, plan)
+        assert tuple(members) == schema.member_suffixes(layout, plan, RAW)
 
 
 def test_the_tensors_layout_stores_all_crops_and_padded_glimpses_as_npy() -> None:
