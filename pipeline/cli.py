@@ -277,6 +277,34 @@ def bench_build(source: Path, **options: object) -> None:
         config.json.write_text(f"{figures}\n", encoding="utf-8")
 
 
+@bench.command("codecs")
+@click.argument("shards", type=click.Path(path_type=Path))
+@option("--images", 300, "Canvases to measure on.", click.IntRange(1))
+def bench_codecs(shards: Path, images: int) -> None:
+    """Compare codecs on the canvases of some shards.
+
+    SHARDS is a folder of shards in the layout canvas with --codec raw. Every codec has its turn on
+    every canvas, on one thread; bytes are means, times are medians.
+    """
+    from pipeline.bench_codecs import measure
+
+    with progress_bars("images/s") as bars:
+        report = stages(bars)
+        rows = measure(
+            shards,
+            images=images,
+            on_progress=lambda done, total: report("measuring", done, total),
+        )
+    click.echo(
+        f"{'codec':<14}{'kB':>8}{'encode ms':>12}{'decode ms':>12}{'off: mean':>12}{'max':>6}"
+    )
+    for row in rows:
+        click.echo(
+            f"{row.name:<14}{row.kilobytes:8.1f}{row.encode_ms:12.2f}{row.decode_ms:12.2f}"
+            f"{row.mean_off:12.2f}{row.max_off:6d}"
+        )
+
+
 @main.command()
 @click.argument("name")
 @click.option(

@@ -47,6 +47,7 @@ _ZSTD_OPTIONS: dict[int, int] = {
 _NPY_BYTES = 128  # of the header in front of the deltas
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # Pillow does not look for it
 _PNG_LEVEL = 3  # a third of the time of Pillow's own 6 for 4 % more bytes
 _WEBP_QUALITY, _WEBP_METHOD = 50, 1  # more effort: up to 3 % fewer bytes in many times the time
 
@@ -186,9 +187,9 @@ def _encode_pillow(pixels_HWC: Pixels, kind: str, **options: int) -> bytes:
 
 
 def _decode_png(data: Data, out_HWC: Pixels) -> None:
-    is_png = len(data) >= 26 and bytes(data[:16]) == _PNG_START
+    is_png = bytes(data[:16]) == _PNG_START and bytes(data[-12:]) == _PNG_END
     if not is_png or bytes(data[24:26]) != b"\x08\x02":  # 8 bits, RGB
-        raise ValueError("no PNG of 8-bit RGB")
+        raise ValueError("no whole PNG of 8-bit RGB")
     width, height = struct.unpack(">II", data[16:24])
     _check_size(out_HWC, width=width, height=height)
     _decode_pillow(data, "PNG", out_HWC)
@@ -228,7 +229,9 @@ def _encode_jpeg(pixels_HWC: Pixels, quality: int | None, subsampling: str | Non
 
 
 def _decode_jpeg(data: Data, out_HWC: Pixels) -> None:
-    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    if colours != "YCbCr":
+        raise ValueError(f"a JPEG in {colours}")
     _check_size(out_HWC, width=width, height=height)
     simplejpeg.decode_jpeg(data, "RGB", buffer=out_HWC)
 

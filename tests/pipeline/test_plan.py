@@ -132,6 +132,18 @@ def test_a_shard_keeps_below_its_size(
     assert count == 1 or count * sample + 1024 <= shard_mib << 20
 
 
+def test_what_a_codec_saves_goes_into_more_samples() -> None:
+    plan = plan_crops("five", canvas_px=336, crop_px=224)
+    counts = {
+        name: samples_per_shard(
+            plan, layout="canvas", codec=Codec(name), glimpse_px=64, shard_mib=128
+        )
+        for name in CODECS
+    }
+    assert counts["raw"] == min(counts.values())
+    assert sorted(counts, key=counts.__getitem__) == ["raw", "png", "zstd", "webp", "jpeg"]
+
+
 def test_a_source_image_reads_its_own_bytes(tmp_path: Path) -> None:
     (tmp_path / "images").write_bytes(b"onetwothree")
     image = SourceImage(

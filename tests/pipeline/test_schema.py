@@ -60,6 +60,46 @@ def test_both_layouts_hold_the_same_sample(candidates: str) -> None:
     assert tensors.meta == META
 
 
+CODED = [Codec("zstd"), Codec("png"), Codec("webp"), Codec("jpeg", 95, "4:4:4")]
+
+
+@pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("candidates", ["five", "full+five"])
+def test_every_codec_holds_the_same_sample(codec: Codec, candidates: str) -> None:
+    raw = decode("canvas", *encode("canvas", candidates))
+    members, plan = encode("canvas", candidates, codec)
+    assert tuple(members) == schema.member_suffixes("canvas", plan, codec)
+    sample = decode("canvas", members, plan, codec=codec)
+    if not codec.is_lossy:
+        np.testing.assert_array_equal(sample.stacked(), raw.stacked())
+    np.testing.assert_array_equal(sample.glimpses, raw.glimpses)
+    assert sample.originals.shape == raw.originals.shape
+    assert (sample.key, sample.label, sample.meta) == (raw.key, raw.label, raw.meta)
+    assert not any(crop.flags.writeable or crop.flags.owndata for crop in sample.crops)
+
+
+@pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
+def test_only_what_the_chosen_candidates_are_cut_from_is_decoded(codec: Codec) -> None:
+    members, plan = encode("canvas", "full+five", codec)
+    everything = decode("canvas", members, plan, codec=codec)
+    for candidates, spoilt in (((0,), "canvas"), ((5, 1), "resized")):
+        spoiled = members | {codec.suffix(spoilt): b""}
+        some = decode("canvas", spoiled, plan, codec=codec, candidates=candidates)
+        np.testing.assert_array_equal(some.originals, everything.originals[list(candidates)])
+
+
+@pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("stem", ["canvas", "resized"])
+def test_a_coded_member_that_is_no_such_image_is_an_error_with_its_place(
+    codec: Codec, stem: str
+) -> None:
+    members, plan = encode("canvas", "full+five", codec)
+    other = {"canvas": "resized", "resized": "canvas"}[stem]
+    for data in (b"", b"text", members[codec.suffix(stem)][:-3], members[codec.suffix(other)]):
+        with pytest.raises(VerificationError, match=r"in HERE\. Rebuild the shard\."):
+            decode("canvas", members | {codec.suffix(stem): data}, plan, codec=codec)
+
+
 @pytest.mark.parametrize("layout", ["tensors", "canvas"])
 def test_members_lie_in_the_order_that_the_format_lists(layout: str) -> None:
     for candidates in ("five", "full+five"):
