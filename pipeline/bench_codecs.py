@@ -12,11 +12,12 @@ import numpy as np
 
 import pipeline.kernels  # noqa: F401 - so that the first canvas is read as the thousandth is
 from pipeline import manifest as manifests
+from pipeline.arrays import decode_array
 from pipeline.codecs import Codec
 from pipeline.config import CODECS, JPEG_SUBSAMPLINGS, BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.resample import Pixels
-from pipeline.schema import CANVAS, decode_array
+from pipeline.schema import CANVAS
 
 _CONTENDERS = {
     **{name: Codec(name) for name in CODECS if name not in ("raw", "jpeg")},

@@ -3,7 +3,6 @@
 Both programs read this file; it is the format. `shards/README.md` says the same in words.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Member, decode_array, encode_array
 from pipeline.codecs import Codec
 from pipeline.crops import CropPlan, original_crops, pad_glimpses
 from pipeline.errors import VerificationError
@@ -117,44 +117,6 @@ class ShardSpec:
     def name(self) -> str:
         """File name, such as `train-000000.tar`."""
         return f"{self.split}-{self.index:06d}.tar"
-
-
-Member = tuple[bytes | memoryview, ...]
-"""A member's bytes in parts, so that pixels go to the file without being copied on the way."""
-
-
-def encode_array(array: Pixels) -> Member:
-    """Write an array as `.npy`, C order, never pickled: its header, and its own memory."""
-    header = io.BytesIO()
-    whole = np.ascontiguousarray(array)
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
-    return header.getvalue(), whole.reshape(-1).data
-
-
-def decode_array(data: bytes | memoryview, where: str) -> Pixels:
-    """Read `.npy` bytes as a view on them.
-
-    Args:
-        data: The member's bytes.
-        where: Shard and member, for the error.
-
-    Raises:
-        VerificationError: If these are not the bytes of one C-ordered uint8 array.
-    """
-    try:
-        header = io.BytesIO(bytes(data[:256]))
-        version = np.lib.format.read_magic(header)
-        if version != (1, 0):
-            raise ValueError(f".npy version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-        if fortran or dtype != np.uint8:
-            raise ValueError(f"{dtype} array, fortran order {fortran}")
-        return np.frombuffer(data, np.uint8, offset=header.tell()).reshape(shape)
-    except (ValueError, EOFError) as error:
-        raise VerificationError(
-            f"an array member must be a C-ordered uint8 .npy; got {error} in {where}. "
-            "Rebuild the shard."
-        ) from error
 
 
 def encode_sample(

@@ -16,6 +16,7 @@ PACKAGES = ("pipeline", "training")
 
 # What training may know of the pipeline: the format, and how to meet the disk and the terminal.
 SEAM = {
+    "pipeline.arrays",
     "pipeline.codecs",
     "pipeline.crops",
     "pipeline.durable",

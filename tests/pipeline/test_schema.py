@@ -13,7 +13,7 @@ from pipeline import crops, schema
 from pipeline.codecs import Codec
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import VerificationError
-from pipeline.schema import Sample, SampleMeta, ShardSpec, decode_array, encode_array
+from pipeline.schema import Sample, SampleMeta, ShardSpec
 
 META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
 GLIMPSE_PX = 3
@@ -143,45 +143,10 @@ def test_crops_of_a_canvas_are_views_on_its_bytes() -> None:
     assert all(np.shares_memory(crop, stored) for crop in decode("canvas", members, plan).crops)
 
 
-@given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 255))
-def test_arrays_come_back_as_they_were(shape: list[int], value: int) -> None:
-    array = np.full(shape, value, np.uint8)
-    decoded = decode_array(b"".join(encode_array(array)), "HERE")
-    np.testing.assert_array_equal(decoded, array)
-    assert decoded.dtype == np.uint8
-
-
 def npy(array: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, **options)
     return buffer.getvalue()
-
-
-class Bomb:
-    """Would end the tests if it were unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
-        import os
-
-        return os._exit, (99,)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x93NUMPY",
-        b"text, and no array",
-        npy(np.zeros(3, np.float32)),
-        npy(np.zeros((3, 2), np.uint8, order="F")),
-        npy(np.zeros(3, np.uint8))[:-1],
-        npy(np.zeros(3, np.uint8)) + b"x",
-        npy(np.array([Bomb()], dtype=object), allow_pickle=True),
-    ],
-)
-def test_what_is_no_plain_uint8_array_is_refused_and_never_unpickled(data: bytes) -> None:
-    with pytest.raises(VerificationError, match=r"C-ordered uint8 \.npy; got .* in HERE\."):
-        decode_array(data, "HERE")
 
 
 def replaced(suffix: str, data: bytes | None) -> Callable[[dict[str, bytes]], None]:
