@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline import engines, manifest
 from pipeline.backends import Backend, open_decoder
+from pipeline.codecs import Codec
 from pipeline.config import BuildConfig
 from pipeline.crops import plan_crops
 from pipeline.decode import ViewSpec
@@ -129,6 +130,7 @@ def _backend(config: BuildConfig) -> Backend:
 
 
 def _data_spec(config: BuildConfig, *, decoder: str) -> DataSpec:
+    is_jpeg = config.codec == "jpeg"
     return DataSpec(
         canvas_size=config.canvas_size,
         crop_size=config.crop_size,
@@ -141,6 +143,10 @@ def _data_spec(config: BuildConfig, *, decoder: str) -> DataSpec:
         seed=config.seed,
         limit=config.limit,
         shard_mib=config.shard_mib,
+        codec=config.codec,
+        codec_library=Codec(config.codec).library,
+        jpeg_quality=config.jpeg_quality if is_jpeg else None,
+        jpeg_subsampling=config.jpeg_subsampling if is_jpeg else None,
     )
 
 
@@ -158,7 +164,11 @@ def _scan(
 
 def _samples_per_shard(spec: DataSpec) -> int:
     return samples_per_shard(
-        spec.plan(), layout=spec.layout, glimpse_px=spec.glimpse_size, shard_mib=spec.shard_mib
+        spec.plan(),
+        layout=spec.layout,
+        codec=spec.pixel_codec(),
+        glimpse_px=spec.glimpse_size,
+        shard_mib=spec.shard_mib,
     )
 
 

@@ -9,8 +9,10 @@ import click
 
 from pipeline.config import (
     CANDIDATE_SETS,
+    CODECS,
     DECODERS,
     DEVICES,
+    JPEG_SUBSAMPLINGS,
     LAYOUTS,
     BenchConfig,
     BuildConfig,
@@ -59,6 +61,19 @@ def main() -> None:
     click.Choice(LAYOUTS),
 )
 @option(
+    "--codec",
+    BuildConfig.codec,
+    "How a canvas is written: raw is fastest, zstd, png and webp are exact, jpeg is lossy.",
+    click.Choice(CODECS),
+)
+@option("--jpeg-quality", BuildConfig.jpeg_quality, "Of --codec jpeg, 1 to 100.")
+@option(
+    "--jpeg-subsampling",
+    BuildConfig.jpeg_subsampling,
+    "Of the colours of --codec jpeg; 4:4:4 keeps them all.",
+    click.Choice(JPEG_SUBSAMPLINGS),
+)
+@option(
     "--decoder", BuildConfig.decoder, "Library that decodes the images.", click.Choice(DECODERS)
 )
 @option("--device", BuildConfig.device, "Where it decodes; gpu needs dali.", click.Choice(DEVICES))
@@ -73,7 +88,11 @@ def main() -> None:
     BuildConfig.max_pixels,
     "Largest image that is not rejected, px.",
 )
-@option("--shard-mib", BuildConfig.shard_mib, "Largest size of a shard, MiB.")
+@option(
+    "--shard-mib",
+    BuildConfig.shard_mib,
+    "Largest size of a shard, MiB; a guess where --codec compresses.",
+)
 @click.option(
     "-j",
     "--workers",
@@ -257,6 +276,34 @@ def bench_build(source: Path, **options: object) -> None:
     )
     if config.json:
         config.json.write_text(f"{figures}\n", encoding="utf-8")
+
+
+@bench.command("codecs")
+@click.argument("shards", type=click.Path(path_type=Path))
+@option("--images", 300, "Canvases to measure on.", click.IntRange(1))
+def bench_codecs(shards: Path, images: int) -> None:
+    """Compare codecs on the canvases of some shards.
+
+    SHARDS is a folder of shards in the layout canvas with --codec raw. Every codec has its turn on
+    every canvas, on one thread; bytes are means, times are medians.
+    """
+    from pipeline.bench_codecs import measure
+
+    with progress_bars("images/s") as bars:
+        report = stages(bars)
+        rows = measure(
+            shards,
+            images=images,
+            on_progress=lambda done, total: report("measuring", done, total),
+        )
+    click.echo(
+        f"{'codec':<14}{'kB':>8}{'encode ms':>12}{'decode ms':>12}{'off: mean':>12}{'max':>6}"
+    )
+    for row in rows:
+        click.echo(
+            f"{row.name:<14}{row.kilobytes:8.1f}{row.encode_ms:12.2f}{row.decode_ms:12.2f}"
+            f"{row.mean_off:12.2f}{row.max_off:6d}"
+        )
 
 
 @main.command()

@@ -9,6 +9,8 @@ from pipeline.errors import ConfigError
 
 CANDIDATE_SETS = ("five", "full+five")
 LAYOUTS = ("tensors", "canvas")
+CODECS = ("raw", "zstd", "png", "webp", "jpeg")
+JPEG_SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 DECODERS = ("pillow", "pillow-simd", "dali")
 DEVICES = ("cpu", "gpu")
 
@@ -25,12 +27,15 @@ class BuildConfig:
         glimpse_size: Side of the stored glimpses before padding, px.
         candidates: `five` or `full+five`.
         layout: `tensors` stores every crop; `canvas` stores the canvas and cuts on reading.
+        codec: How a canvas is written; only `jpeg` loses anything.
+        jpeg_quality: 1 to 100, of the codec `jpeg`.
+        jpeg_subsampling: Of its colours; `4:4:4` keeps them all.
         decoder: Who turns files into pixels.
         device: Where it does; only DALI can use a GPU.
         draft: Whether libjpeg may shrink large photos while decoding. Faster, not bit-exact.
         exif: Whether a photo is turned as its EXIF orientation says.
         max_pixels: Largest image that is decoded, px; checked before any pixel is allocated.
-        shard_mib: Size that a shard should not exceed, MiB.
+        shard_mib: Size that a shard should not exceed, MiB; a guess where a codec compresses.
         workers: Processes, each of which owns whole shards.
         limit: Images per split, drawn by the seed; None takes all.
         seed: Seed of the order of images in the shards.
@@ -44,6 +49,9 @@ class BuildConfig:
     glimpse_size: int = 64
     candidates: str = "five"
     layout: str = "canvas"
+    codec: str = "raw"
+    jpeg_quality: int = 95
+    jpeg_subsampling: str = "4:4:4"
     decoder: str = "pillow"
     device: str = "cpu"
     draft: bool = False
@@ -70,6 +78,21 @@ class BuildConfig:
         ):
             if value < floor:
                 raise ConfigError(f"{option} must be at least {floor}; got {value}.")
+        for option, name, known in (
+            ("--candidates", self.candidates, CANDIDATE_SETS),
+            ("--layout", self.layout, LAYOUTS),
+            ("--codec", self.codec, CODECS),
+            ("--jpeg-subsampling", self.jpeg_subsampling, JPEG_SUBSAMPLINGS),
+            ("--decoder", self.decoder, DECODERS),
+            ("--device", self.device, DEVICES),
+        ):
+            if name not in known:
+                raise ConfigError(f"{option} must be one of {', '.join(known)}; got {name!r}.")
+        self._check_sizes()
+        self._check_codec()
+        self._check_decoder()
+
+    def _check_sizes(self) -> None:
         if self.crop_size > self.canvas_size:
             raise ConfigError(
                 f"crop size must fit the canvas; got --crop-size {self.crop_size} px for "
@@ -80,14 +103,26 @@ class BuildConfig:
                 f"glimpse size must fit the crop; got --glimpse-size {self.glimpse_size} px for "
                 f"--crop-size {self.crop_size} px. Lower --glimpse-size."
             )
-        for option, name, known in (
-            ("--candidates", self.candidates, CANDIDATE_SETS),
-            ("--layout", self.layout, LAYOUTS),
-            ("--decoder", self.decoder, DECODERS),
-            ("--device", self.device, DEVICES),
+
+    def _check_codec(self) -> None:
+        if self.layout == "tensors" and self.codec != "raw":
+            raise ConfigError(
+                f"--layout tensors is raw; got --codec {self.codec}. "
+                f"Drop --codec {self.codec}, or take --layout canvas."
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"--jpeg-quality must be 1 to 100; got {self.jpeg_quality}.")
+        for option, value, default in (
+            ("--jpeg-quality", self.jpeg_quality, BuildConfig.jpeg_quality),
+            ("--jpeg-subsampling", self.jpeg_subsampling, BuildConfig.jpeg_subsampling),
         ):
-            if name not in known:
-                raise ConfigError(f"{option} must be one of {', '.join(known)}; got {name!r}.")
+            if self.codec != "jpeg" and value != default:
+                raise ConfigError(
+                    f"{option} needs --codec jpeg; got {value} with --codec {self.codec}. "
+                    f"Add --codec jpeg, which is lossy, or drop {option}."
+                )
+
+    def _check_decoder(self) -> None:
         if self.decoder != "dali" and self.device == "gpu":
             raise ConfigError(
                 f"--device gpu needs --decoder dali; got --decoder {self.decoder}. "

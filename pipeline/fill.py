@@ -4,6 +4,7 @@ Axes: B samples, K candidates that are read, R resized candidates, C canvas px, 
 S glimpse px.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,12 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import NPY_START
 from pipeline.crops import glimpses, original_crops
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, VerificationError
 from pipeline.order import Indices
 from pipeline.reader import IndexedReader, Located
 from pipeline.resample import Pixels
-from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES, npy_header
+from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES
+
+_NONE: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +75,14 @@ class Filler:
                 "canvases can be read only from shards that hold them; got --layout "
                 f"{spec.layout}. Read crops, or build shards with --layout canvas."
             )
+        self._codec = spec.pixel_codec()
+        self._canvas, self._resized = self._codec.suffix(CANVAS), self._codec.suffix(RESIZED)
+        self._is_raw = self._codec.name == "raw"
+        self._own = threading.local()  # what a thread decodes into
         num_held, wanted = len(self._plan), content.candidates
         self._chosen = slice(None) if wanted == tuple(range(num_held)) else list(wanted)
         self._row_of = {name: row for row, name in enumerate(reader.manifest.suffixes())}
         self._shape_of = reader.manifest.npy_shapes()
-        self._start_of = {name: len(npy_header(shape)) for name, shape in self._shape_of.items()}
 
     def shapes(self, num_samples: int) -> tuple[tuple[int, ...] | None, ...]:
         """Give the shapes of the `Arrays` of some samples, None for what is not read."""
@@ -96,39 +103,68 @@ class Filler:
             VerificationError: If a sample's bytes are not those that were written.
         """
         located = self.reader.locate(indices_B)
-        is_gathered = self.content.compiled and self._has_canvas
+        is_gathered = self.content.compiled and self._has_canvas and self._is_raw
         if is_gathered:
             self._gather_pixels(located, out)
-        for row in range(len(indices_B)):
-            if not is_gathered:
-                self._copy_pixels(located, row, out)
-            if out.glimpses_BKSS is not None and not (is_gathered and self._looks_at_stored):
-                out.glimpses_BKSS[row] = self._glimpses(located, row)
+        for row, index in enumerate(indices_B.tolist()):
+            try:
+                if not is_gathered:
+                    self._copy_pixels(located, row, out)
+                if out.glimpses_BKSS is not None and not (is_gathered and self._looks_at_stored):
+                    out.glimpses_BKSS[row] = self._glimpses(located, row)
+            except ValueError as error:
+                raise VerificationError(
+                    f"a canvas must be one of {self._codec.name}; got {error} in "
+                    f"{self.reader.place_of(index)}. Rebuild the shard."
+                ) from error
 
     @property
     def _looks_at_stored(self) -> bool:
         return self.content.glimpse_px == self._stored_px
 
     def _copy_pixels(self, located: Located, row: int, out: Arrays) -> None:
-        """Copy one sample's crops or canvas."""
+        """Copy one sample's crops or canvas, decoded where that is needed."""
         if out.crops_BKHWC is not None:
             for column, crop_CHW in enumerate(self._crops(located, row)):
                 out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
         if out.canvases_BCC3 is not None:
-            out.canvases_BCC3[row] = self._array(located, CANVAS, row)
+            self._copy_image(located, self._canvas, row, out.canvases_BCC3[row])
         if out.resized_BRHWC is not None and self._plan.resized:
-            out.resized_BRHWC[row] = self._array(located, RESIZED, row)
+            self._copy_image(located, self._resized, row, out.resized_BRHWC[row])
+
+    def _copy_image(self, located: Located, name: str, row: int, out: Pixels) -> None:
+        """Copy or decode pixels `(H, W, 3)`, or `(R, H, W, 3)` one below the other."""
+        if self._is_raw:
+            out[...] = self._array(located, name, row)
+        else:
+            column_HWC = out.reshape(-1, *out.shape[-2:])
+            self._codec.decode_into(self._bytes(located, name, row).data, column_HWC)
 
     def _crops(self, located: Located, row: int) -> list[Pixels]:
-        """View one sample's crops, each `(3, H, W)`."""
+        """View one sample's crops, each `(3, H, W)`, until this thread asks for the next ones."""
+        plan, wanted = self._plan, self.content.candidates
         if not self._has_canvas:
             originals_KCHW = self._array(located, ORIGINALS, row)
-            return [originals_KCHW[k] for k in self.content.candidates]
-        canvas_HWC = self._array(located, CANVAS, row)
-        resized_RCHW = canvas_HWC[None, :0].transpose(0, 3, 1, 2)
-        if self._plan.resized:
-            resized_RCHW = self._array(located, RESIZED, row).transpose(0, 3, 1, 2)
-        return original_crops(canvas_HWC, resized_RCHW, self._plan, self.content.candidates)
+            return [originals_KCHW[k] for k in wanted]
+        canvas_HWC, resized_RHWC = _NONE, _NONE[None]
+        if any(plan.is_cut(k) for k in wanted):
+            side = plan.canvas_px
+            canvas_HWC = self._image(located, self._canvas, row, (side, side, 3))
+        if not all(plan.is_cut(k) for k in wanted):
+            side, count = plan.crop_px, len(plan.resized)
+            resized_RHWC = self._image(located, self._resized, row, (count, side, side, 3))
+        return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), plan, wanted)
+
+    def _image(self, located: Located, name: str, row: int, shape: tuple[int, ...]) -> Pixels:
+        """View raw pixels where they lie, or decode them into this thread's own memory."""
+        if self._is_raw:
+            return self._array(located, name, row)
+        own: Pixels | None = getattr(self._own, name, None)
+        if own is None:
+            own = np.empty(shape, np.uint8)
+            setattr(self._own, name, own)
+        self._copy_image(located, name, row, own)
+        return own
 
     def _glimpses(self, located: Located, row: int) -> Pixels:
         """Give one sample's glimpses, `(K, S, S)`."""
@@ -140,11 +176,14 @@ class Filler:
 
     def _array(self, located: Located, name: str, row: int) -> Pixels:
         """View one sample's array in its shard."""
+        return self._bytes(located, name, row)[NPY_START:].reshape(self._shape_of[name])
+
+    def _bytes(self, located: Located, name: str, row: int) -> Pixels:
+        """View the bytes of one sample's member."""
         member = self._row_of[name]
         start = int(located.offsets_MB[member, row])
         stop = start + int(located.sizes_MB[member, row])
-        whole = self.reader.shard_bytes(int(located.shards_B[row]))
-        return whole[start + self._start_of[name] : stop].reshape(self._shape_of[name])
+        return self.reader.shard_bytes(int(located.shards_B[row]))[start:stop]
 
     def _gather_pixels(self, located: Located, out: Arrays) -> None:
         """Copy all samples at once, past the caches."""
@@ -155,11 +194,11 @@ class Filler:
             strides_K = [stride for _, stride in columns]
             _gather(out.crops_BKHWC, pieces_BK, strides_K, num_rows=crop, row_bytes=3 * crop)
         if out.canvases_BCC3 is not None:
-            addresses_B = self._addresses(located, CANVAS)
+            addresses_B = self._addresses(located, self._canvas)
             _gather(out.canvases_BCC3, addresses_B[:, None], [0], row_bytes=3 * canvas**2)
         if out.resized_BRHWC is not None and self._plan.resized:
             size = 3 * crop**2 * len(self._plan.resized)
-            addresses_B = self._addresses(located, RESIZED)
+            addresses_B = self._addresses(located, self._resized)
             _gather(out.resized_BRHWC, addresses_B[:, None], [0], row_bytes=size)
         if out.glimpses_BKSS is not None and self._looks_at_stored:
             size = self._stored_px**2
@@ -172,16 +211,16 @@ class Filler:
         plan = self._plan
         if plan.is_cut(candidate):
             box, stride = plan.boxes[candidate], 3 * plan.canvas_px
-            return self._addresses(located, CANVAS) + box.y0 * stride + 3 * box.x0, stride
+            return self._addresses(located, self._canvas) + box.y0 * stride + 3 * box.x0, stride
         skipped = plan.resized.index(candidate) * 3 * plan.crop_px**2
-        return self._addresses(located, RESIZED) + skipped, 3 * plan.crop_px
+        return self._addresses(located, self._resized) + skipped, 3 * plan.crop_px
 
     def _addresses(self, located: Located, name: str) -> NDArray[np.int64]:
         """Give the addresses of one array of each sample in this process's memory."""
         member = self._row_of[name]
         bases = [self.reader.shard_address(number) for number in located.shards_B.tolist()]
         addresses_B: NDArray[np.int64] = np.array(bases, np.int64) + located.offsets_MB[member]
-        return addresses_B + self._start_of[name]
+        return addresses_B + NPY_START
 
 
 def _gather(

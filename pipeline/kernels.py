@@ -1,11 +1,12 @@
-"""Pillow's antialiased bilinear resize and its gray, compiled to vector instructions.
+"""Pillow's antialiased bilinear resize and its gray, and sums, compiled to vector instructions.
 
 Pillow resizes in two passes of 22-bit fixed-point sums over 8-bit pixels, rounding in between;
 the same integers added in the same order give the same pixels. Here the inner loops run over
 neighbouring bytes, which LLVM turns into vector instructions. Numba keeps what it compiled beside
 this file, as Python does with its own bytecode.
 
-Importing numba takes a second, so `resample` imports this when the first image is resized.
+Importing numba takes a second, so `resample` imports this when the first image is resized, and
+`codecs` when enough canvases have been read.
 
 Source: Pillow's src/libImaging/Resample.c and Convert.c.
 """
@@ -31,6 +32,7 @@ _NARROW = (
 _ACROSS = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
 _WINDOWS = "void(Array(uint8, 3, 'C', readonly=True), int64[:, ::1], int64, uint8[:, :, ::1])"
 _LUMA = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
+_ADD_UP = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, :, ::1])"
 
 
 def compiled(signature: str) -> Callable[[Any], Any]:
@@ -154,3 +156,26 @@ def luma(image, out):  # type: ignore[no-untyped-def]
         for x in range(image.shape[1]):
             red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
             out[y, x] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+
+
+@compiled(_ADD_UP)
+def add_up(deltas, out):  # type: ignore[no-untyped-def]
+    """Turn the deltas of `codecs`, `(3, H, W)`, into pixels, `(H, W, 3)`."""
+    width = deltas.shape[2]
+    greens, reds, blues = np.zeros((3, width), np.uint8)
+    for y in range(deltas.shape[1]):
+        # Down a column all are neighbours, which makes vectors; across, each sum needs the last.
+        for x in range(width):
+            greens[x] += deltas[0, y, x]
+        for x in range(width):
+            reds[x] += deltas[1, y, x]
+        for x in range(width):
+            blues[x] += deltas[2, y, x]
+        green, red, blue = np.uint32(0), np.uint32(0), np.uint32(0)
+        for x in range(width):
+            green += greens[x]
+            red += reds[x]
+            blue += blues[x]
+            out[y, x, 0] = red + green
+            out[y, x, 1] = green
+            out[y, x, 2] = blue + green

@@ -7,10 +7,11 @@ one is complete.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from pipeline.config import LAYOUTS
+from pipeline.codecs import Codec
+from pipeline.config import CODECS, LAYOUTS
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.schema import member_suffixes, npy_shapes
@@ -26,7 +27,8 @@ class DataSpec:
     """What the pixels in the shards are. Equal specs and sources give equal bytes.
 
     Sizes are in px. `decoder` names the library and its version, since another libjpeg may
-    decode to other pixels.
+    decode to other pixels; `codec_library` does so for the codec, since another may encode to
+    other bytes. The fields with a default came later than the format did.
     """
 
     canvas_size: int
@@ -40,10 +42,18 @@ class DataSpec:
     seed: int
     limit: int | None
     shard_mib: int
+    codec: str = "raw"
+    codec_library: str = ""
+    jpeg_quality: int | None = None
+    jpeg_subsampling: str | None = None
 
     def plan(self) -> CropPlan:
         """Place the candidates."""
         return plan_crops(self.candidates, canvas_px=self.canvas_size, crop_px=self.crop_size)
+
+    def pixel_codec(self) -> Codec:
+        """Say how canvases are written."""
+        return Codec(self.codec, self.jpeg_quality, self.jpeg_subsampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +105,23 @@ class Manifest:
 
     def npy_shapes(self) -> dict[str, tuple[int, ...]]:
         """Give the shapes of the members that are arrays, by suffix."""
-        return npy_shapes(self.spec.layout, self.spec.plan(), self.spec.glimpse_size)
+        spec = self.spec
+        return npy_shapes(spec.layout, spec.plan(), spec.pixel_codec(), spec.glimpse_size)
 
 
 def suffixes_of(spec: DataSpec) -> tuple[str, ...]:
     """List the members of each sample of a spec in tar order."""
-    return member_suffixes(spec.layout, spec.plan())
+    return member_suffixes(spec.layout, spec.plan(), spec.pixel_codec())
 
 
 def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
-    """Hash what decides the shards' bytes: the spec and each source's path and size."""
-    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    """Hash what decides the shards' bytes: the spec and each source's path and size.
+
+    Fields at their defaults are left out, so that a new one leaves earlier builds as they are.
+    """
+    defaults = {field.name: field.default for field in fields(spec)}
+    told = {name: value for name, value in asdict(spec).items() if value != defaults[name]}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for path, size in listing:
         digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -117,6 +133,7 @@ def to_json(manifest: Manifest) -> str:
     head = {
         "format": FORMAT,
         "fingerprint": manifest.fingerprint,
+        "lossy": manifest.spec.pixel_codec().is_lossy,
         "spec": asdict(manifest.spec),
         "candidates": [
             {"name": name, "box_px": list(box), "box": list(fractions)}
@@ -153,6 +170,8 @@ def from_json(text: str) -> Manifest:
     spec = DataSpec(**fields["spec"])
     if spec.layout not in LAYOUTS:
         raise ValueError(f"layout {spec.layout!r}")
+    if spec.codec not in CODECS:
+        raise ValueError(f"codec {spec.codec!r}")
     suffixes = suffixes_of(spec)
     manifest = Manifest(
         spec=spec,

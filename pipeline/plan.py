@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.codecs import Codec
 from pipeline.crops import CropPlan
 from pipeline.schema import TAR_BLOCK, TAR_END, ShardSpec
 
@@ -77,14 +78,19 @@ def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> li
     return [by_path[i] for i in order[:limit]]
 
 
-def samples_per_shard(plan: CropPlan, *, layout: str, glimpse_px: int, shard_mib: int) -> int:
-    """Count the samples that fit into a shard of `shard_mib` MiB; at least one."""
+def samples_per_shard(
+    plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int, shard_mib: int
+) -> int:
+    """Count the samples that fit into a shard of `shard_mib` MiB; at least one.
+
+    What a codec makes of an image is not known before; the usual share is taken.
+    """
     crop_bytes = plan.crop_px**2
     if layout == "tensors":
         pixels = len(plan) * 4 * crop_bytes
     else:
-        resized = 3 * crop_bytes * len(plan.resized)
-        pixels = 3 * plan.canvas_px**2 + resized + len(plan) * glimpse_px**2
+        coded = 3 * plan.canvas_px**2 + 3 * crop_bytes * len(plan.resized)
+        pixels = int(coded * codec.typical_share) + len(plan) * glimpse_px**2
     overhead = 16 * TAR_BLOCK  # headers, paddings, .npy headers and the small members
     return max(1, ((shard_mib << 20) - len(TAR_END)) // (pixels + overhead))
 

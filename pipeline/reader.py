@@ -18,17 +18,11 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from pipeline.arrays import NPY_START, npy_header
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import Manifest
 from pipeline.resample import Pixels
-from pipeline.schema import (
-    LABEL,
-    TAR_BLOCK,
-    Sample,
-    decode_sample,
-    npy_header,
-    tar_header,
-)  # fmt: skip
+from pipeline.schema import LABEL, TAR_BLOCK, Sample, decode_sample, tar_header
 from pipeline.shard import SampleRecord, ShardRecord, in_blocks
 
 _SPARE_FILES = 64  # file descriptors that the rest of a process needs
@@ -83,7 +77,7 @@ class IndexedReader:
         self._plan = manifest.spec.plan()
         self._suffixes = manifest.suffixes()
         self._arrays = {
-            suffix: (npy_header(shape), len(npy_header(shape)) + prod(shape))
+            suffix: (npy_header(shape), NPY_START + prod(shape))
             for suffix, shape in manifest.npy_shapes().items()
         }
         self._set_up()
@@ -139,6 +133,7 @@ class IndexedReader:
             members,
             plan=self._plan,
             layout=self.manifest.spec.layout,
+            codec=self.manifest.spec.pixel_codec(),
             glimpse_px=self.manifest.spec.glimpse_size,
             where=place_of(shard, record),
             candidates=candidates,
@@ -166,6 +161,11 @@ class IndexedReader:
             position_B = offsets[-1] + in_blocks(sizes[-1])
         shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         return Located(shards_B, np.stack(offsets), np.stack(sizes))
+
+    def place_of(self, index: int) -> str:
+        """Name a sample's place for an error."""
+        number, record = self._record(index)
+        return place_of(self._shards[number], record)
 
     def shard_bytes(self, number: int) -> Pixels:
         """View a whole shard, uint8; it is mapped on first use.

@@ -124,7 +124,7 @@ def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
 
 def _load_spec(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return asdict(DataSpec(**json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, TypeError, ValueError):
         return {}
 

@@ -3,7 +3,6 @@
 Both programs read this file; it is the format. `shards/README.md` says the same in words.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Mapping
@@ -12,17 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Member, decode_array, encode_array
+from pipeline.codecs import Codec
 from pipeline.crops import CropPlan, original_crops, pad_glimpses
 from pipeline.errors import VerificationError
 from pipeline.resample import Pixels
 
 ORIGINALS = "originals.npy"
 GLIMPSES = "glimpses.npy"
-CANVAS = "canvas.npy"
-RESIZED = "resized.npy"
+CANVAS = "canvas"  # with the suffix of its codec
+RESIZED = "resized"  # the same
 SMALL_GLIMPSES = "small-glimpses.npy"
 LABEL = "cls"
 META = "json"
+
+_NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
 
 TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
@@ -35,12 +38,28 @@ _TEMPLATE = tarfile.TarInfo("").tobuf(format=tarfile.USTAR_FORMAT)
 _TEMPLATE_SUM = int(_TEMPLATE[_CHECKSUM], 8)
 
 
-def member_suffixes(layout: str, plan: CropPlan) -> tuple[str, ...]:
+def member_suffixes(layout: str, plan: CropPlan, codec: Codec) -> tuple[str, ...]:
     """List a sample's members in the order in which they lie in the tar."""
     if layout == "tensors":
         return (ORIGINALS, GLIMPSES, LABEL, META)
-    resized = (RESIZED,) if plan.resized else ()
-    return (CANVAS, *resized, SMALL_GLIMPSES, LABEL, META)
+    resized = (codec.suffix(RESIZED),) if plan.resized else ()
+    return (codec.suffix(CANVAS), *resized, SMALL_GLIMPSES, LABEL, META)
+
+
+def npy_shapes(
+    layout: str, plan: CropPlan, codec: Codec, glimpse_px: int
+) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the members that are arrays, by suffix."""
+    crop, canvas = plan.crop_px, plan.canvas_px
+    shapes: dict[str, tuple[int, ...]] = {
+        ORIGINALS: (len(plan), 3, crop, crop),
+        GLIMPSES: (len(plan), 1, crop, crop),
+        SMALL_GLIMPSES: (len(plan), 1, glimpse_px, glimpse_px),
+    }
+    if codec.name == "raw":
+        shapes[codec.suffix(CANVAS)] = (canvas, canvas, 3)
+        shapes[codec.suffix(RESIZED)] = (len(plan.resized), crop, crop, 3)
+    return {name: shapes[name] for name in member_suffixes(layout, plan, codec) if name in shapes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +88,8 @@ class Sample:
     Attributes:
         key: Path relative to its split, safe and unique, without a suffix.
         label: Index of the class.
-        crops: K views, each uint8 `(3, H, W)`, RGB. They may share memory with the shard.
+        crops: K views, each uint8 `(3, H, W)`, RGB. They share memory with the shard or with
+            one another.
         small_glimpses: Uint8 `(K, 1, s, s)`, before padding.
         meta: Where it came from.
     """
@@ -115,62 +135,6 @@ class ShardSpec:
         return f"{self.split}-{self.index:06d}.tar"
 
 
-Member = tuple[bytes | memoryview, ...]
-"""A member's bytes in parts, so that pixels go to the file without being copied on the way."""
-
-
-def encode_array(array: Pixels) -> Member:
-    """Write an array as `.npy`, C order, never pickled: its header, and its own memory."""
-    return npy_header(array.shape), np.ascontiguousarray(array).reshape(-1).data
-
-
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """Make what precedes the pixels of a C-ordered uint8 array in a `.npy` member."""
-    header = io.BytesIO()
-    fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, fields)
-    return header.getvalue()
-
-
-def npy_shapes(layout: str, plan: CropPlan, glimpse_px: int) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of the members that are arrays, by suffix."""
-    crop, canvas = plan.crop_px, plan.canvas_px
-    shapes = {
-        ORIGINALS: (len(plan), 3, crop, crop),
-        GLIMPSES: (len(plan), 1, crop, crop),
-        CANVAS: (canvas, canvas, 3),
-        RESIZED: (len(plan.resized), crop, crop, 3),
-        SMALL_GLIMPSES: (len(plan), 1, glimpse_px, glimpse_px),
-    }
-    return {name: shapes[name] for name in member_suffixes(layout, plan) if name in shapes}
-
-
-def decode_array(data: bytes | memoryview, where: str) -> Pixels:
-    """Read `.npy` bytes as a view on them.
-
-    Args:
-        data: The member's bytes.
-        where: Shard and member, for the error.
-
-    Raises:
-        VerificationError: If these are not the bytes of one C-ordered uint8 array.
-    """
-    try:
-        header = io.BytesIO(bytes(data[:256]))
-        version = np.lib.format.read_magic(header)
-        if version != (1, 0):
-            raise ValueError(f".npy version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-        if fortran or dtype != np.uint8:
-            raise ValueError(f"{dtype} array, fortran order {fortran}")
-        return np.frombuffer(data, np.uint8, offset=header.tell()).reshape(shape)
-    except (ValueError, EOFError) as error:
-        raise VerificationError(
-            f"an array member must be a C-ordered uint8 .npy; got {error} in {where}. "
-            "Rebuild the shard."
-        ) from error
-
-
 def encode_sample(
     *,
     canvas: Pixels,
@@ -180,6 +144,7 @@ def encode_sample(
     meta: SampleMeta,
     plan: CropPlan,
     layout: str,
+    codec: Codec,
 ) -> dict[str, Member]:
     """Turn one image into its members, by suffix, in tar order.
 
@@ -191,6 +156,7 @@ def encode_sample(
         meta: Where it came from.
         plan: The K candidates.
         layout: `tensors` or `canvas`.
+        codec: How the canvas and what was resized are written.
     """
     members: dict[str, Member] = {}
     if layout == "tensors":
@@ -198,13 +164,20 @@ def encode_sample(
         members[ORIGINALS] = encode_array(np.stack(crops))
         members[GLIMPSES] = encode_array(pad_glimpses(glimpses, plan.crop_px))
     else:
-        members[CANVAS] = encode_array(canvas)
+        members[codec.suffix(CANVAS)] = _encode_pixels(canvas, codec)
         if plan.resized:
-            members[RESIZED] = encode_array(resized.transpose(0, 2, 3, 1))
+            members[codec.suffix(RESIZED)] = _encode_pixels(resized.transpose(0, 2, 3, 1), codec)
         members[SMALL_GLIMPSES] = encode_array(glimpses)
     members[LABEL] = (str(label).encode(),)
     members[META] = (json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode(),)
     return members
+
+
+def _encode_pixels(array: Pixels, codec: Codec) -> Member:
+    """Write `(H, W, 3)`, or `(R, H, W, 3)`, which one below the other are one image."""
+    if codec.name == "raw":
+        return encode_array(array)
+    return (codec.encode(array.reshape(-1, *array.shape[-2:])),)
 
 
 def decode_sample(
@@ -213,17 +186,19 @@ def decode_sample(
     *,
     plan: CropPlan,
     layout: str,
+    codec: Codec,
     glimpse_px: int,
     where: str,
     candidates: tuple[int, ...] | None = None,
 ) -> Sample:
-    """Turn members back into a sample; array members stay views on their bytes.
+    """Turn members back into a sample; what is raw stays a view on its bytes.
 
     Args:
         key: The sample's key.
         members: Bytes by suffix. The candidates that are not asked for may be absent.
         plan: The K candidates of the shards.
         layout: `tensors` or `canvas`.
+        codec: How the canvas was written.
         glimpse_px: Side s of the stored glimpses, px.
         where: Shard and key, for errors.
         candidates: Indices on axis K to decode; all by default.
@@ -238,23 +213,49 @@ def decode_sample(
             crops = [originals[k] for k in chosen]
             small = decode_array(members[GLIMPSES], where)[:, :, :glimpse_px, :glimpse_px]
         else:
-            canvas = decode_array(members[CANVAS], where)
-            needed = any(not plan.is_cut(k) for k in chosen)
-            resized = decode_array(members[RESIZED], where) if needed else canvas[None, :0]
-            resized = resized.transpose(0, 3, 1, 2)
-            crops = original_crops(canvas, resized, plan, chosen)
+            crops = _decode_crops(members, plan, codec, chosen, where)
             small = decode_array(members[SMALL_GLIMPSES], where)
         label = int(bytes(members[LABEL]))
         meta = _decode_meta(json.loads(bytes(members[META])))
     except (LookupError, ValueError, TypeError) as error:
         raise VerificationError(
-            f"a sample must hold {', '.join(member_suffixes(layout, plan))}; "
+            f"a sample must hold {', '.join(member_suffixes(layout, plan, codec))}; "
             f"got {error!r} in {where}. Rebuild the shard."
         ) from error
     _check_shapes(crops, small, plan=plan, glimpse_px=glimpse_px, where=where)
     return Sample(
         key=key, label=label, crops=tuple(crops), small_glimpses=small[list(chosen)], meta=meta
     )
+
+
+def _decode_crops(
+    members: Mapping[str, bytes | memoryview],
+    plan: CropPlan,
+    codec: Codec,
+    chosen: tuple[int, ...],
+    where: str,
+) -> list[Pixels]:
+    """Decode what the chosen candidates are cut from, and cut them."""
+    canvas_HWC, resized_RHWC = _NO_PIXELS, _NO_PIXELS[None]
+    canvas_px, crop_px = plan.canvas_px, plan.crop_px
+    if any(plan.is_cut(k) for k in chosen):
+        data = members[codec.suffix(CANVAS)]
+        canvas_HWC = _decode_pixels(data, codec, (canvas_px, canvas_px, 3), where)
+    if not all(plan.is_cut(k) for k in chosen):
+        data, shape = members[codec.suffix(RESIZED)], (len(plan.resized), crop_px, crop_px, 3)
+        resized_RHWC = _decode_pixels(data, codec, shape, where)
+    return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), plan, chosen)
+
+
+def _decode_pixels(
+    data: bytes | memoryview, codec: Codec, shape: tuple[int, ...], where: str
+) -> Pixels:
+    if codec.name == "raw":
+        return decode_array(data, where)
+    pixels = np.empty(shape, np.uint8)
+    codec.decode_into(data, pixels.reshape(-1, *shape[-2:]))
+    pixels.flags.writeable = False  # as raw pixels are
+    return pixels
 
 
 def _decode_meta(fields: dict[str, Any]) -> SampleMeta:

@@ -116,6 +116,7 @@ def _decode(group: _Group, manifest: Manifest) -> Sample:
         group.members,
         plan=spec.plan(),
         layout=spec.layout,
+        codec=spec.pixel_codec(),
         glimpse_px=spec.glimpse_size,
         where=group.where,
     )

@@ -94,5 +94,6 @@ def _encode_image(task: Task, read: _Read, views: Views) -> EncodedSample:
         ),
         plan=task.views.plan,
         layout=task.spec.layout,
+        codec=task.spec.pixel_codec(),
     )
     return EncodedSample(read.key, label, members)

@@ -7,8 +7,9 @@ from typing import BinaryIO, NamedTuple
 
 from isal import isal_zlib
 
+from pipeline.arrays import Member
 from pipeline.durable import whole_file
-from pipeline.schema import TAR_END, Member, ShardSpec, tar_header, tar_padding
+from pipeline.schema import TAR_END, ShardSpec, tar_header, tar_padding
 from pipeline.shard import SampleRecord, Samples, ShardRecord
 
 # Parts below this are joined: a call for each would cost more than copying them.

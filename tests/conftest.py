@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.build import BuildResult, build
 from pipeline.cli import main
-from pipeline.config import BuildConfig
+from pipeline.config import CODECS, BuildConfig
 from pipeline.resample import Pixels
 
 REPO = Path(__file__).resolve().parents[1]
@@ -133,11 +133,37 @@ def tensor_shards(
     return out
 
 
-@pytest.fixture(params=["canvas_shards", "tensor_shards"])
+@pytest.fixture(scope="session")
+def zstd_shards(
+    image_tree: Path, make_shards: MakeShards, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same samples with compressed canvases. Only read them."""
+    out = tmp_path_factory.mktemp("shards") / "zstd"
+    make_shards(image_tree, out, codec="zstd", candidates="full+five", shard_mib=1)
+    return out
+
+
+@pytest.fixture(params=["canvas_shards", "tensor_shards", "zstd_shards"])
 def shards(request: pytest.FixtureRequest) -> Path:
-    """Each layout in turn. Only read them."""
+    """Each layout in turn, and one that is decoded. Only read them."""
     folder: Path = request.getfixturevalue(request.param)
     return folder
+
+
+@pytest.fixture(scope="session", params=[codec for codec in CODECS if codec != "raw"])
+def codec_shards(
+    request: pytest.FixtureRequest,
+    image_tree: Path,
+    make_shards: MakeShards,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Each codec but raw in turn, all candidates. Only read them."""
+    if request.param == "zstd":
+        folder: Path = request.getfixturevalue("zstd_shards")
+        return folder
+    out = tmp_path_factory.mktemp("shards") / str(request.param)
+    make_shards(image_tree, out, codec=request.param, candidates="full+five", shard_mib=1)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ SEAM = {
     "pipeline.address",
     "pipeline.cache",
     "pipeline.copies",
+    "pipeline.arrays",
+    "pipeline.codecs",
     "pipeline.crops",
     "pipeline.durable",
     "pipeline.errors",
@@ -43,6 +45,7 @@ MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
 LATE_BACKENDS = {
     "pipeline.remote": {"fsspec", "pipeline"},
     "pipeline.stream": {"webdataset"},
+    "pipeline.codecs": {"pipeline"},
     "pipeline.backends": {"pipeline"},
     "pipeline.bench_build": {"pipeline"},
     "pipeline.fill": {"pipeline"},

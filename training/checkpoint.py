@@ -24,7 +24,7 @@ from training.config import TrainConfig, config_from_json, config_to_json
 FORMAT = "srp-checkpoint/1"
 GROUP = "group"  # before the number of a parameter group, in the names of its tensors
 # What decides the pixels that the networks see; other shards with these equal fit as well.
-PIXEL_FIELDS = ("canvas_size", "crop_size", "exif")
+PIXEL_FIELDS = ("canvas_size", "crop_size", "exif", "jpeg_quality", "jpeg_subsampling")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,16 @@ def test_workers_and_kind_of_source_do_not_change_a_byte(
         assert result.passed_over == (("images/README.csv",) if name == "archive" else ())
 
 
+def test_workers_do_not_change_a_byte_of_any_codec(
+    image_tree: Path, codec_shards: Path, make_shards: Any, tmp_path: Path
+) -> None:
+    codec = manifests.load(codec_shards).spec.codec
+    options = {"codec": codec, "candidates": "full+five", "shard_mib": 1}
+    make_shards(image_tree, tmp_path / "two", workers=2, **options)
+    assert files(tmp_path / "two") == files(codec_shards)
+    assert make_shards(image_tree, tmp_path / "two", **options).reused
+
+
 def test_a_limit_draws_some_of_each_split_by_the_seed(
     image_tree: Path, make_shards: Any, tmp_path: Path
 ) -> None:

@@ -39,9 +39,10 @@ def test_a_number_below_its_floor_is_refused_by_its_option(option: str, value: i
         make(**{option: value})
 
 
-@pytest.mark.parametrize("option", ["candidates", "layout", "decoder"])
+@pytest.mark.parametrize("option", ["candidates", "layout", "codec", "jpeg_subsampling", "decoder"])
 def test_an_unknown_name_is_refused_with_the_known_ones(option: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--{option} must be one of .+; got 'other'\.$"):
+    name = f"--{option.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=rf"^{name} must be one of .+; got 'other'\.$"):
         make(**{option: "other"})
 
 
@@ -53,6 +54,33 @@ def test_a_crop_larger_than_the_canvas_is_refused() -> None:
 def test_a_glimpse_larger_than_the_crop_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--glimpse-size 225 px for --crop-size 224 px\. Lower"):
         make(glimpse_size=225)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "png", "webp", "jpeg"])
+def test_the_tensors_layout_is_raw(codec: str) -> None:
+    make(codec=codec)
+    make(layout="tensors", codec="raw")
+    with pytest.raises(ConfigError, match=rf"got --codec {codec}\. Drop --codec {codec}, or take"):
+        make(layout="tensors", codec=codec)
+
+
+@pytest.mark.parametrize(("option", "value"), [("jpeg_quality", 90), ("jpeg_subsampling", "4:2:0")])
+def test_options_of_the_jpeg_codec_are_refused_where_they_would_do_nothing(
+    option: str, value: object
+) -> None:
+    make(codec="jpeg", **{option: value})
+    name = f"--{option.replace('_', '-')}"
+    for codec in ("raw", "zstd"):
+        with pytest.raises(
+            ConfigError, match=rf"^{name} needs --codec jpeg; got {value} with --codec {codec}\. "
+        ):
+            make(codec=codec, **{option: value})
+
+
+@pytest.mark.parametrize("quality", [0, 101, -1])
+def test_a_jpeg_quality_is_1_to_100(quality: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^--jpeg-quality must be 1 to 100; got {quality}\.$"):
+        make(codec="jpeg", jpeg_quality=quality)
 
 
 def test_sizes_may_be_equal() -> None:

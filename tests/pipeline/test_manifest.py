@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import shutil
@@ -88,6 +89,44 @@ def test_the_fingerprint_covers_every_field_of_the_spec_and_each_path_and_size()
     for changed in ([("train/a", 2), ("val/b", 2)], [("train/c", 1), ("val/b", 2)], listing[:1]):
         fingerprints.add(manifests.fingerprint(SPEC, changed))
     assert len(fingerprints) == 1 + len(vars(SPEC)) + 3
+
+
+LATER = ("codec", "codec_library", "jpeg_quality", "jpeg_subsampling")
+
+
+def test_a_manifest_from_before_codecs_is_one_of_raw_canvases(
+    folder: Path, canvas_shards: Path
+) -> None:
+    fields = json.loads((folder / manifests.FILE_NAME).read_text())
+    for name in LATER:
+        del fields["spec"][name]
+    del fields["lossy"]
+    (folder / manifests.FILE_NAME).write_text(json.dumps(fields))
+    assert manifests.load(folder) == manifests.load(canvas_shards)
+
+
+def test_the_fingerprint_of_raw_canvases_is_what_it_was_before_codecs() -> None:
+    spec = {name: value for name, value in vars(SPEC).items() if name not in LATER}
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode() + b"train/a\x001\n")
+    assert manifests.fingerprint(SPEC, [("train/a", 1)]) == digest.hexdigest()
+
+
+def test_a_person_is_told_what_is_lossy(codec_shards: Path) -> None:
+    fields = json.loads((codec_shards / manifests.FILE_NAME).read_text())
+    spec = fields["spec"]
+    is_jpeg = spec["codec"] == "jpeg"
+    assert fields["lossy"] == is_jpeg
+    assert (spec["jpeg_quality"], spec["jpeg_subsampling"]) == (
+        (95, "4:4:4") if is_jpeg else (None, None)
+    )
+    assert re.search(r" \d+\.\d+", spec["codec_library"])
+
+
+def test_an_unknown_codec_is_refused(folder: Path) -> None:
+    spec = json.loads((folder / manifests.FILE_NAME).read_text())["spec"]
+    edit(folder, spec=spec | {"codec": "jpeg-xl"})
+    with pytest.raises(VerificationError, match="codec 'jpeg-xl'"):
+        manifests.load(folder)
 
 
 def test_a_folder_without_manifest_is_refused_with_the_command_that_makes_it(

@@ -5,9 +5,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.codecs import Codec
+from pipeline.config import CODECS, LAYOUTS
 from pipeline.crops import plan_crops
 from pipeline.plan import SourceImage, assign_keys, plan_shards, samples_per_shard, select
-from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES, tar_header
+from pipeline.schema import member_suffixes, tar_header
 
 NAMES = st.one_of(
     st.text(st.sampled_from("aAbß_é.- \udcff/"), min_size=1, max_size=6),
@@ -17,6 +19,15 @@ NAMES = st.one_of(
 PATHS = st.lists(
     st.builds("train/{}/{}.JPEG".format, NAMES, NAMES), min_size=1, max_size=30, unique=True
 )
+
+SUFFIXES = {
+    suffix
+    for layout in LAYOUTS
+    for codec in CODECS
+    for suffix in member_suffixes(
+        layout, plan_crops("full+five", canvas_px=3, crop_px=2), Codec(codec)
+    )
+}
 
 
 def images(paths: list[str], split: str = "train") -> list[SourceImage]:
@@ -34,7 +45,7 @@ def test_keys_are_unique_in_any_file_system_and_safe_in_any_tar(paths: list[str]
     for key in keys.values():
         assert re.fullmatch(r"[A-Za-z0-9_/-]+", key)
         assert not re.match(r"__[^/]*__($|/)", key), "the webdataset library skips these"
-        for suffix in (ORIGINALS, GLIMPSES, CANVAS, RESIZED, SMALL_GLIMPSES, "cls", "json"):
+        for suffix in SUFFIXES:
             name = f"{key}.{suffix}"
             assert len(name) <= 100, "a ustar name"
             assert tar_header(name, 1)[: len(name)] == name.encode()
@@ -108,7 +119,9 @@ def test_a_shard_keeps_below_its_size(
 ) -> None:
     crop_px, glimpse_px = canvas_px // 2 + 1, canvas_px // 4
     plan = plan_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
-    count = samples_per_shard(plan, layout=layout, glimpse_px=glimpse_px, shard_mib=shard_mib)
+    count = samples_per_shard(
+        plan, layout=layout, codec=Codec(), glimpse_px=glimpse_px, shard_mib=shard_mib
+    )
     if layout == "tensors":
         arrays = [len(plan) * 3 * crop_px**2, len(plan) * crop_px**2]
     else:
@@ -117,6 +130,18 @@ def test_a_shard_keeps_below_its_size(
     members = [size + 128 for size in arrays] + [1, 1000]
     sample = sum(512 + size + -size % 512 for size in members)
     assert count == 1 or count * sample + 1024 <= shard_mib << 20
+
+
+def test_what_a_codec_saves_goes_into_more_samples() -> None:
+    plan = plan_crops("five", canvas_px=336, crop_px=224)
+    counts = {
+        name: samples_per_shard(
+            plan, layout="canvas", codec=Codec(name), glimpse_px=64, shard_mib=128
+        )
+        for name in CODECS
+    }
+    assert counts["raw"] == min(counts.values())
+    assert sorted(counts, key=counts.__getitem__) == ["raw", "png", "zstd", "webp", "jpeg"]
 
 
 def test_a_source_image_reads_its_own_bytes(tmp_path: Path) -> None:

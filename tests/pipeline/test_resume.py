@@ -152,6 +152,10 @@ CHANGES = [
     ({"layout": "tensors"}, r"layout 'canvas' there, 'tensors' asked for"),
     ({"glimpse_size": 16}, r"glimpse_size 32 there, 16 asked for"),
     ({"seed": 3, "exif": False}, r"exif True there, False asked for; seed 0 there, 3 asked for"),
+    (
+        {"codec": "zstd"},
+        r"codec 'raw' there, 'zstd' asked for; codec_library '' there, 'zstd [\d.]+' asked for",
+    ),
     ({"limit": 5}, r"limit None there, 5 asked for"),
 ]
 

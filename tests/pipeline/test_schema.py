@@ -10,15 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import crops, schema
+from pipeline.codecs import Codec
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import VerificationError
-from pipeline.schema import Sample, SampleMeta, ShardSpec, decode_array, encode_array
+from pipeline.schema import Sample, SampleMeta, ShardSpec
 
 META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
 GLIMPSE_PX = 3
+RAW = Codec()
 
 
-def encode(layout: str, candidates: str = "full+five") -> tuple[dict[str, bytes], CropPlan]:
+def encode(
+    layout: str, candidates: str = "full+five", codec: Codec = RAW
+) -> tuple[dict[str, bytes], CropPlan]:
     plan = plan_crops(candidates, canvas_px=12, crop_px=7)
     canvas = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     resized = crops.resized_crops(canvas, plan)
@@ -31,14 +35,14 @@ def encode(layout: str, candidates: str = "full+five") -> tuple[dict[str, bytes]
         meta=META,
         plan=plan,
         layout=layout,
+        codec=codec,
     )
     return {suffix: b"".join(member) for suffix, member in members.items()}, plan
 
 
 def decode(layout: str, members: dict[str, bytes], plan: CropPlan, **options: Any) -> Sample:
-    return schema.decode_sample(
-        "c/key", members, plan=plan, layout=layout, glimpse_px=GLIMPSE_PX, where="HERE", **options
-    )
+    fixed = {"codec": RAW, "glimpse_px": GLIMPSE_PX, "where": "HERE"}
+    return schema.decode_sample("c/key", members, plan=plan, layout=layout, **(fixed | options))
 
 
 @pytest.mark.parametrize("candidates", ["five", "full+five"])
@@ -56,11 +60,51 @@ def test_both_layouts_hold_the_same_sample(candidates: str) -> None:
     assert tensors.meta == META
 
 
+CODED = [Codec("zstd"), Codec("png"), Codec("webp"), Codec("jpeg", 95, "4:4:4")]
+
+
+@pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("candidates", ["five", "full+five"])
+def test_every_codec_holds_the_same_sample(codec: Codec, candidates: str) -> None:
+    raw = decode("canvas", *encode("canvas", candidates))
+    members, plan = encode("canvas", candidates, codec)
+    assert tuple(members) == schema.member_suffixes("canvas", plan, codec)
+    sample = decode("canvas", members, plan, codec=codec)
+    if not codec.is_lossy:
+        np.testing.assert_array_equal(sample.stacked(), raw.stacked())
+    np.testing.assert_array_equal(sample.glimpses, raw.glimpses)
+    assert sample.originals.shape == raw.originals.shape
+    assert (sample.key, sample.label, sample.meta) == (raw.key, raw.label, raw.meta)
+    assert not any(crop.flags.writeable or crop.flags.owndata for crop in sample.crops)
+
+
+@pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
+def test_only_what_the_chosen_candidates_are_cut_from_is_decoded(codec: Codec) -> None:
+    members, plan = encode("canvas", "full+five", codec)
+    everything = decode("canvas", members, plan, codec=codec)
+    for candidates, spoilt in (((0,), "canvas"), ((5, 1), "resized")):
+        spoiled = members | {codec.suffix(spoilt): b""}
+        some = decode("canvas", spoiled, plan, codec=codec, candidates=candidates)
+        np.testing.assert_array_equal(some.originals, everything.originals[list(candidates)])
+
+
+@pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("stem", ["canvas", "resized"])
+def test_a_coded_member_that_is_no_such_image_is_an_error_with_its_place(
+    codec: Codec, stem: str
+) -> None:
+    members, plan = encode("canvas", "full+five", codec)
+    other = {"canvas": "resized", "resized": "canvas"}[stem]
+    for data in (b"", b"text", members[codec.suffix(stem)][:-3], members[codec.suffix(other)]):
+        with pytest.raises(VerificationError, match=r"in HERE\. Rebuild the shard\."):
+            decode("canvas", members | {codec.suffix(stem): data}, plan, codec=codec)
+
+
 @pytest.mark.parametrize("layout", ["tensors", "canvas"])
 def test_members_lie_in_the_order_that_the_format_lists(layout: str) -> None:
     for candidates in ("five", "full+five"):
         members, plan = encode(layout, candidates)
-        assert tuple(members) == schema.member_suffixes(layout, plan)
+        assert tuple(members) == schema.member_suffixes(layout, plan, RAW)
 
 
 def test_the_tensors_layout_stores_all_crops_and_padded_glimpses_as_npy() -> None:
@@ -99,45 +143,10 @@ def test_crops_of_a_canvas_are_views_on_its_bytes() -> None:
     assert all(np.shares_memory(crop, stored) for crop in decode("canvas", members, plan).crops)
 
 
-@given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 255))
-def test_arrays_come_back_as_they_were(shape: list[int], value: int) -> None:
-    array = np.full(shape, value, np.uint8)
-    decoded = decode_array(b"".join(encode_array(array)), "HERE")
-    np.testing.assert_array_equal(decoded, array)
-    assert decoded.dtype == np.uint8
-
-
 def npy(array: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, **options)
     return buffer.getvalue()
-
-
-class Bomb:
-    """Would end the tests if it were unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
-        import os
-
-        return os._exit, (99,)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x93NUMPY",
-        b"text, and no array",
-        npy(np.zeros(3, np.float32)),
-        npy(np.zeros((3, 2), np.uint8, order="F")),
-        npy(np.zeros(3, np.uint8))[:-1],
-        npy(np.zeros(3, np.uint8)) + b"x",
-        npy(np.array([Bomb()], dtype=object), allow_pickle=True),
-    ],
-)
-def test_what_is_no_plain_uint8_array_is_refused_and_never_unpickled(data: bytes) -> None:
-    with pytest.raises(VerificationError, match=r"C-ordered uint8 \.npy; got .* in HERE\."):
-        decode_array(data, "HERE")
 
 
 def replaced(suffix: str, data: bytes | None) -> Callable[[dict[str, bytes]], None]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import manifest as manifests
-from pipeline.schema import decode_array
+from pipeline.arrays import decode_array
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -35,6 +35,10 @@ def test_whole_shards_pass_and_progress_reaches_every_sample(shards: Path) -> No
     assert seen[-1] == (27, 27)
 
 
+def test_canvases_of_every_codec_pass(codec_shards: Path) -> None:
+    assert check(codec_shards).unnamed == ()
+
+
 def test_the_folder_may_be_one_level_down(own: Path) -> None:
     assert check(own.parent).folder == own
 
