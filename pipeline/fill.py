@@ -20,6 +20,8 @@ from pipeline.reader import IndexedReader, Located
 from pipeline.resample import Pixels
 from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES
 
+Addresses = NDArray[np.int64]
+
 _NONE: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
@@ -125,8 +127,11 @@ class Filler:
     def _copy_pixels(self, located: Located, row: int, out: Arrays) -> None:
         """Copy one sample's crops or canvas, decoded where that is needed."""
         if out.crops_BKHWC is not None:
-            for column, crop_CHW in enumerate(self._crops(located, row)):
-                out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
+            if self.content.compiled and self._has_canvas:
+                self._gather_decoded(located, row, out.crops_BKHWC[row : row + 1])
+            else:
+                for column, crop_CHW in enumerate(self._crops(located, row)):
+                    out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
         if out.canvases_BCC3 is not None:
             self._copy_image(located, self._canvas, row, out.canvases_BCC3[row])
         if out.resized_BRHWC is not None and self._plan.resized:
@@ -142,10 +147,22 @@ class Filler:
 
     def _crops(self, located: Located, row: int) -> list[Pixels]:
         """View one sample's crops, each `(3, H, W)`, until this thread asks for the next ones."""
-        plan, wanted = self._plan, self.content.candidates
+        wanted = self.content.candidates
         if not self._has_canvas:
             originals_KCHW = self._array(located, ORIGINALS, row)
             return [originals_KCHW[k] for k in wanted]
+        canvas_HWC, resized_RHWC = self._pictures(located, row)
+        return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), self._plan, wanted)
+
+    def _gather_decoded(self, located: Located, row: int, out_1KHWC: Pixels) -> None:
+        """Cut one sample's crops past the caches, from the thread's own memory."""
+        canvas_HWC, resized_RHWC = self._pictures(located, row)
+        canvas_1, resized_1 = np.array([[canvas_HWC.ctypes.data], [resized_RHWC.ctypes.data]])
+        self._gather_crops(canvas_1, resized_1, out_1KHWC)
+
+    def _pictures(self, located: Located, row: int) -> tuple[Pixels, Pixels]:
+        """View what one sample's crops are cut from; what is not needed has no pixels."""
+        plan, wanted = self._plan, self.content.candidates
         canvas_HWC, resized_RHWC = _NONE, _NONE[None]
         if any(plan.is_cut(k) for k in wanted):
             side = plan.canvas_px
@@ -153,7 +170,7 @@ class Filler:
         if not all(plan.is_cut(k) for k in wanted):
             side, count = plan.crop_px, len(plan.resized)
             resized_RHWC = self._image(located, self._resized, row, (count, side, side, 3))
-        return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), plan, wanted)
+        return canvas_HWC, resized_RHWC
 
     def _image(self, located: Located, name: str, row: int, shape: tuple[int, ...]) -> Pixels:
         """View raw pixels where they lie, or decode them into this thread's own memory."""
@@ -186,46 +203,49 @@ class Filler:
         return self.reader.shard_bytes(int(located.shards_B[row]))[start:stop]
 
     def _gather_pixels(self, located: Located, out: Arrays) -> None:
-        """Copy all samples at once, past the caches."""
-        crop, canvas = self._plan.crop_px, self._plan.canvas_px
+        """Copy the raw pixels of all samples at once, past the caches."""
+        plan = self._plan
+        canvases_B = self._addresses(located, self._canvas)
+        resized_B = self._addresses(located, self._resized) if plan.resized else canvases_B
         if out.crops_BKHWC is not None:
-            columns = [self._pieces(located, k) for k in self.content.candidates]
-            pieces_BK = np.stack([pieces_B for pieces_B, _ in columns], 1)
-            strides_K = [stride for _, stride in columns]
-            _gather(out.crops_BKHWC, pieces_BK, strides_K, num_rows=crop, row_bytes=3 * crop)
+            self._gather_crops(canvases_B, resized_B, out.crops_BKHWC)
         if out.canvases_BCC3 is not None:
-            addresses_B = self._addresses(located, self._canvas)
-            _gather(out.canvases_BCC3, addresses_B[:, None], [0], row_bytes=3 * canvas**2)
-        if out.resized_BRHWC is not None and self._plan.resized:
-            size = 3 * crop**2 * len(self._plan.resized)
-            addresses_B = self._addresses(located, self._resized)
-            _gather(out.resized_BRHWC, addresses_B[:, None], [0], row_bytes=size)
+            _gather(out.canvases_BCC3, canvases_B[:, None], [0], row_bytes=3 * plan.canvas_px**2)
+        if out.resized_BRHWC is not None and plan.resized:
+            size = 3 * plan.crop_px**2 * len(plan.resized)
+            _gather(out.resized_BRHWC, resized_B[:, None], [0], row_bytes=size)
         if out.glimpses_BKSS is not None and self._looks_at_stored:
             size = self._stored_px**2
             first_B = self._addresses(located, SMALL_GLIMPSES)
             pieces_BK = first_B[:, None] + size * np.array(self.content.candidates)
             _gather(out.glimpses_BKSS, pieces_BK, [0] * pieces_BK.shape[1], row_bytes=size)
 
-    def _pieces(self, located: Located, candidate: int) -> tuple[NDArray[np.int64], int]:
-        """Give where one candidate begins in each sample, and the bytes between its rows."""
-        plan = self._plan
-        if plan.is_cut(candidate):
-            box, stride = plan.boxes[candidate], 3 * plan.canvas_px
-            return self._addresses(located, self._canvas) + box.y0 * stride + 3 * box.x0, stride
-        skipped = plan.resized.index(candidate) * 3 * plan.crop_px**2
-        return self._addresses(located, self._resized) + skipped, 3 * plan.crop_px
+    def _gather_crops(self, canvases_B: Addresses, resized_B: Addresses, out_BKHWC: Pixels) -> None:
+        """Cut crops from pixels at these addresses, past the caches."""
+        plan, side = self._plan, self._plan.crop_px
+        pieces, strides = [], []
+        for candidate in self.content.candidates:
+            if plan.is_cut(candidate):
+                box, stride = plan.boxes[candidate], 3 * plan.canvas_px
+                pieces.append(canvases_B + box.y0 * stride + 3 * box.x0)
+            else:
+                stride = 3 * side
+                pieces.append(resized_B + plan.resized.index(candidate) * side * stride)
+            strides.append(stride)
+        pieces_BK = np.stack(pieces, 1)
+        _gather(out_BKHWC, pieces_BK, strides, num_rows=side, row_bytes=3 * side)
 
-    def _addresses(self, located: Located, name: str) -> NDArray[np.int64]:
+    def _addresses(self, located: Located, name: str) -> Addresses:
         """Give the addresses of one array of each sample in this process's memory."""
         member = self._row_of[name]
         bases = [self.reader.shard_address(number) for number in located.shards_B.tolist()]
-        addresses_B: NDArray[np.int64] = np.array(bases, np.int64) + located.offsets_MB[member]
+        addresses_B: Addresses = np.array(bases, np.int64) + located.offsets_MB[member]
         return addresses_B + NPY_START
 
 
 def _gather(
     out: Pixels,
-    pieces_BK: NDArray[np.int64],
+    pieces_BK: Addresses,
     strides_K: Sequence[int],
     *,
     row_bytes: int,
