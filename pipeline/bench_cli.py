@@ -77,7 +77,7 @@ def bench_build(source: Path, **options: object) -> None:
     show_default="number of cores",
     help="Threads or processes that load, measured beside one.",
 )
-@option("--batch-size", LoadBenchConfig.batch_size, "Images in a batch.")
+@option("--batch", LoadBenchConfig.batch, "Images in a batch.")
 @option("--seconds", LoadBenchConfig.seconds, "Least time that a turn measures, s.")
 @click.option(
     "--source",

@@ -78,7 +78,7 @@ def export_images(
         origins.append(_Origin(str(meta["path"]), str(meta["sha256"])))
     on_progress("reading shards", num_images, num_images)
     np.save(out / "labels.npy", labels)
-    _write_expected(Images(out, tuple(tuple(box) for box in spec.plan().boxes)))
+    _write_expected(Images(out, spec.plan().boxes))
     return origins
 
 

@@ -126,9 +126,9 @@ def _run(place: _Place, peer: Peer, variant: Variant, *, action: str, workers: i
         images=str(place.scratch / "images"),
         out=str(out),
         workers=workers,
-        batch_size=config.batch_size,
+        batch_size=config.batch,
         seconds=config.seconds,
-        boxes=tuple(tuple(box) for box in spec.plan().boxes),
+        boxes=spec.plan().boxes,
     )
     return shorten(run_child(config.python_of(peer.name), task, scratch=place.scratch))
 
@@ -192,7 +192,7 @@ def _setting(place: _Place) -> dict[str, Any]:
         "shards": config.shards.resolve().name,
         "images": place.num_images,
         "rounds": config.rounds,
-        "batch_size": config.batch_size,
+        "batch": config.batch,
         "seconds": config.seconds,
         "canvas_size": spec.canvas_size,
         "crop_size": spec.crop_size,

@@ -190,7 +190,7 @@ class LoadBenchConfig:
         images: Images of the train split that every loader is given.
         rounds: Turns of each contender that count.
         workers: Threads or processes that load, beside turns with one.
-        batch_size: Images in a batch.
+        batch: Images in a batch.
         seconds: Least time that a turn measures, s.
         source: What the shards were built from, for loaders that read the original images.
         peer: Loaders to measure.
@@ -203,7 +203,7 @@ class LoadBenchConfig:
     images: int = 1000
     rounds: int = 3
     workers: int = os.cpu_count() or 1
-    batch_size: int = 64
+    batch: int = 64
     seconds: float = 2.0
     source: Path | None = None
     peer: tuple[str, ...] = ()
@@ -217,7 +217,7 @@ class LoadBenchConfig:
             ("--images", self.images),
             ("--rounds", self.rounds),
             ("--workers", self.workers),
-            ("--batch-size", self.batch_size),
+            ("--batch", self.batch),
         ):
             if value < 1:
                 raise ConfigError(f"{option} must be at least 1; got {value}.")

@@ -94,9 +94,9 @@ def _measure(epoch: Epoch, seconds: float) -> tuple[float, float | None]:
     while (spent := time.perf_counter() - start) < seconds:
         num_images += _drain(epoch())
     cpu_after = _cpu_seconds()
-    is_known = cpu_before is not None and cpu_after is not None
-    cpu_s = (cpu_after - cpu_before) / num_images if is_known else None
-    return num_images / spent, cpu_s
+    if cpu_before is None or cpu_after is None:
+        return num_images / spent, None
+    return num_images / spent, (cpu_after - cpu_before) / num_images
 
 
 def _difference(epoch: Epoch, task: Task) -> str | None:

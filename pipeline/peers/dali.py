@@ -66,7 +66,8 @@ def open_loader(task: Task, images: Images) -> Epoch:
             taken = min(left, task.batch_size)
             left -= taken
             yield Batch(
-                *(np.asarray(part)[:taken] for part in (pixels, glimpses)),
+                np.asarray(pixels)[:taken],
+                np.asarray(glimpses)[:taken],
                 np.asarray(labels)[:taken, 0],
             )
 
@@ -74,15 +75,15 @@ def open_loader(task: Task, images: Images) -> Epoch:
 
 
 def _graph(shards: list[str], *, sizes: Sizes, shape: tuple[int, ...]) -> Any:
-    pixels, glimpses, label = fn.readers.webdataset(
+    parts: Any = fn.readers.webdataset(
         paths=shards,
         index_paths=[str(Path(path).with_suffix(".idx")) for path in shards],
         ext=list(READ),
         random_shuffle=True,
         initial_fill=BUFFER,
         pad_last_batch=True,
-        name="reader",
     )
+    pixels, glimpses, label = parts
     glimpses = fn.reshape(glimpses, shape=list(sizes.glimpses_shape))
     label = fn.reinterpret(label, dtype=types.INT64)
     return fn.reshape(pixels, shape=list(shape)), glimpses, label

@@ -71,7 +71,7 @@ def _copies(task: Task, images: Images) -> Epoch:
             ]
             for copy in copies:
                 copy.result()
-            yield Batch(*target, labels)
+            yield Batch(target[0], target[1], labels)
 
     return epoch
 

@@ -34,7 +34,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
     streaming.base.util.clean_stale_shared_memory()
     dataset = _Canvases(local=task.out, shuffle=True, batch_size=task.batch_size)
     dataset.sizes = images.sizes()
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=task.batch_size,
         num_workers=task.workers,

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
 
     def epoch() -> Iterator[Batch]:
         order = rng.permutation(len(images)).tolist()
-        ahead = deque()
+        ahead: deque[Future[Batch]] = deque()
         for start in range(0, len(order), task.batch_size):
             ahead.append(pool.submit(load, order[start : start + task.batch_size]))
             if len(ahead) > task.workers:

@@ -89,10 +89,10 @@ PEERS = (
             _canvases("canvases", "canvas", "canvases"),
         ),
     ),
-    Peer(name="spdl", package="spdl", install="make bench-envs", variants=_RAW),
+    Peer(name="spdl", package="spdl", install="pip install 'srp[bench]'", variants=_RAW),
     Peer(name="litdata", package="litdata", install="make bench-envs", variants=_RAW),
-    Peer(name="grain", package="grain", install="make bench-envs", variants=_RAW),
-    Peer(name="wids", package="wids", install="make bench-envs", variants=_RAW),
+    Peer(name="grain", package="grain", install="pip install 'srp[bench]'", variants=_RAW),
+    Peer(name="wids", package="wids", install="pip install 'srp[train,bench]'", variants=_RAW),
     Peer(name="mosaicml", package="mosaicml-streaming", install="make bench-envs", variants=_RAW),
     Peer(
         name="webdataset",

@@ -21,7 +21,7 @@ def empty(*shape: int) -> torch.Tensor:
     """Take memory for bytes; in a worker, where torch's own collate would put the batch."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

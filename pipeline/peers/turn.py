@@ -192,7 +192,7 @@ def cut_into(crops_KHWC: Pixels, canvas_HWC: Pixels, boxes: Iterable[Box]) -> No
 
 def record_of(images: Images, index: int) -> bytes:
     """Put a canvas and its glimpses one behind the other, as `Sizes.split` reads them."""
-    return images.canvases[index].tobytes() + images.glimpses[index].tobytes()
+    return bytes(images.canvases[index].data) + bytes(images.glimpses[index].data)
 
 
 def digests(batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
@@ -213,5 +213,8 @@ def _digests_of(batch: Batch) -> Iterator[tuple[int, int, int]]:
         raise TypeError(f"pixels are {pixels.dtype}, glimpses {glimpses.dtype}, not uint8")
     labels = np.asarray(batch.labels).reshape(-1)
     for image, small, label in zip(pixels, glimpses, labels, strict=True):
-        sums = (zlib.crc32(np.ascontiguousarray(part)) for part in (image, small))
-        yield (int(label), *sums)
+        yield int(label), _crc32(image), _crc32(small)
+
+
+def _crc32(pixels: Pixels) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels).data)
