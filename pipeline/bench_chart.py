@@ -21,7 +21,7 @@ OURS = "#0072B2"
 THEIRS = "#E69F00"
 TITLES = {
     CROPS: "five crops and their glimpses",
-    CANVASES: "canvases and glimpses, the crops left to the device",
+    CANVASES: "canvases and glimpses, not cut",
 }
 BARS: dict[str, Any] = {"height": 0.36, "linewidth": 0}
 STYLE: dict[Any, Any] = {

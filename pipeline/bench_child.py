@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.peers.turn import Answer, Task
 
 LIMIT_S = 900
+SOCKET_PATH_BYTES = 103  # of sun_path, the least of Linux and macOS
+SOCKET_NAME_BYTES = 40  # /pymp-12345678/listener-12345678, and some
 
 
 def run_child(python: Path, task: Task, *, scratch: Path) -> Answer:
@@ -66,14 +68,23 @@ def _environment(scratch: Path) -> dict[str, str]:
     if not code.exists():
         code.mkdir()
         (code / "pipeline").symlink_to(Path(__file__).resolve().parent)
-    temporary = scratch / "temporary"
-    temporary.mkdir(exist_ok=True)
-    return {**os.environ, "PYTHONPATH": str(code), "TMPDIR": str(temporary)}
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    temporary = scratch / "tmp"
+    # Workers hand memory over by sockets among temporary files, and wait for ever, without an
+    # error, where the path of one is longer than a socket's can be.
+    if len(os.fsencode(temporary)) + SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES:
+        temporary.mkdir(exist_ok=True)
+        environment["TMPDIR"] = str(temporary)
+    return environment
 
 
 def _end(child: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(ProcessLookupError):  # all have ended
         os.killpg(child.pid, signal.SIGKILL)
+    for pipe in (child.stdin, child.stdout):
+        if pipe:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
     child.wait()
 
 

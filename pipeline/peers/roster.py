@@ -64,7 +64,7 @@ _RAW = (_crops("crops", "canvas", "raw canvas"), _canvases("canvases", "canvas",
 PEERS = (
     Peer(
         name="ours",
-        package="srp",
+        package="",
         install="pip install .",
         variants=(_crops("read", "shards", "shards, numpy"),),
     ),
