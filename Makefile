@@ -1,10 +1,11 @@
 # Two commands do everything on a machine with Python and make: `make reproduce`, `make test`.
-# `make simd` and `make gpu-check` try the decoders that other environments and machines have.
+# `make simd` and `make gpu-check` try the decoders that other environments and machines have;
+# `make bench-envs` makes environments for the loaders that cannot share ours.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: reproduce test lint format simd gpu-check
+.PHONY: reproduce test lint format simd gpu-check bench-envs bench-load
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,7 +28,7 @@ SCENES_smoke := --train 40 --val 10
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dali,remote,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dali,remote,bench,dev]'
 	touch $@
 
 # pillow-simd provides PIL as Pillow does, so it gets an environment of its own, without torch.
@@ -49,6 +50,48 @@ $(SIMD_READY): pyproject.toml constraints.txt
 	    "apt-get install gcc python3-dev libjpeg-dev zlib1g-dev libfreetype-dev" >&2; exit 2; }
 	$(SIMD)/python -c 'import PIL; assert ".post" in PIL.__version__, PIL.__version__'
 	touch $@
+
+# Loaders that `srp-data bench load` measures and that ask for older packages than ours: MosaicML
+# Streaming for numpy before 2.2, LitData by way of boto3 for an older python-dateutil. FFCV is
+# built from source and does not name all that it imports. All run bench files, but not srp.
+PEERS := .venv-peers/bin
+PEERS_READY := .venv-peers/.ready
+FFCV := .venv-ffcv/bin
+FFCV_READY := .venv-ffcv/.ready
+TORCH := torch==2.15.0
+
+$(PEERS_READY): Makefile
+	@$(PYTHON) -m venv --clear .venv-peers
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(PEERS)/uv pip install --quiet --python $(PEERS)/python \
+	  $(TORCH) litdata==0.2.76 mosaicml-streaming==0.13.0
+	$(PEERS)/python -c 'import litdata, streaming'
+	touch $@
+
+$(FFCV_READY): Makefile
+	@pkg-config --exists opencv4 libturbojpeg 2> /dev/null || {
+	  echo "error: ffcv needs a C++ compiler and headers:" \
+	    "apt-get install g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev" >&2; exit 2; }
+	$(PYTHON) -m venv --clear .venv-ffcv
+	$(FFCV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	# opencv-python would want a display's libraries; what FFCV uses of it is in the headless one.
+	$(FFCV)/uv pip install --quiet --python $(FFCV)/python --excludes <(echo opencv-python) \
+	  $(TORCH) ffcv==1.0.2 numpy==2.4.6 numba==0.68.1 opencv-python-headless pillow || {
+	  echo "error: ffcv could not be built; its reason stands above." \
+	    "It needs: apt-get install g++ python3-dev" >&2; exit 2; }
+	$(FFCV)/python -c 'import ffcv.loader, ffcv.writer'
+	touch $@
+
+bench-envs: $(READY) $(PEERS_READY) $(FFCV_READY)
+
+# SHARDS: a folder of shards in the canvas layout. DATA: what they were built from.
+bench-load: bench-envs
+	@[[ -n '$(SHARDS)' ]] || {
+	  echo "error: make bench-load needs shards: make bench-load SHARDS=/path/to/shards" >&2; exit 2; }
+	data='$(DATA)'
+	$(BIN)/srp-data bench load '$(SHARDS)' $${data:+--source "$$data"} \
+	  --python ffcv=$(FFCV)/python --python litdata=$(PEERS)/python \
+	  --python mosaicml=$(PEERS)/python $(BENCH_OPTIONS)
 
 # Images -> shards -> training -> report. Every part goes on where an earlier call stopped.
 reproduce: $(READY)

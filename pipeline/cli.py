@@ -1,12 +1,12 @@
 """srp-data: images in, shards out. Options become configs; nothing is decided here."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.bench_cli import bench
 from pipeline.config import (
     CANDIDATE_SETS,
     CODECS,
@@ -14,7 +14,6 @@ from pipeline.config import (
     DEVICES,
     JPEG_SUBSAMPLINGS,
     LAYOUTS,
-    BenchConfig,
     BuildConfig,
     SceneConfig,
 )
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 @click.version_option(package_name="srp")
 def main() -> None:
     """Turn folders of images into WebDataset shards of crops and glimpses."""
+
+
+main.add_command(bench)
 
 
 @main.command("build-shards")
@@ -219,91 +221,6 @@ def sample(out: Path, **options: int) -> None:
             out, **options, on_progress=lambda done, total: report("drawing scenes", done, total)
         )
     click.echo(f"{num_images} images in {out}")
-
-
-@main.group(cls=Commands)
-def bench() -> None:
-    """Measure this machine: rates, ratios, and what is possible."""
-
-
-@bench.command("build")
-@click.argument("source", type=click.Path(path_type=Path))
-@option("--images", BenchConfig.images, "Images to measure on, drawn by the seed.")
-@option("--rounds", BenchConfig.rounds, "Turns of each contender; one more warms it up.")
-@click.option(
-    "-j",
-    "--workers",
-    default=BenchConfig.workers,
-    show_default="number of cores",
-    help="Processes of the builds that are measured beside those with one.",
-)
-@option("--canvas-size", BenchConfig.canvas_size, "Side of the square canvas, px.")
-@option("--crop-size", BenchConfig.crop_size, "Side of every crop, px.")
-@option("--glimpse-size", BenchConfig.glimpse_size, "Side of a glimpse, px.")
-@click.option(
-    "--beside",
-    type=click.Path(path_type=Path),
-    help="Python of another environment with srp, such as make simd's, to take turns with."
-    "  [default: none]",
-)
-@click.option(
-    "--json",
-    type=click.Path(path_type=Path),
-    help="File for the figures; - prints them in place of the table.  [default: none]",
-)
-@option("--seed", BenchConfig.seed, "Seed of the draw.")
-def bench_build(source: Path, **options: object) -> None:
-    """Compare decoders, and whole builds, with the limit.
-
-    SOURCE is a folder with train/ and val/ class folders, or a .tgz of one. Every contender has
-    its turn in every round, on one thread, but for DALI, which has all cores; the table holds
-    medians.
-    """
-    from rich.console import Console
-
-    from pipeline import bench as benches
-    from pipeline.bench_build import bench_build as measure
-
-    config = BenchConfig(source=source, **options)  # type: ignore[arg-type]
-    with progress_bars("images/s") as bars:
-        rows, setting = measure(config, on_progress=stages(bars))
-    figures = json.dumps(benches.to_json(rows, setting=setting), indent=1)
-    if config.json == Path("-"):
-        click.echo(figures)
-        return
-    Console(width=max(100, console().width), markup=False, highlight=False).print(
-        benches.to_table(rows, unit="images/s")
-    )
-    if config.json:
-        config.json.write_text(f"{figures}\n", encoding="utf-8")
-
-
-@bench.command("codecs")
-@click.argument("shards", type=click.Path(path_type=Path))
-@option("--images", 300, "Canvases to measure on.", click.IntRange(1))
-def bench_codecs(shards: Path, images: int) -> None:
-    """Compare codecs on the canvases of some shards.
-
-    SHARDS is a folder of shards in the layout canvas with --codec raw. Every codec has its turn on
-    every canvas, on one thread; bytes are means, times are medians.
-    """
-    from pipeline.bench_codecs import measure
-
-    with progress_bars("images/s") as bars:
-        report = stages(bars)
-        rows = measure(
-            shards,
-            images=images,
-            on_progress=lambda done, total: report("measuring", done, total),
-        )
-    click.echo(
-        f"{'codec':<14}{'kB':>8}{'encode ms':>12}{'decode ms':>12}{'off: mean':>12}{'max':>6}"
-    )
-    for row in rows:
-        click.echo(
-            f"{row.name:<14}{row.kilobytes:8.1f}{row.encode_ms:12.2f}{row.decode_ms:12.2f}"
-            f"{row.mean_off:12.2f}{row.max_off:6d}"
-        )
 
 
 @main.command()

@@ -1,11 +1,13 @@
 """What a build is asked to do. Defaults live here and nowhere else."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.peers.roster import NAMES
 
 CANDIDATE_SETS = ("five", "full+five")
 LAYOUTS = ("tensors", "canvas")
@@ -199,10 +201,7 @@ class BenchConfig:
             if value < 1:
                 raise ConfigError(f"{option} must be at least 1; got {value}.")
         self.build(source=self.source, out=Path(), decoder="pillow", workers=self.workers)
-        if self.json and (self.json.is_dir() or not self.json.parent.is_dir()):
-            raise ConfigError(
-                f"--json must be a file in a folder that exists; got {self.json}. Make the folder."
-            )
+        _require_writable("--json", self.json)
 
     def build(self, *, source: Path, out: Path, **options: Any) -> BuildConfig:
         """Make the build of these sizes."""
@@ -214,4 +213,86 @@ class BenchConfig:
             glimpse_size=self.glimpse_size,
             seed=self.seed,
             **options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBenchConfig:
+    """One `srp-data bench load` command.
+
+    Attributes:
+        shards: Folder of shards in the canvas layout, with the candidates `five`.
+        images: Images of the train split that every loader is given.
+        rounds: Turns of each contender that count.
+        workers: Threads or processes that load, beside turns with one.
+        batch: Images in a batch.
+        seconds: Least time that a turn measures, s.
+        source: What the shards were built from, for loaders that read the original images.
+        peer: Loaders to measure.
+        python: `NAME=PYTHON` for loaders that live in another environment.
+        json: File that the figures go to as well.
+        svg: File that a chart goes to.
+    """
+
+    shards: Path
+    images: int = 1000
+    rounds: int = 3
+    workers: int = os.cpu_count() or 1
+    batch: int = 64
+    seconds: float = 2.0
+    source: Path | None = None
+    peer: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
+    json: Path | None = None
+    svg: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is measured."""
+        for option, value in (
+            ("--images", self.images),
+            ("--rounds", self.rounds),
+            ("--workers", self.workers),
+            ("--batch", self.batch),
+        ):
+            if value < 1:
+                raise ConfigError(f"{option} must be at least 1; got {value}.")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"--seconds must be a positive number; got {self.seconds}.")
+        for text in self.python:
+            name, _, path = text.partition("=")
+            if not path:
+                raise ConfigError(f"--python must be NAME=PYTHON; got {text!r}.")
+            _require_peer("--python", name)
+        for name in self.peer:
+            _require_peer("--peer", name)
+        _require_writable("--json", self.json)
+        _require_writable("--svg", self.svg)
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Names of the loaders to measure."""
+        return self.peer or NAMES
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of workers that each loader is measured with, in order."""
+        return tuple(sorted({1, self.workers}))
+
+    def python_of(self, peer: str) -> Path:
+        """Give the interpreter of a loader: this one, unless `--python` names another."""
+        others = dict(text.split("=", 1) for text in self.python)
+        # Absolute, since it is started in another folder; a link that leads to an interpreter
+        # is what makes an environment, so it is not followed.
+        return Path(others.get(peer, sys.executable)).absolute()
+
+
+def _require_peer(option: str, name: str) -> None:
+    if name not in NAMES:
+        raise ConfigError(f"{option} must name one of {', '.join(NAMES)}; got {name!r}.")
+
+
+def _require_writable(option: str, path: Path | None) -> None:
+    if path and path != Path("-") and (path.is_dir() or not path.parent.is_dir()):
+        raise ConfigError(
+            f"{option} must be a file in a folder that exists; got {path}. Make the folder."
         )

@@ -143,6 +143,16 @@ def zstd_shards(
     return out
 
 
+@pytest.fixture(scope="session")
+def five_shards(
+    image_tree: Path, make_shards: MakeShards, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Shards in the canvas layout with the five crops alone. Only read them."""
+    out = tmp_path_factory.mktemp("shards") / "five"
+    make_shards(image_tree, out, layout="canvas", candidates="five", shard_mib=1)
+    return out
+
+
 @pytest.fixture(params=["canvas_shards", "tensor_shards", "zstd_shards"])
 def shards(request: pytest.FixtureRequest) -> Path:
     """Each layout in turn, and one that is decoded. Only read them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import cli, config
+from pipeline import bench_cli, cli, config
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "training")
@@ -41,7 +41,7 @@ SEAM = {
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
-MAY_IMPORT_LATE = {"pipeline.cli", "pipeline.terminal", "training.cli"}
+MAY_IMPORT_LATE = {"pipeline.bench_cli", "pipeline.cli", "pipeline.terminal", "training.cli"}
 LATE_BACKENDS = {
     "pipeline.remote": {"fsspec", "pipeline"},
     "pipeline.stream": {"webdataset"},
@@ -52,6 +52,10 @@ LATE_BACKENDS = {
     "pipeline.resample": {"pipeline"},
 }
 MAY_PRINT = {"pipeline.cli", "pipeline.terminal", "training.cli"}
+
+MAY_KNOW_TORCH = {"pipeline.predecessor", "pipeline.bench_chart"}
+# A peer runs in environments without srp's packages; ours is at home.
+PEERS_KNOW = {"pipeline.peers.tar", "pipeline.peers.tensors", "pipeline.peers.turn"}
 
 Imports = set[str]
 
@@ -114,10 +118,19 @@ def roots(names: Imports) -> Imports:
 
 @pytest.mark.parametrize("name", MODULES["pipeline"])
 def test_the_pipeline_knows_neither_training_nor_its_libraries(name: str) -> None:
-    if name == "pipeline.predecessor":  # what the bench compares with, where it is installed
+    # What the benches compare with, where it is installed, and a chart of it.
+    if name in MAY_KNOW_TORCH or name.startswith("pipeline.peers."):
         return
     beyond = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}
     assert not roots(imports_of(MODULES["pipeline"][name])) & beyond
+
+
+@pytest.mark.parametrize("name", sorted(n for n in NAMES if n.startswith("pipeline.peers.")))
+def test_a_peer_knows_no_more_of_srp_than_how_to_take_its_turn(name: str) -> None:
+    if name == "pipeline.peers.ours":
+        return
+    known = {n for n in imports_of(MODULES["pipeline"][name]) if n.startswith("pipeline.")}
+    assert known <= PEERS_KNOW
 
 
 @pytest.mark.parametrize("name", MODULES["training"])
@@ -175,7 +188,8 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 SURFACES = [
     (cli.build_shards, config.BuildConfig, {"source", "out"}),
     (cli.sample, config.SceneConfig, set()),
-    (cli.bench_build, config.BenchConfig, {"source"}),
+    (bench_cli.bench_build, config.BenchConfig, {"source"}),
+    (bench_cli.bench_load, config.LoadBenchConfig, {"shards"}),
 ]
 
 
@@ -194,7 +208,7 @@ def test_options_and_fields_are_the_same_with_the_same_defaults(
     assert arguments <= positional
 
 
-GROUPS = (cli.main, cli.bench)
+GROUPS = (cli.main, bench_cli.bench)
 COMMANDS = [(name, command) for group in GROUPS for name, command in group.commands.items()]
 
 

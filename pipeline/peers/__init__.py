@@ -1,0 +1,1 @@
+"""Loaders that `srp-data bench load` puts beside srp's own, one file each."""
