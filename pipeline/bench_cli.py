@@ -159,6 +159,43 @@ def bench_codecs(shards: Path, images: int) -> None:
         )
 
 
+@bench.command("scale")
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option(
+    "--size",
+    "sizes",
+    type=click.IntRange(64),
+    multiple=True,
+    default=(1_000, 10_000, 100_000, 1_000_000),
+    show_default=True,
+    help="Samples of a split; may be repeated.",
+)
+@click.option(
+    "-j",
+    "--workers",
+    default=LoadBenchConfig.workers,
+    show_default="number of cores",
+    type=click.IntRange(1),
+    help="Threads that read.",
+)
+def bench_scale(shards: Path, sizes: tuple[int, ...], workers: int) -> None:
+    """Show how reading costs grow with the samples.
+
+    SHARDS is a folder of shards in the layout canvas; larger splits are its shards many times over.
+    Start and memory are those of a fresh process, whose batches check every sample.
+    """
+    from pipeline.bench_scale import bench_scale as measure
+
+    with progress_bars("sizes/s") as bars:
+        costs = measure(shards, sizes=sizes, workers=workers, on_progress=stages(bars))
+    click.echo(f"{'samples':>10}{'shards':>9}{'start, s':>11}{'memory, MiB':>14}{'samples/s':>12}")
+    for cost in costs:
+        click.echo(
+            f"{cost.num_samples:10,}{cost.num_shards:9,}{cost.start_s:11.2f}"
+            f"{cost.memory_mib:14.0f}{cost.rate:12,.0f}"
+        )
+
+
 def _show(
     table: "Table", figures: Mapping[str, Any], path: Path | None, *, width: int = 100
 ) -> None:

@@ -43,7 +43,6 @@ _ZSTD_OPTIONS: dict[int, int] = {
     zstd.CompressionParameter.compression_level: 1,
     zstd.CompressionParameter.hash_log: 6,
     zstd.CompressionParameter.min_match: 7,
-    zstd.CompressionParameter.checksum_flag: 1,
 }
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"

@@ -162,20 +162,17 @@ def luma(image, out):  # type: ignore[no-untyped-def]
 def add_up(deltas, out):  # type: ignore[no-untyped-def]
     """Turn the deltas of `codecs`, `(3, H, W)`, into pixels, `(H, W, 3)`."""
     width = deltas.shape[2]
-    greens, reds, blues = np.zeros((3, width), np.uint8)
+    sums = np.zeros((3, width), np.uint8)
     for y in range(deltas.shape[1]):
         # Down a column all are neighbours, which makes vectors; across, each sum needs the last.
+        for plane in range(3):
+            for x in range(width):
+                sums[plane, x] += deltas[plane, y, x]
+        green, red, blue = np.uint8(0), np.uint8(0), np.uint8(0)
         for x in range(width):
-            greens[x] += deltas[0, y, x]
-        for x in range(width):
-            reds[x] += deltas[1, y, x]
-        for x in range(width):
-            blues[x] += deltas[2, y, x]
-        green, red, blue = np.uint32(0), np.uint32(0), np.uint32(0)
-        for x in range(width):
-            green += greens[x]
-            red += reds[x]
-            blue += blues[x]
+            green += sums[0, x]
+            red += sums[1, x]
+            blue += sums[2, x]
             out[y, x, 0] = red + green
             out[y, x, 1] = green
             out[y, x, 2] = blue + green

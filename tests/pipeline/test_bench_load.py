@@ -4,6 +4,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,20 @@ ONCE = ["--rounds=1", "--seconds=0.001", "--batch=4", "--images=9"]
 has_torchvision = find_spec("torchvision") is not None
 has_matplotlib = find_spec("matplotlib") is not None
 needs_matplotlib = pytest.mark.skipif(not has_matplotlib, reason="the chart needs matplotlib")
+
+
+# Each variant of ours is tested in test_peers.py; here two stand for all.
+FEW = tuple(
+    replace(peer, variants=(peer.variants[0], peer.variants[-1])) if peer.name == "ours" else peer
+    for peer in PEERS
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_variants() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_load, "PEERS", FEW)
+        yield
 
 
 @pytest.fixture
@@ -71,7 +86,7 @@ def test_ours_and_the_limits_are_measured_with_one_and_more_workers(measured: Sh
     names = [row["name"] for row in measured.figures["rows"]]
     assert names == [
         f"{peer.name}: {variant.text}"
-        for peer in PEERS
+        for peer in FEW
         if peer.name in ("ours", "limits")
         for variant in peer.variants
     ]
@@ -189,7 +204,8 @@ def test_wrong_pixels_are_reported_and_have_no_figures(
     real = bench_load.export_images
     monkeypatch.setattr(bench_load, "export_images", export)
     options = ["--peer=ours", "--workers=1", "--json=-"]
-    (row,) = rows_of(srp_data("bench", "load", five_shards, *ONCE, *options)).values()
+    rows = rows_of(srp_data("bench", "load", five_shards, *ONCE, *options))
+    row = rows["ours: raw shards"]
     assert row["problem"] == "wrong pixels: 1 of 9 images are not those that were given"
     assert row["workers"]["1"]["median"] is None
 
