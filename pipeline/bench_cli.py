@@ -164,7 +164,7 @@ def bench_codecs(shards: Path, images: int) -> None:
 @click.option(
     "--size",
     "sizes",
-    type=click.IntRange(64),
+    type=click.IntRange(200),
     multiple=True,
     default=(1_000, 10_000, 100_000, 1_000_000),
     show_default=True,

@@ -9,14 +9,14 @@ from pipeline.bench_scale import measure
 def test_every_size_is_a_row_with_at_least_as_many_samples(
     five_shards: Path, srp_data: Any
 ) -> None:
-    result = srp_data("bench", "scale", five_shards, "--size=64", "--size=200", "--workers=1")
+    result = srp_data("bench", "scale", five_shards, "--size=200", "--size=400", "--workers=1")
     assert result.exit_code == 0, result.output
     head, *rows = result.stdout.splitlines()
     assert re.split(r"\s{2,}", head.strip()) == [
         "samples", "shards", "start, s", "memory, MiB", "samples/s"
     ]  # fmt: skip
     assert len(rows) == 2
-    for row, size in zip(rows, (64, 200), strict=True):
+    for row, size in zip(rows, (200, 400), strict=True):
         num_samples, num_shards, start_s, memory_mib, rate = row.replace(",", "").split()
         assert int(num_samples) >= size
         assert int(num_shards) > 1

@@ -99,10 +99,7 @@ def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) 
     shown = views.augment(
         views.cut(batch, PLAN, ALL),
         batch.glimpses_BKSS,
-        views.cut(batch, PLAN, ALL),
-        batch.glimpses_BKSS,
         draws,
-        views.mirrored_candidates(PLAN, ALL),
         views.mirrored_candidates(PLAN, ALL),
     )
     assert not torch.equal(shown.crops_BKHWC, batch.crops_BKHWC)
