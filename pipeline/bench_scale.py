@@ -89,7 +89,11 @@ def _measure_apart(folder: Path, workers: int) -> Cost:
     command = [sys.executable, "-P", "-m", "pipeline.bench_scale", str(folder), str(workers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        raise RuntimeError(done.stderr)
+        *_, reason = ["it ended in silence", *done.stderr.strip().splitlines()]
+        raise ConfigError(
+            f"every --size must be readable here; got {reason!r} from the larger ones. "
+            "Leave out the largest."
+        )
     return Cost(**json.loads(done.stdout))
 
 

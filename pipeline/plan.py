@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.codecs import Codec
 from pipeline.crops import CropPlan
-from pipeline.schema import TAR_BLOCK, TAR_END, ShardSpec
+from pipeline.schema import ShardSpec
+from pipeline.tar import TAR_BLOCK, TAR_END
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")
 _META = re.compile(r"^__+")  # readers of the webdataset library skip __NAME__ as metadata

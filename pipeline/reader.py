@@ -22,8 +22,9 @@ from pipeline.arrays import NPY_START, npy_header
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import Manifest
 from pipeline.resample import Pixels
-from pipeline.schema import LABEL, TAR_BLOCK, Sample, decode_sample, tar_header
-from pipeline.shard import SampleRecord, ShardRecord, in_blocks
+from pipeline.schema import LABEL, Sample, decode_sample
+from pipeline.shard import SampleRecord, ShardRecord
+from pipeline.tar import TAR_BLOCK, tar_header, tar_padding
 
 _SPARE_FILES = 64  # file descriptors that the rest of a process needs
 
@@ -135,7 +136,7 @@ class IndexedReader:
             layout=self.manifest.spec.layout,
             codec=self.manifest.spec.pixel_codec(),
             glimpse_px=self.manifest.spec.glimpse_size,
-            where=place_of(shard, record),
+            where=shard.place_of(record),
             candidates=candidates,
         )
 
@@ -158,14 +159,14 @@ class IndexedReader:
         for sizes_N in self._sizes_MN:
             sizes.append(sizes_N[rows_B])
             offsets.append(position_B + TAR_BLOCK)
-            position_B = offsets[-1] + in_blocks(sizes[-1])
+            position_B = offsets[-1] + sizes[-1] + tar_padding(sizes[-1])
         shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         return Located(shards_B, np.stack(offsets), np.stack(sizes))
 
     def place_of(self, index: int) -> str:
         """Name a sample's place for an error."""
         number, record = self._record(index)
-        return place_of(self._shards[number], record)
+        return self._shards[number].place_of(record)
 
     def shard_bytes(self, number: int) -> Pixels:
         """View a whole shard, uint8; it is mapped on first use.
@@ -219,13 +220,13 @@ class IndexedReader:
             != tar_header(f"{record.key}.{suffix}", extent.size)
             for suffix, extent in headers
         ):
-            raise changed_bytes(place_of(self._shards[number], record))
+            raise changed_bytes(self._shards[number].place_of(record))
         return data
 
     def _check_members(self, number: int, record: SampleRecord) -> None:
         """Check one sample so that its arrays need no look at their headers any more."""
         data = self._check(number, record)
-        at = place_of(self._shards[number], record)
+        at = self._shards[number].place_of(record)
         for suffix, extent in zip(self._suffixes, record.extents(), strict=True):
             start = extent.offset - record.offset
             expected, size = self._arrays.get(suffix, (b"", extent.size))
@@ -289,11 +290,6 @@ def check_length(folder: Path, shard: ShardRecord) -> None:
             f"{shard.num_bytes}, in {path} (broken from offset {min(size, shard.num_bytes)}). "
             "Run the same srp-data build-shards command again to rebuild it."
         )
-
-
-def place_of(shard: ShardRecord, record: SampleRecord) -> str:
-    """Name a sample's place for an error."""
-    return f"{shard.name} at offset {record.offset} (sample {record.key})"
 
 
 def changed_bytes(where: str) -> VerificationError:

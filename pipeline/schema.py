@@ -4,7 +4,6 @@ Both programs read this file; it is the format. `shards/README.md` says the same
 """
 
 import json
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +25,6 @@ LABEL = "cls"
 META = "json"
 
 _NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
-
-TAR_BLOCK = 512
-TAR_END = bytes(2 * TAR_BLOCK)
-
-# Where a ustar header holds what differs between members; tarfile makes the rest.
-_NAME_BYTES = 100
-_SIZE = slice(124, 135)
-_CHECKSUM = slice(148, 154)
-_TEMPLATE = tarfile.TarInfo("").tobuf(format=tarfile.USTAR_FORMAT)
-_TEMPLATE_SUM = int(_TEMPLATE[_CHECKSUM], 8)
 
 
 def member_suffixes(layout: str, plan: CropPlan, codec: Codec) -> tuple[str, ...]:
@@ -273,31 +262,3 @@ def _check_shapes(
             f"crops must be {crop_shape} and glimpses {small_shape}; "
             f"got {wrong or crop_shape} and {small.shape} in {where}. Rebuild the shard."
         )
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """Make one plain ustar header; every field but name and size is fixed.
-
-    Equal samples therefore give equal bytes, and a member's data always starts 512 bytes
-    after its header.
-
-    Args:
-        name: At most 100 bytes of ASCII, which keys leave room for.
-        size: Of the member's data, bytes; less than 8 GiB.
-
-    Raises:
-        ValueError: If they do not fit.
-    """
-    changed = (name.encode("ascii").ljust(_NAME_BYTES, b"\0"), b"%011o" % size)
-    # The checksum is the sum of the header's bytes; the template's has neither name nor size.
-    checksum = _TEMPLATE_SUM + sum(changed[0]) + sum(changed[1]) - sum(b"0" * 11)
-    header = bytearray(_TEMPLATE)
-    header[:_NAME_BYTES], header[_SIZE], header[_CHECKSUM] = *changed, b"%06o" % checksum
-    if len(header) != TAR_BLOCK:
-        raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
-    return bytes(header)
-
-
-def tar_padding(size: int) -> int:
-    """Bytes of zeros that follow `size` bytes of data in a tar."""
-    return -size % TAR_BLOCK

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.schema import TAR_BLOCK, TAR_END
+from pipeline.tar import TAR_BLOCK, TAR_END, tar_padding
 
 COLUMNS = {"keys", "labels", "offsets", "crc32", "sizes"}
 
@@ -44,14 +44,14 @@ class SampleRecord:
     @property
     def length(self) -> int:
         """Bytes that the sample takes in the tar, headers and padding included."""
-        return sum(TAR_BLOCK + in_blocks(size) for size in self.sizes)
+        return sum(TAR_BLOCK + size + tar_padding(size) for size in self.sizes)
 
     def extents(self) -> Iterator[Extent]:
         """Yield where each member's data lies, in tar order."""
         position = self.offset
         for size in self.sizes:
             yield Extent(position + TAR_BLOCK, size)
-            position += TAR_BLOCK + in_blocks(size)
+            position += TAR_BLOCK + size + tar_padding(size)
 
 
 class Samples(Sequence[SampleRecord]):
@@ -125,7 +125,7 @@ class Samples(Sequence[SampleRecord]):
         """Count the bytes that each sample takes in the tar, headers and padding included."""
         lengths = np.zeros(self._count, np.int64)
         for sizes_N in self.sizes_MN:
-            lengths += TAR_BLOCK + in_blocks(sizes_N)
+            lengths += TAR_BLOCK + sizes_N + tar_padding(sizes_N)
         return lengths
 
     def __len__(self) -> int:
@@ -159,11 +159,6 @@ class Samples(Sequence[SampleRecord]):
         return hash(self._keys)
 
 
-def in_blocks(size: Any) -> Any:
-    """Round bytes up to whole blocks of a tar, a number or an array of them."""
-    return -(-size // TAR_BLOCK) * TAR_BLOCK
-
-
 def _column(values: Sequence[int], dtype: Any, count: int) -> NDArray[Any]:
     column = np.array(values, dtype)
     if column.shape != (count,):
@@ -180,6 +175,10 @@ class ShardRecord:
     num_bytes: int
     sha256: str
     samples: Samples
+
+    def place_of(self, record: SampleRecord) -> str:
+        """Name the place of one of its samples for an error."""
+        return f"{self.name} at offset {record.offset} (sample {record.key})"
 
 
 def shard_to_json(shard: ShardRecord) -> dict[str, Any]:

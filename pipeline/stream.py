@@ -22,9 +22,10 @@ from isal import isal_zlib
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import Manifest
 from pipeline.pieces import Part, Piece, cut_pieces, share_of
-from pipeline.schema import TAR_BLOCK, TAR_END, Sample, decode_sample, tar_header
-from pipeline.shard import SampleRecord, ShardRecord
+from pipeline.schema import Sample, decode_sample
+from pipeline.shard import SampleRecord
 from pipeline.store import Source, Store
+from pipeline.tar import TAR_BLOCK, TAR_END, tar_header
 
 ALONE = Part()
 
@@ -168,7 +169,7 @@ def _check_samples(
     for record in shard.samples[piece.first : piece.stop]:
         data = _read_exactly(source, record.length)
         if isal_zlib.crc32(data) != record.crc32 or not _has_members(data, record, suffixes):
-            raise _changed(f"{_where(shard, record)} in {source.place}", source)
+            raise _changed(f"{shard.place_of(record)} in {source.place}", source)
         yield {"url": shard.name, "stream": io.BytesIO(data)}
     if piece.stop == len(shard.samples):
         offset = shard.num_bytes - len(TAR_END)
@@ -206,7 +207,7 @@ def _group(
         webdataset.tariterators.group_by_keys(webdataset.tariterators.tar_file_expander(tars))
     )
     for record in records:
-        where = f"{_where(piece.shard, record)} in {source.place}"
+        where = f"{piece.shard.place_of(record)} in {source.place}"
         fields = _next_group(groups, where, source)
         if fields.get("__key__") != record.key or any(suffix not in fields for suffix in suffixes):
             raise _changed(where, source)
@@ -222,10 +223,6 @@ def _next_group(
         return next(groups, {})
     except (tarfile.TarError, ValueError) as error:  # a manifest that fits bytes which are no tar
         raise _changed(where, source) from error
-
-
-def _where(shard: ShardRecord, record: SampleRecord) -> str:
-    return f"{shard.name} at offset {record.offset} (sample {record.key})"
 
 
 def _changed(where: str, source: Source) -> VerificationError:

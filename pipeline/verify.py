@@ -11,10 +11,11 @@ from pathlib import Path
 from pipeline.errors import VerificationError
 from pipeline.manifest import Manifest
 from pipeline.reader import IndexedReader
-from pipeline.schema import TAR_END, Sample
+from pipeline.schema import Sample
 from pipeline.shard import ShardRecord
 from pipeline.store import LocalStore, Source, Store, open_store
 from pipeline.stream import Stream
+from pipeline.tar import TAR_END
 from pipeline.writer import sha256_of
 
 _POLL_S = 0.1

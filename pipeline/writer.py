@@ -9,8 +9,9 @@ from isal import isal_zlib
 
 from pipeline.arrays import Member
 from pipeline.durable import whole_file
-from pipeline.schema import TAR_END, ShardSpec, tar_header, tar_padding
+from pipeline.schema import ShardSpec
 from pipeline.shard import SampleRecord, Samples, ShardRecord
+from pipeline.tar import TAR_END, tar_header, tar_padding
 
 # Parts below this are joined: a call for each would cost more than copying them.
 SMALL = 65536

@@ -38,6 +38,7 @@ SEAM = {
     "pipeline.shard",
     "pipeline.store",
     "pipeline.stream",
+    "pipeline.tar",
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.

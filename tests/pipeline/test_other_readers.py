@@ -11,12 +11,17 @@ from pipeline.arrays import NPY_START
 from pipeline.reader import IndexedReader
 
 
-@pytest.fixture(scope="module")
-def png_shards(
-    image_tree: Path, make_shards: Any, tmp_path_factory: pytest.TempPathFactory
+@pytest.fixture(scope="module", params=["png", "webp", "jpg"])
+def image_shards(
+    request: pytest.FixtureRequest,
+    image_tree: Path,
+    make_shards: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    out: Path = tmp_path_factory.mktemp("shards") / "png"
-    make_shards(image_tree, out, codec="png", candidates="five", shard_mib=1)
+    out: Path = tmp_path_factory.mktemp("shards") / request.param
+    make_shards(
+        image_tree, out, codec=request.param.replace("jpg", "jpeg"), candidates="five", shard_mib=1
+    )
     return out
 
 
@@ -31,12 +36,13 @@ def canvas_corner(reader: IndexedReader, index: int) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_timm_trains_on_png_canvases_as_on_any_webdataset(png_shards: Path) -> None:
+def test_timm_reads_coded_canvases_as_on_any_webdataset(image_shards: Path) -> None:
     data = pytest.importorskip("timm.data", reason="timm is not in here")
-    dataset = data.create_dataset(  # timm renames what it has decoded to jpg, and looks it up again
-        "wds/", root=str(png_shards), split="val", input_key="canvas.png;jpg", num_samples=9
+    keys = "canvas.png;canvas.webp;canvas.jpg;jpg"  # timm looks what it has decoded up as jpg
+    dataset = data.create_dataset(
+        "wds/", root=str(image_shards), split="val", input_key=keys, num_samples=9
     )
-    reader = reader_of(png_shards, "val")
+    reader = reader_of(image_shards, "val")
     expected = {
         (canvas_corner(reader, index).tobytes(), reader.labels[index]) for index in range(9)
     }

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.pieces import Part, cut_pieces, share_of
-from pipeline.schema import TAR_END
 from pipeline.shard import SampleRecord, ShardRecord
+from pipeline.tar import TAR_END
 
 
 def shard_of(index: int, count: int) -> ShardRecord:

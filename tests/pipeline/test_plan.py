@@ -9,7 +9,8 @@ from pipeline.codecs import Codec
 from pipeline.config import CODECS, LAYOUTS
 from pipeline.crops import plan_crops
 from pipeline.plan import SourceImage, assign_keys, plan_shards, samples_per_shard, select
-from pipeline.schema import member_suffixes, tar_header
+from pipeline.schema import member_suffixes
+from pipeline.tar import tar_header
 
 NAMES = st.one_of(
     st.text(st.sampled_from("aAbß_é.- \udcff/"), min_size=1, max_size=6),

@@ -1,13 +1,10 @@
 import io
 import json
-import tarfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline import crops, schema
 from pipeline.codecs import Codec
@@ -184,32 +181,3 @@ def test_a_member_that_is_not_what_its_suffix_says_is_an_error_with_its_place(
 
 def test_a_shard_knows_its_file_name() -> None:
     assert ShardSpec(split="val", index=12, keys=()).name == "val-000012.tar"
-
-
-@given(st.integers(0, 2**33 - 1))
-def test_tar_headers_have_fixed_metadata_and_one_block(size: int) -> None:
-    header = schema.tar_header("c/key.small-glimpses.npy", size)
-    assert len(header) == schema.TAR_BLOCK
-    info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-    assert (info.name, info.size) == ("c/key.small-glimpses.npy", size)
-    assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
-    assert (info.mode, info.type) == (0o644, tarfile.REGTYPE)
-    assert (size + schema.tar_padding(size)) % schema.TAR_BLOCK == 0
-
-
-@given(
-    name=st.text("abc/-_.XYZ0123456789", min_size=1, max_size=100).filter(
-        lambda name: not name.endswith("/")
-    ),
-    size=st.integers(0, 8**11 - 1),
-)
-def test_a_tar_header_is_the_one_that_tarfile_makes(name: str, size: int) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    assert schema.tar_header(name, size) == info.tobuf(format=tarfile.USTAR_FORMAT)
-
-
-@pytest.mark.parametrize(("name", "size"), [("a" * 101, 1), ("a", 8**11)])
-def test_what_does_not_fit_a_tar_header_is_refused(name: str, size: int) -> None:
-    with pytest.raises(ValueError, match="does not fit a ustar header"):
-        schema.tar_header(name, size)
