@@ -2,6 +2,7 @@
 
 import io
 import struct
+from functools import cache
 
 import numpy as np
 
@@ -21,6 +22,7 @@ def encode_array(array: Pixels) -> Member:
     return npy_header(array.shape), np.ascontiguousarray(array).reshape(-1).data
 
 
+@cache
 def npy_header(shape: tuple[int, ...]) -> bytes:
     """Make the one header that a uint8 array in C order has; numpy's versions differ in theirs.
 

@@ -178,7 +178,8 @@ def bench_codecs(shards: Path, images: int) -> None:
     type=click.IntRange(1),
     help="Threads that read.",
 )
-def bench_scale(shards: Path, sizes: tuple[int, ...], workers: int) -> None:
+@option("--rounds", 3, "Fresh processes for each size.", click.IntRange(1))
+def bench_scale(shards: Path, sizes: tuple[int, ...], workers: int, rounds: int) -> None:
     """Show how reading costs grow with the samples.
 
     SHARDS is a folder of shards in the layout canvas; larger splits are its shards many times over.
@@ -187,7 +188,9 @@ def bench_scale(shards: Path, sizes: tuple[int, ...], workers: int) -> None:
     from pipeline.bench_scale import bench_scale as measure
 
     with progress_bars("sizes/s") as bars:
-        costs = measure(shards, sizes=sizes, workers=workers, on_progress=stages(bars))
+        costs = measure(
+            shards, sizes=sizes, workers=workers, rounds=rounds, on_progress=stages(bars)
+        )
     click.echo(f"{'samples':>10}{'shards':>9}{'start, s':>11}{'memory, MiB':>14}{'samples/s':>12}")
     for cost in costs:
         click.echo(

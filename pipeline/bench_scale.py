@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from pipeline import manifest as manifests
@@ -46,9 +47,9 @@ class Cost:
 
 
 def bench_scale(
-    shards: Path, *, sizes: tuple[int, ...], workers: int, on_progress: Progress
+    shards: Path, *, sizes: tuple[int, ...], workers: int, rounds: int, on_progress: Progress
 ) -> list[Cost]:
-    """Measure splits of these sizes, one after the other.
+    """Measure splits of these sizes, medians over fresh processes.
 
     Raises:
         ConfigError: If the shards hold no canvases or no sample.
@@ -65,7 +66,7 @@ def bench_scale(
         on_progress("measuring", number, len(sizes))
         with TemporaryDirectory(prefix="srp-scale-") as scratch:
             _multiply(folder, known, Path(scratch), size)
-            costs.append(_measure_apart(Path(scratch), workers))
+            costs.append(_median([_measure_apart(Path(scratch), workers) for _ in range(rounds)]))
     on_progress("measuring", len(sizes), len(sizes))
     return costs
 
@@ -95,6 +96,15 @@ def _measure_apart(folder: Path, workers: int) -> Cost:
             "Leave out the largest."
         )
     return Cost(**json.loads(done.stdout))
+
+
+def _median(costs: list[Cost]) -> Cost:
+    return replace(
+        costs[0],
+        start_s=median(cost.start_s for cost in costs),
+        memory_mib=median(cost.memory_mib for cost in costs),
+        rate=median(cost.rate for cost in costs),
+    )
 
 
 def measure(folder: Path, workers: int, *, num_batches: int = 200) -> Cost:

@@ -91,25 +91,26 @@ def _stream(target, source, size):  # type: ignore[no-untyped-def]
         _store_narrow(target, source)
 
 
-@compiled("void(int64, int64[::1], int64[::1], int64, int64)")
+@compiled("void(int64, int64[:,:], int64[::1], int64, int64)")
 def gather(target, sources, strides, num_rows, row_bytes):  # type: ignore[no-untyped-def]
     """Copy pieces of equal size one behind the other; every address must be valid.
 
     Args:
         target: Address of the first piece's first byte.
-        sources: Address of each piece's first byte.
-        strides: Bytes from one row of a piece to the next, for each piece.
+        sources: Address of each piece's first byte, `(B, K)`.
+        strides: Bytes from one row of a piece to the next, `(K,)`.
         num_rows: Of each piece.
         row_bytes: Of each row, copied without gaps.
     """
     streams = target % _NARROW == 0 and row_bytes % _NARROW == 0
-    for piece in range(len(sources)):
-        source = sources[piece]
-        for _ in range(num_rows):
-            if streams:
-                _stream(target, source, row_bytes)
-            else:
-                _store_plainly(target, source, row_bytes)
-            target += row_bytes
-            source += strides[piece]
+    for sample in range(sources.shape[0]):
+        for piece in range(sources.shape[1]):
+            source = sources[sample, piece]
+            for _ in range(num_rows):
+                if streams:
+                    _stream(target, source, row_bytes)
+                else:
+                    _store_plainly(target, source, row_bytes)
+                target += row_bytes
+                source += strides[piece]
     _wait_for_stores()

@@ -5,7 +5,6 @@ S glimpse px.
 """
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.arrays import NPY_START
-from pipeline.crops import glimpses, original_crops
+from pipeline.crops import CropPlan, glimpses, original_crops
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.order import Indices
 from pipeline.reader import IndexedReader, Located
@@ -23,6 +22,7 @@ from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES
 Addresses = NDArray[np.int64]
 
 _NONE: Pixels = np.empty((0, 0, 3), np.uint8)
+_ONE_ROW = np.zeros(1, np.int64)  # a piece of one row has no next one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class Filler:
         self._canvas, self._resized = self._codec.suffix(CANVAS), self._codec.suffix(RESIZED)
         self._is_raw = self._codec.name == "raw"
         self._own = threading.local()  # what a thread decodes into
+        self._cuts = _cuts(self._plan, content.candidates)
         num_held, wanted = len(self._plan), content.candidates
         self._chosen = slice(None) if wanted == tuple(range(num_held)) else list(wanted)
         self._row_of = {name: row for row, name in enumerate(reader.manifest.suffixes())}
@@ -105,15 +106,19 @@ class Filler:
             VerificationError: If a sample's bytes are not those that were written.
         """
         located = self.reader.locate(indices_B)
-        is_gathered = self.content.compiled and self._has_canvas and self._is_raw
-        if is_gathered:
+        gathers = self.content.compiled and self._has_canvas
+        if gathers and self._is_raw:
             self._gather_pixels(located, out)
+        looked_BKSS = out.glimpses_BKSS
+        if looked_BKSS is not None and gathers and self._looks_at_stored:
+            self._gather_glimpses(located, looked_BKSS)
+            looked_BKSS = None
         for row, index in enumerate(indices_B.tolist()):
             try:
-                if not is_gathered:
+                if not (gathers and self._is_raw):
                     self._copy_pixels(located, row, out)
-                if out.glimpses_BKSS is not None and not (is_gathered and self._looks_at_stored):
-                    out.glimpses_BKSS[row] = self._glimpses(located, row)
+                if looked_BKSS is not None:
+                    looked_BKSS[row] = self._glimpses(located, row)
             except ValueError as error:
                 raise VerificationError(
                     f"a canvas must be one of {self._codec.name}; got {error} in "
@@ -157,17 +162,22 @@ class Filler:
     def _gather_decoded(self, located: Located, row: int, out_1KHWC: Pixels) -> None:
         """Cut one sample's crops past the caches, from the thread's own memory."""
         canvas_HWC, resized_RHWC = self._pictures(located, row)
-        canvas_1, resized_1 = np.array([[canvas_HWC.ctypes.data], [resized_RHWC.ctypes.data]])
-        self._gather_crops(canvas_1, resized_1, out_1KHWC)
+        sources_1K: Addresses | None = getattr(self._own, "sources_1K", None)
+        if sources_1K is None:
+            sources_1K = self._sources(
+                np.array([canvas_HWC.ctypes.data]), np.array([resized_RHWC.ctypes.data])
+            )
+            self._own.sources_1K = sources_1K
+        self._gather_crops(sources_1K, out_1KHWC)
 
     def _pictures(self, located: Located, row: int) -> tuple[Pixels, Pixels]:
         """View what one sample's crops are cut from; what is not needed has no pixels."""
-        plan, wanted = self._plan, self.content.candidates
+        plan = self._plan
         canvas_HWC, resized_RHWC = _NONE, _NONE[None]
-        if any(plan.is_cut(k) for k in wanted):
+        if self._cuts.is_cut_K.any():
             side = plan.canvas_px
             canvas_HWC = self._image(located, self._canvas, row, (side, side, 3))
-        if not all(plan.is_cut(k) for k in wanted):
+        if not self._cuts.is_cut_K.all():
             side, count = plan.crop_px, len(plan.resized)
             resized_RHWC = self._image(located, self._resized, row, (count, side, side, 3))
         return canvas_HWC, resized_RHWC
@@ -208,32 +218,29 @@ class Filler:
         canvases_B = self._addresses(located, self._canvas)
         resized_B = self._addresses(located, self._resized) if plan.resized else canvases_B
         if out.crops_BKHWC is not None:
-            self._gather_crops(canvases_B, resized_B, out.crops_BKHWC)
+            self._gather_crops(self._sources(canvases_B, resized_B), out.crops_BKHWC)
         if out.canvases_BCC3 is not None:
-            _gather(out.canvases_BCC3, canvases_B[:, None], [0], row_bytes=3 * plan.canvas_px**2)
+            size = 3 * plan.canvas_px**2
+            _gather(out.canvases_BCC3, canvases_B[:, None], _ONE_ROW, row_bytes=size)
         if out.resized_BRHWC is not None and plan.resized:
             size = 3 * plan.crop_px**2 * len(plan.resized)
-            _gather(out.resized_BRHWC, resized_B[:, None], [0], row_bytes=size)
-        if out.glimpses_BKSS is not None and self._looks_at_stored:
-            size = self._stored_px**2
-            first_B = self._addresses(located, SMALL_GLIMPSES)
-            pieces_BK = first_B[:, None] + size * np.array(self.content.candidates)
-            _gather(out.glimpses_BKSS, pieces_BK, [0] * pieces_BK.shape[1], row_bytes=size)
+            _gather(out.resized_BRHWC, resized_B[:, None], _ONE_ROW, row_bytes=size)
 
-    def _gather_crops(self, canvases_B: Addresses, resized_B: Addresses, out_BKHWC: Pixels) -> None:
-        """Cut crops from pixels at these addresses, past the caches."""
-        plan, side = self._plan, self._plan.crop_px
-        pieces, strides = [], []
-        for candidate in self.content.candidates:
-            if plan.is_cut(candidate):
-                box, stride = plan.boxes[candidate], 3 * plan.canvas_px
-                pieces.append(canvases_B + box.y0 * stride + 3 * box.x0)
-            else:
-                stride = 3 * side
-                pieces.append(resized_B + plan.resized.index(candidate) * side * stride)
-            strides.append(stride)
-        pieces_BK = np.stack(pieces, 1)
-        _gather(out_BKHWC, pieces_BK, strides, num_rows=side, row_bytes=3 * side)
+    def _gather_glimpses(self, located: Located, out_BKSS: Pixels) -> None:
+        """Copy the stored glimpses of all samples at once."""
+        size = self._stored_px**2
+        first_B = self._addresses(located, SMALL_GLIMPSES)
+        pieces_BK = first_B[:, None] + size * np.array(self.content.candidates)
+        _gather(out_BKSS, pieces_BK, np.zeros_like(pieces_BK[0]), row_bytes=size)
+
+    def _gather_crops(self, sources_BK: Addresses, out_BKHWC: Pixels) -> None:
+        side = self._plan.crop_px
+        _gather(out_BKHWC, sources_BK, self._cuts.strides_K, num_rows=side, row_bytes=3 * side)
+
+    def _sources(self, canvases_B: Addresses, resized_B: Addresses) -> Addresses:
+        """Give the addresses of the crops' first pixels, `(B, K)`."""
+        bases_BK = np.where(self._cuts.is_cut_K, canvases_B[:, None], resized_B[:, None])
+        return bases_BK + self._cuts.offsets_K
 
     def _addresses(self, located: Located, name: str) -> Addresses:
         """Give the addresses of one array of each sample in this process's memory."""
@@ -243,10 +250,36 @@ class Filler:
         return addresses_B + NPY_START
 
 
+class _Cuts(NamedTuple):
+    """Where each candidate's pixels lie.
+
+    `is_cut_K` says whether in the canvas, otherwise in the resized array. `offsets_K` are bytes
+    from the start of that array, `strides_K` bytes from one row to the next.
+    """
+
+    is_cut_K: NDArray[np.bool_]
+    offsets_K: Addresses
+    strides_K: Addresses
+
+
+def _cuts(plan: CropPlan, candidates: tuple[int, ...]) -> _Cuts:
+    offsets, strides = [], []
+    for candidate in candidates:
+        if plan.is_cut(candidate):
+            box, stride = plan.boxes[candidate], 3 * plan.canvas_px
+            offsets.append(box.y0 * stride + 3 * box.x0)
+        else:
+            stride = 3 * plan.crop_px
+            offsets.append(plan.resized.index(candidate) * plan.crop_px * stride)
+        strides.append(stride)
+    is_cut_K = np.array([plan.is_cut(k) for k in candidates])
+    return _Cuts(is_cut_K, np.array(offsets, np.int64), np.array(strides, np.int64))
+
+
 def _gather(
     out: Pixels,
     pieces_BK: Addresses,
-    strides_K: Sequence[int],
+    strides_K: Addresses,
     *,
     row_bytes: int,
     num_rows: int = 1,
@@ -255,5 +288,4 @@ def _gather(
 
     if not out.flags.c_contiguous or out.nbytes != pieces_BK.size * num_rows * row_bytes:
         raise RuntimeError(f"an array of {out.shape} for pieces of another size")
-    strides = np.tile(np.array(strides_K, np.int64), len(pieces_BK))
-    gather(out.ctypes.data, pieces_BK.reshape(-1), strides, num_rows, row_bytes)
+    gather(out.ctypes.data, pieces_BK, strides_K, num_rows, row_bytes)

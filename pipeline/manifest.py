@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from pipeline.codecs import Codec
 from pipeline.config import CODECS, LAYOUTS
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.schema import member_suffixes, npy_shapes
-from pipeline.shard import ShardRecord, shard_from_json, shard_to_json, take_up_columns
+from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
 
 FORMAT = "srp-shards/2"
 FILE_NAME = "manifest.json"
@@ -123,7 +126,7 @@ def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
     told = {name: value for name, value in asdict(spec).items() if value != defaults[name]}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for path, size in listing:
-        digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{path}\0{size}\n".encode())
     return digest.hexdigest()
 
 
@@ -154,20 +157,42 @@ def to_json(manifest: Manifest) -> str:
     return f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
 
 
-def from_json(text: str) -> Manifest:
+class _Format(msgspec.Struct):
+    format: str
+
+
+class _Counts(msgspec.Struct):
+    sources: int
+    samples: int
+
+
+class _Head(msgspec.Struct):
+    """A manifest whose shards have not been read yet."""
+
+    fingerprint: str
+    spec: dict[str, Any]
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    splits: dict[str, _Counts]
+    rejects: tuple[Reject, ...]
+    shards: list[msgspec.Raw]
+
+
+def from_json(text: str | bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
         ConfigError: If another version of the format wrote it.
-        KeyError, TypeError, ValueError: If it is not one.
+        OverflowError, RecursionError, TypeError, ValueError: If it is not one.
     """
-    fields = json.loads(text, object_hook=take_up_columns)
-    if fields["format"] != FORMAT:
+    version = msgspec.json.decode(text, type=_Format).format
+    if version != FORMAT:
         raise ConfigError(
-            f"shards must be of the format {FORMAT}; got {fields['format']!r}. "
+            f"shards must be of the format {FORMAT}; got {version!r}. "
             "Use the version of srp that wrote them, or build them again."
         )
-    spec = DataSpec(**fields["spec"])
+    head = msgspec.json.decode(text, type=_Head)
+    spec = DataSpec(**head.spec)
     if spec.layout not in LAYOUTS:
         raise ValueError(f"layout {spec.layout!r}")
     if spec.codec not in CODECS:
@@ -175,18 +200,16 @@ def from_json(text: str) -> Manifest:
     suffixes = suffixes_of(spec)
     manifest = Manifest(
         spec=spec,
-        fingerprint=str(fields["fingerprint"]),
-        classes=tuple(map(str, fields["classes"])),
-        class_names=tuple(map(str, fields["class_names"])),
-        num_sources={
-            str(split): int(counts["sources"]) for split, counts in fields["splits"].items()
-        },
-        rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
-        shards=tuple(shard_from_json(shard, suffixes) for shard in fields["shards"]),
+        fingerprint=head.fingerprint,
+        classes=head.classes,
+        class_names=head.class_names,
+        num_sources={split: counts.sources for split, counts in head.splits.items()},
+        rejects=head.rejects,
+        shards=tuple(shard_from_json(shard, suffixes) for shard in head.shards),
     )
-    for split, counts in fields["splits"].items():
-        if manifest.num_samples(split) != counts["samples"]:
-            raise ValueError(f"{counts['samples']} samples of {split}, shards hold another number")
+    for split, counts in head.splits.items():
+        if manifest.num_samples(split) != counts.samples:
+            raise ValueError(f"{counts.samples} samples of {split}, shards hold another number")
     highest = len(manifest.classes)
     labels = [shard.samples.labels_N for shard in manifest.shards if len(shard.samples)]
     if any(labels_N.min() < 0 or labels_N.max() >= highest for labels_N in labels):
@@ -203,17 +226,15 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"shards must have a {FILE_NAME}; got none in {folder}. "
             f"Build them with: srp-data build-shards SOURCE {folder}"
         ) from None
-    except UnicodeDecodeError as error:
-        raise _damaged(path, error) from error
     try:
         return from_json(text)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 

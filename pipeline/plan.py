@@ -22,7 +22,8 @@ class SourceImage:
     """One image of the source.
 
     Attributes:
-        path: Relative to the source's root, with `/`: `train/CLASS/NAME.JPEG`.
+        path: Relative to the source's root, with `/`: `train/CLASS/NAME.JPEG`. Bytes that are no
+            UTF-8 are spelt out, backslash and all.
         split: `train` or `val`.
         class_name: Its class folder.
         size: Of the image's bytes.
@@ -62,7 +63,7 @@ def assign_keys(paths: Iterable[str]) -> dict[str, str]:
     for path, stem in plain.items():
         safe = _META.sub("_", _UNSAFE.sub("_", stem))
         if safe != stem or len(safe) > _KEY_LIMIT or counts[stem.casefold()] > 1:
-            digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+            digest = hashlib.sha256(path.encode()).hexdigest()[:12]
             safe = f"{safe[: _KEY_LIMIT - 13]}-{digest}"
         keys[path] = safe
     return keys

@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipeline import manifest
 from pipeline.durable import remove_partials, write_file
 from pipeline.errors import ConfigError
 from pipeline.manifest import DataSpec, Reject
 from pipeline.plan import Planned
-from pipeline.shard import ShardRecord, shard_from_json, shard_to_json, take_up_columns
+from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
 from pipeline.sources import Progress
 from pipeline.writer import sha256_of
 
@@ -180,10 +182,10 @@ def save_state(state: Path, finished: Finished) -> None:
 def _load_state(path: Path, spec: DataSpec) -> Finished | None:
     """Read what an earlier run noted of a shard; whatever cannot be read is built again."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=take_up_columns)
+        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
         return Finished(
             shard=shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
-            rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
+            rejects=msgspec.json.decode(fields["rejects"], type=tuple[Reject, ...]),
         )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, KeyError, OverflowError, RecursionError, ValueError):
         return None

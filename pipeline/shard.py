@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.tar import TAR_BLOCK, TAR_END, tar_padding
-
-COLUMNS = {"keys", "labels", "offsets", "crc32", "sizes"}
 
 
 class Extent(NamedTuple):
@@ -68,30 +67,39 @@ class Samples(Sequence[SampleRecord]):
             takes the memory of one number.
     """
 
-    def __init__(self, columns: Mapping[str, Any]) -> None:
-        """Take up the columns `keys`, `labels`, `offsets`, `crc32` and `sizes`.
+    def __init__(
+        self,
+        *,
+        keys: Sequence[str],
+        labels: Sequence[int],
+        offsets: Sequence[int],
+        crc32: Sequence[int],
+        sizes: Mapping[str, int | Sequence[int]],
+    ) -> None:
+        """Take up columns with an entry for each sample.
 
         Args:
-            columns: Lists with an entry for each sample. `sizes` has one such list for each
-                member's suffix in tar order, or one number where all are equal.
+            keys: Of the samples.
+            labels: Indices of classes.
+            offsets: Of each sample's first tar header, bytes.
+            crc32: Of each sample's stretch of the tar.
+            sizes: One column of bytes for each member's suffix in tar order, or one number where
+                all are equal.
 
         Raises:
-            KeyError, OverflowError, TypeError, ValueError: If the columns do not agree.
+            OverflowError, TypeError, ValueError: If the columns do not agree.
         """
-        keys = [str(key) for key in columns["keys"]]
         # One text takes half the memory of many.
         self._keys = "".join(keys)
-        self._key_ends_N = np.cumsum([len(key) for key in keys], dtype=np.int64)
         self._count = count = len(keys)
-        self.labels_N = _column(columns["labels"], np.int32, count)
-        self.offsets_N = _column(columns["offsets"], np.int64, count)
-        self.crc32_N = _column(columns["crc32"], np.uint32, count)
-        self.suffixes = tuple(map(str, columns["sizes"]))
+        self._key_ends_N = np.fromiter(map(len, keys), np.int64, count).cumsum()
+        self.labels_N = _column(labels, np.int32, count)
+        self.offsets_N = _column(offsets, np.int64, count)
+        self.crc32_N = _column(crc32, np.uint32, count)
+        self.suffixes = tuple(sizes)
         self.sizes_MN = tuple(
-            np.broadcast_to(np.int64(size), count)
-            if isinstance(size, int)
-            else _column(size, np.int64, count)
-            for size in columns["sizes"].values()
+            _constant(size, count) if isinstance(size, int) else _column(size, np.int64, count)
+            for size in sizes.values()
         )
 
     @classmethod
@@ -99,16 +107,14 @@ class Samples(Sequence[SampleRecord]):
         """Put single records together."""
         rows = tuple(records)
         return cls(
-            {
-                "keys": [row.key for row in rows],
-                "labels": [row.label for row in rows],
-                "offsets": [row.offset for row in rows],
-                "crc32": [row.crc32 for row in rows],
-                "sizes": {
-                    suffix: [row.sizes[member] for row in rows]
-                    for member, suffix in enumerate(suffixes)
-                },
-            }
+            keys=[row.key for row in rows],
+            labels=[row.label for row in rows],
+            offsets=[row.offset for row in rows],
+            crc32=[row.crc32 for row in rows],
+            sizes={
+                suffix: [row.sizes[member] for row in rows]
+                for member, suffix in enumerate(suffixes)
+            },
         )
 
     @property
@@ -166,6 +172,11 @@ def _column(values: Sequence[int], dtype: Any, count: int) -> NDArray[Any]:
     return column
 
 
+def _constant(value: int, count: int) -> NDArray[np.int64]:
+    """Repeat a number in the memory of one; `np.broadcast_to` takes ten times as long."""
+    return np.ndarray((count,), np.int64, np.array(value, np.int64), strides=(0,))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
     """One finished shard."""
@@ -205,37 +216,49 @@ def _one_or_all(sizes: list[int]) -> list[int] | int:
     return sizes[0] if len(set(sizes)) == 1 else sizes
 
 
-def take_up_columns(fields: dict[str, Any]) -> dict[str, Any]:
-    """Turn the columns of `shard_to_json` into `Samples`; other objects pass unchanged.
+class _Fields(msgspec.Struct):
+    """What `shard_to_json` gives."""
 
-    It is `json.loads`' hook for objects, so that one shard's numbers are let go of before the
-    next one's come.
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    keys: list[str]
+    labels: list[int]
+    offsets: list[int]
+    crc32: list[int]
+    sizes: dict[str, int | list[int]]
+
+
+def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardRecord:
+    """Read what `shard_to_json` gave.
+
+    Args:
+        text: JSON that has not been read yet, so that one shard's numbers can be let go of before
+            the next one's come.
+        suffixes: Of the members.
 
     Raises:
-        KeyError, OverflowError, TypeError, ValueError: If the columns do not agree.
+        OverflowError, ValueError: If the fields do not agree with one another.
     """
-    if not fields.keys() >= COLUMNS:
-        return fields
-    head = {name: value for name, value in fields.items() if name not in COLUMNS}
-    return {**head, "columns": Samples(fields)}
-
-
-def shard_from_json(fields: Mapping[str, Any], suffixes: tuple[str, ...]) -> ShardRecord:
-    """Read what `shard_to_json` wrote, its columns taken up already.
-
-    Raises:
-        KeyError, TypeError, ValueError: If the fields do not agree with one another.
-    """
+    fields = msgspec.json.decode(text, type=_Fields)
     shard = ShardRecord(
-        name=str(fields["name"]),
-        split=str(fields["split"]),
-        num_bytes=int(fields["bytes"]),
-        sha256=str(fields["sha256"]),
-        samples=fields["columns"],
+        name=fields.name,
+        split=fields.split,
+        num_bytes=fields.bytes,
+        sha256=fields.sha256,
+        samples=Samples(
+            keys=fields.keys,
+            labels=fields.labels,
+            offsets=fields.offsets,
+            crc32=fields.crc32,
+            sizes=fields.sizes,
+        ),
     )
     if shard.samples.suffixes != suffixes:
         raise ValueError(f"members {', '.join(shard.samples.suffixes)} in {shard.name}")
-    _check_shard(shard, num_samples=int(fields["samples"]))
+    _check_shard(shard, num_samples=fields.samples)
     return shard
 
 

@@ -82,7 +82,7 @@ def _list_folder(root: Path) -> tuple[list[SourceImage], set[tuple[str, str]], l
             if not below.is_dir():
                 passed_over.append(f"{entry.name}/{below.name}")
                 continue
-            classes.add((entry.name, below.name))
+            classes.add((entry.name, _text(below.name)))
             for path in _files_below(Path(below.path)):
                 relative = path.relative_to(root).as_posix()
                 if path.suffix.lower() not in IMAGE_SUFFIXES or _is_device(path):
@@ -90,15 +90,20 @@ def _list_folder(root: Path) -> tuple[list[SourceImage], set[tuple[str, str]], l
                     continue
                 images.append(
                     SourceImage(
-                        path=relative,
+                        path=_text(relative),
                         split=entry.name,
-                        class_name=below.name,
+                        class_name=_text(below.name),
                         size=path.stat().st_size if path.exists() else 0,
                         file=str(path.absolute()),
                         offset=0,
                     )
                 )
     return images, classes, passed_over
+
+
+def _text(name: str) -> str:
+    """Spell out the bytes of a name that are no UTF-8; JSON cannot hold them."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _files_below(folder: Path) -> Iterable[Path]:
@@ -124,7 +129,7 @@ def _list_archive(
                 parts = _safe_parts(member, archive)
                 in_split = bool(parts) and parts[0] in SPLITS
                 if in_split and len(parts) >= (2 if member.isdir() else 3):
-                    classes.add((parts[0], parts[1]))
+                    classes.add((parts[0], _text(parts[1])))
                 if member.isdir():
                     continue
                 image = _copy_image(tar, member, parts, out)
@@ -193,9 +198,9 @@ def _copy_image(
     offset = out.tell()
     shutil.copyfileobj(file, out)
     return SourceImage(
-        path="/".join(parts),
+        path=_text("/".join(parts)),
         split=parts[0],
-        class_name=parts[1],
+        class_name=_text(parts[1]),
         size=member.size,
         file=out.name,
         offset=offset,

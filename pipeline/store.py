@@ -127,13 +127,13 @@ class RemoteStore:
                 data += chunk
                 if len(data) > MAX_MANIFEST_BYTES:
                     raise _damaged(file.address, f"more than {MAX_MANIFEST_BYTES} bytes")
-            return manifests.from_json(data.decode("utf-8"))
+            return manifests.from_json(bytes(data))
         except FileNotFoundError:
             raise ConfigError(
                 f"shards must have a {FILE_NAME}; got none at {self.address}. "
                 "Name the folder that holds it."
             ) from None
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (OverflowError, RecursionError, TypeError, ValueError) as error:
             raise _damaged(file.address, f"{type(error).__name__}: {error}") from error
         finally:
             file.close()

@@ -184,7 +184,7 @@ def test_a_file_name_of_any_bytes_gets_through(
     out = tmp_path / "out"
     manifest = make_shards(own_tree, out).manifest
     assert manifests.load(out) == manifest
-    path = odd.relative_to(own_tree).as_posix()
+    path = odd.relative_to(own_tree).as_posix().replace("\udcff", r"\xff")
     assert samples(out, manifest)[path].meta.path == path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from backports import zstd
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -149,8 +149,8 @@ def test_a_zstd_member_is_one_frame_with_its_size_of_a_plain_npy() -> None:
     data = Codec("zstd").encode(image)
     assert data[:4] == b"\x28\xb5\x2f\xfd"
     assert not data[4] & 0b100, "has no checksum: the shard's CRC covers it already"
-    plain = zstd.decompress(data)
-    assert zstd.get_frame_info(data).decompressed_size == len(plain) == 128 + image.size
+    plain = zstandard.decompress(data)
+    assert zstandard.frame_content_size(data) == len(plain) == 128 + image.size
     deltas = np.load(io.BytesIO(plain), allow_pickle=False)
     assert (deltas.shape, deltas.dtype, deltas.flags.c_contiguous) == ((3, 5, 7), np.uint8, True)
     green, red, blue = deltas.cumsum(1, dtype=np.uint8).cumsum(2, dtype=np.uint8)
@@ -237,7 +237,7 @@ def huge_jpeg() -> bytes:
 
 def huge_zstd() -> bytes:
     """A frame of 300 MB of zeros, in few bytes and with an honest size."""
-    return zstd.compress(bytes(300_000_000), level=1)
+    return zstandard.compress(bytes(300_000_000), level=1)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_huge_size_is_refused_before_anything_is_allocated(codec: Codec, make:
 
 
 def npy(header: bytes) -> bytes:
-    return zstd.compress(header.ljust(128 + 27))
+    return zstandard.compress(header.ljust(128 + 27))
 
 
 @pytest.mark.parametrize(
@@ -266,14 +266,14 @@ def npy(header: bytes) -> bytes:
     [
         Codec("zstd").encode(noise(3, 3)) + b"x",
         Codec("zstd").encode(noise(3, 3)) * 2,
-        zstd.compress(bytes(128 + 27)),
+        zstandard.compress(bytes(128 + 27)),
         npy(npy_header((3, 9, 1))),
         npy(npy_header((3, 3, 3)).replace(b"|u1", b"|O8")),
         b"\x50\x2a\x4d\x18\x04\0\0\0skip" + Codec("zstd").encode(noise(3, 3)),
     ],
 )
 def test_a_frame_that_holds_anything_but_such_deltas_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"a zstd frame (that is cut, or followed|not of the )"):
+    with pytest.raises(ValueError, match=r"a zstd frame (with an error|not of the )"):
         decoded(Codec("zstd"), data, 3, 3)
 
 

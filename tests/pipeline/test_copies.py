@@ -17,21 +17,24 @@ def test_pieces_lie_one_behind_the_other_and_nothing_else_is_touched(
     num_pieces: int, num_rows: int, row_bytes: int, gap: int, shift: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    stride = row_bytes + gap
-    memory = rng.integers(0, 256, num_rows * stride + 1000, np.uint8)
-    starts = rng.integers(0, 1000 - gap, num_pieces)
-    size = num_pieces * num_rows * row_bytes
+    strides = row_bytes + gap + np.arange(num_pieces)
+    memory = rng.integers(0, 256, num_rows * (strides[-1] if num_pieces else 0) + 1000, np.uint8)
+    starts = rng.integers(0, 1000 - gap - num_pieces, (2, num_pieces))
+    size = starts.size * num_rows * row_bytes
     block = np.full(size + 256, 99, np.uint8)
     first = -block.ctypes.data % 64 + shift
     gather(
         block.ctypes.data + first,
         memory.ctypes.data + starts,
-        np.full(num_pieces, stride),
+        strides,
         num_rows,
         row_bytes,
     )
     expected = [
-        memory[start + row * stride :][:row_bytes] for start in starts for row in range(num_rows)
+        memory[start + row * stride :][:row_bytes]
+        for starts_K in starts
+        for start, stride in zip(starts_K, strides, strict=True)
+        for row in range(num_rows)
     ]
     found = block[first : first + size]
     assert found.tobytes() == b"".join(part.tobytes() for part in expected)

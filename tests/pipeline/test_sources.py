@@ -60,6 +60,17 @@ def list_source(tmp_path: Path) -> Callable[[Path], Source]:
 List = Callable[[Path], Source]
 
 
+@pytest.mark.parametrize("write", [write_archive, write_folder])
+def test_bytes_that_are_no_text_are_spelt_out(
+    write: Callable[[Path, Iterable[Member]], Path], list_source: List, tmp_path: Path
+) -> None:
+    odd = [(name.replace("dog", "d\udcff/\udc80"), data) for name, data in IMAGES]
+    source = list_source(write(tmp_path / "source", odd))
+    assert source.classes == ("cat", r"d\xff")
+    (image,) = (image for image in source.images["train"] if image.class_name != "cat")
+    assert (image.path, image.read()) == (r"train/d\xff/\x80/a.JPEG", b"train dog")
+
+
 def contents(source: Source) -> dict[str, bytes]:
     return {image.path: image.read() for images in source.images.values() for image in images}
 
