@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import bench
 from pipeline.bench import Contender, Row
-from pipeline.config import BenchConfig
+from pipeline.bench_config import BenchConfig
 from pipeline.errors import ConfigError
 
 

@@ -23,8 +23,9 @@ from pipeline import bench
 from pipeline.backends import Backend, open_decoder
 from pipeline.bench import Contender, Difference, Row
 from pipeline.bench_beside import beside
+from pipeline.bench_config import BenchConfig
 from pipeline.build import build, view_spec
-from pipeline.config import BenchConfig, BuildConfig
+from pipeline.config import BuildConfig
 from pipeline.crops import cut
 from pipeline.decode import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened, pillow_name
 from pipeline.errors import ConfigError, ImageError, SourceError
@@ -125,7 +126,7 @@ def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, on_progress: Pro
 def _is_for_all(data: bytes, spec: ViewSpec) -> bool:
     """Whether all contenders see the same picture; a file that one lacks would favour it."""
     try:
-        with opened(data, spec) as image:
+        with opened(data, max_pixels=spec.max_pixels) as image:
             is_plain = is_plain_jpeg(image, spec) and image.mode == "RGB"
             return is_plain and bool(simplejpeg.decode_jpeg(data, "RGB").size)
     except ImageError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.config import BenchConfig, LoadBenchConfig
+from pipeline.bench_config import BenchConfig, LoadBenchConfig
 from pipeline.peers.roster import NAMES
 from pipeline.terminal import Commands, console, option, progress_bars, stages
 

@@ -69,7 +69,7 @@ def export_images(
         index = int(batch.indices_B[0])
         on_progress("reading shards", index, num_images)
         canvases[index] = np.asarray(batch.arrays.canvases_BCC3)
-        glimpses[index, :, 0] = np.asarray(batch.arrays.glimpses_BKSS)
+        glimpses[index, :, 0] = np.asarray(batch.arrays.glimpses_BLSS)
     on_progress("reading shards", num_images, num_images)
     np.save(out / "labels.npy", reader.labels_N[:num_images].astype(np.int64))
     _write_expected(Images(out, spec.plan().boxes))

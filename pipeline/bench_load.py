@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from pipeline import manifest as manifests
 from pipeline.bench_child import run_child, shorten
+from pipeline.bench_config import LoadBenchConfig
 from pipeline.bench_images import SPLIT, copy_files, export_images, require_canvases
-from pipeline.config import LoadBenchConfig
 from pipeline.load_rows import LoadRow
 from pipeline.manifest import Manifest
 from pipeline.peers.roster import PEERS, Peer, Variant

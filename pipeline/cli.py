@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from pipeline.config import (
     JPEG_SUBSAMPLINGS,
     LAYOUTS,
     BuildConfig,
+    ScatterConfig,
     SceneConfig,
 )
 from pipeline.terminal import (
@@ -221,6 +222,42 @@ def sample(out: Path, **options: int) -> None:
             out, **options, on_progress=lambda done, total: report("drawing scenes", done, total)
         )
     click.echo(f"{num_images} images in {out}")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--size",
+    "size_px",
+    default=ScatterConfig.size_px,
+    show_default=True,
+    help="Side of the square pictures, px.",
+)
+@option("--smallest", ScatterConfig.smallest, "Longer side of an image over --size, at least.")
+@option("--largest", ScatterConfig.largest, "The same, at most.")
+@option("--seed", ScatterConfig.seed, "Seed of places, scales and textures.")
+@option("--max-pixels", ScatterConfig.max_pixels, "Largest image that is not refused, px.")
+@click.option(
+    "-j",
+    "--workers",
+    default=ScatterConfig.workers,
+    show_default="number of cores",
+    help="Threads.",
+)
+def scatter(**options: Any) -> None:
+    """Put each image of SOURCE small and anywhere on a cluttered picture.
+
+    SOURCE is as for build-shards. OUT becomes a folder in Imagenette's layout with the same splits
+    and classes, where location matters: the clutter is made of patches of other images, and the
+    images' places are in boxes.csv.
+    """
+    from pipeline.scatter import scatter as scatter_images
+
+    config = ScatterConfig(**options)
+    with progress_bars("images/s") as bars:
+        num_images = scatter_images(config, on_progress=stages(bars))
+    click.echo(f"{num_images} images in {config.out}")
 
 
 @main.command()

@@ -5,6 +5,7 @@ The reference is torchvision on PIL images: `Resize((C, C)) -> FiveCrop(c)` for 
 pixels, so the results are equal bit for bit.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,17 @@ from pipeline.errors import ConfigError
 from pipeline.resample import Pixels, gray, is_exact, resize, resize_windows
 
 FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
+STRIPS = (
+    "left-strip", "middle-strip", "right-strip",
+    "upper-strip", "level-strip", "lower-strip",
+)  # fmt: skip
+GRID3 = (
+    "top-left", "top", "top-right",
+    "left", "centre", "right",
+    "bottom-left", "bottom", "bottom-right",
+)  # fmt: skip
 FULL = "full"
+_MEMBERS = {"five": FIVE, "strips": STRIPS, "grid3": GRID3}
 
 
 class Box(NamedTuple):
@@ -74,7 +85,7 @@ class CropPlan:
             raise ConfigError(
                 f"--candidates must be in the shards; got {candidates!r}, but they hold only "
                 f"{', '.join(self.names)}. Name some of these, or build shards with "
-                f"--candidates {candidates if is_set else CANDIDATE_SETS[-1]}."
+                f"--candidates {candidates if is_set else 'full+grid3'}."
             )
         if len(set(wanted)) < len(wanted):
             raise ConfigError(
@@ -89,20 +100,21 @@ def candidate_names(candidate_set: str) -> tuple[str, ...]:
     Raises:
         ConfigError: If there is no such set.
     """
-    if candidate_set == "five":
-        return FIVE
-    if candidate_set == "full+five":
-        return (FULL, *FIVE)
-    raise ConfigError(
-        f"--candidates must be one of {', '.join(CANDIDATE_SETS)}; got {candidate_set!r}."
-    )
+    if candidate_set not in CANDIDATE_SETS:
+        raise ConfigError(
+            f"--candidates must be one of {', '.join(CANDIDATE_SETS)}; got {candidate_set!r}."
+        )
+    with_full, _, members = candidate_set.rpartition("+")
+    return (FULL, *_MEMBERS[members]) if with_full else _MEMBERS[members]
 
 
 def plan_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropPlan:
     """Place the candidates of one square canvas.
 
     Args:
-        candidate_set: `five` (TL, TR, BL, BR, centre) or `full+five` (whole canvas first).
+        candidate_set: `five` (TL, TR, BL, BR, centre), `grid3` (nine windows, row by row, five of
+            which are those of `five`) or `strips` (three vertical and three horizontal thirds,
+            resized to the crop). `full+` in front of one puts the whole canvas, resized, first.
         canvas_px: Side of the canvas, px.
         crop_px: Side of every crop, px.
 
@@ -114,23 +126,36 @@ def plan_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropPlan:
             f"crop size must fit the canvas; got --crop-size {crop_px} px for --canvas-size "
             f"{canvas_px} px. Lower --crop-size or raise --canvas-size."
         )
-    far = canvas_px - crop_px
-    middle = round(far / 2.0)  # torchvision's center_crop rounds half to even as well
-    origins = {
-        "top-left": (0, 0),
-        "top-right": (far, 0),
-        "bottom-left": (0, far),
-        "bottom-right": (far, far),
-        "centre": (middle, middle),
-    }
     names = candidate_names(candidate_set)
-    boxes = tuple(
-        Box(0, 0, canvas_px, canvas_px)
-        if name == FULL
-        else Box(*origins[name], origins[name][0] + crop_px, origins[name][1] + crop_px)
-        for name in names
+    if STRIPS[0] in names and canvas_px < 3:
+        raise ConfigError(
+            f"a canvas must have room for three strips; got --canvas-size {canvas_px} px for "
+            f"--candidates {candidate_set}. Raise --canvas-size."
+        )
+    boxes = _places(canvas_px, crop_px)
+    return CropPlan(
+        canvas_px=canvas_px,
+        crop_px=crop_px,
+        names=names,
+        boxes=tuple(boxes[name] for name in names),
     )
-    return CropPlan(canvas_px=canvas_px, crop_px=crop_px, names=names, boxes=boxes)
+
+
+def _places(canvas_px: int, crop_px: int) -> dict[str, Box]:
+    """Place every candidate of every set."""
+    far = canvas_px - crop_px
+    steps = (0, round(far / 2.0), far)  # torchvision's center_crop rounds half to even as well
+    corners = [(x, y) for y in steps for x in steps]
+    places = {
+        name: Box(x, y, x + crop_px, y + crop_px)
+        for name, (x, y) in zip(GRID3, corners, strict=True)
+    }
+    edges = [round(part * canvas_px / 3) for part in range(4)]
+    thirds = list(itertools.pairwise(edges))
+    upright = [Box(near, 0, far, canvas_px) for near, far in thirds]
+    lying = [Box(0, near, canvas_px, far) for near, far in thirds]
+    places |= dict(zip(STRIPS, upright + lying, strict=True))
+    return places | {FULL: Box(0, 0, canvas_px, canvas_px)}
 
 
 def cut(canvas_HWC: Pixels, box: Box) -> Pixels:

@@ -101,7 +101,7 @@ class DaliDecoder:
     def _plain_size(self, data: bytes) -> Size | None:
         """Read the width and height of a file that DALI may have."""
         try:
-            with opened(data, self._spec) as image:
+            with opened(data, max_pixels=self._spec.max_pixels) as image:
                 size = image.size if is_plain_jpeg(image, self._spec) else None
         except ImageError:
             return None  # Pillow says why

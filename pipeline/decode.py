@@ -115,7 +115,7 @@ class PillowDecoder:
     def _views(self, data: bytes) -> Views:
         is_turbo = turbo_is_exact() and not self._spec.draft
         # Inside only what a file can be blamed for: a fault of ours is no rejection.
-        with opened(data, self._spec) as image:
+        with opened(data, max_pixels=self._spec.max_pixels) as image:
             width, height = upright_size(image, self._spec)
             is_plain = is_turbo and is_plain_jpeg(image, self._spec)
             plain = _read_plain(data) if is_plain else None
@@ -156,7 +156,7 @@ def views_of(canvas: Pixels, spec: ViewSpec, *, width: int, height: int) -> View
 
 
 @contextlib.contextmanager
-def opened(data: bytes, spec: ViewSpec) -> Iterator[Image.Image]:
+def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
     """Read a file's header, and turn whatever goes wrong with the image into its reason.
 
     Raises:
@@ -170,8 +170,8 @@ def opened(data: bytes, spec: ViewSpec) -> Iterator[Image.Image]:
             Image.open(io.BytesIO(data), formats=FORMATS) as image,
         ):
             width, height = image.size
-            if width * height > spec.max_pixels:
-                raise ImageError(f"{width}x{height} px is more than --max-pixels {spec.max_pixels}")
+            if width * height > max_pixels:
+                raise ImageError(f"{width}x{height} px is more than --max-pixels {max_pixels}")
             yield image
     except (ImageError, MemoryError):  # the machine's fault is not the image's
         raise

@@ -31,6 +31,14 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file in a folder that is itself still aside; its bytes are on the disk afterwards."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def remove_partials(folder: Path) -> None:
     """Remove what killed writers left aside in a folder that nobody writes to now."""
     for partial in folder.glob(".*.partial"):

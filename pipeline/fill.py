@@ -1,7 +1,7 @@
 """Fill the arrays of one batch from mapped shards.
 
-Axes: B samples, K candidates that are read, R resized candidates, C canvas px, H and W crop px,
-S glimpse px.
+Axes: B samples, K candidates that are read, L glimpses that are looked at, R resized candidates, C
+canvas px, H and W crop px, S glimpse px.
 """
 
 import threading
@@ -30,9 +30,10 @@ class Content:
     """What a batch carries of each sample.
 
     Attributes:
-        candidates: Indices on axis K, whose crops and glimpses are read.
+        candidates: Indices on axis K, whose crops are read.
         glimpse_px: Side of the glimpses; those of another size than the stored ones are made
             from the crops. None reads none.
+        looked_at: Indices on axis K, whose glimpses are read; None reads those of `candidates`.
         crops: Whether crops are cut on reading. Otherwise the batch carries canvases, and the
             resized candidates, from which they can be cut as views.
         compiled: Whether pixels are copied by compiled code, past the caches. Loading it takes
@@ -41,6 +42,7 @@ class Content:
 
     candidates: tuple[int, ...]
     glimpse_px: int | None
+    looked_at: tuple[int, ...] | None = None
     crops: bool = True
     compiled: bool = False
 
@@ -55,7 +57,7 @@ class Arrays(NamedTuple):
     crops_BKHWC: Pixels | None
     canvases_BCC3: Pixels | None
     resized_BRHWC: Pixels | None
-    glimpses_BKSS: Pixels | None
+    glimpses_BLSS: Pixels | None
 
 
 class Filler:
@@ -82,8 +84,9 @@ class Filler:
         self._is_raw = self._codec.name == "raw"
         self._own = threading.local()  # what a thread decodes into
         self._cuts = _cuts(self._plan, content.candidates)
-        num_held, wanted = len(self._plan), content.candidates
-        self._chosen = slice(None) if wanted == tuple(range(num_held)) else list(wanted)
+        self._looks = content.candidates if content.looked_at is None else content.looked_at
+        looks_at_all = self._looks == tuple(range(len(self._plan)))
+        self._looked = slice(None) if looks_at_all else list(self._looks)
         self._row_of = {name: row for row, name in enumerate(reader.manifest.suffixes())}
         self._shape_of = reader.manifest.npy_shapes()
 
@@ -94,7 +97,7 @@ class Filler:
         crops = (num_samples, num_read, crop, crop, 3)
         canvases = (num_samples, canvas, canvas, 3)
         resized = (num_samples, len(plan.resized), crop, crop, 3)
-        looked = None if side is None else (num_samples, num_read, side, side)
+        looked = None if side is None else (num_samples, len(self._looks), side, side)
         if self.content.crops:
             return crops, None, None, looked
         return None, canvases, resized, looked
@@ -109,16 +112,16 @@ class Filler:
         gathers = self.content.compiled and self._has_canvas
         if gathers and self._is_raw:
             self._gather_pixels(located, out)
-        looked_BKSS = out.glimpses_BKSS
-        if looked_BKSS is not None and gathers and self._looks_at_stored:
-            self._gather_glimpses(located, looked_BKSS)
-            looked_BKSS = None
+        looked_BLSS = out.glimpses_BLSS
+        if looked_BLSS is not None and gathers and self._looks_at_stored:
+            self._gather_glimpses(located, looked_BLSS)
+            looked_BLSS = None
         for row, index in enumerate(indices_B.tolist()):
             try:
                 if not (gathers and self._is_raw):
                     self._copy_pixels(located, row, out)
-                if looked_BKSS is not None:
-                    looked_BKSS[row] = self._glimpses(located, row)
+                if looked_BLSS is not None:
+                    looked_BLSS[row] = self._glimpses(located, row)
             except ValueError as error:
                 raise VerificationError(
                     f"a canvas must be one of {self._codec.name}; got {error} in "
@@ -135,7 +138,8 @@ class Filler:
             if self.content.compiled and self._has_canvas:
                 self._gather_decoded(located, row, out.crops_BKHWC[row : row + 1])
             else:
-                for column, crop_CHW in enumerate(self._crops(located, row)):
+                crops = self._crops(located, row, self.content.candidates)
+                for column, crop_CHW in enumerate(crops):
                     out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
         if out.canvases_BCC3 is not None:
             self._copy_image(located, self._canvas, row, out.canvases_BCC3[row])
@@ -150,18 +154,17 @@ class Filler:
             column_HWC = out.reshape(-1, *out.shape[-2:])
             self._codec.decode_into(self._bytes(located, name, row).data, column_HWC)
 
-    def _crops(self, located: Located, row: int) -> list[Pixels]:
+    def _crops(self, located: Located, row: int, wanted: tuple[int, ...]) -> list[Pixels]:
         """View one sample's crops, each `(3, H, W)`, until this thread asks for the next ones."""
-        wanted = self.content.candidates
         if not self._has_canvas:
             originals_KCHW = self._array(located, ORIGINALS, row)
             return [originals_KCHW[k] for k in wanted]
-        canvas_HWC, resized_RHWC = self._pictures(located, row)
+        canvas_HWC, resized_RHWC = self._pictures(located, row, wanted)
         return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), self._plan, wanted)
 
     def _gather_decoded(self, located: Located, row: int, out_1KHWC: Pixels) -> None:
         """Cut one sample's crops past the caches, from the thread's own memory."""
-        canvas_HWC, resized_RHWC = self._pictures(located, row)
+        canvas_HWC, resized_RHWC = self._pictures(located, row, self.content.candidates)
         sources_1K: Addresses | None = getattr(self._own, "sources_1K", None)
         if sources_1K is None:
             sources_1K = self._sources(
@@ -170,14 +173,17 @@ class Filler:
             self._own.sources_1K = sources_1K
         self._gather_crops(sources_1K, out_1KHWC)
 
-    def _pictures(self, located: Located, row: int) -> tuple[Pixels, Pixels]:
+    def _pictures(
+        self, located: Located, row: int, wanted: tuple[int, ...]
+    ) -> tuple[Pixels, Pixels]:
         """View what one sample's crops are cut from; what is not needed has no pixels."""
         plan = self._plan
         canvas_HWC, resized_RHWC = _NONE, _NONE[None]
-        if self._cuts.is_cut_K.any():
+        num_cut = sum(map(plan.is_cut, wanted))
+        if num_cut:
             side = plan.canvas_px
             canvas_HWC = self._image(located, self._canvas, row, (side, side, 3))
-        if not self._cuts.is_cut_K.all():
+        if num_cut < len(wanted):
             side, count = plan.crop_px, len(plan.resized)
             resized_RHWC = self._image(located, self._resized, row, (count, side, side, 3))
         return canvas_HWC, resized_RHWC
@@ -194,12 +200,12 @@ class Filler:
         return own
 
     def _glimpses(self, located: Located, row: int) -> Pixels:
-        """Give one sample's glimpses, `(K, S, S)`."""
+        """Give one sample's glimpses, `(L, S, S)`."""
         side = self.content.glimpse_px or self._stored_px
         if not self._looks_at_stored:
-            return glimpses(self._crops(located, row), side)[:, 0]
+            return glimpses(self._crops(located, row, self._looks), side)[:, 0]
         stored = SMALL_GLIMPSES if self._has_canvas else GLIMPSES
-        return self._array(located, stored, row)[self._chosen, 0, :side, :side]
+        return self._array(located, stored, row)[self._looked, 0, :side, :side]
 
     def _array(self, located: Located, name: str, row: int) -> Pixels:
         """View one sample's array in its shard."""
@@ -226,12 +232,12 @@ class Filler:
             size = 3 * plan.crop_px**2 * len(plan.resized)
             _gather(out.resized_BRHWC, resized_B[:, None], _ONE_ROW, row_bytes=size)
 
-    def _gather_glimpses(self, located: Located, out_BKSS: Pixels) -> None:
+    def _gather_glimpses(self, located: Located, out_BLSS: Pixels) -> None:
         """Copy the stored glimpses of all samples at once."""
         size = self._stored_px**2
         first_B = self._addresses(located, SMALL_GLIMPSES)
-        pieces_BK = first_B[:, None] + size * np.array(self.content.candidates)
-        _gather(out_BKSS, pieces_BK, np.zeros_like(pieces_BK[0]), row_bytes=size)
+        pieces_BL = first_B[:, None] + size * np.array(self._looks)
+        _gather(out_BLSS, pieces_BL, np.zeros(len(self._looks), np.int64), row_bytes=size)
 
     def _gather_crops(self, sources_BK: Addresses, out_BKHWC: Pixels) -> None:
         side = self._plan.crop_px

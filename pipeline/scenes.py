@@ -7,21 +7,18 @@ clutter has none of the ten shapes. Points are complex numbers, x + iy, with y d
 """
 
 import cmath
+import functools
 import io
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.config import SceneConfig
-from pipeline.durable import sync_folder
-from pipeline.errors import ConfigError
+from pipeline.pictures import Box, Picture, Progress, write_pictures
 
-BOX_HEADER = "path,x0,y0,x1,y1"
 SUPERSAMPLE = 2  # drawn at this many times the size, then averaged down: smooth edges
 STENCIL_PX = 256
 OBJECT_SIDE = (0.20, 0.45)  # longer side of the object's box over the side of the image
@@ -38,9 +35,7 @@ TONES = (((150, 256), 8), ((0, 90), 247))  # of fill and outline: bright in dark
 INK, HOLE = 255, 0
 Points = list[complex]
 Part = tuple[Points, int]  # a closed line and what fills it: INK, or HOLE to cut into earlier parts
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of the image's side
 Rng = np.random.Generator
-Progress = Callable[[int, int], None]  # called with images drawn and images in all
 
 
 def _rim(turn: float, radius: float = 1) -> complex:
@@ -223,50 +218,20 @@ def draw_dataset(
     Raises:
         ConfigError: If an option cannot work, or `out` holds something or cannot be written.
     """
-    config, out = SceneConfig(train=train, val=val, size_px=size_px, seed=seed), out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"OUT must be absent or an empty folder; got {out}, which exists. "
-            "Choose another OUT or remove that one first."
-        )
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left behind
-    try:
-        num_images = _write_dataset(partial, config, on_progress)
-        partial.replace(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise ConfigError(f"OUT must be writable; got {error}. Choose another OUT.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return num_images
-
-
-def _write_dataset(folder: Path, config: SceneConfig, on_progress: Progress | None) -> int:
-    """Draw every scene into a folder; return how many."""
+    config = SceneConfig(train=train, val=val, size_px=size_px, seed=seed)
     planned = [
         (Path(split, name, f"{name}_{index:04d}.JPEG"), (config.seed, split_index, label, index))
         for split_index, split in enumerate(("train", "val"))
         for label, name in enumerate(CLASSES)
         for index in range((config.train, config.val)[split_index])
     ]
-    lines = [BOX_HEADER]
-    for num_drawn, (path, seeds) in enumerate(planned, start=1):
-        rng = np.random.default_rng(seeds)
-        scene, box = draw_scene(path.parent.name, size_px=config.size_px, rng=rng)
-        encoded = io.BytesIO()
-        scene.save(encoded, "JPEG", quality=JPEG_QUALITY)
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(folder / path, encoded.getvalue())
-        lines.append(",".join((path.as_posix(), *(f"{edge:.5f}" for edge in box))))
-        if on_progress:
-            on_progress(num_drawn, len(planned))
-    _write_synced(folder / "boxes.csv", "\n".join([*lines, ""]).encode())
-    return len(planned)
+    makers = ((path, functools.partial(_make, path, seeds, config)) for path, seeds in planned)
+    return write_pictures(out, makers, total=len(planned), workers=1, on_progress=on_progress)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _make(path: Path, seeds: tuple[int, ...], config: SceneConfig) -> Picture:
+    rng = np.random.default_rng(seeds)
+    scene, box = draw_scene(path.parent.name, size_px=config.size_px, rng=rng)
+    encoded = io.BytesIO()
+    scene.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return Picture(encoded.getvalue(), box)

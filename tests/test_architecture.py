@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import bench_cli, cli, config
+from pipeline import bench_cli, bench_config, cli, config
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "training")
@@ -189,8 +189,9 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 SURFACES = [
     (cli.build_shards, config.BuildConfig, {"source", "out"}),
     (cli.sample, config.SceneConfig, set()),
-    (bench_cli.bench_build, config.BenchConfig, {"source"}),
-    (bench_cli.bench_load, config.LoadBenchConfig, {"shards"}),
+    (cli.scatter, config.ScatterConfig, {"source", "out"}),
+    (bench_cli.bench_build, bench_config.BenchConfig, {"source"}),
+    (bench_cli.bench_load, bench_config.LoadBenchConfig, {"shards"}),
 ]
 
 

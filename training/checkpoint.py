@@ -142,13 +142,18 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a checkpoint's weights into a model of the same config.
+def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
+    """Load a checkpoint's weights into a model of the same config, or into a part of one.
+
+    Args:
+        path: Of the checkpoint.
+        model: Changed in place.
+        part: Of the checkpoint's model, with a dot behind it.
 
     Raises:
         CheckpointError: If they do not fit.
     """
-    tensors = _tensors(path, "model.")
+    tensors = _tensors(path, f"model.{part}")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -13,7 +13,11 @@ from pipeline.errors import ConfigError
 
 SELECTING = ("blend", "straight-through", "expected")
 FIXED = ("whole", "centre", "random", "mean")
-POLICIES = (*SELECTING, *FIXED)
+DISTILLED = "distilled"
+TRAINED = (*SELECTING, *FIXED)
+POLICIES = (*SELECTING, DISTILLED, *FIXED)
+FOLDS = 2  # of the training split, each left out by the classifier that tells its losses
+PROPOSERS = ("crops", "joint", "map")
 SCHEDULES = ("onecycle", "cosine", "step")
 PROFILE_NAMES = ("smoke", "quick", "full")
 DEVICES = ("auto", "cpu", "cuda")
@@ -27,10 +31,14 @@ class TrainConfig:
     """One `srp-train from SHARDS` command.
 
     Attributes:
-        policy: How scores become what the classifier sees; see `training.selection`.
+        policy: How scores become what the classifier sees; see `training.selection`. `distilled`
+            is what `training.distill` makes.
         candidates: Those to choose among, a set or names joined by commas; None takes all that
             the shards hold.
         model: Name of the classifier in timm.
+        proposer: What scores the crops; see `training.proposer`. `crops` sees each glimpse by
+            itself, `joint` beside the others, `map` sees the whole canvas alone.
+        position_prior: Whether each candidate has a learnt score of its own, whatever it shows.
         glimpse_size: Side of the glimpses, px; None takes those of the shards. Others are cut
             from the crops on reading.
         pad_glimpses: Whether the proposer sees glimpses padded to the crop's size, as the
@@ -39,11 +47,14 @@ class TrainConfig:
         tau_start: Temperature of the Gumbel-Softmax at the first step.
         tau_end: The same at the last step; geometric in between.
         balance: Weight of the entropy of the batch's mean choice, which keeps all crops in use.
+        random_epochs: Epochs at the start in which all crops count as equally good, so that the
+            classifier has learnt something before the proposer learns from it.
         num_draws: For `expected`: crops drawn per image for an unbiased estimate; 0 is exact.
         epochs: Passes over the training split.
         batch_size: Images a step and process; at least 2, for the batch norms.
         opt: Name of the optimizer in timm.
         lr: Highest learning rate.
+        proposer_lr: The same of the proposer; None takes `lr`.
         momentum: Of the optimizer; `onecycle` moves it from 0.95 to 0.85 and back instead.
         weight_decay: Of the optimizer; not applied to biases and norms.
         clip_grad: Largest norm of the gradient; None leaves it.
@@ -58,6 +69,7 @@ class TrainConfig:
         std: What RGB is divided by then.
         amp: Whether to compute in bfloat16 where the device is fast at it.
         channels_last: Whether the classifier's tensors lie channels last in memory.
+        fold: Of the training split, left out of training; None trains on all of it.
         seed: Of weights, order, augmentation and Gumbel noise.
         workers: Threads that read samples.
         val_interval: Epochs between evaluations on the validation split.
@@ -67,17 +79,21 @@ class TrainConfig:
     policy: str = "straight-through"
     candidates: str | None = None
     model: str = "resnet18"
+    proposer: str = "crops"
+    position_prior: bool = False
     glimpse_size: int | None = None
     pad_glimpses: bool = False
     proposer_channels: tuple[int, ...] = (8, 16, 32)
     tau_start: float = 1.0
     tau_end: float = 0.5
     balance: float = 0.0
+    random_epochs: int = 0
     num_draws: int = 0
     epochs: int = 20
     batch_size: int = 64
     opt: str = "sgd"
     lr: float = 0.1
+    proposer_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_grad: float | None = None
@@ -92,6 +108,7 @@ class TrainConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     amp: bool = True
     channels_last: bool = True
+    fold: int | None = None
     seed: int = 42
     workers: int = min(os.cpu_count() or 1, 8)
     val_interval: int = 1
@@ -104,10 +121,17 @@ class TrainConfig:
         for option, value in (("--hflip", self.hflip), ("--smoothing", self.smoothing)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"{option} must be 0 to 1; got {value}.")
+        if self.fold is not None and self.fold not in range(FOLDS):
+            raise ConfigError(f"--fold must be 0 to {FOLDS - 1}; got {self.fold}.")
         if self.num_draws == 1:
             raise ConfigError(
                 "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
                 "the others; got 1. Use --num-draws 2."
+            )
+        if self.pad_glimpses and self.proposer == "map":
+            raise ConfigError(
+                "--pad-glimpses must go with a proposer that sees crops; got --proposer map. "
+                "Leave --pad-glimpses out."
             )
         if min(self.std) <= 0:
             raise ConfigError(f"--std must be above 0; got {self.std}.")
@@ -115,6 +139,7 @@ class TrainConfig:
     def _check_choices(self) -> None:
         for option, value, known in (
             ("--policy", self.policy, POLICIES),
+            ("--proposer", self.proposer, PROPOSERS),
             ("--sched", self.sched, SCHEDULES),
             ("--device", self.device, DEVICES),
         ):
@@ -128,10 +153,12 @@ class TrainConfig:
             ("--tau-start", self.tau_start, 1e-3),
             ("--tau-end", self.tau_end, 1e-3),
             ("--balance", self.balance, 0),
+            ("--random-epochs", self.random_epochs, 0),
             ("--num-draws", self.num_draws, 0),
             ("--epochs", self.epochs, 1),
             ("--batch-size", self.batch_size, 2),
             ("--lr", self.lr, 0),
+            ("--proposer-lr", self.proposer_lr, 0),
             ("--momentum", self.momentum, 0),
             ("--weight-decay", self.weight_decay, 0),
             ("--clip-grad", self.clip_grad, 1e-9),
@@ -150,7 +177,36 @@ class TrainConfig:
     @property
     def selects(self) -> bool:
         """Whether there is a proposer to train."""
-        return self.policy in SELECTING
+        return self.policy in (*SELECTING, DISTILLED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What a proposer is fitted with; the fields are those of `TrainConfig`.
+
+    Attributes:
+        proposer: What scores the crops.
+        position_prior: Whether each candidate has a learnt score of its own.
+        glimpse_size: Side of the glimpses, px; None takes those of the shards.
+        proposer_channels: Of the proposer's convolutions.
+        proposer_lr: Highest learning rate of AdamW.
+        epochs: Passes over the loss matrix.
+        batch_size: Images a step.
+        balance: Weight of the entropy of the batch's mean choice.
+        weight_decay: Of AdamW.
+        seed: Of weights, order and mirroring.
+    """
+
+    proposer: str = TrainConfig.proposer
+    position_prior: bool = TrainConfig.position_prior
+    glimpse_size: int | None = TrainConfig.glimpse_size
+    proposer_channels: tuple[int, ...] = TrainConfig.proposer_channels
+    proposer_lr: float = 0.005
+    epochs: int = 30
+    batch_size: int = 256
+    balance: float = TrainConfig.balance
+    weight_decay: float = 0.01
+    seed: int = TrainConfig.seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +218,15 @@ class RunPaths:
     """
 
     folder: Path
+
+    @property
+    def losses(self) -> Path:
+        """What classifiers that have not seen them lose on the crops of the training images."""
+        return self.folder / "losses.safetensors"
+
+    def fold(self, fold: int) -> "RunPaths":
+        """The run that leaves a fold of the training split out."""
+        return RunPaths(folder=self.folder / f"fold-{fold}")
 
     @property
     def record(self) -> Path:

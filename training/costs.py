@@ -7,7 +7,6 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.config import SELECTING
 from training.figures import Arm, Spread, best_arm
 from training.svg import NARROW_IN, colour_of, render, shown
 
@@ -64,7 +63,7 @@ def _points(arms: Sequence[Arm]) -> list[_Point]:
             colour_of(arm), False,
         ) for arm in arms
     ]  # fmt: skip
-    best = best_arm(arm for arm in arms if arm.policy in SELECTING)
+    best = best_arm(arm for arm in arms if arm.config.selects)
     if best is not None:
         points.append(_Point("oracle", _cost(best), best.top1_oracle, colour_of(best), True))
     # A classifier that has seen all crops alike has the fairest mean.

@@ -1,6 +1,7 @@
 """From shards to batches of tensors, in an order that can be taken up at any sample.
 
-Axes: B samples, K candidates, R resized candidates, C canvas px, H and W crop px, S glimpse px.
+Axes: B samples, K candidates, L that are looked at, R resized candidates, C canvas px, H and W crop
+px, S glimpse px.
 """
 
 from collections.abc import Collection, Iterator
@@ -29,14 +30,14 @@ class Batch(NamedTuple):
 
     Pixels are uint8, RGB, channels last as on disk, so that one crop is already in the memory
     format in which convolutions are fastest. There are either `crops_BKHWC`, or `canvases_BCC3`
-    and `resized_BRHWC`, from which `training.views.cut` makes the crops. `glimpses_BKSS` are gray
+    and `resized_BRHWC`, from which `training.views.cut` makes the crops. `glimpses_BLSS` are gray
     without padding, or None where no proposer looks. `indices_B` are positions in the split.
     """
 
     crops_BKHWC: Tensor | None
     canvases_BCC3: Tensor | None
     resized_BRHWC: Tensor | None
-    glimpses_BKSS: Tensor | None
+    glimpses_BLSS: Tensor | None
     labels_B: Tensor
     indices_B: Tensor
 
@@ -153,6 +154,7 @@ class TrainingBatches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        rows: Indices | None = None,
     ) -> None:
         """Begin with the first epoch.
 
@@ -162,6 +164,7 @@ class TrainingBatches:
             seed: Of the order.
             rank: This one.
             world_size: Ranks.
+            rows: Samples to train on, as indices; None takes all.
 
         Raises:
             ConfigError: If there are too few samples for one step.
@@ -169,10 +172,9 @@ class TrainingBatches:
         self._reader = reader
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
+        self._rows = np.arange(len(reader.reader)) if rows is None else rows
         self._epoch = self._num_seen = 0
-        self._steps = steps_per_epoch(
-            len(reader.reader), batch_size=batch_size, world_size=world_size
-        )
+        self._steps = steps_per_epoch(len(self._rows), batch_size=batch_size, world_size=world_size)
 
     def __len__(self) -> int:
         """Count the steps of a whole epoch."""
@@ -191,8 +193,11 @@ class TrainingBatches:
             yield batch
 
     def _rest(self) -> Indices:
+        return self._rows[self._places()]
+
+    def _places(self) -> Indices:
         return training_batches(
-            len(self._reader.reader),
+            len(self._rows),
             batch_size=self._batch_size,
             seed=self._seed,
             epoch=self._epoch,
@@ -212,10 +217,10 @@ class TrainingBatches:
             ConfigError: If there is no such place among the samples.
         """
         epoch, num_seen = state["epoch"], state["num_seen"]
-        if epoch < 0 or not 0 <= num_seen <= len(self._reader.reader):
+        if epoch < 0 or not 0 <= num_seen <= len(self._rows):
             raise ConfigError(
                 f"a training must go on among its samples; got epoch {epoch} and {num_seen} "
-                f"samples of {len(self._reader.reader)}. Use the state with the shards it is of."
+                f"samples of {len(self._rows)}. Use the state with the shards it is of."
             )
         self._epoch, self._num_seen = epoch, num_seen
 

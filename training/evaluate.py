@@ -4,7 +4,7 @@ At evaluation there is no noise: one crop is chosen by the best score, and the c
 on that crop alone. Axes: N samples of the split, B of a batch, K candidates, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.order import evaluation_batches
+from pipeline.order import Indices, evaluation_batches
 from training import views
 from training.checkpoint import check_fits, load_weights, read_meta
 from training.config import RunPaths
@@ -41,7 +41,7 @@ def evaluate_choice(
     model.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=process.device)
     autocast = uses_bfloat16(model.config, process.device)
-    for batch, crops in _batches(model, shards, process):
+    for batch, crops in _val_batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             predicted_B = _policy_prediction(model, batch, crops)
         counts[0] += (predicted_B == batch.labels_B).sum()
@@ -51,19 +51,41 @@ def evaluate_choice(
     return float(100 * hits / seen)
 
 
-def _batches(
+def _val_batches(
     model: SelectiveClassifier, shards: Shards, process: Process
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
     """Read this rank's share of the validation split, and view its crops."""
-    reader = batch_reader(model.config, shards, model, "val", process)
-    shares = evaluation_batches(
-        len(reader.reader),
+    pieces = evaluation_batches(
+        shards.manifest.num_samples("val"),
         batch_size=EVALUATION_BATCH,
         rank=process.rank,
         world_size=process.world_size,
     )
-    for batch in reader.batches(shares):
+    yield from crop_batches(model, shards, process, split="val", pieces=pieces)
+
+
+def crop_batches(
+    model: SelectiveClassifier,
+    shards: Shards,
+    process: Process,
+    *,
+    split: str,
+    pieces: Collection[Indices],
+) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
+    """Read samples in pieces, and view their crops, each `(B, H, W, 3)`."""
+    reader = batch_reader(model.config, shards, model, split, process)
+    for batch in reader.batches(pieces):
         yield batch, views.cut(batch, shards.plan, model.candidates)
+
+
+def batch_losses(
+    model: SelectiveClassifier, crops: tuple[Tensor, ...], labels_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Classify every crop: cross-entropy without smoothing `(B, K)`, and logits `(K, B, C)`."""
+    logits_KBC = _all_logits(model, crops)
+    labels_KB = labels_B.expand(len(crops), -1)
+    losses = F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none")
+    return losses.reshape(len(crops), -1).T, logits_KBC
 
 
 def _policy_prediction(
@@ -82,8 +104,8 @@ def _all_logits(model: SelectiveClassifier, crops: tuple[Tensor, ...]) -> Tensor
 
 def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
     """Give the choice over K: the proposer's, or that of a policy that does not look."""
-    if model.proposer is not None and batch.glimpses_BKSS is not None:
-        probabilities_BK: Tensor = model.proposer(batch.glimpses_BKSS).probabilities_BK
+    if model.proposer is not None and batch.glimpses_BLSS is not None:
+        probabilities_BK: Tensor = model.proposer(batch.glimpses_BLSS).probabilities_BK
         return probabilities_BK
     num_crops = len(model.candidates)
     if model.config.policy in ("whole", "centre"):
@@ -137,7 +159,7 @@ def evaluate_run(
     weights = paths.best if checkpoint == "best" else paths.last
     meta = read_meta(weights)
     record = load_record(paths.record)
-    shards = Shards.open(shards_path) if shards_path else _shards_of(record)
+    shards = shards_of(record, shards_path)
     check_fits(meta, shards.manifest, shards.folder)
     config = replace(
         meta.config,
@@ -158,8 +180,14 @@ def evaluate_run(
     return record, evaluation
 
 
-def _shards_of(record: RunRecord) -> Shards:
-    """Open the shards that a run was trained on, where it found them."""
+def shards_of(record: RunRecord, path: Path | None) -> Shards:
+    """Open the shards that are named, or those that a run was trained on, where it found them.
+
+    Raises:
+        CheckpointError: If they are no longer there.
+    """
+    if path:
+        return Shards.open(path)
     try:
         return Shards.open(Path(record.shards))
     except ConfigError as error:
@@ -181,16 +209,14 @@ def make_table(
     autocast = uses_bfloat16(model.config, process.device)
     num_samples, num_crops = shards.manifest.num_samples("val"), len(model.candidates)
     table = _empty_table(num_samples, num_crops, process.device)
-    for batch, crops in _batches(model, shards, process):
+    for batch, crops in _val_batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             probabilities_BK = _probabilities(model, batch)
-            logits_KBC = _all_logits(model, crops)
+            losses_BK, logits_KBC = batch_losses(model, crops, batch.labels_B)
         rows = batch.indices_B
-        labels_KB = batch.labels_B.expand(num_crops, -1)
-        losses = F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none")
         table.labels_N[rows] = batch.labels_B
         table.predicted_NK[rows] = logits_KBC.argmax(2).T
-        table.losses_NK[rows] = losses.reshape(num_crops, -1).T
+        table.losses_NK[rows] = losses_BK
         table.averaged_N[rows] = logits_KBC.softmax(2).mean(0).argmax(1)
         table.probabilities_NK[rows] = probabilities_BK.float()
         on_images(len(rows) * process.world_size)

@@ -136,11 +136,10 @@ class Arm:
         return self.evaluations[0].classifier_macs
 
     @property
-    def images_per_s(self) -> float:
-        """Median over all epochs of all runs, in training."""
-        return statistics.median(
-            epoch.images_per_s for run in self.runs for epoch in run.record.epochs
-        )
+    def images_per_s(self) -> float | None:
+        """Median over all epochs of all runs, in training; None where there was none."""
+        rates = [epoch.images_per_s for run in self.runs for epoch in run.record.epochs]
+        return statistics.median(rates) if rates else None
 
     @property
     def seconds(self) -> float:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.durable import write_file
-from pipeline.errors import DivergedError
+from pipeline.errors import ConfigError, DivergedError
 from training import views
-from training.config import RunPaths, TrainConfig
+from training.config import DISTILLED, TRAINED, RunPaths, TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
 from training.evaluate import OnImages, evaluate_choice, evaluate_table
@@ -30,8 +30,8 @@ REPORT_STEPS = 10  # steps between looks at the loss, each of which waits for th
 class Progress(NamedTuple):
     """Where a run is.
 
-    `stage` is `train`, `val` or `table`; `done` of `total` images, on all ranks. `loss` and
-    `top1` (%) are means over the epoch so far, None outside training.
+    `stage` is `train`, `val`, `table`, `losses` or `fit`; `done` of `total` images, on all ranks.
+    `loss` and `top1` (%) are means over the epoch so far, None outside training.
     """
 
     stage: str
@@ -62,15 +62,18 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
     noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
     tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
     crops = views.cut(batch, trainer.plan, trainer.model.candidates)
-    shown = views.augment(crops, batch.glimpses_BKSS, draws, trainer.counterparts)
+    shown = views.augment(
+        crops, batch.glimpses_BLSS, draws, trainer.counterparts, trainer.looked_counterparts
+    )
 
     with torch.autocast(device.type, torch.bfloat16, enabled=trainer.autocast):
         output: StepOutput = trainer.wrapped(
             shown.crops_BKHWC,
-            shown.glimpses_BKSS,
+            shown.glimpses_BLSS,
             batch.labels_B,
             noise_BMK.to(device, non_blocking=True),
             tau,
+            chooses=step >= config.random_epochs * trainer.steps,
         )
     output.loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_grad is not None:
@@ -115,6 +118,11 @@ def fit(
         CheckpointError: If the run to resume is another one.
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
     """
+    if config.policy == DISTILLED:
+        raise ConfigError(
+            f"a training must have one of the policies {', '.join(TRAINED)}; got {DISTILLED}, "
+            "which is fitted to a finished run. Use: srp-train distill RUN"
+        )
     started = time.monotonic()
     record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
     if record.evaluation is not None:

@@ -1,6 +1,7 @@
 """The proposer and the classifier, and one training loss for each policy.
 
-Axes: B samples, K candidates, M crops through the classifier, H and W px, C channels.
+Axes: B samples, K candidates, L that are looked at, M crops through the classifier, H and W px,
+C channels.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from pipeline.crops import CropPlan
 from pipeline.errors import ConfigError
 from training import selection, views
 from training.config import TrainConfig
-from training.proposer import Proposal, Proposer
+from training.proposer import Proposal, looked_at, make_proposer
 
 
 class StepOutput(NamedTuple):
@@ -50,39 +51,41 @@ class SelectiveClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.candidates = candidate_indices(config, plan)
+        self.looked_at = looked_at(config, plan, self.candidates)
         self.names = tuple(plan.names[k] for k in self.candidates)
         self.classifier = _classifier(config, num_classes, plan.crop_px)
         self.proposer = None
         if config.selects:
-            self.proposer = Proposer(
-                channels=config.proposer_channels,
-                glimpse_px=glimpse_px,
-                padded_px=plan.crop_px if config.pad_glimpses else glimpse_px,
-            )
+            self.proposer = make_proposer(config, plan, self.candidates, glimpse_px=glimpse_px)
 
     def forward(
         self,
         crops_BKHWC: Tensor,
-        glimpses_BKSS: Tensor | None,
+        glimpses_BLSS: Tensor | None,
         labels_B: Tensor,
         noise_BMK: Tensor,
         temperature: float,
+        *,
+        chooses: bool = True,
     ) -> StepOutput:
         """Compute one step's loss.
 
         Args:
             crops_BKHWC: Uint8, augmented.
-            glimpses_BKSS: Uint8, for policies that select.
+            glimpses_BLSS: Uint8, for policies that select.
             labels_B: Int64.
             noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
             temperature: Of the Gumbel-Softmax.
+            chooses: Whether the proposer is listened to; see `TrainConfig.random_epochs`.
         """
-        if self.proposer is None or glimpses_BKSS is None:
+        if self.proposer is None or glimpses_BLSS is None:
             chosen_B = self.fixed_choice(noise_BMK[:, 0])
             images = selection.take(crops_BKHWC, chosen_B)
             losses_B, hits_B = self._classify(images, labels_B)
             return StepOutput(losses_B.mean(), losses_B, hits_B)
-        proposal = self.proposer(glimpses_BKSS)
+        proposal = self.proposer(glimpses_BLSS)
+        if not chooses:
+            proposal = proposal.without_preference()
         if self.config.policy == "expected":
             output = self._expected(crops_BKHWC, labels_B, noise_BMK, proposal)
         else:

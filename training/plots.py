@@ -71,7 +71,7 @@ def _draw_curves(axes: Axes, arm: Arm, style: _Style) -> None:
                  if epoch.val_top1 is not None]  # fmt: skip
         for epoch, top1 in known:
             by_epoch.setdefault(epoch, []).append(top1)
-        if len(arm.runs) > 1:
+        if len(arm.runs) > 1 and known:
             axes.plot(*zip(*known, strict=True), color=style.colour, alpha=0.35, linewidth=0.8)
     epochs = sorted(by_epoch)
     means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]

@@ -8,7 +8,12 @@ from training.loop import OnEpoch, OnProgress, Progress
 from training.records import EpochRecord
 from training.study import Run
 
-STAGES = {"val": "validating", "table": "scoring every crop"}
+STAGES = {
+    "val": "validating",
+    "table": "scoring every crop",
+    "losses": "scoring what was left out",
+    "fit": "fitting the proposer",
+}
 
 
 def run_reporters(bars: Bars | None, epochs: int) -> tuple[OnProgress, OnEpoch]:

@@ -1,6 +1,7 @@
 """From glimpses to one score per crop.
 
-Axes: B samples, K candidates, S glimpse px.
+Axes: B samples, K candidates, L glimpses that are looked at, S glimpse px, F features, M and N rows
+and columns of a map.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.crops import FULL, CropPlan
 from pipeline.errors import ConfigError
+from training.config import TrainConfig
+
+CONTEXT = 32  # features of a glimpse that is compared with the others
 
 
 class Proposal(NamedTuple):
@@ -22,8 +27,44 @@ class Proposal(NamedTuple):
     probabilities_BK: Tensor
     chosen_B: Tensor
 
+    @classmethod
+    def of(cls, scores_BK: Tensor) -> "Proposal":
+        """Choose by these scores."""
+        return cls(scores_BK, scores_BK.softmax(1), scores_BK.argmax(1))
+
+    def without_preference(self) -> "Proposal":
+        """Count all crops as equally good; the gradient is zero, but there for all weights."""
+        return Proposal.of(0 * self.scores_BK)
+
 
 class Proposer(nn.Module):
+    """Scores the candidates of a sample by its glimpses."""
+
+    def __init__(self, *, num_held: int, candidates: tuple[int, ...], has_prior: bool) -> None:
+        """Begin without a preference for any place.
+
+        Args:
+            num_held: Candidates in the shards.
+            candidates: Indices of those to score.
+            has_prior: Whether each candidate has a learnt score of its own, whatever it shows.
+        """
+        super().__init__()
+        self._candidates = list(candidates)
+        self.prior = nn.Parameter(torch.zeros(num_held)) if has_prior else None
+
+    def forward(self, glimpses_BLSS: Tensor) -> Proposal:
+        """Score K candidates by L glimpses a sample, uint8 gray."""
+        scores_BK = self.score_glimpses(glimpses_BLSS.float() / 255)
+        if self.prior is not None:
+            scores_BK = scores_BK + self.prior[self._candidates]
+        return Proposal.of(scores_BK)
+
+    def score_glimpses(self, gray_BLSS: Tensor) -> Tensor:
+        """Score gray glimpses in 0 to 1, float32 `(B, K)`, without a preference for places."""
+        raise NotImplementedError
+
+
+class CropProposer(Proposer):
     """Convolutions of stride 2 over one gray glimpse, then one linear score.
 
     All crops share the weights, so the score of a crop depends on its glimpse alone.
@@ -32,7 +73,9 @@ class Proposer(nn.Module):
     three times, channels 1-8-16-32, flatten, one linear score per crop.
     """
 
-    def __init__(self, *, channels: tuple[int, ...], glimpse_px: int, padded_px: int) -> None:
+    def __init__(
+        self, *, channels: tuple[int, ...], glimpse_px: int, padded_px: int, **places: object
+    ) -> None:
         """Build it for one size of glimpses.
 
         Args:
@@ -40,34 +83,177 @@ class Proposer(nn.Module):
             glimpse_px: Side S of the glimpses that `forward` gets, px.
             padded_px: Side that they are padded to with zeros before the first convolution;
                 `glimpse_px` pads nothing.
+            places: For `Proposer`.
 
         Raises:
             ConfigError: If a convolution would have no room.
         """
-        super().__init__()
+        super().__init__(**places)  # type: ignore[arg-type]
         self._padding = padded_px - glimpse_px
-        layers: list[nn.Module] = []
-        side, previous = padded_px, 1
-        for width in channels:
-            layers += [nn.Conv2d(previous, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU6()]
-            side, previous = (side - 3) // 2 + 1, width
+        side = padded_px
+        for _ in channels:
+            side = (side - 3) // 2 + 1
         if side < 1:
             raise ConfigError(
                 f"a glimpse must be large enough for the proposer; got --glimpse-size "
                 f"{glimpse_px} px for {len(channels)} convolutions of stride 2. "
                 f"Use at least {2 ** (len(channels) + 1) - 1} px, or fewer --proposer-channels."
             )
-        self.features = nn.Sequential(*layers)
-        self.score = nn.Linear(previous * side * side, 1)
+        self.features = _convolutions(channels, strides=(2,) * len(channels), padding=0)
+        self.score = self.make_score(channels[-1] * side * side)
 
-    def forward(self, glimpses_BKSS: Tensor) -> Proposal:
-        """Score K glimpses a sample, uint8 gray."""
-        num_samples, num_crops, side, _ = glimpses_BKSS.shape
-        gray = glimpses_BKSS.reshape(-1, 1, side, side).float() / 255
+    def make_score(self, num_features: int) -> nn.Module:
+        """Make what turns features `(B, K, F)` to scores `(B, K, 1)`."""
+        return nn.Linear(num_features, 1)
+
+    def score_glimpses(self, gray_BLSS: Tensor) -> Tensor:
+        """Score each glimpse by itself."""
+        gray = gray_BLSS.flatten(0, 1)[:, None]
         gray = F.pad(gray, (0, self._padding, 0, self._padding))
-        features = self.features(gray).flatten(1)
+        features_BKF = self.features(gray).flatten(1).unflatten(0, gray_BLSS.shape[:2])
         # In bfloat16 near scores become equal ones, and argmax would favour the first crop.
         with torch.autocast(gray.device.type, enabled=False):
-            scores = self.score(features.float())
-        scores_BK = scores.reshape(num_samples, num_crops)
-        return Proposal(scores_BK, scores_BK.softmax(1), scores_BK.argmax(1))
+            scores_BK: Tensor = self.score(features_BKF.float())[..., 0]
+        return scores_BK
+
+
+class JointProposer(CropProposer):
+    """The same convolutions, but each glimpse is scored beside the mean of all.
+
+    So a crop can win by differing from the others. The order of the crops does not matter.
+
+    Source: Zaheer et al. 2017, Deep Sets, eq. 4.
+    """
+
+    def make_score(self, num_features: int) -> nn.Module:
+        """Compare with the mean before scoring."""
+        return _Compare(num_features)
+
+
+class _Compare(nn.Module):
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(num_features, CONTEXT)
+        self.mean = nn.Linear(num_features, CONTEXT, bias=False)
+        self.score = nn.Linear(CONTEXT, 1)
+
+    def forward(self, features_BKF: Tensor) -> Tensor:
+        compared = self.own(features_BKF) + self.mean(features_BKF.mean(1, keepdim=True))
+        scores: Tensor = self.score(compared.relu())
+        return scores
+
+
+class MapProposer(Proposer):
+    """A saliency map of the whole canvas, averaged over each candidate's box.
+
+    It reads one glimpse, that of the whole canvas, and knows no candidate: one map serves any.
+
+    Source: the map is after Yohanandan et al. 2018, Saliency Preservation in Low-Resolution
+    Grayscale Images, though learnt from labels alone.
+    """
+
+    def __init__(
+        self, *, channels: tuple[int, ...], boxes: tuple[tuple[float, ...], ...], **places: object
+    ) -> None:
+        """Build it for some candidates.
+
+        Args:
+            channels: Of each convolution's output; the first two halve the map's sides.
+            boxes: Of the K candidates, as fractions of the canvas, x0, y0, x1, y1.
+            places: For `Proposer`.
+        """
+        super().__init__(**places)  # type: ignore[arg-type]
+        strides = tuple(2 if layer < 2 else 1 for layer in range(len(channels)))
+        self.features = _convolutions(channels, strides=strides, padding=1)
+        self.score = nn.Conv2d(channels[-1], 1, 1)
+        self.register_buffer("boxes_K4", torch.tensor(boxes), persistent=False)
+
+    def saliency(self, gray_BSS: Tensor) -> Tensor:
+        """Map how much each place is worth looking at, float32 `(B, M, N)`, in logits."""
+        features = self.features(gray_BSS[:, None])
+        with torch.autocast(gray_BSS.device.type, enabled=False):
+            saliency: Tensor = self.score(features.float())[:, 0]
+        return saliency
+
+    def score_glimpses(self, gray_BLSS: Tensor) -> Tensor:
+        """Average the map of the one glimpse over the boxes."""
+        saliency_BMN = self.saliency(gray_BLSS[:, 0])
+        with torch.autocast(gray_BLSS.device.type, enabled=False):
+            return mean_over_boxes(saliency_BMN, self.boxes_K4)  # type: ignore[arg-type]
+
+
+def mean_over_boxes(map_BMN: Tensor, boxes_K4: Tensor) -> Tensor:
+    """Average a map over boxes, cells that a box covers in part by the part, `(B, K)`.
+
+    It is what an integral image gives, whose corners are interpolated.
+
+    Args:
+        map_BMN: Float32.
+        boxes_K4: As fractions of the map, x0, y0, x1, y1; not empty.
+    """
+    rows_KM = _covered(boxes_K4[:, 1], boxes_K4[:, 3], map_BMN.shape[1])
+    columns_KN = _covered(boxes_K4[:, 0], boxes_K4[:, 2], map_BMN.shape[2])
+    return torch.einsum("bmn,km,kn->bk", map_BMN, rows_KM, columns_KN)
+
+
+def _covered(first_K: Tensor, last_K: Tensor, count: int) -> Tensor:
+    """Give the share that each of `count` cells has of the stretches, rows that sum to 1."""
+    edges = torch.arange(count + 1, device=first_K.device) / count
+    ends_K1 = torch.minimum(last_K[:, None], edges[1:])
+    starts_K1 = torch.maximum(first_K[:, None], edges[:-1])
+    return (ends_K1 - starts_K1).clamp_min(0) / (last_K - first_K)[:, None]
+
+
+def _convolutions(
+    channels: tuple[int, ...], *, strides: tuple[int, ...], padding: int
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    previous = 1
+    for width, stride in zip(channels, strides, strict=True):
+        convolution = nn.Conv2d(previous, width, 3, stride=stride, padding=padding)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU6()]
+        previous = width
+    return nn.Sequential(*layers)
+
+
+def looked_at(config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """Find the candidates whose glimpses a run's proposer reads, none where there is no proposer.
+
+    Raises:
+        ConfigError: If the map's glimpse is not in the shards.
+    """
+    if not config.selects:
+        return ()
+    if config.proposer != "map":
+        return candidates
+    if FULL not in plan.names:
+        raise ConfigError(
+            f"--proposer map looks at the glimpse of the whole canvas, {FULL!r}; got shards with "
+            f"{', '.join(plan.names)}. Build shards with --candidates full+five."
+        )
+    return (plan.names.index(FULL),)
+
+
+def make_proposer(
+    config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...], *, glimpse_px: int
+) -> Proposer:
+    """Build the proposer that `--proposer` names.
+
+    Raises:
+        ConfigError: If glimpses are too small for it.
+    """
+    places = {
+        "num_held": len(plan),
+        "candidates": candidates,
+        "has_prior": config.position_prior,
+    }
+    if config.proposer == "map":
+        boxes = tuple(plan.normalised()[k] for k in candidates)
+        return MapProposer(channels=config.proposer_channels, boxes=boxes, **places)
+    kind = {"crops": CropProposer, "joint": JointProposer}[config.proposer]
+    return kind(
+        channels=config.proposer_channels,
+        glimpse_px=glimpse_px,
+        padded_px=plan.crop_px if config.pad_glimpses else glimpse_px,
+        **places,
+    )

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.durable import write_file
-from pipeline.errors import CheckpointError, ConfigError
-from training.config import RunPaths
+from pipeline.errors import ConfigError
 from training.data import Shards
-from training.figures import Run, Spread
+from training.figures import Spread
 from training.page import Page, make_page
-from training.records import RunRecord, load_record
-from training.table import Table
+from training.runs import read_runs
 
 TEMPLATE = "report.html.j2"
 
@@ -36,56 +33,18 @@ def write_report(
         ConfigError: If there is no finished run, or runs are on different data.
         CheckpointError: If a record or a table is damaged.
     """
-    records = _read_records(folder)
-    runs = [
-        Run(record=record, evaluation=record.evaluation, table=_read_table(run_folder))
-        for run_folder, record in records.items()
-        if record.evaluation is not None
-    ]
+    runs, unfinished = read_runs(folder)
     if not runs:
         raise ConfigError(
-            f"a report needs a finished run; got {len(records)} unfinished in {folder}. "
+            f"a report needs a finished run; got {len(unfinished)} unfinished in {folder}. "
             "Go on with the same command and --resume."
         )
-    unfinished = tuple(record for record in records.values() if record.evaluation is None)
     opened = None if shards is None else Shards.open(shards)
     path = out or folder / "report.html"
     page = make_page(runs, unfinished=unfinished, shards=opened, data_note=data_note)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, render_page(page).encode())
     return path
-
-
-def _read_records(folder: Path) -> dict[Path, RunRecord]:
-    """Read the record of every run in a folder, all of which must be on the same data."""
-    records = {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
-    if not records:
-        raise ConfigError(
-            f"a report needs runs; got none in {folder}"
-            f"{'' if folder.is_dir() else ', which does not exist'}. "
-            f"Train some: srp-train from SHARDS --output {folder}"
-        )
-    by_data = {record.data.fingerprint: path.name for path, record in records.items()}
-    if len(by_data) > 1:
-        raise ConfigError(
-            f"runs must be on the same shards to be compared; got {len(by_data)} data sets in "
-            f"{folder}, such as those of {' and '.join(sorted(by_data.values())[:2])}. "
-            "Move the runs on other shards to another folder."
-        )
-    return records
-
-
-def _read_table(run_folder: Path) -> Table | None:
-    path = RunPaths(folder=run_folder).table
-    try:
-        return Table.load(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"a run's table must be whole; got {type(error).__name__}: {error} in {path}. "
-            f"Delete it, or train {run_folder.name} again."
-        ) from error
 
 
 def render_page(page: Page) -> str:

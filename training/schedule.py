@@ -25,7 +25,10 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: i
     if config.sched == "onecycle":
         has_momentum = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
         return OneCycleLR(
-            optimizer, max_lr=config.lr, total_steps=total, cycle_momentum=has_momentum
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=total,
+            cycle_momentum=has_momentum,
         )
     warmup = config.warmup_epochs * steps_per_epoch
     main: LRScheduler

@@ -150,7 +150,7 @@ def count_macs(model: SelectiveClassifier, *, glimpse_px: int, crop_px: int) -> 
     proposer = 0
     with torch.inference_mode():
         if model.proposer is not None:
-            shape = (1, len(model.candidates), glimpse_px, glimpse_px)
+            shape = (1, len(model.looked_at), glimpse_px, glimpse_px)
             looked = torch.zeros(shape, dtype=torch.uint8, device=device)
             proposer = _flops(lambda: model.proposer(looked)) // 2  # type: ignore[misc]
         crop = torch.zeros((1, crop_px, crop_px, 3), device=device)

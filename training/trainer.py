@@ -1,9 +1,11 @@
 """Everything that one run holds in memory, built from its config and its shards."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline.crops import CropPlan
 from pipeline.errors import ConfigError
 from pipeline.fill import Content
-from training.config import TrainConfig
+from pipeline.order import Indices
+from training.config import FOLDS, TrainConfig
 from training.data import BatchReader, Shards, TrainingBatches
 from training.distributed import Process, parallel
 from training.model import SelectiveClassifier
@@ -33,6 +36,7 @@ class Trainer:
         batches: Of the training split, on the process's device.
         plan: The candidates that the shards hold.
         counterparts: Where each candidate lies in a mirrored image.
+        looked_counterparts: The same of those that are looked at.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
     """
@@ -46,6 +50,7 @@ class Trainer:
     batches: TrainingBatches
     plan: CropPlan
     counterparts: tuple[int, ...]
+    looked_counterparts: tuple[int, ...]
     steps: int
     autocast: bool
 
@@ -64,12 +69,14 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
+    reader = batch_reader(config, shards, model, "train", process)
     batches = TrainingBatches(
-        batch_reader(config, shards, model, "train", process),
+        reader,
         batch_size=config.batch_size,
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,
+        rows=training_rows(len(reader.reader), config.fold),
     )
     return Trainer(
         config=config,
@@ -81,9 +88,16 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
         batches=batches,
         plan=shards.plan,
         counterparts=mirrored_candidates(shards.plan, model.candidates),
+        looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )
+
+
+def training_rows(num_samples: int, fold: int | None) -> Indices:
+    """List the samples to train on: all, or those outside of a fold."""
+    rows = np.arange(num_samples)
+    return rows if fold is None else rows[rows % FOLDS != fold]
 
 
 def build_model(config: TrainConfig, shards: Shards, process: Process) -> SelectiveClassifier:
@@ -104,6 +118,7 @@ def batch_reader(
     """Open one split for what the model looks at."""
     content = Content(
         candidates=model.candidates,
+        looked_at=model.looked_at,
         glimpse_px=glimpse_side(config, shards) if config.selects else None,
         crops=shards.manifest.spec.layout != "canvas",
         compiled=process.device.type == "cuda",  # where reading has to keep up
@@ -138,7 +153,21 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def _parameters(
+    model: SelectiveClassifier, config: TrainConfig
+) -> nn.Module | list[dict[str, Any]]:
+    """Give the optimizer the whole model, or groups where the proposer has its own rate."""
+    if model.proposer is None or config.proposer_lr is None:
+        return model
+    rates = {model.classifier: config.lr, model.proposer: config.proposer_lr}
+    return [
+        {**group, "lr": rate}
+        for part, rate in rates.items()
+        for group in param_groups_weight_decay(part, config.weight_decay)
+    ]
+
+
+def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimizer:
     if config.opt not in list_optimizers():
         raise ConfigError(
             f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
@@ -146,7 +175,7 @@ def _make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         )
     try:
         optimizer: Optimizer = create_optimizer_v2(
-            model,
+            _parameters(model, config),
             opt=config.opt,
             lr=config.lr,
             weight_decay=config.weight_decay,

@@ -1,6 +1,6 @@
 """What is done to a batch on the device: mirroring, shifting, normalising.
 
-Axes: B samples, K candidates, H and W px, C = 3 channels, S glimpse px.
+Axes: B samples, K candidates, L that are looked at, H and W px, C = 3 channels, S glimpse px.
 """
 
 from typing import NamedTuple
@@ -69,29 +69,31 @@ class Views(NamedTuple):
     """What the model is shown of B samples, all of it uint8; see `Batch`."""
 
     crops_BKHWC: Tensor
-    glimpses_BKSS: Tensor | None
+    glimpses_BLSS: Tensor | None
 
 
 def augment(
     crops: tuple[Tensor, ...],
-    glimpses_BKSS: Tensor | None,
+    glimpses_BLSS: Tensor | None,
     draws: Draws,
     counterparts: tuple[int, ...],
+    looked_counterparts: tuple[int, ...],
 ) -> Views:
     """Mirror and shift one batch as its draws say.
 
     Args:
         crops: From `cut`; not changed.
-        glimpses_BKSS: Or None; not changed.
+        glimpses_BLSS: Or None; not changed.
         draws: On the CPU.
-        counterparts: From `mirrored_candidates`.
+        counterparts: From `mirrored_candidates`, of the crops.
+        looked_counterparts: The same of the glimpses.
     """
     crops_BKHWC = torch.stack(crops, 1)
     rows = draws.flips_B.nonzero()[:, 0].to(crops_BKHWC.device, non_blocking=True)
     crops_BKHWC = mirror(crops_BKHWC, rows, counterparts)
-    if glimpses_BKSS is not None:
-        glimpses_BKSS = mirror(glimpses_BKSS.clone(), rows, counterparts)
-    return Views(shift(crops_BKHWC, draws.shifts_B2), glimpses_BKSS)
+    if glimpses_BLSS is not None:
+        glimpses_BLSS = mirror(glimpses_BLSS.clone(), rows, looked_counterparts)
+    return Views(shift(crops_BKHWC, draws.shifts_B2), glimpses_BLSS)
 
 
 def mirror(images: Tensor, rows: Tensor, counterparts: tuple[int, ...]) -> Tensor:

@@ -37,9 +37,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=task.batch_size,
-        num_workers=task.workers,
-        persistent_workers=True,
-        prefetch_factor=2,
+        **task.processes(),
         collate_fn=Collate(boxes=task.boxes if task.mode == "crops" else ()),
     )
 

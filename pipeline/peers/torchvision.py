@@ -71,9 +71,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
         ),
         batch_size=task.batch_size,
         shuffle=True,
-        num_workers=task.workers,
-        persistent_workers=True,
-        prefetch_factor=2,
+        **task.processes(),
         collate_fn=Collate(),
     )
 

@@ -72,6 +72,10 @@ class Task:
         """Write it on one line."""
         return json.dumps(asdict(self))
 
+    def processes(self) -> dict[str, Any]:
+        """Give what PyTorch's DataLoader and its kin are told of processes, which stay."""
+        return {"num_workers": self.workers, "persistent_workers": True, "prefetch_factor": 2}
+
 
 def task_from_json(text: str) -> Task:
     """Read what `to_json` wrote."""

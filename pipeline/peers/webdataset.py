@@ -50,9 +50,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
     loader = webdataset.WebLoader(
         dataset,
         batch_size=None,
-        num_workers=task.workers,
-        persistent_workers=True,
-        prefetch_factor=2,
+        **task.processes(),
     )
 
     def epoch() -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import crops
+from pipeline.config import CANDIDATE_SETS
 from pipeline.crops import Box, CropPlan, plan_crops
 from pipeline.decode import PillowDecoder, Views, ViewSpec
 from pipeline.errors import ConfigError
@@ -101,6 +102,56 @@ def test_the_five_boxes_are_the_corners_and_the_centre_in_torchvisions_order() -
     assert plan.normalised()[4] == (56 / 336, 56 / 336, 280 / 336, 280 / 336)
 
 
+def test_strips_are_the_thirds_of_both_axes_resized_to_the_crop() -> None:
+    plan = plan_crops("strips", canvas_px=100, crop_px=60)
+    left, middle, right, upper, level, lower = plan.boxes
+    assert (left, middle, right) == (Box(0, 0, 33, 100), Box(33, 0, 67, 100), Box(67, 0, 100, 100))
+    assert (upper, level, lower) == (Box(0, 0, 100, 33), Box(0, 33, 100, 67), Box(0, 67, 100, 100))
+    assert plan.resized == tuple(range(6))
+    canvas = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    resized = crops.resized_crops(canvas, plan)
+    for box, crop_CHW in zip(plan.boxes, resized, strict=True):
+        picture = Image.fromarray(canvas).crop(box).resize((60, 60), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(crop_CHW, np.asarray(picture).transpose(2, 0, 1))
+
+
+def test_the_grid_holds_the_five_and_what_lies_between() -> None:
+    five = plan_crops("five", canvas_px=75, crop_px=60)
+    grid = plan_crops("grid3", canvas_px=75, crop_px=60)
+    assert [grid.boxes[k] for k in grid.indices("five")] == list(five.boxes)
+    assert (len(grid), grid.resized) == (9, ())
+    assert sorted({(box.x0, box.y0) for box in grid.boxes}) == [
+        (x, y) for x in (0, 8, 15) for y in (0, 8, 15)
+    ]
+
+
+@given(
+    candidates=st.sampled_from(CANDIDATE_SETS),
+    canvas_px=st.integers(3, 60),
+    data=st.data(),
+)
+def test_every_candidate_lies_on_the_canvas_and_has_a_name_of_its_own(
+    candidates: str, canvas_px: int, data: st.DataObject
+) -> None:
+    crop_px = data.draw(st.integers(1, canvas_px))
+    plan = plan_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
+    assert len(set(plan.names)) == len(plan.names) == len(plan.boxes)
+    assert ("full" in plan.names[:1]) == candidates.startswith("full+")
+    for box in plan.boxes:
+        assert 0 <= box.x0 < box.x1 <= canvas_px
+        assert 0 <= box.y0 < box.y1 <= canvas_px
+    canvas = np.random.default_rng(0).integers(0, 256, (canvas_px, canvas_px, 3), np.uint8)
+    originals, _ = cut(canvas, plan, glimpse_px=crop_px)
+    small = crops.canvas_glimpses(canvas, crops.resized_crops(canvas, plan), plan, crop_px)
+    assert originals.shape == (len(plan), 3, crop_px, crop_px)
+    np.testing.assert_array_equal(small, crops.glimpses(list(originals), crop_px))
+
+
+def test_a_canvas_without_room_for_three_strips_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"room for three strips; got --canvas-size 2 px"):
+        plan_crops("full+strips", canvas_px=2, crop_px=2)
+
+
 def test_glimpses_are_padded_with_zeros_right_and_below() -> None:
     padded = crops.pad_glimpses(np.full((2, 1, 3, 3), 9, np.uint8), 5)
     assert padded.shape == (2, 1, 5, 5)
@@ -136,5 +187,5 @@ def test_a_crop_larger_than_the_canvas_is_refused_by_its_option() -> None:
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"one of five, full\+five; got 'six'"):
+    with pytest.raises(ConfigError, match=r"one of five, strips, grid3, .*; got 'six'"):
         plan_crops("six", canvas_px=10, crop_px=5)

@@ -33,7 +33,7 @@ from pipeline.dali import (
 )
 
 HAS_GPU = GetCUDADeviceCount() > 0
-CANDIDATES = ("five", "full+five")
+CANDIDATES = ("five", "full+five", "strips", "full+grid3")
 NO_GPU = "--device gpu needs an NVIDIA GPU and its driver; got none. Use --device cpu."
 
 

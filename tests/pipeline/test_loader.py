@@ -63,14 +63,37 @@ def test_batches_hold_the_samples_of_the_reader(
             np.testing.assert_array_equal(crops_KHWC.transpose(0, 3, 1, 2), sample.originals)
             assert batch.labels_B[row] == sample.label
             if glimpse_px is None:
-                assert batch.arrays.glimpses_BKSS is None
+                assert batch.arrays.glimpses_BLSS is None
             else:
                 expected = sample.small_glimpses
                 if glimpse_px != 32:
                     expected = glimpses(sample.crops, glimpse_px)
-                np.testing.assert_array_equal(batch.arrays.glimpses_BKSS[row], expected[:, 0])
+                np.testing.assert_array_equal(batch.arrays.glimpses_BLSS[row], expected[:, 0])
             rows += 1
     assert rows == 18
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("crops", [False, True])
+@pytest.mark.parametrize("glimpse_px", [32, 13])
+def test_glimpses_may_be_those_of_other_candidates(
+    canvas_shards: Path, zstd_shards: Path, compiled: bool, crops: bool, glimpse_px: int
+) -> None:
+    reader = open_reader(canvas_shards)
+    for folder in (canvas_shards, zstd_shards):
+        loader = open_loader(
+            folder, compiled=compiled, crops=crops, candidates=(3, 1), looked_at=(0, 4, 1),
+            glimpse_px=glimpse_px,
+        )  # fmt: skip
+        for batch in loader.batches(PIECES):
+            for row, index in enumerate(batch.indices_B.tolist()):
+                sample = reader.read(index)
+                looked = glimpses([sample.crops[k] for k in (0, 4, 1)], glimpse_px)
+                np.testing.assert_array_equal(batch.arrays.glimpses_BLSS[row], looked[:, 0])
+                if crops:
+                    crops_KHWC = batch.arrays.crops_BKHWC[row]
+                    expected = np.stack([sample.crops[k].transpose(1, 2, 0) for k in (3, 1)])
+                    np.testing.assert_array_equal(crops_KHWC, expected)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

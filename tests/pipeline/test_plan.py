@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codecs import Codec
-from pipeline.config import CODECS, LAYOUTS
+from pipeline.config import CANDIDATE_SETS, CODECS, LAYOUTS
 from pipeline.crops import plan_crops
 from pipeline.plan import SourceImage, assign_keys, plan_shards, samples_per_shard, select
 from pipeline.schema import member_suffixes
@@ -112,7 +112,7 @@ def test_another_seed_gives_another_order() -> None:
 @given(
     canvas_px=st.integers(8, 400),
     layout=st.sampled_from(["tensors", "canvas"]),
-    candidates=st.sampled_from(["five", "full+five"]),
+    candidates=st.sampled_from(CANDIDATE_SETS),
     shard_mib=st.integers(1, 4),
 )
 def test_a_shard_keeps_below_its_size(

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline import crops, schema
 from pipeline.codecs import Codec
-from pipeline.crops import CropPlan, plan_crops
+from pipeline.config import CANDIDATE_SETS
+from pipeline.crops import CropPlan, candidate_names, plan_crops
 from pipeline.errors import VerificationError
 from pipeline.schema import Sample, SampleMeta, ShardSpec
 
@@ -42,11 +43,11 @@ def decode(layout: str, members: dict[str, bytes], plan: CropPlan, **options: An
     return schema.decode_sample("c/key", members, plan=plan, layout=layout, **(fixed | options))
 
 
-@pytest.mark.parametrize("candidates", ["five", "full+five"])
+@pytest.mark.parametrize("candidates", CANDIDATE_SETS)
 def test_both_layouts_hold_the_same_sample(candidates: str) -> None:
     tensors = decode("tensors", *encode("tensors", candidates))
     canvas = decode("canvas", *encode("canvas", candidates))
-    num_candidates = 5 + (candidates == "full+five")
+    num_candidates = len(candidate_names(candidates))
     assert tensors.originals.shape == (num_candidates, 3, 7, 7)
     assert tensors.glimpses.shape == (num_candidates, 1, 7, 7)
     np.testing.assert_array_equal(tensors.originals, canvas.originals)
@@ -61,7 +62,7 @@ CODED = [Codec("zstd"), Codec("png"), Codec("webp"), Codec("jpeg", 95, "4:4:4")]
 
 
 @pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
-@pytest.mark.parametrize("candidates", ["five", "full+five"])
+@pytest.mark.parametrize("candidates", CANDIDATE_SETS)
 def test_every_codec_holds_the_same_sample(codec: Codec, candidates: str) -> None:
     raw = decode("canvas", *encode("canvas", candidates))
     members, plan = encode("canvas", candidates, codec)

@@ -17,7 +17,7 @@ from training.config import (
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("policy", "best", "--policy must be one of blend, straight-through, expected, whole,"),
+        ("policy", "best", "--policy must be one of blend, straight-through, expected, distilled,"),
         ("sched", "linear", "--sched must be one of onecycle, cosine, step; got 'linear'."),
         ("device", "tpu", "--device must be one of auto, cpu, cuda; got 'tpu'."),
         ("glimpse_size", 0, "--glimpse-size must be at least 1; got 0."),
@@ -57,7 +57,10 @@ def test_a_config_of_another_version_is_refused_with_the_field_it_lacks_a_name_f
 
 
 def test_exactly_the_policies_with_a_proposer_select() -> None:
-    assert {policy for policy in POLICIES if TrainConfig(policy=policy).selects} == set(SELECTING)
+    assert {policy for policy in POLICIES if TrainConfig(policy=policy).selects} == {
+        *SELECTING,
+        "distilled",
+    }
 
 
 def test_every_file_of_a_run_lies_in_its_folder(tmp_path: Any) -> None:

@@ -45,20 +45,20 @@ def test_a_batch_holds_what_the_samples_hold(layout: str, request: pytest.Fixtur
     shards = Shards.open(request.getfixturevalue(layout))
     indices = np.array([4, 0, 11])
     (batch,) = batch_reader(shards, "val").batches([indices])
-    assert batch.glimpses_BKSS is not None
+    assert batch.glimpses_BLSS is not None
     for row, index in enumerate(indices):
         sample = shards.reader("val").read(index)
         crops_KCHW = batch.crops_BKHWC[row].permute(0, 3, 1, 2).numpy()
         assert np.array_equal(crops_KCHW, sample.originals)
-        assert np.array_equal(batch.glimpses_BKSS[row].numpy(), sample.small_glimpses[:, 0])
+        assert np.array_equal(batch.glimpses_BLSS[row].numpy(), sample.small_glimpses[:, 0])
         assert batch.labels_B[row] == sample.label
     assert batch.indices_B.tolist() == indices.tolist()
 
 
 def test_no_glimpse_is_read_where_no_proposer_looks(opened: Shards) -> None:
     (batch,) = batch_reader(opened, glimpse_px=None).batches(np.array([[0]]))
-    assert batch.glimpses_BKSS is None
-    assert batch.to(CPU).glimpses_BKSS is None
+    assert batch.glimpses_BLSS is None
+    assert batch.to(CPU).glimpses_BLSS is None
 
 
 def test_each_pass_is_an_epoch_in_another_order(opened: Shards) -> None:

@@ -50,7 +50,7 @@ def test_a_table_equals_one_image_and_one_crop_at_a_time(
             assert batch.crops_BKHWC is not None
             logits_KC = torch.cat([model.logits(crop) for crop in batch.crops_BKHWC.unbind(1)])
             losses_K = F.cross_entropy(logits_KC, batch.labels_B.expand(6), reduction="none")
-            chances = model.proposer(batch.glimpses_BKSS).probabilities_BK[0]
+            chances = model.proposer(batch.glimpses_BLSS).probabilities_BK[0]
             assert table.labels_N[index] == batch.labels_B[0]
             assert torch.equal(table.predicted_NK[index], logits_KC.argmax(1))
             assert table.averaged_N[index] == logits_KC.softmax(1).mean(0).argmax()

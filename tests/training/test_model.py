@@ -7,17 +7,20 @@ from torch import Tensor, nn
 
 from pipeline.crops import plan_crops
 from pipeline.errors import ConfigError
-from training.config import POLICIES, TrainConfig
+from training.config import TRAINED, TrainConfig
 from training.data import Batch
 from training.model import SelectiveClassifier, StepOutput
 from training.selection import gumbel_noise
 
 PLAN = plan_crops("full+five", canvas_px=48, crop_px=32)
 VARIANTS = [
-    *({"policy": policy} for policy in POLICIES),
+    *({"policy": policy} for policy in TRAINED),
     {"policy": "expected", "num_draws": 2},
     {"policy": "blend", "balance": 0.5, "pad_glimpses": True},
     {"policy": "straight-through", "channels_last": False, "candidates": "five"},
+    {"policy": "expected", "proposer": "joint", "position_prior": True},
+    {"policy": "straight-through", "proposer": "map"},
+    {"policy": "expected", "proposer": "map", "candidates": "five", "position_prior": True},
 ]
 
 
@@ -27,17 +30,18 @@ def make_model(config: TrainConfig, candidates: str = "full+five") -> SelectiveC
     return SelectiveClassifier(config, plan=plan, num_classes=10, glimpse_px=16)
 
 
-def step(model: SelectiveClassifier, batch: Batch) -> StepOutput:
+def step(model: SelectiveClassifier, batch: Batch, *, chooses: bool = True) -> StepOutput:
     generator = torch.Generator().manual_seed(3)
     num_samples, num_crops = len(batch.labels_B), len(model.candidates)
     noise = gumbel_noise((num_samples, *model.noise_shape), generator)
-    assert batch.glimpses_BKSS is not None
+    assert batch.glimpses_BLSS is not None
     output: StepOutput = model(
         batch.crops_BKHWC[:, :num_crops],
-        batch.glimpses_BKSS[:, :num_crops] if model.proposer else None,
+        batch.glimpses_BLSS[:, list(model.looked_at)] if model.proposer else None,
         batch.labels_B,
         noise,
         0.7,
+        chooses=chooses,
     )
     return output
 
@@ -70,8 +74,8 @@ def test_the_loss_of_expected_is_the_expectation_over_all_crops(
     model, batch = make_model(tiny(policy="expected", smoothing=0.1)).eval(), make_batch(5)
     output = step(model, batch)
     assert model.proposer is not None
-    assert batch.glimpses_BKSS is not None
-    chances = model.proposer(batch.glimpses_BKSS).probabilities_BK
+    assert batch.glimpses_BLSS is not None
+    chances = model.proposer(batch.glimpses_BLSS).probabilities_BK
     criterion = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
     by_hand = torch.zeros(5)
     for k in range(6):
@@ -79,6 +83,26 @@ def test_the_loss_of_expected_is_the_expectation_over_all_crops(
         by_hand += chances[:, k] * criterion(logits, batch.labels_B)
     torch.testing.assert_close(output.losses_B, by_hand)
     torch.testing.assert_close(output.loss, by_hand.mean())
+
+
+@pytest.mark.parametrize("policy", ["expected", "straight-through", "blend"])
+def test_while_crops_are_random_only_the_classifier_learns(
+    policy: str, tiny: Callable[..., TrainConfig], make_batch: Callable[..., Batch]
+) -> None:
+    model = make_model(tiny(policy=policy, balance=0.5))
+    step(model, make_batch(8), chooses=False).loss.backward()  # type: ignore[no-untyped-call]
+    assert model.proposer is not None
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert total_gradient(model.proposer) == 0
+    assert total_gradient(model.classifier) > 0
+
+
+def test_the_map_needs_the_glimpse_of_the_whole_canvas(tiny: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"--proposer map looks at .* whole canvas, 'full'; got"):
+        make_model(tiny(proposer="map"), "five")
+    assert make_model(tiny(proposer="map", candidates="five")).looked_at == (0,)
+    assert make_model(tiny(candidates="five")).looked_at == (1, 2, 3, 4, 5)
+    assert make_model(tiny(policy="whole")).looked_at == ()
 
 
 def test_balance_rewards_a_batch_that_uses_all_crops(
@@ -100,7 +124,7 @@ def test_what_the_model_says_at_evaluation_has_no_chance_in_it(
     def say(seed: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)
         assert model.proposer is not None
-        scores: Tensor = model.proposer(batch.glimpses_BKSS).scores_BK
+        scores: Tensor = model.proposer(batch.glimpses_BLSS).scores_BK
         return scores, model.logits(batch.crops_BKHWC[:, 0])
 
     with torch.inference_mode():

@@ -1,9 +1,24 @@
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import ConfigError
-from training.proposer import Proposer
+from training.proposer import (
+    CropProposer,
+    JointProposer,
+    MapProposer,
+    Proposal,
+    Proposer,
+    mean_over_boxes,
+)
+
+PLACES: dict[str, Any] = {"num_held": 5, "candidates": (0, 1, 2, 3, 4), "has_prior": False}
+BOXES = ((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 0.5), (0.2, 0.1, 0.9, 0.35))
+MAP = {"num_held": 6, "candidates": (0, 2, 5), "channels": (4, 6, 8), "boxes": BOXES}
 
 
 def glimpses(*shape: int) -> torch.Tensor:
@@ -12,7 +27,7 @@ def glimpses(*shape: int) -> torch.Tensor:
 
 
 def test_the_shape_is_the_predecessors() -> None:
-    proposer = Proposer(channels=(8, 16, 32), glimpse_px=64, padded_px=224)
+    proposer = CropProposer(channels=(8, 16, 32), glimpse_px=64, padded_px=224, **PLACES)
     convolutions = [layer for layer in proposer.features if isinstance(layer, nn.Conv2d)]
     assert [conv.weight.shape for conv in convolutions] == [
         (8, 1, 3, 3),
@@ -29,14 +44,16 @@ def test_the_shape_is_the_predecessors() -> None:
 
 
 def test_a_proposal_holds_scores_their_softmax_and_the_best_crop() -> None:
-    proposal = Proposer(channels=(4,), glimpse_px=8, padded_px=8)(glimpses(3, 5, 8, 8))
+    proposal = CropProposer(channels=(4,), glimpse_px=8, padded_px=8, **PLACES)(
+        glimpses(3, 5, 8, 8)
+    )
     assert proposal.scores_BK.shape == (3, 5)
     assert torch.equal(proposal.probabilities_BK, proposal.scores_BK.softmax(1))
     assert torch.equal(proposal.chosen_B, proposal.scores_BK.argmax(1))
 
 
 def test_the_score_of_a_crop_depends_on_its_own_glimpse_alone() -> None:
-    proposer = Proposer(channels=(4, 8), glimpse_px=16, padded_px=16).eval()
+    proposer = CropProposer(channels=(4, 8), glimpse_px=16, padded_px=16, **PLACES).eval()
     looked = glimpses(4, 5, 16, 16)
     scores = proposer(looked).scores_BK
     order = [3, 0, 4, 1, 2]
@@ -47,8 +64,8 @@ def test_the_score_of_a_crop_depends_on_its_own_glimpse_alone() -> None:
 
 
 def test_padding_is_zeros_right_of_and_below_the_glimpse() -> None:
-    padded = Proposer(channels=(4, 8), glimpse_px=16, padded_px=32).eval()
-    outer = Proposer(channels=(4, 8), glimpse_px=32, padded_px=32).eval()
+    padded = CropProposer(channels=(4, 8), glimpse_px=16, padded_px=32, **PLACES).eval()
+    outer = CropProposer(channels=(4, 8), glimpse_px=32, padded_px=32, **PLACES).eval()
     outer.load_state_dict(padded.state_dict())
     looked = glimpses(2, 3, 16, 16)
     framed = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -57,8 +74,8 @@ def test_padding_is_zeros_right_of_and_below_the_glimpse() -> None:
 
 
 def test_without_padding_the_score_has_fewer_weights() -> None:
-    padded = Proposer(channels=(4, 8), glimpse_px=16, padded_px=32)
-    bare = Proposer(channels=(4, 8), glimpse_px=16, padded_px=16)
+    padded = CropProposer(channels=(4, 8), glimpse_px=16, padded_px=32, **PLACES)
+    bare = CropProposer(channels=(4, 8), glimpse_px=16, padded_px=16, **PLACES)
     assert bare.score.in_features < padded.score.in_features
 
 
@@ -67,11 +84,84 @@ def test_the_smallest_glimpse_named_in_the_error_is_the_smallest_that_works(
     num_convolutions: int,
 ) -> None:
     channels, least = (2,) * num_convolutions, 2 ** (num_convolutions + 1) - 1
-    Proposer(channels=channels, glimpse_px=least, padded_px=least)
+    CropProposer(channels=channels, glimpse_px=least, padded_px=least, **PLACES)
     with pytest.raises(ConfigError) as caught:
-        Proposer(channels=channels, glimpse_px=least - 1, padded_px=least - 1)
+        CropProposer(channels=channels, glimpse_px=least - 1, padded_px=least - 1, **PLACES)
     assert str(caught.value) == (
         f"a glimpse must be large enough for the proposer; got --glimpse-size {least - 1} px for "
         f"{num_convolutions} convolutions of stride 2. Use at least {least} px, or fewer "
         "--proposer-channels."
     )
+
+
+def test_a_joint_score_depends_on_the_other_glimpses_but_not_on_their_order() -> None:
+    torch.manual_seed(0)
+    proposer = JointProposer(channels=(4, 8), glimpse_px=16, padded_px=16, **PLACES).eval()
+    looked = glimpses(4, 5, 16, 16)
+    scores = proposer(looked).scores_BK
+    order = [3, 0, 4, 1, 2]
+    torch.testing.assert_close(proposer(looked[:, order]).scores_BK, scores[:, order])
+    others = looked.clone()
+    others[:, 1:] = 0
+    assert not torch.allclose(proposer(others).scores_BK[:, 0], scores[:, 0])
+
+
+def test_a_map_is_averaged_over_each_box_whatever_the_candidates_are() -> None:
+    torch.manual_seed(0)
+    proposer = MapProposer(**MAP, has_prior=False).eval()
+    looked = glimpses(2, 1, 32, 32)
+    saliency = proposer.saliency(looked[:, 0].float() / 255)
+    assert saliency.shape == (2, 8, 8)
+    scores = proposer(looked).scores_BK
+    torch.testing.assert_close(scores[:, 0], saliency.mean((1, 2)))
+    torch.testing.assert_close(scores[:, 1], saliency[:, :4, :4].mean((1, 2)))
+    other = MapProposer(**(MAP | {"candidates": (1,), "boxes": BOXES[1:2]}), has_prior=False)
+    other.load_state_dict(proposer.state_dict())
+    torch.testing.assert_close(other.eval()(looked).scores_BK, scores[:, 1:2])
+
+
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    edges=st.tuples(*(st.integers(0, 11) for _ in range(4))),
+    seed=st.integers(0, 99),
+)
+def test_the_mean_over_a_box_is_that_of_the_picture_enlarged(
+    shape: tuple[int, int], edges: tuple[int, ...], seed: int
+) -> None:
+    x, y, width, height = edges
+    box = (x, y, min(12, x + width + 1), min(12, y + height + 1))
+    saliency = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+    enlarged = saliency.repeat_interleave(12, 1).repeat_interleave(12, 2)
+    rows = slice(box[1] * shape[0], box[3] * shape[0])
+    columns = slice(box[0] * shape[1], box[2] * shape[1])
+    found = mean_over_boxes(saliency, torch.tensor([box]) / 12)
+    torch.testing.assert_close(found[0, 0], enlarged[0, rows, columns].mean())
+
+
+@pytest.mark.parametrize("kind", [CropProposer, JointProposer])
+def test_a_prior_is_added_to_the_scores_of_its_candidates(kind: type[Proposer]) -> None:
+    sizes = {"channels": (4,), "glimpse_px": 8, "padded_px": 8, "num_held": 6}
+    proposer = kind(**sizes, candidates=(5, 1), has_prior=True).eval()  # type: ignore[arg-type]
+    assert proposer.prior is not None
+    looked = glimpses(3, 2, 8, 8)
+    before = proposer(looked).scores_BK
+    with torch.no_grad():
+        proposer.prior.copy_(torch.arange(6.0))
+    torch.testing.assert_close(proposer(looked).scores_BK, before + torch.tensor([5.0, 1.0]))
+
+
+def test_the_map_has_a_prior_of_places_as_well() -> None:
+    proposer = MapProposer(**MAP, has_prior=True).eval()
+    assert proposer.prior is not None
+    proposer(glimpses(2, 1, 16, 16)).scores_BK[:, 1].sum().backward()
+    assert proposer.prior.grad is not None
+    assert proposer.prior.grad.tolist() == [0, 0, 2, 0, 0, 0]
+
+
+def test_without_preference_all_crops_are_equal_and_no_weight_learns() -> None:
+    scores = torch.tensor([[3.0, -1.0, 0.0]], requires_grad=True)
+    proposal = Proposal.of(scores).without_preference()
+    assert torch.equal(proposal.probabilities_BK, torch.full((1, 3), 1 / 3))
+    (proposal.probabilities_BK * torch.tensor([5.0, 0.0, 1.0])).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [[0, 0, 0]]

@@ -30,7 +30,8 @@ def test_steps_and_schedule_follow_from_the_shards(
     assert trainer.steps == 70 // 16
     assert trainer.scheduler.state_dict()["total_steps"] == 3 * (70 // 16)
     assert trainer.wrapped is trainer.model
-    assert trainer.counterparts == (0, 2, 1, 4, 3, 5)
+    assert trainer.counterparts == trainer.looked_counterparts == (0, 2, 1, 4, 3, 5)
+    assert build_trainer(tiny(proposer="map"), opened, alone).looked_counterparts == (0,)
 
 
 def test_weight_decay_spares_biases_and_norms(opened: Shards, alone: Process, tiny: Tiny) -> None:
@@ -41,6 +42,27 @@ def test_weight_decay_spares_biases_and_norms(opened: Shards, alone: Process, ti
         for parameter in group["params"]
     }
     assert decays == {True: 0.1, False: 0.0}
+
+
+@pytest.mark.parametrize("sched", ["onecycle", "cosine", "step"])
+def test_the_proposer_may_learn_at_a_rate_of_its_own(
+    sched: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    config = tiny(sched=sched, lr=0.08, proposer_lr=0.02, weight_decay=0.1, epochs=2)
+    trainer = build_trainer(config, opened, alone)
+    assert trainer.model.proposer is not None
+    proposer = {id(parameter) for parameter in trainer.model.proposer.parameters()}
+    highest: dict[bool, float] = {}
+    decays = set()
+    for _ in range(2 * trainer.steps):
+        for group in trainer.optimizer.param_groups:
+            (is_proposer,) = {id(parameter) in proposer for parameter in group["params"]}
+            highest[is_proposer] = max(highest.get(is_proposer, 0), group["lr"])
+            decays.add((is_proposer, group["weight_decay"]))
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    assert highest == pytest.approx({False: 0.08, True: 0.02}, rel=0.05)
+    assert decays == {(False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)}
 
 
 @pytest.mark.parametrize("opt", ["sgd", "adamw", "adagrad"])
@@ -93,7 +115,7 @@ def test_glimpses_are_read_only_where_a_proposer_looks(
     config = tiny(policy=policy)
     reader = batch_reader(config, opened, build_model(config, opened, alone), "val", alone)
     (batch,) = reader.batches(np.arange(3)[None])
-    assert (batch.glimpses_BKSS is not None) == looks
+    assert (batch.glimpses_BLSS is not None) == looks
 
 
 @pytest.mark.parametrize(

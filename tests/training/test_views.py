@@ -73,12 +73,14 @@ def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(seed: int)
     canvas = smooth_canvas(seed)
     shown, counterparts = views_of(canvas), views.mirrored_candidates(PLAN, ALL)
     draws = views.Draws(torch.tensor([True]), torch.zeros((1, 2), dtype=torch.int64))
-    mirrored = views.augment(shown.crops_BKHWC.unbind(1), shown.glimpses_BKSS, draws, counterparts)
+    mirrored = views.augment(
+        shown.crops_BKHWC.unbind(1), shown.glimpses_BLSS, draws, counterparts, counterparts
+    )
     expected = views_of(np.ascontiguousarray(canvas[:, ::-1]))
     assert torch.equal(mirrored.crops_BKHWC, expected.crops_BKHWC)
-    assert mirrored.glimpses_BKSS is not None
-    assert expected.glimpses_BKSS is not None
-    assert torch.equal(mirrored.glimpses_BKSS, expected.glimpses_BKSS)
+    assert mirrored.glimpses_BLSS is not None
+    assert expected.glimpses_BLSS is not None
+    assert torch.equal(mirrored.glimpses_BLSS, expected.glimpses_BLSS)
 
 
 def test_mirroring_twice_changes_nothing_and_once_the_chosen_images_alone(
@@ -98,12 +100,12 @@ def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) 
     draws = views.Draws(torch.tensor([True, True, False]), torch.ones((3, 2), dtype=torch.int64))
     shown = views.augment(
         views.cut(batch, PLAN, ALL),
-        batch.glimpses_BKSS,
+        batch.glimpses_BLSS,
         draws,
-        views.mirrored_candidates(PLAN, ALL),
+        *2 * [views.mirrored_candidates(PLAN, ALL)],
     )
     assert not torch.equal(shown.crops_BKHWC, batch.crops_BKHWC)
-    assert not torch.equal(shown.glimpses_BKSS, batch.glimpses_BKSS)
+    assert not torch.equal(shown.glimpses_BLSS, batch.glimpses_BLSS)
     for tensor, copy in zip(batch, before, strict=True):
         assert tensor is copy or torch.equal(tensor, copy)
 
@@ -111,8 +113,8 @@ def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) 
 def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batch]) -> None:
     crops_BKHWC = make_batch(2).crops_BKHWC
     draws = views.Draws(torch.tensor([True, True]), torch.zeros((2, 2), dtype=torch.int64))
-    mirrored = views.augment(crops_BKHWC.unbind(1), None, draws, ALL)
-    assert mirrored.glimpses_BKSS is None
+    mirrored = views.augment(crops_BKHWC.unbind(1), None, draws, ALL, ALL)
+    assert mirrored.glimpses_BLSS is None
     assert torch.equal(mirrored.crops_BKHWC, crops_BKHWC.flip(3))
 
 

@@ -1,0 +1,212 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from training.audit import Audit, audit
+from training.audit_run import audit_run
+from training.config import RunPaths
+from training.data import Shards
+from training.distributed import Process
+from training.figures import Arm, Run, group_arms
+from training.records import RunRecord
+from training.table import Table
+from training.texts import audit_text
+
+NUM_SAMPLES, CROPS = 400, ("full", "left", "centre")
+Make = Callable[..., Run]
+
+
+def table_of(right_NK: torch.Tensor, chosen_N: torch.Tensor) -> Table:
+    """A classifier that is right where it is said to be, and loses little there."""
+    labels_N = torch.zeros(len(right_NK), dtype=torch.int64)
+    predicted_NK = (~right_NK).long()
+    return Table(
+        labels_N=labels_N,
+        predicted_NK=predicted_NK,
+        losses_NK=torch.where(right_NK, 0.1, 2.0) + 0.01 * torch.arange(right_NK.shape[1]),
+        averaged_N=predicted_NK.mode(1).values,
+        probabilities_NK=torch.nn.functional.one_hot(chosen_N, right_NK.shape[1]).float(),
+    )
+
+
+def arm_of(make_run: Make, tables: list[Table], name: str = "expected") -> Arm:
+    runs = []
+    for seed, table in enumerate(tables):
+        run = make_run(f"{name}-s{seed}", policy="expected", seed=seed)
+        right_NK = (table.predicted_NK == table.labels_N[:, None]).double()
+        chosen = table.chosen_N[:, None]
+        figures = replace(
+            run.evaluation,
+            crops=CROPS,
+            num_samples=NUM_SAMPLES,
+            top1=100 * float(right_NK.gather(1, chosen).mean()),
+            top1_crops=tuple((100 * right_NK.mean(0)).tolist()),
+            top1_random=100 * float(right_NK.mean()),
+            top1_mean=100 * float((table.averaged_N == table.labels_N).double().mean()),
+            top1_oracle=100 * float(right_NK.amax(1).mean()),
+            shares=tuple((table.chosen_N.bincount(minlength=3) / NUM_SAMPLES).tolist()),
+            proposer_macs=5, classifier_macs=1000,
+        )  # fmt: skip
+        runs.append(replace(run, evaluation=figures, table=table))
+    (arm,) = group_arms(runs)
+    return arm
+
+
+def seeing_one(seed: int, *, choice: str) -> Table:
+    """Each image is seen rightly in one crop alone, `full` a little more often."""
+    generator = torch.Generator().manual_seed(seed)
+    best_N = torch.randint(0, 3, (NUM_SAMPLES,), generator=torch.Generator().manual_seed(9))
+    right_NK = torch.nn.functional.one_hot(best_N, 3).bool()
+    right_NK[:, 0] |= torch.rand(NUM_SAMPLES, generator=generator) < 0.1
+    chosen_N = {
+        "best": best_N,
+        "worst": (best_N + 1) % 3,
+        "full": torch.zeros_like(best_N),
+        "nearly full": torch.where(torch.arange(NUM_SAMPLES) < 20, best_N, 0),
+    }[choice]
+    return table_of(right_NK, chosen_N)
+
+
+def rivals(found: Audit) -> dict[str, Any]:
+    return {rival.name.partition(",")[0]: rival for rival in found.rivals}
+
+
+def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
+    assert found.top1.mean == 100
+    assert found.verdict.startswith("Choosing is worth it here: +")
+    assert "against the whole image, same classifier, the best that costs no more" in found.verdict
+    assert "(p < 0.001, McNemar, seeds 0, 1)." in found.verdict
+    assert found.skill is not None
+    assert found.skill.mean == pytest.approx(1)
+
+
+def test_a_choice_below_a_fixed_crop_is_not(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_one(0, choice="worst")]), [])
+    assert found.verdict.startswith(
+        "Choosing is not worth it here: take the whole image, same classifier, "
+    )
+    assert rivals(found)["the whole image"].points < 0
+
+
+def test_a_gain_that_may_be_chance_is_not_claimed(make_run: Make) -> None:
+    table = seeing_one(0, choice="full")
+    table.probabilities_NK[:40] = torch.tensor([0.0, 0.0, 1.0])
+    right = table.predicted_NK == table.labels_N[:, None]
+    gains = (right[:40, 2] & ~right[:40, 0]).sum() - (right[:40, 0] & ~right[:40, 2]).sum()
+    found = audit(arm_of(make_run, [table]), [])
+    assert abs(int(gains)) < 10
+    assert "worth it here: +" not in found.verdict
+
+
+def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
+    table = seeing_one(3, choice="best")
+    found = audit(arm_of(make_run, [table]), [])
+    right = (table.predicted_NK == table.labels_N[:, None]).double()
+    by_name = rivals(found)
+    assert by_name["the whole image"].top1.mean == pytest.approx(100 * float(right[:, 0].mean()))
+    assert by_name["the centre crop"].top1.mean == pytest.approx(100 * float(right[:, 2].mean()))
+    best = by_name["the best fixed crop"].top1.mean
+    assert best == pytest.approx(100 * float(right.mean(0).max()))
+    assert by_name["the mean of all"].macs == 3 * 1000
+    assert by_name["a random crop"].p is None
+    assert found.oracle.mean == pytest.approx(100 * float(right.amax(1).mean()))
+    assert found.split_half is None
+
+
+def test_the_split_half_oracle_chooses_with_the_other_seeds_classifier(make_run: Make) -> None:
+    first, second = (seeing_one(seed, choice="best") for seed in (0, 1))
+    found = audit(arm_of(make_run, [first, second]), [])
+    scores = []
+    for table, other in ((first, second), (second, first)):
+        chosen = other.losses_NK.argmin(1)[:, None]
+        right = table.predicted_NK.gather(1, chosen)[:, 0] == table.labels_N
+        scores.append(100 * float(right.double().mean()))
+    assert found.split_half is not None
+    assert found.split_half.mean == pytest.approx(sum(scores) / 2)
+    assert found.split_half.mean < found.oracle.mean
+    assert found.split_half_skill is not None
+
+
+def test_runs_that_do_not_choose_are_compared_by_seed(make_run: Make) -> None:
+    tables = [seeing_one(seed, choice="best") for seed in (0, 1)]
+    arm = arm_of(make_run, tables)
+    whole = [
+        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), table=table)
+        for seed, table in enumerate(seeing_one(seed, choice="full") for seed in (0, 1))
+    ]
+    folded = replace(whole[0], record=replace(whole[0].record, name="fold", config=replace(
+        whole[0].record.config, fold=0)))  # fmt: skip
+    found = audit(arm, [*group_arms(whole), *group_arms([folded])])
+    (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
+    assert beside.name == "whole, a classifier of its own"
+    assert beside.p is not None
+    assert beside.p < 0.001
+
+
+def test_it_is_json_and_text(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
+    fields = json.loads(json.dumps(found.to_json()))
+    assert fields["verdict"] == found.verdict
+    assert fields["top1"] == {"mean": 100.0, "sd": 0.0}
+    assert len(fields["rivals"]) == len(found.rivals)
+    text = audit_text(found)
+    assert text.splitlines()[0] == found.verdict
+    assert all(rival.name in text for rival in found.rivals)
+
+
+def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
+    finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process, scenes: Path
+) -> None:
+    paths, record = finished
+    seen: list[int] = []
+    found = audit_run(
+        paths.folder, shards=opened, boxes=scenes / "boxes.csv", workers=1, process=alone,
+        on_images=seen.append,
+    )  # fmt: skip
+    assert record.evaluation is not None
+    assert found.top1.mean == pytest.approx(record.evaluation.top1)
+    assert found.shares == record.evaluation.shares
+    table = Table.load(paths.table)
+    assert found.oracle.mean <= record.evaluation.top1_oracle + 1e-9
+    assert table.labels_N.shape == (29,)
+    assert found.boxes is not None
+    assert sum(seen) == 70
+    assert found.boxes.num_samples == 70
+    assert found.boxes.coverage <= found.boxes.coverage_best == pytest.approx(1)
+    assert found.latency is not None
+    assert 0 < found.latency.proposer_ms < 1000
+    assert 0 < found.latency.classifier_ms < 1000
+
+
+def test_the_command_says_the_verdict_first(
+    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any]
+) -> None:
+    result = srp_train("audit", finished[0].folder, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Choosing is ")
+    told = json.loads(srp_train("audit", finished[0].folder, "--json", "--device", "cpu").stdout)
+    assert told["verdict"] == result.stdout.splitlines()[0]
+
+
+def test_what_cannot_be_audited_is_one_line(
+    finished: tuple[RunPaths, RunRecord], train: Callable[..., RunRecord], tiny: Any,
+    srp_train: Callable[..., Any], tmp_path: Path, opened: Shards, alone: Process,
+) -> None:  # fmt: skip
+    train(tiny(policy="centre", epochs=1), tmp_path / "centre")
+    result = srp_train("audit", tmp_path / "centre", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "an audit is of a run that chooses; got --policy centre in" in result.stderr
+    other = tmp_path / "boxes.csv"
+    other.write_text("path,x0,y0,x1,y1\nval/none/1.JPEG,0,0,1,1\n")
+    with pytest.raises(ConfigError, match=r"--boxes must be of the shards' images; got none of va"):
+        audit_run(
+            finished[0].folder, shards=opened, boxes=other, workers=1, process=alone,
+            on_images=lambda _: None,
+        )  # fmt: skip

@@ -1,0 +1,208 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.errors import CheckpointError, ConfigError
+from training import distillation
+from training.checkpoint import load_weights
+from training.config import DistillConfig, RunPaths, TrainConfig
+from training.data import Shards
+from training.distill import LossMatrix, fill_fold, fit_proposer, fold_rows
+from training.distributed import Process
+from training.evaluate import evaluate_run
+from training.proposer import CropProposer
+from training.records import RunRecord, load_record
+from training.trainer import build_model, training_rows
+
+Tiny = Callable[..., TrainConfig]
+Train = Callable[..., RunRecord]
+QUICK = DistillConfig(epochs=2, batch_size=16, proposer_channels=(4, 8))
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def bright_crops(num_samples: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dim glimpses of which one is bright, and losses that are low for that one."""
+    generator = torch.Generator().manual_seed(seed)
+    looked = torch.randint(0, 120, (num_samples, 4, 8, 8), dtype=torch.uint8, generator=generator)
+    best = torch.randint(0, 4, (num_samples,), generator=generator)
+    looked[torch.arange(num_samples), best] += 120
+    return looked, 2.0 - 1.9 * F.one_hot(best, 4).float()
+
+
+def proposer_of(seed: int) -> CropProposer:
+    torch.manual_seed(seed)
+    return CropProposer(
+        channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
+        has_prior=False,
+    )  # fmt: skip
+
+
+def fit(tiny: Tiny, *, seed: int = 1, **options: Any) -> tuple[CropProposer, list[float]]:
+    looked, losses = bright_crops(512, seed=0)
+    config = tiny(**{"epochs": 8, "batch_size": 64, "proposer_lr": 0.02, "seed": seed} | options)
+    proposer = proposer_of(seed)
+    means = fit_proposer(
+        proposer, looked, losses, config, counterparts=(1, 0, 3, 2),
+        looked_counterparts=(1, 0, 3, 2), on_rows=ignore,
+    )  # fmt: skip
+    return proposer.eval(), means
+
+
+def test_a_proposer_learns_which_crop_loses_least(tiny: Tiny) -> None:
+    proposer, means = fit(tiny)
+    assert means[-1] < 0.3 < means[0]
+    looked, losses = bright_crops(256, seed=1)
+    chosen = proposer(looked).chosen_B
+    assert (chosen == losses.argmin(1)).float().mean() > 0.95
+
+
+def test_the_table_is_not_changed_by_mirroring(tiny: Tiny) -> None:
+    looked, losses = bright_crops(64, seed=0)
+    before = looked.clone(), losses.clone()
+    fit_proposer(
+        proposer_of(0), looked, losses, tiny(epochs=1, batch_size=64, hflip=1.0),
+        counterparts=(1, 0, 3, 2), looked_counterparts=(1, 0, 3, 2), on_rows=ignore,
+    )  # fmt: skip
+    assert torch.equal(looked, before[0])
+    assert torch.equal(losses, before[1])
+
+
+def test_equal_seeds_give_equal_proposers(tiny: Tiny) -> None:
+    first, again, other = (fit(tiny, seed=seed, epochs=1)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("num_samples", [2, 7, 10])
+def test_the_folds_part_the_split_and_each_trains_on_the_other(num_samples: int) -> None:
+    left_out = [fold_rows(num_samples, fold) for fold in (0, 1)]
+    assert sorted(np.concatenate(left_out).tolist()) == list(range(num_samples))
+    for fold, rows in enumerate(left_out):
+        trained_on = training_rows(num_samples, fold)
+        assert not set(rows.tolist()) & set(trained_on.tolist())
+        assert len(rows) + len(trained_on) == num_samples
+    assert training_rows(num_samples, None).tolist() == list(range(num_samples))
+
+
+def test_a_matrix_that_is_damaged_or_of_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "losses.safetensors"
+    LossMatrix.empty(5, 3).save(path)
+    assert LossMatrix.load(path, num_samples=5, num_crops=3).losses_NK.shape == (5, 3)
+    with pytest.raises(CheckpointError, match=r"of its samples and crops; got one of \(5, 3\) in"):
+        LossMatrix.load(path, num_samples=6, num_crops=3)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(CheckpointError, match=r"got SafetensorError: .* Delete it"):
+        LossMatrix.load(path, num_samples=5, num_crops=3)
+
+
+@pytest.fixture(scope="module")
+def base(train: Train, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A run of random crops."""
+    paths = RunPaths(folder=tmp_path_factory.mktemp("runs") / "random")
+    train(tiny(policy="random", epochs=1), paths.folder)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def distill(opened: Shards, alone: Process, base: RunPaths) -> Callable[..., RunRecord]:
+    """Distil a run: `distill("map", proposer="map")`."""
+
+    def run(name: str, *, of: RunPaths = base, **options: Any) -> RunRecord:
+        return distillation.distill(
+            of, replace(QUICK, **options), shards=opened, workers=1, process=alone,
+            paths=RunPaths(folder=base.folder.parent / name), on_progress=ignore, on_epoch=ignore,
+        )  # fmt: skip
+
+    return run
+
+
+def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
+    distill: Callable[..., RunRecord], base: RunPaths, opened: Shards, alone: Process
+) -> None:
+    distill("crops")
+    matrix = LossMatrix.load(base.losses, num_samples=70, num_crops=6)
+    assert matrix.is_known_N.all()
+    for fold in (0, 1):
+        record = load_record(base.fold(fold).record)
+        assert record.config.fold == fold
+        model = build_model(record.config, opened, alone)
+        load_weights(base.fold(fold).last, model)
+        again = LossMatrix.empty(70, 6)
+        fill_fold(again, model, opened, fold=fold, process=alone, on_rows=ignore)
+        rows = fold_rows(70, fold)
+        assert again.is_known_N.nonzero()[:, 0].tolist() == rows.tolist()
+        assert torch.equal(again.losses_NK[rows], matrix.losses_NK[rows])
+        sample = opened.reader("train").read(int(rows[3]))
+        crop = torch.from_numpy(np.ascontiguousarray(sample.crops[2].transpose(1, 2, 0)))[None]
+        with torch.inference_mode():
+            loss = F.cross_entropy(model.eval().logits(crop), torch.tensor([sample.label]))
+        torch.testing.assert_close(again.losses_NK[rows[3], 2], loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proposer": "map", "position_prior": True},
+        {"proposer": "joint"},
+        {"proposer": "crops", "glimpse_size": 24},
+    ],
+    ids=str,
+)
+def test_another_proposer_needs_no_other_classifier(
+    options: dict[str, Any], distill: Callable[..., RunRecord], base: RunPaths, alone: Process
+) -> None:
+    name = "-".join(map(str, options.values()))
+    distill(f"first-{name}")
+    before = {path: path.stat().st_mtime_ns for path in base.folder.rglob("*") if path.is_file()}
+    record = distill(name, **options)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert record.config.policy == "distilled"
+    assert record.evaluation is not None
+    base_record = load_record(base.record)
+    assert base_record.evaluation is not None
+    assert record.evaluation.top1_crops == base_record.evaluation.top1_crops
+    assert record.evaluation.proposer_macs > 0
+    found, again = evaluate_run(
+        RunPaths(folder=base.folder.parent / name), shards_path=None, candidates=None,
+        checkpoint="last", workers=1, process=alone, on_progress=ignore,
+    )  # fmt: skip
+    assert (found, again) == (record, record.evaluation)
+
+
+def test_what_cannot_be_distilled_is_refused(
+    distill: Callable[..., RunRecord], finished: tuple[RunPaths, RunRecord], base: RunPaths
+) -> None:
+    with pytest.raises(ConfigError, match=r"without a proposer on all images; got --policy strai"):
+        distill("none", of=finished[0])
+    distill("twice")
+    with pytest.raises(ConfigError, match=r"must not be overwritten; got one in .*twice already"):
+        distill("twice")
+    with pytest.raises(CheckpointError, match=r"a run must have a record; got none at"):
+        distill("none", of=RunPaths(folder=base.folder / "none"))
+
+
+def test_what_is_distilled_is_not_trained(train: Train, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got distilled, .* Use: srp-train distill RUN"):
+        train(tiny(policy="distilled"), tmp_path / "run")
+
+
+def test_the_command_prints_the_figures(
+    base: RunPaths, srp_train: Callable[..., Any], distill: Callable[..., RunRecord]
+) -> None:
+    distill("before")
+    result = srp_train(
+        "distill", base.folder, "--output", base.folder.parent, "--experiment", "typed",
+        "--epochs", 1, "-b", 16, "--proposer-channels", "4", "-j", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "how often each crop is chosen" in result.stdout
+    assert load_record(base.folder.parent / "typed/record.json").config.policy == "distilled"

@@ -1,0 +1,251 @@
+"""Whether choosing is worth it, from an arm's tables and its neighbours': `srp-train audit RUN`.
+
+Axes: N samples of the validation split, K candidates.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.boxes import BoxFigures
+from training.figures import Arm, Run, Spread, spread
+from training.paired import PairedTest, mcnemar, paired_tests
+from training.summary import SIGNIFICANCE, combine
+from training.table import Table
+
+SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
+
+
+class Rival(NamedTuple):
+    """Another way to spend about the same, or more.
+
+    `points` is what choosing has above it, `p` of paired tests over the seeds, None where none
+    can be made. `macs` are for one image.
+    """
+
+    name: str
+    top1: Spread
+    macs: int
+    points: float
+    p: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds for one image at batch size 1, medians, on the machine of the audit."""
+
+    proposer_ms: float
+    classifier_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What is known of one arm that chooses; accuracies are top-1, %.
+
+    Attributes:
+        arm: Its name.
+        seeds: Of its runs.
+        num_samples: Of the validation split.
+        top1: Of the chosen crop.
+        macs: For one image, proposer and classifier.
+        rivals: Of the arm's own classifiers, then of runs beside it that do not choose.
+        oracle: Of the crop with the lowest loss, chosen and scored by one classifier.
+        split_half: The same, chosen by another seed's classifier; None with one seed.
+        skill: (chosen - random) / (oracle - random); None without room.
+        split_half_skill: The same with the split-half oracle.
+        crops: Names of the candidates.
+        shares: How often each is chosen, 0 to 1.
+        entropy_of_mean: Of the mean choice, nats.
+        mean_entropy: Of each image's choice, nats.
+        latency: At batch size 1, or None.
+        boxes: How well the chosen crop covers the objects, or None.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    num_samples: int
+    top1: Spread
+    macs: int
+    rivals: tuple[Rival, ...]
+    oracle: Spread
+    split_half: Spread | None
+    skill: Spread | None
+    split_half_skill: Spread | None
+    crops: tuple[str, ...]
+    shares: tuple[float, ...]
+    entropy_of_mean: Spread
+    mean_entropy: Spread
+    latency: Latency | None = None
+    boxes: BoxFigures | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Say in one sentence whether to choose."""
+        rivals = [r for r in self.rivals if r.macs <= SAME_COST * self.macs and r.p is not None]
+        if not rivals:
+            return "Nothing can be said: no run has a table to be compared with."
+        strongest = max(rivals, key=lambda rival: rival.top1.mean)
+        p = max(rival.p or 0.0 for rival in rivals)
+        told = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, McNemar, {_seeds(self.seeds)}"
+        if strongest.points <= 0:
+            return (
+                f"Choosing is not worth it here: take {strongest.name}, "
+                f"{-strongest.points:.1f} points above the chosen crop at no more compute."
+            )
+        if p >= SIGNIFICANCE:
+            return (
+                f"Choosing is not shown to be worth it here: {strongest.points:+.1f} points "
+                f"against {strongest.name} at equal compute can be chance ({told})."
+            )
+        return (
+            f"Choosing is worth it here: {strongest.points:+.1f} points against "
+            f"{strongest.name}, the best that costs no more ({told})."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out for programs, the verdict first."""
+        fields = dataclasses.asdict(self)
+        for name in ("top1", "oracle", "split_half", "skill", "split_half_skill",
+                     "entropy_of_mean", "mean_entropy"):  # fmt: skip
+            value = getattr(self, name)
+            fields[name] = None if value is None else value._asdict()
+        fields["rivals"] = [
+            rival._asdict() | {"top1": rival.top1._asdict()} for rival in self.rivals
+        ]
+        return {"verdict": self.verdict, **fields}
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+
+
+def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
+    """Compare an arm's choice with every other way to use its classifiers, and with other arms.
+
+    Args:
+        arm: Finished runs that choose, each with its table.
+        others: Arms on the same data; those that choose are left out.
+    """
+    fixed = [other for other in others if not other.config.selects]
+    beside = [_beside(arm, other) for other in fixed if other.config.fold is None]
+    split_half = _split_half(arm)
+    return Audit(
+        arm=arm.name,
+        seeds=arm.seeds,
+        num_samples=arm.evaluations[0].num_samples,
+        top1=arm.top1,
+        macs=arm.proposer_macs + arm.classifier_macs,
+        rivals=(*_own_rivals(arm), *beside),
+        oracle=spread(_mean(_right(t).gather(1, t.losses_NK.argmin(1)[:, None])) for t in _of(arm)),
+        split_half=spread(split_half) if split_half else None,
+        skill=arm.skill,
+        split_half_skill=_skill(arm, split_half),
+        crops=arm.crops,
+        shares=arm.shares,
+        entropy_of_mean=arm.entropy_of_mean,
+        mean_entropy=arm.mean_entropy,
+    )
+
+
+def _of(arm: Arm) -> list[Table]:
+    return [run.table for run in arm.runs if run.table is not None]
+
+
+def _right(table: Table) -> Tensor:
+    """Whether the classifier is right on each crop, bool `(N, K)`."""
+    return table.predicted_NK == table.labels_N[:, None]
+
+
+def _mean(right: Tensor) -> float:
+    return 100 * float(right.double().mean())
+
+
+def _own_rivals(arm: Arm) -> list[Rival]:
+    """Score what the arm's own classifiers reach without the choice."""
+    cost, num_crops = arm.classifier_macs, len(arm.crops)
+    named = {"the whole image": "full", "the centre crop": "centre"}
+    rivals = [
+        _rival(arm, f"{text}, same classifier", partial(_always, arm.crops.index(name)))
+        for text, name in named.items()
+        if name in arm.crops
+    ]
+    rivals.append(_rival(arm, "the best fixed crop, same classifier", _best_fixed))
+    random, mean = arm.top1_random, arm.top1_mean
+    gain = arm.top1.mean
+    return [
+        *rivals,
+        Rival("a random crop, same classifier", random, cost, gain - random.mean, None),
+        Rival("the mean of all, same classifier", mean, num_crops * cost, gain - mean.mean,
+              _p(arm, lambda table: table.averaged_N == table.labels_N)),
+    ]  # fmt: skip
+
+
+def _always(crop: int, _table: Table) -> int:
+    return crop
+
+
+def _best_fixed(table: Table) -> int:
+    """Choose the crop that is best on the very split that is scored, which favours the rival."""
+    return int(_right(table).sum(0).argmax())
+
+
+def _rival(arm: Arm, name: str, choose: Callable[[Table], int]) -> Rival:
+    """Score one crop for all images, which each table may choose for itself."""
+    top1 = spread(_mean(_right(table)[:, choose(table)]) for table in _of(arm))
+    p = _p(arm, lambda table: _right(table)[:, choose(table)])
+    return Rival(name, top1, arm.classifier_macs, arm.top1.mean - top1.mean, p)
+
+
+def _p(arm: Arm, rival: Callable[[Table], Tensor]) -> float | None:
+    """Test the choice against a rival's right answers, image by image, over the seeds."""
+    tests = [_test(run, rival) for run in arm.runs if run.table is not None]
+    return combine(tests) if tests else None
+
+
+def _test(run: Run, rival: Callable[[Table], Tensor]) -> PairedTest:
+    table = run.table
+    if table is None:
+        raise RuntimeError("a run without its table")
+    ours = _right(table).gather(1, table.chosen_N[:, None])[:, 0]
+    theirs = rival(table)
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    seed = run.record.config.seed
+    return PairedTest(seed, only_ours, only_theirs, mcnemar(only_ours, only_theirs))
+
+
+def _beside(arm: Arm, other: Arm) -> Rival:
+    tests = paired_tests(arm, other)
+    return Rival(
+        f"{other.name}, a classifier of its own",
+        other.top1,
+        other.classifier_macs,
+        arm.top1.mean - other.top1.mean,
+        combine(tests) if tests else None,
+    )
+
+
+def _split_half(arm: Arm) -> list[float]:
+    """Score each classifier on the crops that the other seeds' classifiers lose least on."""
+    tables = _of(arm)
+    found = []
+    for table in tables:
+        others = [other for other in tables if other is not table]
+        chosen = [other.losses_NK.argmin(1)[:, None] for other in others]
+        scores = [_mean(_right(table).gather(1, chosen_N1)) for chosen_N1 in chosen]
+        if scores:
+            found.append(float(torch.tensor(scores).mean()))
+    return found
+
+
+def _skill(arm: Arm, oracles: Sequence[float]) -> Spread | None:
+    skills = [
+        (done.top1 - done.top1_random) / (oracle - done.top1_random)
+        for done, oracle in zip(arm.evaluations, oracles, strict=False)
+        if oracle > done.top1_random
+    ]
+    return spread(skills) if skills else None

@@ -1,0 +1,122 @@
+"""Whether the chosen crop shows the object, where boxes of the objects are known.
+
+Axes: N samples with boxes, K candidates.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 as fractions of the image's sides."""
+
+HEADER = ("path", "x0", "y0", "x1", "y1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxFigures:
+    """How well a choice covers the objects, beside choices that do not look; shares, 0 to 1.
+
+    Attributes:
+        num_samples: With boxes.
+        coverage: Share of the boxes' area inside the chosen crop, mean over the images.
+        coverage_centre: The same of the centre crop; None where there is none.
+        coverage_random: The same of a random crop, the exact expectation.
+        coverage_best: The same of the crop that covers most.
+        pointing: Share of the images whose chosen crop has the middle of a box inside it.
+        pointing_random: The same of a random crop, the exact expectation.
+    """
+
+    num_samples: int
+    coverage: float
+    coverage_centre: float | None
+    coverage_random: float
+    coverage_best: float
+    pointing: float
+    pointing_random: float
+
+
+def read_boxes(path: Path) -> dict[str, list[Box]]:
+    """Read the boxes of each image from a CSV with the columns path, x0, y0, x1 and y1.
+
+    Paths are those of the source's images, such as `val/CLASS/NAME.JPEG`; an image may have
+    several rows.
+
+    Raises:
+        ConfigError: If there is no such file, or a row is no box.
+    """
+    boxes: dict[str, list[Box]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                boxes.setdefault(row["path"], []).append(_box(row, number))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--boxes must be a CSV with the columns {', '.join(HEADER)}, boxes as fractions; got "
+            f"{type(error).__name__}: {error} in {path}. Give another file."
+        ) from error
+    return boxes
+
+
+def _box(row: Mapping[str, str], number: int) -> Box:
+    x0, y0, x1, y1 = (float(row[name]) for name in HEADER[1:])
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise ValueError(f"box {x0}, {y0}, {x1}, {y1} in line {number}")
+    return x0, y0, x1, y1
+
+
+def box_figures(
+    chosen_N: Sequence[int],
+    boxes_N: Sequence[Sequence[Box]],
+    candidates: Sequence[Box],
+    *,
+    centre: int | None,
+) -> BoxFigures:
+    """Compare chosen crops with boxes.
+
+    Args:
+        chosen_N: Index of each sample's crop.
+        boxes_N: Of each sample's objects, at least one.
+        candidates: The K crops, as fractions of the image's sides.
+        centre: Index of the centre crop.
+    """
+    coverage_NK = np.array([[_covered(boxes, crop) for crop in candidates] for boxes in boxes_N])
+    hits_NK = np.array([[_points_at(boxes, crop) for crop in candidates] for boxes in boxes_N])
+    rows_N = np.arange(len(boxes_N))
+    chosen = np.asarray(chosen_N)
+    return BoxFigures(
+        num_samples=len(boxes_N),
+        coverage=_mean(coverage_NK[rows_N, chosen]),
+        coverage_centre=None if centre is None else _mean(coverage_NK[:, centre]),
+        coverage_random=_mean(coverage_NK),
+        coverage_best=_mean(coverage_NK.max(1)),
+        pointing=_mean(hits_NK[rows_N, chosen]),
+        pointing_random=_mean(hits_NK),
+    )
+
+
+def _mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> float:
+    return float(values.mean())
+
+
+def _covered(boxes: Sequence[Box], crop: Box) -> float:
+    """Give the share of the boxes' areas inside a crop; boxes that overlap count twice."""
+    inside = sum(_overlap(box, crop) for box in boxes)
+    return inside / sum(_overlap(box, box) for box in boxes)
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _points_at(boxes: Sequence[Box], crop: Box) -> bool:
+    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
+    return any(crop[0] <= x < crop[2] and crop[1] <= y < crop[3] for x, y in middles)

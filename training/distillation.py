@@ -1,0 +1,181 @@
+"""A whole distillation: fold classifiers, loss matrix, proposer, evaluation."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.errors import ConfigError
+from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
+from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, RunPaths
+from training.data import Shards
+from training.distill import LossMatrix, fill_fold, fit_proposer, fold_rows, read_glimpses
+from training.distributed import Process
+from training.evaluate import evaluate_table
+from training.loop import OnEpoch, OnProgress, Progress, fit
+from training.records import RunRecord, current_commit, describe_hardware, load_record
+from training.table import Table
+from training.trainer import Trainer, build_model, build_trainer
+
+
+def distill(
+    run: RunPaths,
+    wanted: DistillConfig,
+    *,
+    shards: Shards,
+    paths: RunPaths,
+    process: Process,
+    workers: int,
+    on_progress: OnProgress,
+    on_epoch: OnEpoch,
+) -> RunRecord:
+    """Fit a proposer to a trained classifier, and evaluate both together.
+
+    Args:
+        run: Of the classifier, finished. The fold classifiers and the loss matrix go there, and
+            are made once.
+        wanted: The proposer and its fit.
+        shards: That the run was trained on.
+        paths: Where the new run's files go.
+        process: The only one.
+        workers: Threads that read samples.
+        on_progress: Told of images as they pass.
+        on_epoch: Told of the fold classifiers' epochs.
+
+    Raises:
+        CheckpointError: If there is no such run, or it is of other shards.
+        ConfigError: If it cannot be distilled, or the new run exists already.
+    """
+    started = time.monotonic()
+    base = load_record(run.record)
+    base = replace(base, config=replace(base.config, workers=workers))
+    _check(base, run, paths, process)
+    check_fits(read_meta(run.last), shards.manifest, shards.folder)
+    matrix = loss_matrix(
+        run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
+    )
+    config = replace(base.config, policy=DISTILLED, **vars(wanted))
+    trainer = build_trainer(config, shards, process)
+    load_weights(run.last, trainer.model.classifier, "classifier.")
+    _fit(trainer, shards, matrix, on_progress)
+    table, evaluation = evaluate_table(
+        trainer.model,
+        shards,
+        process=process,
+        on_images=_counter(on_progress, "table", shards.manifest.num_samples("val")),
+    )
+    record = replace(
+        base,
+        name=paths.folder.name,
+        config=config,
+        commit=current_commit(),
+        hardware=describe_hardware(process.device),
+        epochs=(),
+        evaluation=evaluation,
+        seconds=time.monotonic() - started,
+    )
+    _save(trainer, table, record, paths)
+    return record
+
+
+def _fit(trainer: Trainer, shards: Shards, matrix: LossMatrix, on_progress: OnProgress) -> None:
+    if trainer.model.proposer is None:
+        raise RuntimeError("a distilled run without a proposer")
+    fit_proposer(
+        trainer.model.proposer,
+        read_glimpses(trainer.model, shards, trainer.process),
+        matrix.losses_NK,
+        trainer.config,
+        counterparts=trainer.counterparts,
+        looked_counterparts=trainer.looked_counterparts,
+        on_rows=_counter(on_progress, "fit", trainer.config.epochs * len(matrix.losses_NK)),
+    )
+
+
+def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) -> None:
+    """Write the record last: a folder that has one is complete."""
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    meta = CheckpointMeta(
+        config=record.config,
+        spec=record.data.spec,
+        classes=record.data.classes,
+        epoch=0,
+        best_top1=0.0,
+    )
+    for path in (paths.best, paths.last):
+        save_checkpoint(
+            path, meta, model=trainer.model, optimizer=trainer.optimizer,
+            scheduler=trainer.scheduler,
+        )  # fmt: skip
+    table.save(paths.table)
+    record.save(paths.record)
+
+
+def _check(base: RunRecord, run: RunPaths, paths: RunPaths, process: Process) -> None:
+    if base.evaluation is None:
+        raise ConfigError(
+            f"a run must be finished to be distilled; got {len(base.epochs)} of "
+            f"{base.config.epochs} epochs in {run.folder}. Go on with it: add --resume."
+        )
+    if base.config.policy not in FIXED or base.config.fold is not None:
+        raise ConfigError(
+            "what is distilled must be a classifier trained without a proposer on all images; got "
+            f"--policy {base.config.policy} in {run.folder}. Train one with --policy random."
+        )
+    if process.world_size > 1:
+        raise ConfigError(
+            f"a distillation runs in one process; got {process.world_size}. Start it without "
+            "torchrun."
+        )
+    if paths.record.exists():
+        raise ConfigError(
+            f"a run must not be overwritten; got one in {paths.folder} already. "
+            "Name another --experiment."
+        )
+
+
+def loss_matrix(
+    run: RunPaths,
+    base: RunRecord,
+    *,
+    shards: Shards,
+    process: Process,
+    on_progress: OnProgress,
+    on_epoch: OnEpoch,
+) -> LossMatrix:
+    """Take up a run's loss matrix, or train the fold classifiers and compute it.
+
+    Raises:
+        CheckpointError: If what is there is of other samples.
+    """
+    path = run.losses
+    num_samples = shards.manifest.num_samples("train")
+    num_crops = len(build_model(base.config, shards, process).candidates)
+    if path.exists():
+        return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops)
+    matrix = LossMatrix.empty(num_samples, num_crops)
+    for fold in range(FOLDS):
+        below = run.fold(fold)
+        config = replace(base.config, fold=fold)
+        fit(
+            config, shards=shards, paths=below, process=process, resume=True,
+            on_progress=on_progress, on_epoch=on_epoch,
+        )  # fmt: skip
+        model = build_model(config, shards, process)
+        load_weights(below.last, model)
+        fill_fold(
+            matrix, model, shards, fold=fold, process=process,
+            on_rows=_counter(on_progress, "losses", len(fold_rows(num_samples, fold))),
+        )  # fmt: skip
+    matrix.save(path)
+    return matrix
+
+
+def _counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
+    seen = 0
+
+    def count(num_images: int) -> None:
+        nonlocal seen
+        seen = min(total, seen + num_images)
+        on_progress(Progress(stage, 1, seen, total))
+
+    return count

@@ -1,0 +1,118 @@
+"""The options of TrainConfig, one for each field; their defaults are the fields' own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from training.config import (
+    DEVICES,
+    PROPOSERS,
+    SCHEDULES,
+    TRAINED,
+    DistillConfig,
+    TrainConfig,
+)
+
+
+class Numbers(click.ParamType[Any]):
+    """Numbers joined by commas."""
+
+    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
+        """Expect `count` numbers of a kind, or any number of them."""
+        self.kind, self.count = kind, count
+        self.name = ",".join(["N"] * count) if count else "N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Turn what was typed into a tuple."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not numbers joined by commas.", param, ctx)
+        if self.count and len(numbers) != self.count:
+            self.fail(f"{value!r} is not {self.count} numbers joined by commas.", param, ctx)
+        return numbers
+
+
+def _field(names: str, kind: Any, text: str, config: type = TrainConfig) -> Callable[[Any], Any]:
+    """Make the option for one field of a config; its default is the field's own."""
+    field = names.split()[-1].removeprefix("--").split("/")[0].replace("-", "_")
+    default = getattr(config, field)
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default is not None
+    return click.option(
+        *names.split(), field, type=kind, default=default, show_default=shown, help=text
+    )
+
+
+TRAINING = (
+    _field("--policy", click.Choice(TRAINED), "How the crop is chosen."),
+    _field("--candidates", str,
+           "Crops to choose among: a set, or names joined by commas.  [default: the shards']"),
+    _field("--model", str, "Classifier, by its name in timm."),
+    _field("--proposer", click.Choice(PROPOSERS), "What scores the crops."),
+    _field("--position-prior/--no-position-prior", bool,
+           "Give each crop a learnt score of its own, whatever it shows."),
+    _field("--glimpse-size", int, "Side of a glimpse, px.  [default: the shards']"),
+    _field("--pad-glimpses/--no-pad-glimpses", bool,
+           "Show the proposer glimpses padded to the crop's size, as the predecessor did."),
+    _field("--proposer-channels", Numbers(int), "Of the proposer's convolutions."),
+    _field("--tau-start", float, "Gumbel-Softmax temperature at the first step."),
+    _field("--tau-end", float, "Gumbel-Softmax temperature at the last step."),
+    _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
+    _field("--random-epochs", int, "Epochs at the start that choose at random."),
+    _field("--num-draws", int, "For `expected`: crops drawn an image; 0 takes all, exactly."),
+    _field("--epochs", int, "Passes over the training split."),
+    _field("-b --batch-size", int, "Images a step and process."),
+    _field("--opt", str, "Optimizer, by its name in timm."),
+    _field("--lr", float, "Highest learning rate."),
+    _field("--proposer-lr", float, "The same of the proposer.  [default: that of --lr]"),
+    _field("--momentum", float, "Of the optimizer; onecycle moves it from 0.95 to 0.85 and back."),
+    _field("--weight-decay", float, "Of the optimizer; not applied to biases and norms."),
+    _field("--clip-grad", float, "Largest norm of the gradient.  [default: any]"),
+    _field("--sched", click.Choice(SCHEDULES), "Schedule of the learning rate."),
+    _field("--warmup-epochs", int, "Linear warm-up of cosine and step, epochs."),
+    _field("--decay-epochs", int, "Epochs between the decays of step."),
+    _field("--decay-rate", float, "Factor of each decay of step."),
+    _field("--smoothing", float, "Label smoothing, 0 to 1."),
+    _field("--hflip", float, "Probability of mirroring an image, 0 to 1."),
+    _field("--shift", int, "Largest shift of the classifier's input, px."),
+    _field("--mean", Numbers(float, 3), "Subtracted from RGB in 0 to 1."),
+    _field("--std", Numbers(float, 3), "What RGB is divided by then."),
+    _field("--amp/--no-amp", bool, "Compute in bfloat16 where the device is fast at it."),
+    _field("--channels-last/--no-channels-last", bool, "Keep tensors channels last in memory."),
+    _field("--fold", int,
+           "Leave every other image out, beginning with the first, 0, or the second, 1.  "
+           "[default: none]"),
+    _field("--seed", int, "Of weights, order, augmentation and Gumbel noise."),
+    _field("--val-interval", int, "Epochs between validations."),
+)  # fmt: skip
+DISTILLING = (
+    _field("--proposer", click.Choice(PROPOSERS), "What scores the crops."),
+    _field("--position-prior/--no-position-prior", bool,
+           "Give each crop a learnt score of its own, whatever it shows."),
+    _field("--glimpse-size", int, "Side of a glimpse, px.  [default: the shards']"),
+    _field("--proposer-channels", Numbers(int), "Of the proposer's convolutions."),
+    _field("--proposer-lr", float, "Highest learning rate of AdamW.", DistillConfig),
+    _field("--epochs", int, "Passes over the loss matrix.", DistillConfig),
+    _field("-b --batch-size", int, "Images a step.", DistillConfig),
+    _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
+    _field("--weight-decay", float, "Of AdamW.", DistillConfig),
+    _field("--seed", int, "Of weights, order and mirroring."),
+)  # fmt: skip
+MACHINE = (
+    _field("-j --workers", int, "Threads that read samples."),
+    _field("--device", click.Choice(DEVICES), "auto takes a GPU if there is one."),
+)
+
+
+def with_options(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
+    """Give a command some of these options."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate

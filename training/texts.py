@@ -1,0 +1,106 @@
+"""Evaluations and audits in words and columns, for the terminal."""
+
+from collections.abc import Iterator
+
+from training.audit import Audit
+from training.figures import Spread
+from training.table import Evaluation
+
+WIDTH = 56
+
+
+def audit_text(found: Audit) -> str:
+    """Lay an audit out for people, the verdict first."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Audit) -> Iterator[str]:
+    yield found.verdict
+    yield ""
+    seeds = ", ".join(map(str, found.seeds))
+    yield f"{found.arm}, seeds {seeds}, {found.num_samples} images, top-1 in %"
+    yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
+    for rival in found.rivals:
+        p = "" if rival.p is None else f", p {_p(rival.p)}"
+        told = f"{rival.macs / 1e6:.1f} M MACs, choosing {rival.points:+.1f}{p}"
+        yield _line(rival.name, _spread(rival.top1), told)
+    yield _line("oracle, by the classifier that is scored", _spread(found.oracle))
+    if found.split_half is not None:
+        yield _line("oracle, by another seed's classifier", _spread(found.split_half))
+    yield ""
+    yield "selection skill: 0 is chance, 1 the oracle"
+    for name, skill in (
+        ("beside the oracle", found.skill), ("beside the other seeds' oracle",
+                                             found.split_half_skill),
+    ):  # fmt: skip
+        if skill is not None:
+            yield _line(name, _spread(skill, 2))
+    yield ""
+    yield "how often each crop is chosen, %"
+    for name, share in zip(found.crops, found.shares, strict=True):
+        yield _line(name, f"{100 * share:.1f}")
+    yield _line("entropy of the mean choice, nats", _spread(found.entropy_of_mean, 2))
+    yield _line("mean entropy of a choice, nats", _spread(found.mean_entropy, 2))
+    if found.latency is not None:
+        yield ""
+        yield "one image on this machine, ms"
+        yield _line("proposer", f"{found.latency.proposer_ms:.2f}")
+        yield _line("classifier", f"{found.latency.classifier_ms:.2f}")
+    if found.boxes is not None:
+        yield from _box_lines(found)
+
+
+def _box_lines(found: Audit) -> Iterator[str]:
+    boxes = found.boxes
+    if boxes is None:
+        return
+    yield ""
+    yield f"the objects of {boxes.num_samples} images with boxes, % inside the crop"
+    yield _line("the chosen crop", f"{100 * boxes.coverage:.1f}")
+    if boxes.coverage_centre is not None:
+        yield _line("the centre crop", f"{100 * boxes.coverage_centre:.1f}")
+    yield _line("a random crop", f"{100 * boxes.coverage_random:.1f}")
+    yield _line("the crop that covers most", f"{100 * boxes.coverage_best:.1f}")
+    yield _line("chosen crops with the middle of a box inside", f"{100 * boxes.pointing:.1f}")
+    yield _line("random crops with it", f"{100 * boxes.pointing_random:.1f}")
+
+
+def _line(name: str, value: str, told: str = "") -> str:
+    return f"  {name:<{WIDTH}}{value:>14}  {told}".rstrip()
+
+
+def _spread(value: Spread, digits: int = 1) -> str:
+    sd = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
+    return f"{value.mean:.{digits}f}{sd}"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str:
+    """Lay an evaluation out for people."""
+    fixed = zip([f"{name} always" for name in evaluation.crops], evaluation.top1_crops, strict=True)
+    accuracies = [
+        ("policy", evaluation.top1),
+        *fixed,
+        ("random crop", evaluation.top1_random),
+        ("mean of all crops", evaluation.top1_mean),
+        ("best crop in hindsight (oracle)", evaluation.top1_oracle),
+    ]
+    shares = [(name, 100 * share) for name, share in zip(
+        evaluation.crops, evaluation.shares, strict=True)]  # fmt: skip
+    costs = [
+        ("proposer", evaluation.proposer_macs / 1e6),
+        ("classifier", evaluation.classifier_macs / 1e6),
+    ]
+    classes = list(zip(class_names, evaluation.top1_classes, strict=True))
+    lines = []
+    for title, rows in (
+        (f"top-1 of {evaluation.num_samples} images, %", accuracies),
+        ("how often each crop is chosen, %", shares),
+        ("cost of one image, million MACs", costs),
+        ("top-1 by class, %", classes),
+    ):
+        lines += [title, *(f"  {name:<32} {figure:8.2f}" for name, figure in rows)]
+    return "\n".join(lines)
