@@ -246,7 +246,7 @@ def sample(out: Path, **options: int) -> None:
     help="Threads.",
 )
 def scatter(**options: Any) -> None:
-    """Put each image of SOURCE small and anywhere on a cluttered picture.
+    """Put each image small and anywhere, amid clutter.
 
     SOURCE is as for build-shards. OUT becomes a folder in Imagenette's layout with the same splits
     and classes, where location matters: the clutter is made of patches of other images, and the

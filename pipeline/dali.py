@@ -25,7 +25,7 @@ from pipeline.crops import Box
 from pipeline.decode import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
 from pipeline.errors import ConfigError, ImageError, SrpError
 from pipeline.jpeg import is_sound
-from pipeline.resample import Pixels, edge_weight, resize
+from pipeline.resample import Pixels, edge_weight, goes_down_first, resize
 
 BATCH = 32  # more is no faster on the CPU
 BATCH_PIXELS = 100_000_000  # 300 MB decoded
@@ -210,8 +210,11 @@ def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
 def _crop(canvas: Node, box: Box, crop_px: int, device: str) -> Node:
     window = canvas[box.y0 : box.y1, box.x0 : box.x1]
     across, down = (edge_weight(n, crop_px) for n in (box.x1 - box.x0, box.y1 - box.y0))
-    is_window = (box.x1 - box.x0, box.y1 - box.y0) == (crop_px, crop_px)
-    return window if is_window else _resized(window, crop_px, across, down, device)
+    width, height = box.x1 - box.x0, box.y1 - box.y0
+    if (width, height) == (crop_px, crop_px):
+        return window
+    down_first = goes_down_first(height, width, crop_px)
+    return _resized(window, crop_px, across, down, device, down_first=down_first)
 
 
 def _resized(
@@ -222,6 +225,7 @@ def _resized(
     device: str,
     *,
     axes: tuple[int, int] = (1, 0),
+    down_first: bool = False,
 ) -> Node:
     """Resize as Pillow: across and then down, rounding in between.
 
@@ -232,9 +236,12 @@ def _resized(
         down: Edge weight of the height.
         device: `cpu` or `gpu`.
         axes: Which ones are width and height.
+        down_first: The other order of the passes; see `resample.goes_down_first`.
     """
-    narrow = _one_pass(image, axes[0], side_px, across, device, axes)
-    return _one_pass(narrow, axes[1], side_px, down, device, axes)
+    passes = [(axes[0], across), (axes[1], down)]
+    for axis, edge in reversed(passes) if down_first else passes:
+        image = _one_pass(image, axis, side_px, edge, device, axes)
+    return image
 
 
 def _one_pass(

@@ -48,7 +48,7 @@ def resize_exactly(image_HWC: Pixels, side_px: int) -> Pixels:
     image_HWC = np.ascontiguousarray(image_HWC)
     height, width, _ = image_HWC.shape
     out = np.empty((side_px, 3 * side_px), np.uint8)
-    if _goes_down_first(height, width, side_px):
+    if goes_down_first(height, width, side_px):
         low = np.empty((side_px, width, 3), np.uint8)
         kernels.down(image_HWC.reshape(height, -1), low.reshape(side_px, -1))
         kernels.across(low, out)
@@ -81,7 +81,7 @@ def resize_windows(
     return out.reshape(len(corners), side_px, side_px, 3)
 
 
-def _goes_down_first(height: int, width: int, side_px: int) -> bool:
+def goes_down_first(height: int, width: int, side_px: int) -> bool:
     """Say which pass Pillow runs first; the rounding in between makes it visible.
 
     Source: python-pillow/Pillow#9549, in Pillow 13: down first where the height shrinks by more
