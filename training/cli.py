@@ -44,9 +44,10 @@ def main() -> None:
 def from_shards(
     shards: Path, output: Path, experiment: str | None, resume: bool, **options: Any
 ) -> None:
-    """Train on SHARDS, a folder that srp-data build-shards wrote, and evaluate.
+    """Train on SHARDS, and evaluate.
 
-    SHARDS may also be a folder that holds one such folder. For several processes:
+    SHARDS is a folder that srp-data build-shards wrote, or one that holds one such folder. For
+    several processes:
     torchrun --nproc-per-node 2 -m training from SHARDS
     """
     config = TrainConfig(**options)
@@ -103,11 +104,12 @@ def distill(
     run: Path, shards: Path | None, output: Path, experiment: str | None, workers: int,
     device: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Fit a proposer to RUN, a classifier trained with --policy random, in seconds.
+    """Fit a proposer to RUN's losses, in seconds.
 
-    The first time, two classifiers are trained on half of the images each, to tell what RUN would
-    lose on crops of images that it has not seen. That table stays beside RUN: any other proposer,
-    of any glimpse size, is fitted to it without training a classifier again.
+    RUN is a classifier that was trained with --policy random. The first time, two classifiers are
+    trained on half of the images each, to tell what RUN would lose on crops of images that it has
+    not seen. That table stays beside RUN: any other proposer, of any glimpse size, is fitted to
+    it without training a classifier again.
     """
     from training.distillation import distill as distill_run
     from training.distributed import started
@@ -157,10 +159,11 @@ def evaluate(
     as_json: bool,
     **machine: Any,
 ) -> None:
-    """Score RUN, a folder that training wrote, on the validation split.
+    """Score RUN on the validation split.
 
-    Prints top-1 of the chosen crop, of each crop always, of a random one, of the mean of all
-    and of the best in hindsight; how often each crop is chosen; MACs; and top-1 by class.
+    RUN is a folder that training wrote. Prints top-1 of the chosen crop, of each crop always, of
+    a random one, of the mean of all and of the best in hindsight; how often each crop is chosen;
+    MACs; and top-1 by class.
     """
     from training.distributed import started
     from training.evaluate import evaluate_run
@@ -199,11 +202,12 @@ def evaluate(
 def audit(
     run: Path, shards: Path | None, boxes: Path | None, as_json: bool, workers: int, device: str
 ) -> None:
-    """Say whether choosing is worth it in RUN, a run that chooses.
+    """Say whether choosing is worth it in RUN.
 
-    The chosen crop is compared with the whole image, the centre, the best fixed crop, a random one
-    and the mean of all, of the same classifier; with the runs that do not choose in the same
-    folder; and with the oracle. Runs of other seeds beside it are taken together.
+    RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
+    best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
+    do not choose in the same folder; and with the oracle. Runs of other seeds beside it are taken
+    together.
     """
     from training.audit_run import audit_run
     from training.distributed import started
@@ -238,9 +242,10 @@ def audit(
 @OUTPUT
 @with_options(MACHINE)
 def study(shards: Path, profile: str, output: Path, **machine: Any) -> None:
-    """Compare the predecessor, a better policy and fixed crops on SHARDS, over glimpse sizes.
+    """Compare ways to choose on SHARDS.
 
-    Every run leaves a record. Run the same command again to go on where it stopped.
+    The predecessor, a better policy and fixed crops, over glimpse sizes. Every run leaves a
+    record. Run the same command again to go on where it stopped.
     """
     from training.data import Shards
     from training.distributed import started
@@ -265,7 +270,10 @@ def study(shards: Path, profile: str, output: Path, **machine: Any) -> None:
 @click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
 @click.option("--note", default="", help="What to say of the data in the first line.")
 def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
-    """Write one self-contained HTML page about the runs in the folder RUNS."""
+    """Write one HTML page about runs.
+
+    RUNS is a folder of them. The page loads nothing from anywhere.
+    """
     from training.report import write_report
 
     click.echo(str(write_report(runs, shards=shards, out=output, data_note=note)))

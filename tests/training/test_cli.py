@@ -70,6 +70,12 @@ def test_numbers_joined_by_commas_become_tuples() -> None:
     assert context.params["mean"] == (0.0, 0.5, 1.0)
 
 
+def test_every_command_has_a_summary_that_fits_its_line(srp_train: SrpTrain) -> None:
+    listing = srp_train("--help").stdout
+    assert all(f"  {name} " in listing for name in main.commands)
+    assert "..." not in listing.replace("[ARGS]...", "")
+
+
 def test_every_option_of_every_command_has_a_help_text() -> None:
     for name, command in main.commands.items():
         assert command.help, name
