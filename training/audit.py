@@ -91,7 +91,7 @@ class Audit:
             return "Nothing can be said: no run has a table to be compared with."
         strongest = max(rivals, key=lambda rival: rival.top1.mean)
         p = max(rival.p or 0.0 for rival in rivals)
-        told = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, McNemar, {_seeds(self.seeds)}"
+        told = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, McNemar, {name_seeds(self.seeds)}"
         if strongest.points <= 0:
             return (
                 f"Choosing is not worth it here: take {strongest.name}, "
@@ -120,7 +120,8 @@ class Audit:
         return {"verdict": self.verdict, **fields}
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def name_seeds(seeds: Sequence[int]) -> str:
+    """Write `seed 42`, or `seeds 0, 1`."""
     return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
 
 

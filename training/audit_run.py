@@ -16,7 +16,7 @@ from training.checkpoint import check_fits, load_weights, read_meta
 from training.config import RunPaths
 from training.data import Shards
 from training.distributed import Process
-from training.evaluate import EVALUATION_BATCH, OnImages
+from training.evaluate import EVALUATION_BATCH
 from training.figures import Arm, group_arms
 from training.model import SelectiveClassifier
 from training.runs import read_runs
@@ -32,7 +32,7 @@ def audit_run(
     boxes: Path | None,
     workers: int,
     process: Process,
-    on_images: OnImages,
+    on_images: Callable[[int, int], None],
 ) -> Audit:
     """Audit the arm that a run belongs to, beside the other runs in its folder.
 
@@ -42,7 +42,7 @@ def audit_run(
         boxes: CSV of the objects' boxes, or None.
         workers: Threads that read samples.
         process: The only one.
-        on_images: Told of images whose boxes were looked up.
+        on_images: Told of images whose boxes were looked up, and of those in all.
 
     Raises:
         CheckpointError: If the run is damaged or of other shards.
@@ -132,11 +132,10 @@ def _boxes(
     path: Path,
     *,
     process: Process,
-    on_images: OnImages,
+    on_images: Callable[[int, int], None],
 ) -> BoxFigures:
-    """Let the proposer choose on every image that has a box, of the split that has more of them."""
-    splits = [name.split("/", 1)[0] for name in known]
-    split = max(("val", "train"), key=splits.count)
+    """Let the proposer choose on every image that has a box, of val where it has any."""
+    split = "val" if any(name.startswith("val/") for name in known) else "train"
     reader = shards.reader(split)
     rows, boxes_N = [], []
     for index in range(len(reader)):
@@ -144,7 +143,7 @@ def _boxes(
         if found:
             rows.append(index)
             boxes_N.append(found)
-        on_images(1)
+        on_images(index + 1, len(reader))
     if not rows:
         raise ConfigError(
             f"--boxes must be of the shards' images; got none of {split} in {path}. "

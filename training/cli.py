@@ -220,9 +220,9 @@ def audit(
     with started(device) as process, _bars(process.is_main) as bars:
         task = bars.add_task("looking up boxes", total=None, figures="") if bars else None
 
-        def on_images(num_images: int) -> None:
+        def on_images(done: int, total: int) -> None:
             if bars and task is not None:
-                bars.update(task, advance=num_images)
+                bars.update(task, completed=done, total=total)
 
         found = audit_run(
             run, shards=opened, boxes=boxes, workers=workers, process=process, on_images=on_images

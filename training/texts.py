@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from training.audit import Audit
+from training.audit import Audit, name_seeds
 from training.figures import Spread
 from training.table import Evaluation
 
@@ -17,8 +17,7 @@ def audit_text(found: Audit) -> str:
 def _lines(found: Audit) -> Iterator[str]:
     yield found.verdict
     yield ""
-    seeds = ", ".join(map(str, found.seeds))
-    yield f"{found.arm}, seeds {seeds}, {found.num_samples} images, top-1 in %"
+    yield f"{found.arm}, {name_seeds(found.seeds)}, {found.num_samples} images, top-1 in %"
     yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
     for rival in found.rivals:
         p = "" if rival.p is None else f", p {_p(rival.p)}"
