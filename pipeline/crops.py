@@ -8,6 +8,7 @@ pixels, so the results are equal bit for bit.
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ class CropPlan:
         box = self.boxes[candidate]
         return (box.x1 - box.x0, box.y1 - box.y0) == (self.crop_px, self.crop_px)
 
-    @property
+    @cached_property
     def resized(self) -> tuple[int, ...]:
         """Candidates whose pixels cannot be cut from the canvas, in order."""
         return tuple(k for k in range(len(self)) if not self.is_cut(k))

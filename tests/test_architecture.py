@@ -29,6 +29,7 @@ SEAM = {
     "pipeline.loader",
     "pipeline.manifest",
     "pipeline.order",
+    "pipeline.pictures",
     "pipeline.pieces",
     "pipeline.reader",
     "pipeline.redirects",

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.pictures import Box
 from training.audit import Audit, Latency, audit
-from training.boxes import Box, BoxFigures, box_figures, read_boxes
+from training.boxes import BoxFigures, box_figures, read_boxes
 from training.checkpoint import check_fits, load_weights, read_meta
 from training.config import RunPaths
 from training.data import Shards

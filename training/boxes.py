@@ -12,11 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as fractions of the image's sides."""
-
-HEADER = ("path", "x0", "y0", "x1", "y1")
+from pipeline.pictures import BOX_HEADER, Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +54,14 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
                 boxes.setdefault(row["path"], []).append(_box(row, number))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"--boxes must be a CSV with the columns {', '.join(HEADER)}, boxes as fractions; got "
-            f"{type(error).__name__}: {error} in {path}. Give another file."
+            f"--boxes must be a CSV with the columns {', '.join(BOX_HEADER)}, boxes as fractions; "
+            f"got {type(error).__name__}: {error} in {path}. Give another file."
         ) from error
     return boxes
 
 
 def _box(row: Mapping[str, str], number: int) -> Box:
-    x0, y0, x1, y1 = (float(row[name]) for name in HEADER[1:])
+    x0, y0, x1, y1 = (float(row[name]) for name in BOX_HEADER[1:])
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise ValueError(f"box {x0}, {y0}, {x1}, {y1} in line {number}")
     return x0, y0, x1, y1

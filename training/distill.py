@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save
@@ -20,15 +19,15 @@ from torch import Tensor
 
 from pipeline.durable import write_file
 from pipeline.errors import CheckpointError
-from pipeline.order import Indices, evaluation_batches
+from pipeline.order import evaluation_batches
 from training import selection, views
-from training.config import FOLDS, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process
 from training.evaluate import EVALUATION_BATCH, batch_losses, crop_batches
 from training.model import SelectiveClassifier
 from training.proposer import Proposer
-from training.trainer import batch_reader, uses_bfloat16
+from training.trainer import batch_reader, fold_rows, uses_bfloat16
 
 OnRows = Callable[[int], None]
 """Called with a number of samples that have passed."""
@@ -79,11 +78,6 @@ def _unusable(path: Path, what: str) -> CheckpointError:
         f"a run's loss matrix must be of its samples and crops; got {what} in {path}. "
         "Delete it; it is computed again."
     )
-
-
-def fold_rows(num_samples: int, fold: int) -> Indices:
-    """List the samples of one fold: those that its classifier has not seen."""
-    return np.arange(fold, num_samples, FOLDS)
 
 
 @torch.inference_mode()

@@ -8,13 +8,13 @@ from pipeline.errors import ConfigError
 from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
 from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, RunPaths
 from training.data import Shards
-from training.distill import LossMatrix, fill_fold, fit_proposer, fold_rows, read_glimpses
+from training.distill import LossMatrix, fill_fold, fit_proposer, read_glimpses
 from training.distributed import Process
 from training.evaluate import evaluate_table
 from training.loop import OnEpoch, OnProgress, Progress, fit
 from training.records import RunRecord, current_commit, describe_hardware, load_record
 from training.table import Table
-from training.trainer import Trainer, build_model, build_trainer
+from training.trainer import Trainer, build_model, build_trainer, fold_rows
 
 
 def distill(

@@ -97,7 +97,12 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
 def training_rows(num_samples: int, fold: int | None) -> Indices:
     """List the samples to train on: all, or those outside of a fold."""
     rows = np.arange(num_samples)
-    return rows if fold is None else rows[rows % FOLDS != fold]
+    return rows if fold is None else np.delete(rows, fold_rows(num_samples, fold))
+
+
+def fold_rows(num_samples: int, fold: int) -> Indices:
+    """List the samples of one fold: those that its classifier has not seen."""
+    return np.arange(fold, num_samples, FOLDS)
 
 
 def build_model(config: TrainConfig, shards: Shards, process: Process) -> SelectiveClassifier:

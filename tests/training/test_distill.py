@@ -13,12 +13,12 @@ from training import distillation
 from training.checkpoint import load_weights
 from training.config import DistillConfig, RunPaths, TrainConfig
 from training.data import Shards
-from training.distill import LossMatrix, fill_fold, fit_proposer, fold_rows
+from training.distill import LossMatrix, fill_fold, fit_proposer
 from training.distributed import Process
 from training.evaluate import evaluate_run
 from training.proposer import CropProposer
 from training.records import RunRecord, load_record
-from training.trainer import build_model, training_rows
+from training.trainer import build_model, fold_rows, training_rows
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]
