@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline.durable import write_file
 from pipeline.errors import CheckpointError
 from pipeline.manifest import DataSpec, Manifest
-from training.config import TrainConfig, config_from_json, config_to_json
+from training.config import RunPaths, TrainConfig, config_from_json, config_to_json
 
 FORMAT = "srp-checkpoint/1"
+CLASSIFIER = "classifier."  # before the names of its tensors
 GROUP = "group"  # before the number of a parameter group, in the names of its tensors
 # What decides the pixels that the networks see; other shards with these equal fit as well.
 PIXEL_FIELDS = ("canvas_size", "crop_size", "exif", "jpeg_quality", "jpeg_subsampling")
@@ -158,6 +159,32 @@ def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise _damaged(path, error) from error
+
+
+def load_classifier(path: Path, model: nn.Module) -> None:
+    """Begin with another run's classifier, which may have learnt on other images and sizes.
+
+    Args:
+        path: Folder of a run, or one of its checkpoints.
+        model: Changed in place, but for its proposer.
+
+    Raises:
+        CheckpointError: If there is none, or its classifier is of another kind or class count.
+    """
+    file = RunPaths(folder=path).last if path.is_dir() else path
+    read_meta(file)  # a file that is no checkpoint is told apart from one that does not fit
+    wanted = {name for name in model.state_dict() if name.startswith(CLASSIFIER)}
+    tensors = {CLASSIFIER + name: value for name, value in
+               _tensors(file, f"model.{CLASSIFIER}").items()}  # fmt: skip
+    try:
+        if tensors.keys() != wanted:
+            raise RuntimeError(f"{len(tensors)} tensors for {len(wanted)}")
+        model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"--initial-checkpoint must hold a classifier of the same --model and number of "
+            f"classes; got another in {file}. Use a run with the same --model on the same classes."
+        ) from error
 
 
 def load_optimizer(path: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:

@@ -36,6 +36,8 @@ class TrainConfig:
         candidates: Those to choose among, a set or names joined by commas; None takes all that
             the shards hold.
         model: Name of the classifier in timm.
+        initial_checkpoint: Run, or a checkpoint of one, whose classifier's weights to begin with;
+            empty begins with the seed's.
         proposer: What scores the crops; see `training.proposer`. `crops` sees each glimpse by
             itself, `joint` beside the others, `map` sees the whole canvas alone.
         position_prior: Whether each candidate has a learnt score of its own, whatever it shows.
@@ -47,8 +49,8 @@ class TrainConfig:
         tau_start: Temperature of the Gumbel-Softmax at the first step.
         tau_end: The same at the last step; geometric in between.
         balance: Weight of the entropy of the batch's mean choice, which keeps all crops in use.
-        random_epochs: Epochs at the start in which all crops count as equally good, so that the
-            classifier has learnt something before the proposer learns from it.
+        random_epochs: Epochs at the start that train the classifier on one crop at random, so
+            that it has learnt something before the proposer learns from it.
         num_draws: For `expected`: crops drawn per image for an unbiased estimate; 0 is exact.
         epochs: Passes over the training split.
         batch_size: Images a step and process; at least 2, for the batch norms.
@@ -79,6 +81,7 @@ class TrainConfig:
     policy: str = "straight-through"
     candidates: str | None = None
     model: str = "resnet18"
+    initial_checkpoint: str = ""
     proposer: str = "crops"
     position_prior: bool = False
     glimpse_size: int | None = None

@@ -221,7 +221,9 @@ def arm_name(record: RunRecord) -> str:
 
 def _without_seed(config: TrainConfig) -> TrainConfig:
     defaults = {name: getattr(TrainConfig, name) for name in FREE_OPTIONS}
-    return dataclasses.replace(config, **defaults)
+    # Each seed may begin with a classifier that was trained with it.
+    initial = config.initial_checkpoint.removesuffix(f"-s{config.seed}")
+    return dataclasses.replace(config, **defaults, initial_checkpoint=initial)
 
 
 def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:

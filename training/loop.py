@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.durable import write_file
 from pipeline.errors import ConfigError, DivergedError
 from training import views
+from training.checkpoint import load_classifier
 from training.config import DISTILLED, TRAINED, RunPaths, TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
@@ -61,9 +63,15 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
     draws = views.draw(num_samples, hflip=config.hflip, shift=config.shift, generator=generator)
     noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
     tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
+    chooses = step >= config.random_epochs * trainer.steps
     crops = views.cut(batch, trainer.plan, trainer.model.candidates)
     shown = views.augment(
-        crops, batch.glimpses_BLSS, draws, trainer.counterparts, trainer.looked_counterparts
+        crops,
+        batch.glimpses_BLSS,
+        draws,
+        trainer.counterparts,
+        trainer.looked_counterparts,
+        trainer.model.chosen_ahead(noise_BMK[:, 0], chooses=chooses),
     )
 
     with torch.autocast(device.type, torch.bfloat16, enabled=trainer.autocast):
@@ -73,7 +81,7 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
             batch.labels_B,
             noise_BMK.to(device, non_blocking=True),
             tau,
-            chooses=step >= config.random_epochs * trainer.steps,
+            chooses=chooses,
         )
     output.loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_grad is not None:
@@ -128,7 +136,11 @@ def fit(
     if record.evaluation is not None:
         return record
     trainer = build_trainer(config, shards, process)
-    best = load_last(trainer, paths, record) if record.epochs else 0.0
+    best = 0.0
+    if record.epochs:
+        best = load_last(trainer, paths, record)
+    elif config.initial_checkpoint:
+        load_classifier(Path(config.initial_checkpoint), trainer.model)
     before = record.seconds
     for epoch in range(len(record.epochs), config.epochs):
         done = _train_epoch(trainer, epoch, on_progress)

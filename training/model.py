@@ -71,7 +71,7 @@ class SelectiveClassifier(nn.Module):
         """Compute one step's loss.
 
         Args:
-            crops_BKHWC: Uint8, augmented.
+            crops_BKHWC: Uint8, augmented; the chosen one alone where it was `chosen_ahead`.
             glimpses_BLSS: Uint8, for policies that select.
             labels_B: Int64.
             noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
@@ -79,13 +79,12 @@ class SelectiveClassifier(nn.Module):
             chooses: Whether the proposer is listened to; see `TrainConfig.random_epochs`.
         """
         if self.proposer is None or glimpses_BLSS is None:
-            chosen_B = self.fixed_choice(noise_BMK[:, 0])
-            images = selection.take(crops_BKHWC, chosen_B)
-            losses_B, hits_B = self._classify(images, labels_B)
-            return StepOutput(losses_B.mean(), losses_B, hits_B)
+            return self._one(crops_BKHWC[:, 0], labels_B)
         proposal = self.proposer(glimpses_BLSS)
         if not chooses:
-            proposal = proposal.without_preference()
+            output = self._one(crops_BKHWC[:, 0], labels_B)
+            # Zero, but there for all weights: processes that share gradients wait for each.
+            return output._replace(loss=output.loss + 0 * proposal.scores_BK.sum())
         if self.config.policy == "expected":
             output = self._expected(crops_BKHWC, labels_B, noise_BMK, proposal)
         else:
@@ -93,11 +92,13 @@ class SelectiveClassifier(nn.Module):
                 "blend": selection.blend, "straight-through": selection.straight_through,
             }[self.config.policy]  # fmt: skip
             weights_BK = weigh(proposal.scores_BK, noise_BMK[:, 0], temperature)
-            images = selection.mix(crops_BKHWC, weights_BK)
-            losses_B, hits_B = self._classify(images, labels_B)
-            output = StepOutput(losses_B.mean(), losses_B, hits_B)
+            output = self._one(selection.mix(crops_BKHWC, weights_BK), labels_B)
         spread = selection.mean_choice_entropy(proposal.probabilities_BK)
         return output._replace(loss=output.loss - self.config.balance * spread)
+
+    def _one(self, images_BHWC: Tensor, labels_B: Tensor) -> StepOutput:
+        losses_B, hits_B = self._classify(images_BHWC, labels_B)
+        return StepOutput(losses_B.mean(), losses_B, hits_B)
 
     def _expected(
         self, crops_BKHWC: Tensor, labels_B: Tensor, noise_BMK: Tensor,
@@ -142,6 +143,15 @@ class SelectiveClassifier(nn.Module):
             inputs = inputs.contiguous()
         logits_BC: Tensor = self.classifier(inputs).float()
         return logits_BC
+
+    def chosen_ahead(self, noise_BK: Tensor, *, chooses: bool) -> Tensor | None:
+        """Give the crops that are chosen before anyone looks, int64 `(B,)`; None where one does.
+
+        The others need not be cut then.
+        """
+        if self.config.selects and chooses:
+            return None
+        return self.fixed_choice(noise_BK)
 
     def fixed_choice(self, noise_BK: Tensor) -> Tensor:
         """Choose without looking, int64 `(B,)`: one crop always, or each alike at random."""

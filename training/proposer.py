@@ -32,10 +32,6 @@ class Proposal(NamedTuple):
         """Choose by these scores."""
         return cls(scores_BK, scores_BK.softmax(1), scores_BK.argmax(1))
 
-    def without_preference(self) -> "Proposal":
-        """Count all crops as equally good; the gradient is zero, but there for all weights."""
-        return Proposal.of(0 * self.scores_BK)
-
 
 class Proposer(nn.Module):
     """Scores the candidates of a sample by its glimpses."""

@@ -78,6 +78,7 @@ def augment(
     draws: Draws,
     counterparts: tuple[int, ...],
     looked_counterparts: tuple[int, ...],
+    chosen_B: Tensor | None = None,
 ) -> Views:
     """Mirror and shift one batch as its draws say.
 
@@ -87,13 +88,24 @@ def augment(
         draws: On the CPU.
         counterparts: From `mirrored_candidates`, of the crops.
         looked_counterparts: The same of the glimpses.
+        chosen_B: On the CPU, the one crop of each image that is wanted; None wants all.
     """
-    crops_BKHWC = torch.stack(crops, 1)
+    if chosen_B is None:
+        crops_BKHWC = torch.stack(crops, 1)
+    else:
+        sources = torch.tensor(counterparts)
+        crops_BKHWC = _pick(crops, torch.where(draws.flips_B, sources[chosen_B], chosen_B))
+        counterparts = (0,)
     rows = draws.flips_B.nonzero()[:, 0].to(crops_BKHWC.device, non_blocking=True)
     crops_BKHWC = mirror(crops_BKHWC, rows, counterparts)
     if glimpses_BLSS is not None:
         glimpses_BLSS = mirror(glimpses_BLSS.clone(), rows, looked_counterparts)
     return Views(shift(crops_BKHWC, draws.shifts_B2), glimpses_BLSS)
+
+
+def _pick(crops: tuple[Tensor, ...], chosen_B: Tensor) -> Tensor:
+    """Copy one crop of each image, `(B, 1, H, W, 3)`."""
+    return torch.stack([crops[k][row] for row, k in enumerate(chosen_B.tolist())])[:, None]
 
 
 def mirror(images: Tensor, rows: Tensor, counterparts: tuple[int, ...]) -> Tensor:

@@ -301,3 +301,40 @@ def test_a_gpu_trains_in_bfloat16_what_the_cpu_evaluates_alike(
         on_cpu.probabilities_NK, on_gpu.probabilities_NK, atol=0.02, rtol=0.05
     )
     assert (on_cpu.predicted_NK == on_gpu.predicted_NK).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["folder", "best.safetensors"])
+def test_a_run_begins_with_another_runs_classifier_and_its_own_proposer(
+    name: str,
+    tiny: Tiny,
+    train: Train,
+    tmp_path: Path,
+    finished: tuple[RunPaths, RunRecord],
+) -> None:
+    source = finished[0].folder if name == "folder" else finished[0].folder / name
+    begun = load_file(finished[0].last if name == "folder" else source)
+    options = {"lr": 0.0, "weight_decay": 0.0, "seed": 7, "policy": "expected", "proposer": "joint"}
+    train(tiny(initial_checkpoint=str(source), **options), tmp_path / "with")
+    train(tiny(**options), tmp_path / "without")
+    after, without = (load_file(tmp_path / run / "last.safetensors") for run in ("with", "without"))
+    weights = [n for n in begun if n.startswith("model.classifier.") and n.endswith(".weight")]
+    assert weights
+    for weight in weights:
+        assert torch.equal(after[weight], begun[weight]), weight
+    own = [n for n in without if n.startswith("model.proposer.") and n.endswith(".weight")]
+    assert own
+    for weight in own:
+        assert torch.equal(after[weight], without[weight]), weight
+
+
+def test_an_initial_checkpoint_that_does_not_fit_is_refused(
+    tiny: Tiny, train: Train, tmp_path: Path, finished: tuple[RunPaths, RunRecord]
+) -> None:
+    folder = str(finished[0].folder)
+    with pytest.raises(CheckpointError, match=r"same --model and number of classes; got another"):
+        train(tiny(initial_checkpoint=folder, model="resnet34"), tmp_path / "deeper")
+    with pytest.raises(CheckpointError, match=r"a run must have a checkpoint; got none at .*gone"):
+        train(tiny(initial_checkpoint=str(tmp_path / "gone")), tmp_path / "nothing")
+    (tmp_path / "noise").write_bytes(b"\x80\x04." * 100)  # a pickle's first bytes
+    with pytest.raises(CheckpointError, match=r"a whole safetensors file that srp wrote; got"):
+        train(tiny(initial_checkpoint=str(tmp_path / "noise")), tmp_path / "damaged")

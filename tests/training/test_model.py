@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from training.config import TRAINED, TrainConfig
 from training.data import Batch
 from training.model import SelectiveClassifier, StepOutput
-from training.selection import gumbel_noise
+from training.selection import gumbel_noise, take
 
 PLAN = plan_crops("full+five", canvas_px=48, crop_px=32)
 VARIANTS = [
@@ -35,8 +35,10 @@ def step(model: SelectiveClassifier, batch: Batch, *, chooses: bool = True) -> S
     num_samples, num_crops = len(batch.labels_B), len(model.candidates)
     noise = gumbel_noise((num_samples, *model.noise_shape), generator)
     assert batch.glimpses_BLSS is not None
+    crops_BKHWC = batch.crops_BKHWC[:, :num_crops]
+    ahead_B = model.chosen_ahead(noise[:, 0], chooses=chooses)
     output: StepOutput = model(
-        batch.crops_BKHWC[:, :num_crops],
+        crops_BKHWC if ahead_B is None else take(crops_BKHWC, ahead_B)[:, None],
         batch.glimpses_BLSS[:, list(model.looked_at)] if model.proposer else None,
         batch.labels_B,
         noise,

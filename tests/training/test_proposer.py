@@ -11,7 +11,6 @@ from training.proposer import (
     CropProposer,
     JointProposer,
     MapProposer,
-    Proposal,
     Proposer,
     mean_over_boxes,
 )
@@ -156,12 +155,3 @@ def test_the_map_has_a_prior_of_places_as_well() -> None:
     proposer(glimpses(2, 1, 16, 16)).scores_BK[:, 1].sum().backward()
     assert proposer.prior.grad is not None
     assert proposer.prior.grad.tolist() == [0, 0, 2, 0, 0, 0]
-
-
-def test_without_preference_all_crops_are_equal_and_no_weight_learns() -> None:
-    scores = torch.tensor([[3.0, -1.0, 0.0]], requires_grad=True)
-    proposal = Proposal.of(scores).without_preference()
-    assert torch.equal(proposal.probabilities_BK, torch.full((1, 3), 1 / 3))
-    (proposal.probabilities_BK * torch.tensor([5.0, 0.0, 1.0])).sum().backward()
-    assert scores.grad is not None
-    assert scores.grad.tolist() == [[0, 0, 0]]

@@ -118,6 +118,24 @@ def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batc
     assert torch.equal(mirrored.crops_BKHWC, crops_BKHWC.flip(3))
 
 
+def test_a_crop_that_is_chosen_ahead_is_the_one_that_would_be_taken_of_all(
+    make_batch: Callable[..., Batch],
+) -> None:
+    batch, counterparts = make_batch(8), views.mirrored_candidates(PLAN, ALL)
+    draws = views.draw(8, hflip=0.5, shift=3, generator=torch.Generator().manual_seed(1))
+    assert 0 < draws.flips_B.sum() < 8
+    chosen = torch.tensor([0, 1, 2, 3, 4, 5, 1, 2])
+    crops = views.cut(batch, PLAN, ALL)
+    rest = (batch.glimpses_BLSS, draws, counterparts, counterparts)
+    every = views.augment(crops, *rest)
+    one = views.augment(crops, *rest, chosen)
+    assert one.crops_BKHWC.shape == (8, 1, 32, 32, 3)
+    assert torch.equal(one.crops_BKHWC[:, 0], every.crops_BKHWC[torch.arange(8), chosen])
+    assert one.glimpses_BLSS is not None
+    assert every.glimpses_BLSS is not None
+    assert torch.equal(one.glimpses_BLSS, every.glimpses_BLSS)
+
+
 @given(
     seed=st.integers(0, 99),
     shifts=st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=1, max_size=4),
