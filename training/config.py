@@ -188,6 +188,7 @@ class DistillConfig:
     """What a proposer is fitted with; the fields are those of `TrainConfig`.
 
     Attributes:
+        candidates: Those to choose among, some of the run's; None takes all of them.
         proposer: What scores the crops.
         position_prior: Whether each candidate has a learnt score of its own.
         glimpse_size: Side of the glimpses, px; None takes those of the shards.
@@ -200,6 +201,7 @@ class DistillConfig:
         seed: Of weights, order and mirroring.
     """
 
+    candidates: str | None = None
     proposer: str = TrainConfig.proposer
     position_prior: bool = TrainConfig.position_prior
     glimpse_size: int | None = TrainConfig.glimpse_size
@@ -226,6 +228,11 @@ class RunPaths:
     def losses(self) -> Path:
         """What classifiers that have not seen them lose on the crops of the training images."""
         return self.folder / "losses.safetensors"
+
+    @property
+    def logits(self) -> Path:
+        """What the classifier says of every crop of the validation images."""
+        return self.folder / "logits.safetensors"
 
     def fold(self, fold: int) -> "RunPaths":
         """The run that leaves a fold of the training split out."""

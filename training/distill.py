@@ -9,75 +9,24 @@ px.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipeline.durable import write_file
-from pipeline.errors import CheckpointError
 from pipeline.order import evaluation_batches
 from training import selection, views
 from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process
-from training.evaluate import EVALUATION_BATCH, batch_losses, crop_batches
+from training.evaluate import EVALUATION_BATCH, all_logits, crop_batches
+from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier
 from training.proposer import Proposer
+from training.table import crop_losses
 from training.trainer import batch_reader, fold_rows, uses_bfloat16
 
 OnRows = Callable[[int], None]
 """Called with a number of samples that have passed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossMatrix:
-    """What a classifier that has not seen the image loses on each of its crops.
-
-    Attributes:
-        losses_NK: Float32, cross-entropy without smoothing, of the candidates of a run.
-        is_known_N: Whether a row has been computed.
-    """
-
-    losses_NK: Tensor
-    is_known_N: Tensor
-
-    @classmethod
-    def empty(cls, num_samples: int, num_crops: int) -> "LossMatrix":
-        """Begin with nothing known."""
-        return cls(
-            losses_NK=torch.zeros(num_samples, num_crops),
-            is_known_N=torch.zeros(num_samples, dtype=torch.bool),
-        )
-
-    def save(self, path: Path) -> None:
-        """Write the matrix as safetensors."""
-        write_file(path, save({name: tensor.contiguous() for name, tensor in vars(self).items()}))
-
-    @classmethod
-    def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "LossMatrix":
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: If it is damaged or of other samples.
-        """
-        try:
-            matrix = cls(**load_file(path))
-        except (TypeError, OSError, safetensors.SafetensorError) as error:
-            raise _unusable(path, f"{type(error).__name__}: {error}") from error
-        if matrix.losses_NK.shape != (num_samples, num_crops):
-            raise _unusable(path, f"one of {tuple(matrix.losses_NK.shape)}")
-        return matrix
-
-
-def _unusable(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"a run's loss matrix must be of its samples and crops; got {what} in {path}. "
-        "Delete it; it is computed again."
-    )
 
 
 @torch.inference_mode()
@@ -97,15 +46,34 @@ def fill_fold(
     pieces = [rows[at : at + EVALUATION_BATCH] for at in range(0, len(rows), EVALUATION_BATCH)]
     for batch, crops in crop_batches(model, shards, process, split="train", pieces=pieces):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
-            losses_BK, _ = batch_losses(model, crops, batch.labels_B)
+            losses_BK = crop_losses(batch.labels_B, all_logits(model, crops))
         matrix.losses_NK[batch.indices_B.cpu()] = losses_BK.cpu()
         matrix.is_known_N[batch.indices_B.cpu()] = True
         on_rows(len(batch.indices_B))
 
 
-def read_glimpses(model: SelectiveClassifier, shards: Shards, process: Process) -> Tensor:
-    """Read what the proposer looks at in the training split, uint8 `(N, L, S, S)`."""
-    reader = batch_reader(model.config, shards, model, "train", process)
+@torch.inference_mode()
+def judge(
+    model: SelectiveClassifier, shards: Shards, *, process: Process, on_rows: OnRows
+) -> Judged:
+    """Run the classifier on every crop of the validation split."""
+    model.eval()
+    autocast = uses_bfloat16(model.config, process.device)
+    pieces = evaluation_batches(shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH)
+    labels, logits = [], []
+    for batch, crops in crop_batches(model, shards, process, split="val", pieces=pieces):
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+            logits.append(all_logits(model, crops).cpu())
+        labels.append(batch.labels_B.cpu().clone())
+        on_rows(len(batch.labels_B))
+    return Judged(labels_N=torch.cat(labels), logits_NKC=torch.cat(logits))
+
+
+def read_glimpses(
+    model: SelectiveClassifier, shards: Shards, process: Process, *, split: str
+) -> Tensor:
+    """Read what the proposer looks at in a split, uint8 `(N, L, S, S)`."""
+    reader = batch_reader(model.config, shards, model, split, process)
     pieces = evaluation_batches(len(reader.reader), batch_size=EVALUATION_BATCH)
     return torch.cat([_looked(batch.glimpses_BLSS) for batch in reader.batches(pieces)])
 
@@ -114,6 +82,21 @@ def _looked(glimpses_BLSS: Tensor | None) -> Tensor:
     if glimpses_BLSS is None:
         raise RuntimeError("a batch without glimpses")
     return glimpses_BLSS.cpu().clone()
+
+
+@torch.inference_mode()
+def choices(model: SelectiveClassifier, glimpses_NLSS: Tensor, process: Process) -> Tensor:
+    """Let the proposer choose as at evaluation, float32 `(N, K)`."""
+    if model.proposer is None:
+        raise RuntimeError("a choice without a proposer")
+    model.eval()
+    autocast = uses_bfloat16(model.config, process.device)
+    parts = []
+    for looked in torch.split(glimpses_NLSS, EVALUATION_BATCH):
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+            proposal = model.proposer(looked.to(process.device))
+        parts.append(proposal.probabilities_BK.float().cpu())
+    return torch.cat(parts)
 
 
 def fit_proposer(

@@ -4,14 +4,24 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from torch import Tensor
+
 from pipeline.errors import ConfigError
 from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
-from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, RunPaths
+from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, RunPaths, TrainConfig
 from training.data import Shards
-from training.distill import LossMatrix, fill_fold, fit_proposer, read_glimpses
+from training.distill import (
+    choices,
+    fill_fold,
+    fit_proposer,
+    judge,
+    read_glimpses,
+)
 from training.distributed import Process
-from training.evaluate import evaluate_table
+from training.evaluate import evaluation_of
 from training.loop import OnEpoch, OnProgress, Progress, fit
+from training.losses import Judged, LossMatrix
+from training.model import candidate_indices
 from training.records import RunRecord, current_commit, describe_hardware, load_record
 from training.table import Table
 from training.trainer import Trainer, build_model, build_trainer, fold_rows
@@ -53,16 +63,21 @@ def distill(
     matrix = loss_matrix(
         run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
     )
-    config = replace(base.config, policy=DISTILLED, **vars(wanted))
+    judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
+    config = replace(
+        base.config, policy=DISTILLED,
+        **vars(wanted) | {"candidates": wanted.candidates or base.config.candidates},
+    )  # fmt: skip
+    columns = _columns(base, config, shards, run)
     trainer = build_trainer(config, shards, process)
     load_weights(run.last, trainer.model.classifier, "classifier.")
-    _fit(trainer, shards, matrix, on_progress)
-    table, evaluation = evaluate_table(
-        trainer.model,
-        shards,
-        process=process,
-        on_images=_counter(on_progress, "table", shards.manifest.num_samples("val")),
+    _fit(trainer, shards, matrix.losses_NK[:, columns], on_progress)
+    table = Table.of(
+        judged.labels_N,
+        judged.logits_NKC[:, columns],
+        choices(trainer.model, read_glimpses(trainer.model, shards, process, split="val"), process),
     )
+    evaluation = evaluation_of(table, trainer.model, shards)
     record = replace(
         base,
         name=paths.folder.name,
@@ -77,17 +92,31 @@ def distill(
     return record
 
 
-def _fit(trainer: Trainer, shards: Shards, matrix: LossMatrix, on_progress: OnProgress) -> None:
+def _columns(base: RunRecord, config: TrainConfig, shards: Shards, run: RunPaths) -> list[int]:
+    """Find the wanted candidates among those that the run's losses are of."""
+    known = candidate_indices(base.config, shards.plan)
+    wanted = candidate_indices(config, shards.plan)
+    missing = [shards.plan.names[k] for k in wanted if k not in known]
+    if missing:
+        raise ConfigError(
+            f"--candidates must be some of the run's; got {', '.join(missing)}, which the "
+            f"classifier in {run.folder} was not trained on. Name some of "
+            f"{', '.join(shards.plan.names[k] for k in known)}."
+        )
+    return [known.index(k) for k in wanted]
+
+
+def _fit(trainer: Trainer, shards: Shards, losses_NK: Tensor, on_progress: OnProgress) -> None:
     if trainer.model.proposer is None:
         raise RuntimeError("a distilled run without a proposer")
     fit_proposer(
         trainer.model.proposer,
-        read_glimpses(trainer.model, shards, trainer.process),
-        matrix.losses_NK,
+        read_glimpses(trainer.model, shards, trainer.process, split="train"),
+        losses_NK,
         trainer.config,
         counterparts=trainer.counterparts,
         looked_counterparts=trainer.looked_counterparts,
-        on_rows=_counter(on_progress, "fit", trainer.config.epochs * len(matrix.losses_NK)),
+        on_rows=_counter(on_progress, "fit", trainer.config.epochs * len(losses_NK)),
     )
 
 
@@ -168,6 +197,25 @@ def loss_matrix(
         )  # fmt: skip
     matrix.save(path)
     return matrix
+
+
+def judge_run(
+    run: RunPaths, base: RunRecord, *, shards: Shards, process: Process, on_progress: OnProgress
+) -> Judged:
+    """Take up what a run's classifier says of the validation images, or let it say it.
+
+    Raises:
+        CheckpointError: If what is there is of other samples.
+    """
+    model = build_model(base.config, shards, process)
+    num_samples = shards.manifest.num_samples("val")
+    if run.logits.exists():
+        return Judged.load(run.logits, num_samples=num_samples, num_crops=len(model.candidates))
+    load_weights(run.last, model)
+    counter = _counter(on_progress, "table", num_samples)
+    judged = judge(model, shards, process=process, on_rows=counter)
+    judged.save(run.logits)
+    return judged
 
 
 def _counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:

@@ -78,28 +78,18 @@ def crop_batches(
         yield batch, views.cut(batch, shards.plan, model.candidates)
 
 
-def batch_losses(
-    model: SelectiveClassifier, crops: tuple[Tensor, ...], labels_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Classify every crop: cross-entropy without smoothing `(B, K)`, and logits `(K, B, C)`."""
-    logits_KBC = _all_logits(model, crops)
-    labels_KB = labels_B.expand(len(crops), -1)
-    losses = F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none")
-    return losses.reshape(len(crops), -1).T, logits_KBC
-
-
 def _policy_prediction(
     model: SelectiveClassifier, batch: Batch, crops: tuple[Tensor, ...]
 ) -> Tensor:
     if model.config.policy == "mean":
-        return _all_logits(model, crops).softmax(2).mean(0).argmax(1)
+        return all_logits(model, crops).softmax(2).mean(1).argmax(1)
     chosen_B = _probabilities(model, batch).argmax(1)
     return model.logits(take(torch.stack(crops, 1), chosen_B)).argmax(1)
 
 
-def _all_logits(model: SelectiveClassifier, crops: tuple[Tensor, ...]) -> Tensor:
-    """Classify every crop, float32 `(K, B, C)`."""
-    return torch.stack([model.logits(crop) for crop in crops])
+def all_logits(model: SelectiveClassifier, crops: tuple[Tensor, ...]) -> Tensor:
+    """Classify every crop, float32 `(B, K, C)`."""
+    return torch.stack([model.logits(crop) for crop in crops], 1)
 
 
 def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
@@ -122,14 +112,18 @@ def evaluate_table(
 ) -> tuple[Table, Evaluation]:
     """Run the classifier on every crop of the validation split, and draw the figures."""
     table = make_table(model, shards, process=process, on_images=on_images)
-    evaluation = summarise(
+    return table, evaluation_of(table, model, shards)
+
+
+def evaluation_of(table: Table, model: SelectiveClassifier, shards: Shards) -> Evaluation:
+    """Draw the figures of a table."""
+    return summarise(
         table,
         model,
         glimpse_px=glimpse_side(model.config, shards),
         crop_px=shards.manifest.spec.crop_size,
         num_classes=len(shards.manifest.classes),
     )
-    return table, evaluation
 
 
 def evaluate_run(
@@ -212,13 +206,11 @@ def make_table(
     for batch, crops in _val_batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             probabilities_BK = _probabilities(model, batch)
-            losses_BK, logits_KBC = batch_losses(model, crops, batch.labels_B)
+            logits_BKC = all_logits(model, crops)
         rows = batch.indices_B
-        table.labels_N[rows] = batch.labels_B
-        table.predicted_NK[rows] = logits_KBC.argmax(2).T
-        table.losses_NK[rows] = losses_BK
-        table.averaged_N[rows] = logits_KBC.softmax(2).mean(0).argmax(1)
-        table.probabilities_NK[rows] = probabilities_BK.float()
+        part = Table.of(batch.labels_B, logits_BKC, probabilities_BK)
+        for name, column in vars(table).items():
+            column[rows] = getattr(part, name)
         on_images(len(rows) * process.world_size)
     columns = {name: sum_over_ranks(column, process).cpu() for name, column in vars(table).items()}
     return Table(**columns)

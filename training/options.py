@@ -91,6 +91,8 @@ TRAINING = (
     _field("--val-interval", int, "Epochs between validations."),
 )  # fmt: skip
 DISTILLING = (
+    _field("--candidates", str,
+           "Crops to choose among, some of the run's: a set, or names.  [default: the run's]"),
     _field("--proposer", click.Choice(PROPOSERS), "What scores the crops."),
     _field("--position-prior/--no-position-prior", bool,
            "Give each crop a learnt score of its own, whatever it shows."),

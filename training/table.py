@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +36,17 @@ class Table:
     averaged_N: Tensor
     probabilities_NK: Tensor
 
+    @classmethod
+    def of(cls, labels_N: Tensor, logits_NKC: Tensor, probabilities_NK: Tensor) -> "Table":
+        """Take it from what the classifier says of every crop, and the proposer's choice."""
+        return cls(
+            labels_N=labels_N,
+            predicted_NK=logits_NKC.argmax(2),
+            losses_NK=crop_losses(labels_N, logits_NKC),
+            averaged_N=logits_NKC.softmax(2).mean(1).argmax(1),
+            probabilities_NK=probabilities_NK.float(),
+        )
+
     @property
     def chosen_N(self) -> Tensor:
         """Index of each sample's best crop by the proposer."""
@@ -49,6 +61,14 @@ class Table:
     def load(cls, path: Path) -> "Table":
         """Read what `save` wrote."""
         return cls(**load_file(path))
+
+
+def crop_losses(labels_N: Tensor, logits_NKC: Tensor) -> Tensor:
+    """Give the cross-entropy of every crop, without smoothing, float32 `(N, K)`."""
+    num_crops = logits_NKC.shape[1]
+    labels = labels_N.repeat_interleave(num_crops)
+    losses = F.cross_entropy(logits_NKC.flatten(0, 1), labels, reduction="none")
+    return losses.reshape(-1, num_crops)
 
 
 @dataclass(frozen=True, kw_only=True)

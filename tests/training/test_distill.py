@@ -13,9 +13,10 @@ from training import distillation
 from training.checkpoint import load_weights
 from training.config import DistillConfig, RunPaths, TrainConfig
 from training.data import Shards
-from training.distill import LossMatrix, fill_fold, fit_proposer
+from training.distill import fill_fold, fit_proposer
 from training.distributed import Process
 from training.evaluate import evaluate_run
+from training.losses import Judged, LossMatrix
 from training.proposer import CropProposer
 from training.records import RunRecord, load_record
 from training.trainer import build_model, fold_rows, training_rows
@@ -97,7 +98,7 @@ def test_a_matrix_that_is_damaged_or_of_others_is_refused(tmp_path: Path) -> Non
     path = tmp_path / "losses.safetensors"
     LossMatrix.empty(5, 3).save(path)
     assert LossMatrix.load(path, num_samples=5, num_crops=3).losses_NK.shape == (5, 3)
-    with pytest.raises(CheckpointError, match=r"of its samples and crops; got one of \(5, 3\) in"):
+    with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
         LossMatrix.load(path, num_samples=6, num_crops=3)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(CheckpointError, match=r"got SafetensorError: .* Delete it"):
@@ -154,6 +155,7 @@ def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
         {"proposer": "map", "position_prior": True},
         {"proposer": "joint"},
         {"proposer": "crops", "glimpse_size": 24},
+        {"proposer": "map", "candidates": "centre,top-left,full"},
     ],
     ids=str,
 )
@@ -169,7 +171,10 @@ def test_another_proposer_needs_no_other_classifier(
     assert record.evaluation is not None
     base_record = load_record(base.record)
     assert base_record.evaluation is not None
-    assert record.evaluation.top1_crops == base_record.evaluation.top1_crops
+    every = base_record.evaluation
+    alone_always = dict(zip(every.crops, every.top1_crops, strict=True))
+    assert record.evaluation.top1_crops == tuple(alone_always[c] for c in record.evaluation.crops)
+    assert len(record.evaluation.crops) == (3 if "candidates" in options else 6)
     assert record.evaluation.proposer_macs > 0
     found, again = evaluate_run(
         RunPaths(folder=base.folder.parent / name), shards_path=None, candidates=None,
@@ -186,8 +191,27 @@ def test_what_cannot_be_distilled_is_refused(
     distill("twice")
     with pytest.raises(ConfigError, match=r"must not be overwritten; got one in .*twice already"):
         distill("twice")
+    with pytest.raises(ConfigError, match=r"--candidates must be in the shards; got 'middle', but"):
+        distill("none", candidates="middle")
     with pytest.raises(CheckpointError, match=r"a run must have a record; got none at"):
         distill("none", of=RunPaths(folder=base.folder / "none"))
+
+
+def test_candidates_that_the_classifier_was_not_trained_on_are_refused(
+    train: Train, tiny: Tiny, distill: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    few = RunPaths(folder=tmp_path / "few")
+    train(tiny(policy="random", epochs=1, candidates="five"), few.folder)
+    with pytest.raises(ConfigError, match=r"some of the run's; got full, .* Name some of top-left"):
+        distill("none", of=few, candidates="full,centre")
+
+
+def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "logits.safetensors"
+    Judged(labels_N=torch.zeros(5), logits_NKC=torch.zeros(5, 3, 10)).save(path)
+    assert Judged.load(path, num_samples=5, num_crops=3).logits_NKC.shape == (5, 3, 10)
+    with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
+        Judged.load(path, num_samples=5, num_crops=4)
 
 
 def test_what_is_distilled_is_not_trained(train: Train, tiny: Tiny, tmp_path: Path) -> None:

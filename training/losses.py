@@ -1,0 +1,94 @@
+"""What classifiers say of every crop, kept beside a run for proposers to be fitted to.
+
+Axes: N samples of a split, K candidates, C classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipeline.durable import write_file
+from pipeline.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossMatrix:
+    """What a classifier that has not seen the image loses on each of its crops.
+
+    Attributes:
+        losses_NK: Float32, cross-entropy without smoothing, of the candidates of a run.
+        is_known_N: Whether a row has been computed.
+    """
+
+    losses_NK: Tensor
+    is_known_N: Tensor
+
+    @classmethod
+    def empty(cls, num_samples: int, num_crops: int) -> "LossMatrix":
+        """Begin with nothing known."""
+        return cls(
+            losses_NK=torch.zeros(num_samples, num_crops),
+            is_known_N=torch.zeros(num_samples, dtype=torch.bool),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the matrix as safetensors."""
+        write_file(path, save({name: tensor.contiguous() for name, tensor in vars(self).items()}))
+
+    @classmethod
+    def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "LossMatrix":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: If it is damaged or of other samples.
+        """
+        try:
+            matrix = cls(**load_file(path))
+        except (TypeError, OSError, safetensors.SafetensorError) as error:
+            raise _unusable(path, f"{type(error).__name__}: {error}") from error
+        if matrix.losses_NK.shape != (num_samples, num_crops):
+            raise _unusable(path, f"those of {tuple(matrix.losses_NK.shape)}")
+        return matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a classifier says of every crop of the validation split.
+
+    Attributes:
+        labels_N: Int64.
+        logits_NKC: Float32, of the candidates of a run.
+    """
+
+    labels_N: Tensor
+    logits_NKC: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors."""
+        write_file(path, save({name: tensor.contiguous() for name, tensor in vars(self).items()}))
+
+    @classmethod
+    def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "Judged":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: If it is damaged or of other samples.
+        """
+        try:
+            judged = cls(**load_file(path))
+        except (TypeError, OSError, safetensors.SafetensorError) as error:
+            raise _unusable(path, f"{type(error).__name__}: {error}") from error
+        if judged.logits_NKC.shape[:2] != (num_samples, num_crops):
+            raise _unusable(path, f"those of {tuple(judged.logits_NKC.shape[:2])}")
+        return judged
+
+
+def _unusable(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"a run's losses and logits must be of its samples and crops; got {what} in {path}. "
+        "Delete it; it is computed again."
+    )
