@@ -13,7 +13,7 @@ import click
 from pipeline.errors import ConfigError, StoppedRunError
 from pipeline.terminal import Commands, progress_bars
 from training.config import PROFILE_NAMES, DistillConfig, RunPaths, TrainConfig
-from training.options import DISTILLING, MACHINE, TRAINING, with_options
+from training.options import DISTILLING, MACHINE, TRAINING, Numbers, with_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -240,21 +240,29 @@ def audit(
     help="How much to run.",
 )
 @OUTPUT
+@click.option("--seeds", type=Numbers(int), help="Of each arm.  [default: the profile's]")
+@click.option("--epochs", type=click.IntRange(1), help="Of each run.  [default: the profile's]")
+@click.option(
+    "--initial-checkpoint",
+    default="",
+    help="Run whose classifier every run begins with; {seed} in it is the run's.  [default: none]",
+)
 @with_options(MACHINE)
-def study(shards: Path, profile: str, output: Path, **machine: Any) -> None:
+def study(shards: Path, profile: str, output: Path, **options: Any) -> None:
     """Compare ways to choose on SHARDS.
 
     The predecessor, a better policy and fixed crops, over glimpse sizes. Every run leaves a
     record. Run the same command again to go on where it stopped.
     """
+    from training.arms import PROFILES
     from training.data import Shards
     from training.distributed import started
     from training.progress import StudyBars
-    from training.study import PROFILES, plan_runs, run_study
+    from training.study import plan_runs, run_study
 
     opened = Shards.open(shards)
-    runs = plan_runs(PROFILES[profile], opened, **machine)
-    with started(machine["device"]) as process, _bars(process.is_main) as bars:
+    runs = plan_runs(PROFILES[profile], opened, **options)
+    with started(options["device"]) as process, _bars(process.is_main) as bars:
         shown = StudyBars(bars, runs)
         records = run_study(
             runs, shards=opened, output=output, process=process, on_run=shown.on_run

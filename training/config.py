@@ -19,7 +19,7 @@ POLICIES = (*SELECTING, DISTILLED, *FIXED)
 FOLDS = 2  # of the training split, each left out by the classifier that tells its losses
 PROPOSERS = ("crops", "joint", "map")
 SCHEDULES = ("onecycle", "cosine", "step")
-PROFILE_NAMES = ("smoke", "quick", "full")
+PROFILE_NAMES = ("smoke", "quick", "full", "choosing")
 DEVICES = ("auto", "cpu", "cuda")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

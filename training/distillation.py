@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def distill(
     paths: RunPaths,
     process: Process,
     workers: int,
+    resume: bool = False,
     on_progress: OnProgress,
     on_epoch: OnEpoch,
 ) -> RunRecord:
@@ -48,6 +50,7 @@ def distill(
         paths: Where the new run's files go.
         process: The only one.
         workers: Threads that read samples.
+        resume: Whether to take the new run as it is, if it is there.
         on_progress: Told of images as they pass.
         on_epoch: Told of the fold classifiers' epochs.
 
@@ -58,16 +61,15 @@ def distill(
     started = time.monotonic()
     base = load_record(run.record)
     base = replace(base, config=replace(base.config, workers=workers))
+    config = _config(base.config, wanted)
+    if resume and paths.record.exists():
+        return _finished(paths, config)
     _check(base, run, paths, process)
     check_fits(read_meta(run.last), shards.manifest, shards.folder)
     matrix = loss_matrix(
         run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
     )
     judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
-    config = replace(
-        base.config, policy=DISTILLED,
-        **vars(wanted) | {"candidates": wanted.candidates or base.config.candidates},
-    )  # fmt: skip
     columns = _columns(base, config, shards, run)
     trainer = build_trainer(config, shards, process)
     load_weights(run.last, trainer.model.classifier, "classifier.")
@@ -89,6 +91,24 @@ def distill(
         seconds=time.monotonic() - started,
     )
     _save(trainer, table, record, paths)
+    return record
+
+
+def _config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
+    """Describe the whole: a classifier's options but for what the proposer is fitted with."""
+    fields: dict[str, Any] = {**vars(wanted)}
+    fields["candidates"] = wanted.candidates or base.candidates
+    return replace(base, policy=DISTILLED, **fields)
+
+
+def _finished(paths: RunPaths, config: TrainConfig) -> RunRecord:
+    record = load_record(paths.record)
+    found = replace(record.config, workers=config.workers, device=config.device)
+    if found != config:
+        raise ConfigError(
+            f"a run must be what was asked for to be taken as it is; got other options in "
+            f"{paths.folder}. Delete the folder, or name another."
+        )
     return record
 
 

@@ -102,7 +102,7 @@ class StudyBars:
             if shown is None or bars is None or task is None:
                 return
             shown.on_progress(now)
-            if now.stage == "train":
+            if now.stage == "train" and run.distilled is None:
                 epochs_done = now.epoch - 1 + now.done / now.total
                 bars.update(task, completed=base + run.cost * epochs_done / run.config.epochs)
 

@@ -4,61 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.crops import plan_crops
 from pipeline.errors import ConfigError
 from training import loop
-from training.config import PROFILE_NAMES, RunPaths
+from training.arms import PROFILES, Arm, Profile, compare
+from training.config import DistillConfig, RunPaths, TrainConfig
 from training.data import Shards
 from training.distributed import Process
 from training.loop import OnEpoch, OnProgress
-from training.model import candidate_indices
 from training.records import RunRecord, load_record
-from training.study import PROFILES, Run, arms, plan_runs, run_study
-
-SIZES = {"smoke": (96, 64), "quick": (168, 112), "full": (336, 224)}
+from training.study import Run, plan_runs, run_study
 
 
 def quiet(_run: Run, _position: int) -> tuple[OnProgress, OnEpoch]:
     return (lambda _: None), (lambda _: None)
 
 
-def test_the_profiles_are_those_that_the_command_offers() -> None:
-    assert tuple(PROFILES) == PROFILE_NAMES
-
-
-@pytest.mark.parametrize("name", PROFILE_NAMES)
-def test_arms_have_names_and_configs_of_their_own(name: str) -> None:
-    listed = list(arms(PROFILES[name]))
-    assert len({arm.name for arm in listed}) == len(listed)
-    assert len({arm.config for arm in listed}) == len(listed)
-
-
-@pytest.mark.parametrize("name", PROFILE_NAMES)
-def test_every_arm_fits_shards_with_the_whole_image_and_the_five(name: str) -> None:
-    canvas, crop = SIZES[name]
-    plan = plan_crops("full+five", canvas_px=canvas, crop_px=crop)
-    for arm in arms(PROFILES[name]):
-        assert candidate_indices(arm.config, plan)
-        assert (arm.config.glimpse_size or 1) <= crop
-
-
-def test_every_profile_has_the_predecessor_a_better_policy_and_the_fixed_crops() -> None:
-    for profile in PROFILES.values():
-        policies = {arm.config.policy for arm in arms(profile)}
-        assert policies >= {"whole", "centre", "blend", "straight-through"}
-
-
-def test_the_full_profile_has_the_predecessors_glimpses_epochs_and_three_seeds() -> None:
-    full = PROFILES["full"]
-    assert full.predecessor_glimpses == (32, 64, 128, 224)
-    assert full.epochs == 20
-    assert len(set(full.seeds)) == 3
-
-
 def test_runs_are_all_arms_of_one_seed_before_the_next(opened: Shards) -> None:
     profile = replace(PROFILES["smoke"], seeds=(0, 1))
     runs = plan_runs(profile, opened, device="cpu", workers=1)
-    names = [arm.name for arm in arms(profile)]
+    names = [arm.name for arm in profile.arms]
     assert [run.name for run in runs] == [f"{name}-s{s}" for s in (0, 1) for name in names]
     assert all(run.config.seed == int(run.name[-1]) for run in runs)
     assert all((run.config.device, run.config.workers) == ("cpu", 1) for run in runs)
@@ -66,7 +30,7 @@ def test_runs_are_all_arms_of_one_seed_before_the_next(opened: Shards) -> None:
 
 
 def test_a_run_through_all_crops_costs_as_many_times_as_much(opened: Shards) -> None:
-    profile = replace(PROFILES["full"], glimpses=(16,), predecessor_glimpses=())
+    profile = replace(PROFILES["full"], arms=tuple(compare((), (16,), with_slow=True)))
     runs = plan_runs(profile, opened, device="cpu", workers=1)
     cost = {run.name: run.cost for run in runs}
     assert 4 < cost["expected-g16-s0"] / cost["straight-through-g16-s0"] <= 5
@@ -118,3 +82,50 @@ def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
     monkeypatch.setattr(loop, "build_trainer", None)
     assert study() == records
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+DISTILLED = Profile(
+    epochs=1,
+    seeds=(0,),
+    arms=(
+        Arm(name="random", config=TrainConfig(policy="random")),
+        Arm(
+            name="distilled-map",
+            config=TrainConfig(policy="random"),
+            distilled=DistillConfig(proposer="map", epochs=2, batch_size=16),
+        ),
+    ),
+)
+
+
+def test_proposers_are_fitted_to_the_run_of_the_same_seed(
+    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        replace(run, config=replace(run.config, model="test_resnet", batch_size=16, amp=False))
+        for run in plan_runs(DISTILLED, opened, device="cpu", workers=1, seeds=(3,))
+    ]
+    assert [run.name for run in runs] == ["random-s3", "distilled-map-s3"]
+
+    def study() -> list[RunRecord]:
+        return run_study(runs, shards=opened, output=tmp_path, process=alone, on_run=quiet)
+
+    records = study()
+    fitted = records[1].config
+    assert (fitted.policy, fitted.proposer, fitted.seed) == ("distilled", "map", 3)
+    assert fitted.model == "test_resnet"
+    assert (tmp_path / "random-s3/losses.safetensors").exists()
+    monkeypatch.setattr(loop, "build_trainer", None)
+    assert study() == records
+    runs[1] = replace(runs[1], distilled=DistillConfig(proposer="joint", seed=3))
+    with pytest.raises(ConfigError, match=r"got other options in .*distilled-map-s3\. Delete"):
+        study()
+
+
+def test_every_run_begins_with_the_classifier_of_its_seed(opened: Shards) -> None:
+    runs = plan_runs(
+        DISTILLED, opened, device="cpu", workers=1, seeds=(5, 6), epochs=9,
+        initial_checkpoint="runs/small-s{seed}",
+    )  # fmt: skip
+    assert [run.config.initial_checkpoint[-2:] for run in runs] == ["s5", "s5", "s6", "s6"]
+    assert {run.config.epochs for run in runs} == {9}

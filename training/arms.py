@@ -1,0 +1,228 @@
+"""The arms of the comparison, one function each, and the profiles that say how much of it to run.
+
+The question is the predecessor's: does choosing a crop by a small gray glimpse help, and how
+small may the glimpse be?
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from training.config import PROPOSERS, DistillConfig, TrainConfig
+
+FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
+RANDOM = "random"  # name of the arm whose classifier proposers are fitted to
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One line of the comparison: a name without its seed, and how to train it.
+
+    Attributes:
+        name: Unique in its profile.
+        config: Of the training; of a distilled arm, what its base is trained with.
+        distilled: How a proposer is fitted to the arm `random` of the same seed; None trains.
+    """
+
+    name: str
+    config: TrainConfig
+    distilled: DistillConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much of the study to run.
+
+    Attributes:
+        epochs: Of each run.
+        seeds: Each arm is run once with each.
+        arms: Every one; those that are distilled stand behind `random`.
+    """
+
+    epochs: int
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+
+
+def whole() -> TrainConfig:
+    """Show the classifier the whole image at the crop's size: what choosing must beat.
+
+    `srp-train from SHARDS --policy whole --candidates full`. Quick profile, Imagenette: 58.3 %
+    (1 seed), 3.5 min on two AMD EPYC cores.
+    """
+    return TrainConfig(policy="whole", candidates="full")
+
+
+def centre() -> TrainConfig:
+    """Show the classifier the centre crop: what choosing must beat among the five.
+
+    `srp-train from SHARDS --policy centre --candidates centre`. Quick profile, Imagenette: 58.2 %
+    (1 seed), 3.6 min on two AMD EPYC cores.
+    """
+    return TrainConfig(policy="centre", candidates="centre")
+
+
+def random_crop() -> TrainConfig:
+    """Show a random crop: the floor of choosing. Its table gives the mean of all five as well.
+
+    `srp-train from SHARDS --policy random --candidates five`. Not measured yet.
+    """
+    return TrainConfig(policy="random", candidates=FIVE)
+
+
+def predecessor(glimpse_size: int) -> TrainConfig:
+    """Repeat the predecessor: blended crops, padded glimpses, its recipe.
+
+    It differs in what was a fault: no noise at evaluation, and each image decoded once. The
+    recipe is timm's of its time: SGD at a constant 0.05 (the first decay was due after epoch
+    30), weight decay 2e-5, pixels in 0 to 1 without normalisation.
+
+    `srp-train from SHARDS --policy blend --candidates five --glimpse-size S --pad-glimpses
+    --tau-end 1 --lr 0.05 --sched step --weight-decay 2e-5 --shift 0 --mean 0,0,0 --std 1,1,1`.
+    Quick profile, Imagenette, S = 16, 32, 64, 112: 42.7, 43.0, 41.7, 25.8 % (1 seed each), 5.0 to
+    5.8 min each on two AMD EPYC cores.
+    """
+    return TrainConfig(
+        policy="blend",
+        candidates=FIVE,
+        glimpse_size=glimpse_size,
+        pad_glimpses=True,
+        tau_start=1.0,
+        tau_end=1.0,
+        lr=0.05,
+        sched="step",
+        weight_decay=2e-5,
+        shift=0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+
+
+def blend(glimpse_size: int) -> TrainConfig:
+    """Blend crops as the predecessor did, with the recipe of the other arms.
+
+    `srp-train from SHARDS --policy blend --candidates five --glimpse-size S`. Not measured yet.
+    """
+    return TrainConfig(policy="blend", candidates=FIVE, glimpse_size=glimpse_size)
+
+
+def straight_through(glimpse_size: int) -> TrainConfig:
+    """Choose one crop in training as at evaluation; the batch is kept from choosing one place.
+
+    `srp-train from SHARDS --policy straight-through --candidates five --glimpse-size S
+    --balance 0.1`. Quick profile, Imagenette, S = 16, 32: 52.1, 52.7 % (1 seed each), 4.9 and 4.3
+    min on two AMD EPYC cores.
+    """
+    return TrainConfig(
+        policy="straight-through", candidates=FIVE, glimpse_size=glimpse_size, balance=0.1
+    )
+
+
+def expected(glimpse_size: int) -> TrainConfig:
+    """Learn from the exact expectation over all five crops; five times the classifier's work.
+
+    `srp-train from SHARDS --policy expected --candidates five --glimpse-size S --balance 0.1`.
+    Not measured yet.
+    """
+    return TrainConfig(policy="expected", candidates=FIVE, glimpse_size=glimpse_size, balance=0.1)
+
+
+def random_of_all() -> TrainConfig:
+    """Show a random one of all the shards' crops: the classifier that proposers are fitted to.
+
+    `srp-train from SHARDS --policy random`. See `training/results/choosing`.
+    """
+    return TrainConfig(policy="random")
+
+
+def by_map(policy: str) -> TrainConfig:
+    """Learn a map of the whole canvas from 64 px together with the classifier.
+
+    The first half of the epochs choose at random. See `training/results/choosing`.
+
+    `srp-train from SHARDS --policy POLICY --proposer map --glimpse-size 64 --proposer-channels
+    16,32,32,32 --balance 0.1 --proposer-lr 0.05 --random-epochs HALF`; `expected` with
+    `--num-draws 2`.
+    """
+    return TrainConfig(
+        policy=policy, proposer="map", glimpse_size=64, balance=0.1,
+        num_draws=2 if policy == "expected" else 0,
+    )  # fmt: skip
+
+
+def compare(
+    predecessor_glimpses: tuple[int, ...], glimpses: tuple[int, ...], *, with_slow: bool
+) -> Iterator[Arm]:
+    """List the arms that are compared with the predecessor.
+
+    Args:
+        predecessor_glimpses: Sides of the glimpses for the predecessor's arm, px.
+        glimpses: The same for the policies that are compared with it, px.
+        with_slow: Whether to run the arms that cost several times as much.
+    """
+    yield Arm(name="whole", config=whole())
+    yield Arm(name="centre", config=centre())
+    if with_slow:
+        yield Arm(name=RANDOM, config=random_crop())
+    for side in predecessor_glimpses:
+        yield Arm(name=f"predecessor-g{side}", config=predecessor(side))
+    for side in glimpses:
+        yield Arm(name=f"straight-through-g{side}", config=straight_through(side))
+    if with_slow:
+        for side in glimpses:
+            yield Arm(name=f"blend-g{side}", config=blend(side))
+            yield Arm(name=f"expected-g{side}", config=expected(side))
+
+
+def choosing() -> Iterator[Arm]:
+    """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
+
+    Whole and centre have classifiers of their own. Proposers of every kind are fitted to the
+    classifier of random crops; `map` also learns together with its classifier.
+    """
+    yield Arm(name="whole", config=whole())
+    yield Arm(name="centre", config=centre())
+    yield Arm(name=RANDOM, config=random_of_all())
+    for kind in PROPOSERS:
+        for side in (16, 32, 64):
+            for prior in (False, True):
+                yield _distilled(proposer=kind, glimpse_size=side, position_prior=prior)
+    for candidates in ("five", "full+five", "grid3"):
+        yield _distilled(
+            proposer="map", glimpse_size=64, position_prior=True, candidates=candidates
+        )
+    for policy in ("straight-through", "expected"):
+        yield Arm(name=f"{policy}-map-g64", config=by_map(policy))
+
+
+def _distilled(**options: Any) -> Arm:
+    wanted = DistillConfig(**options)
+    parts = (
+        "distilled",
+        wanted.proposer,
+        "prior" if wanted.position_prior else None,
+        wanted.candidates,
+        f"g{wanted.glimpse_size}",
+    )
+    name = "-".join(part for part in parts if part)
+    return Arm(name=name, config=random_of_all(), distilled=wanted)
+
+
+PROFILES = {
+    # The drawn scenes at canvas 96, crop 64: shows that everything works, and no more.
+    "smoke": Profile(
+        epochs=2, seeds=(0,), arms=tuple(compare((16,), (16,), with_slow=False))
+    ),
+    # Imagenette at canvas 168, crop 112: the full sizes halved.
+    "quick": Profile(
+        epochs=2, seeds=(0,), arms=tuple(compare((16, 32, 64, 112), (16, 32), with_slow=False))
+    ),
+    # Imagenette at canvas 336, crop 224: the predecessor's own sizes.
+    "full": Profile(
+        epochs=20, seeds=(0, 1, 2),
+        arms=tuple(compare((32, 64, 128, 224), (32, 64, 128, 224), with_slow=True)),
+    ),
+    # When choosing is worth it: Imagenette at canvas 168, scatter at canvas 224, both crop 112.
+    "choosing": Profile(epochs=6, seeds=SEEDS, arms=tuple(choosing())),
+}  # fmt: skip
