@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from training.boxes import BoxFigures
-from training.figures import Arm, Run, Spread, spread
-from training.paired import PairedTest, mcnemar, paired_tests
-from training.summary import SIGNIFICANCE, combine
+from training.figures import Arm, Spread, spread
+from training.paired import compare_differences, paired_test
+from training.summary import SIGNIFICANCE
 from training.table import Table
 
 SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
@@ -91,7 +91,8 @@ class Audit:
             return "Nothing can be said: no run has a table to be compared with."
         strongest = max(rivals, key=lambda rival: rival.top1.mean)
         p = max(rival.p or 0.0 for rival in rivals)
-        told = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, McNemar, {name_seeds(self.seeds)}"
+        test = "McNemar" if len(self.seeds) == 1 else "bootstrap over images and seeds"
+        told = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, {test}, {name_seeds(self.seeds)}"
         if strongest.points <= 0:
             return (
                 f"Choosing is not worth it here: take {strongest.name}, "
@@ -204,29 +205,22 @@ def _rival(arm: Arm, name: str, choose: Callable[[Table], int]) -> Rival:
 
 def _p(arm: Arm, rival: Callable[[Table], Tensor]) -> float | None:
     """Test the choice against a rival's right answers, image by image, over the seeds."""
-    tests = [_test(run, rival) for run in arm.runs if run.table is not None]
-    return combine(tests) if tests else None
-
-
-def _test(run: Run, rival: Callable[[Table], Tensor]) -> PairedTest:
-    table = run.table
-    if table is None:
-        raise RuntimeError("a run without its table")
-    ours = _right(table).gather(1, table.chosen_N[:, None])[:, 0]
-    theirs = rival(table)
-    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    seed = run.record.config.seed
-    return PairedTest(seed, only_ours, only_theirs, mcnemar(only_ours, only_theirs))
+    differences = {}
+    for run in arm.runs:
+        if run.table is not None:
+            ours_N = _right(run.table).gather(1, run.table.chosen_N[:, None])[:, 0]
+            differences[run.record.config.seed] = ours_N.int() - rival(run.table).int()
+    return compare_differences(differences).p if differences else None
 
 
 def _beside(arm: Arm, other: Arm) -> Rival:
-    tests = paired_tests(arm, other)
+    test = paired_test(arm, other)
     return Rival(
         f"{other.name}, a classifier of its own",
         other.top1,
         other.classifier_macs,
         arm.top1.mean - other.top1.mean,
-        combine(tests) if tests else None,
+        test.p if test else None,
     )
 
 

@@ -23,6 +23,7 @@ from training.config import RunPaths, TrainConfig, config_from_json, config_to_j
 
 FORMAT = "srp-checkpoint/1"
 CLASSIFIER = "classifier."  # before the names of its tensors
+PARTS = (CLASSIFIER, "proposer.")
 GROUP = "group"  # before the number of a parameter group, in the names of its tensors
 # What decides the pixels that the networks see; other shards with these equal fit as well.
 PIXEL_FIELDS = ("canvas_size", "crop_size", "exif", "jpeg_quality", "jpeg_subsampling")
@@ -161,30 +162,34 @@ def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
         raise _damaged(path, error) from error
 
 
-def load_classifier(path: Path, model: nn.Module) -> None:
+def load_initial(path: Path, model: nn.Module) -> None:
     """Begin with another run's classifier, which may have learnt on other images and sizes.
+
+    Its proposer is taken as well where it has the same weights to fill, which a proposer of the
+    same kind, channels and glimpse size has.
 
     Args:
         path: Folder of a run, or one of its checkpoints.
-        model: Changed in place, but for its proposer.
+        model: Changed in place.
 
     Raises:
         CheckpointError: If there is none, or its classifier is of another kind or class count.
     """
     file = RunPaths(folder=path).last if path.is_dir() else path
     read_meta(file)  # a file that is no checkpoint is told apart from one that does not fit
-    wanted = {name for name in model.state_dict() if name.startswith(CLASSIFIER)}
-    tensors = {CLASSIFIER + name: value for name, value in
-               _tensors(file, f"model.{CLASSIFIER}").items()}  # fmt: skip
-    try:
-        if tensors.keys() != wanted:
-            raise RuntimeError(f"{len(tensors)} tensors for {len(wanted)}")
-        model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"--initial-checkpoint must hold a classifier of the same --model and number of "
-            f"classes; got another in {file}. Use a run with the same --model on the same classes."
-        ) from error
+    found = _tensors(file, "model.")
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for part in PARTS:
+        wanted = {name: shape for name, shape in own.items() if name.startswith(part)}
+        given = {name: tensor for name, tensor in found.items() if name.startswith(part)}
+        if {name: tensor.shape for name, tensor in given.items()} == wanted:
+            model.load_state_dict(given, strict=False)
+        elif part == CLASSIFIER:
+            raise CheckpointError(
+                "--initial-checkpoint must hold a classifier of the same --model and number of "
+                f"classes; got another in {file}. Use a run with the same --model on the same "
+                "classes."
+            )
 
 
 def load_optimizer(path: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:

@@ -36,8 +36,8 @@ class TrainConfig:
         candidates: Those to choose among, a set or names joined by commas; None takes all that
             the shards hold.
         model: Name of the classifier in timm.
-        initial_checkpoint: Run, or a checkpoint of one, whose classifier's weights to begin with;
-            empty begins with the seed's.
+        initial_checkpoint: Run, or a checkpoint of one, whose weights to begin with: its
+            classifier's, and its proposer's if it is alike; empty begins with the seed's.
         proposer: What scores the crops; see `training.proposer`. `crops` sees each glimpse by
             itself, `joint` beside the others, `map` sees the whole canvas alone.
         position_prior: Whether each candidate has a learnt score of its own, whatever it shows.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.durable import write_file
 from pipeline.errors import ConfigError, DivergedError
 from training import views
-from training.checkpoint import load_classifier
+from training.checkpoint import load_initial
 from training.config import DISTILLED, TRAINED, RunPaths, TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
@@ -140,7 +140,7 @@ def fit(
     if record.epochs:
         best = load_last(trainer, paths, record)
     elif config.initial_checkpoint:
-        load_classifier(Path(config.initial_checkpoint), trainer.model)
+        load_initial(Path(config.initial_checkpoint), trainer.model)
     before = record.seconds
     for epoch in range(len(record.epochs), config.epochs):
         done = _train_epoch(trainer, epoch, on_progress)

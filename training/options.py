@@ -52,7 +52,7 @@ TRAINING = (
            "Crops to choose among: a set, or names joined by commas.  [default: the shards']"),
     _field("--model", str, "Classifier, by its name in timm."),
     _field("--initial-checkpoint", str,
-           "Run, or a checkpoint of one, whose classifier to begin with.  [default: none]"),
+           "Run whose classifier to begin with, and proposer if it is alike.  [default: none]"),
     _field("--proposer", click.Choice(PROPOSERS), "What scores the crops."),
     _field("--position-prior/--no-position-prior", bool,
            "Give each crop a learnt score of its own, whatever it shows."),

@@ -1,31 +1,45 @@
 """Whether two arms differ on the same images by more than chance.
 
-Axes: N samples of the validation split.
+Axes: S seeds, N samples of the validation split, T times that it is drawn anew.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from training.figures import Arm
 from training.table import final_prediction
 
+BOOTSTRAPS = 10_000
+AT_ONCE = 500  # times that are drawn together, for the memory's sake
+BOOTSTRAP_SEED = 0
+
 
 class PairedTest(NamedTuple):
-    """Two runs of one seed on the same images.
+    """Two arms on the same images.
 
-    `only_first` and `only_second` count the images that one of them alone has right; `p` is
-    two-sided.
+    `seeds` are those that both have a table of. `points` is what the first has above the second,
+    %. `p` is two-sided: McNemar's for one seed, else of a bootstrap over images and seeds.
     """
 
-    seed: int
-    only_first: int
-    only_second: int
+    seeds: tuple[int, ...]
+    points: float
     p: float
 
+    @property
+    def method(self) -> str:
+        """What the p is from, for people."""
+        one = len(self.seeds) == 1
+        return "McNemar mid-p" if one else "bootstrap over images and seeds"
 
-def paired_tests(first: Arm, second: Arm) -> tuple[PairedTest, ...]:
-    """Test two arms image by image, once for each seed that both have a table of."""
+
+def paired_test(first: Arm, second: Arm) -> PairedTest | None:
+    """Test two arms image by image; None where no seed has both tables."""
     others = {run.record.config.seed: run.table for run in second.runs}
-    tests = []
+    differences = {}
     for run in first.runs:
         seed, ours = run.record.config.seed, run.table
         theirs = others.get(seed)
@@ -33,9 +47,23 @@ def paired_tests(first: Arm, second: Arm) -> tuple[PairedTest, ...]:
             continue
         right_N = final_prediction(ours, first.policy) == ours.labels_N
         other_N = final_prediction(theirs, second.policy) == theirs.labels_N
-        only_first, only_second = int((right_N & ~other_N).sum()), int((other_N & ~right_N).sum())
-        tests.append(PairedTest(seed, only_first, only_second, mcnemar(only_first, only_second)))
-    return tuple(tests)
+        differences[seed] = right_N.int() - other_N.int()
+    return compare_differences(differences) if differences else None
+
+
+def compare_differences(differences: Mapping[int, Tensor]) -> PairedTest:
+    """Test whether the mean of differences can be zero.
+
+    Args:
+        differences: Of each seed, int `(N,)`: 1 where the first alone is right, -1 where the
+            second alone is, 0 elsewhere.
+    """
+    differences_SN = torch.stack(list(differences.values())).numpy()
+    points = 100 * float(differences_SN.mean())
+    if len(differences_SN) == 1:
+        ours, theirs = (int((differences_SN == sign).sum()) for sign in (1, -1))
+        return PairedTest(tuple(differences), points, mcnemar(ours, theirs))
+    return PairedTest(tuple(differences), points, crossed_bootstrap(differences_SN))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -53,3 +81,24 @@ def mcnemar(only_first: int, only_second: int) -> float:
         tail += ways
         ways = ways * (discordant - k) // (k + 1)
     return float((2 * tail + ways) / 2**discordant)
+
+
+def crossed_bootstrap(differences_SN: np.ndarray) -> float:
+    """Give the two-sided p of a mean over seeds and images, both of which chance has drawn.
+
+    Seeds share their images, so neither is drawn within the other: both are drawn anew, each by
+    itself, which errs on the side of a larger p.
+
+    Source: Owen 2007, The pigeonhole bootstrap, section 3.
+    """
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    num_seeds, num_samples = differences_SN.shape
+    columns_NS = differences_SN.T.astype(np.float64)
+    below = above = 0
+    for _ in range(BOOTSTRAPS // AT_ONCE):
+        images_TN = rng.multinomial(num_samples, [1 / num_samples] * num_samples, size=AT_ONCE)
+        seeds_TS = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=AT_ONCE)
+        totals_T = (images_TN @ columns_NS * seeds_TS).sum(1)
+        below += int((totals_T <= 0).sum())
+        above += int((totals_T >= 0).sum())
+    return min(1.0, 2 * (1 + min(below, above)) / (1 + BOOTSTRAPS))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from training.figures import Arm, best_arm
-from training.paired import PairedTest, paired_tests
+from training.paired import PairedTest, paired_test
 from training.records import DataRecord
 
 SIGNIFICANCE = 0.05
@@ -88,17 +88,17 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
         num_tried: Arms from which ours was picked by its accuracy; p is multiplied by it.
     """
     points = ours.top1.mean - other.top1.mean
-    tests = paired_tests(ours, other)
+    test = paired_test(ours, other)
     figures = f"{accuracy(other)} for {other.name}"
-    if not tests:
+    if test is None:
         return (
             f"Against {figures} that is {points:+.1f} points, without a paired test, "
             "since no seed has both tables."
         )
-    p = min(1.0, combine(tests) * num_tried)
-    tested = _how_tested(tests, p, num_tried)
+    p = min(1.0, test.p * num_tried)
+    tested = _how_tested(test, p, num_tried)
     if p < SIGNIFICANCE:
-        word = "better" if tests[0].only_first > tests[0].only_second else "worse"
+        word = "better" if test.points > 0 else "worse"
         return f"Against {figures} that is {word} by {abs(points):.1f} points ({tested})."
     return (
         f"Against {figures} that is {points:+.1f} points, which a paired test cannot tell from "
@@ -106,23 +106,11 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
     )
 
 
-def combine(tests: Sequence[PairedTest]) -> float:
-    """Give one p for the tests of several seeds, which share their images: 1 if they disagree.
-
-    Source: Vovk and Wang 2020, Combining p-values via averaging: twice the mean is valid under
-    any dependence.
-    """
-    if len({test.only_first > test.only_second for test in tests}) > 1:
-        return 1.0
-    mean = sum(test.p for test in tests) / len(tests)
-    return mean if len(tests) == 1 else min(1.0, 2 * mean)
-
-
-def _how_tested(tests: Sequence[PairedTest], p: float, num_tried: int) -> str:
-    seeds = ", ".join(str(test.seed) for test in tests)
+def _how_tested(test: PairedTest, p: float, num_tried: int) -> str:
+    seeds = ", ".join(map(str, test.seeds))
     tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
     value = "< 0.001" if p < 0.001 else f"= {p:.{3 if p < 0.1 else 2}f}"
-    return f"McNemar mid-p, seed{'' if len(tests) == 1 else 's'} {seeds}: p {value}{tried}"
+    return f"{test.method}, seed{'' if len(test.seeds) == 1 else 's'} {seeds}: p {value}{tried}"
 
 
 def describe_noise(arms: Sequence[Arm]) -> str:

@@ -82,7 +82,7 @@ def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> N
     assert found.top1.mean == 100
     assert found.verdict.startswith("Choosing is worth it here: +")
     assert "against the whole image, same classifier, the best that costs no more" in found.verdict
-    assert "(p < 0.001, McNemar, seeds 0, 1)." in found.verdict
+    assert "(p < 0.001, bootstrap over images and seeds, seeds 0, 1)." in found.verdict
     assert found.skill is not None
     assert found.skill.mean == pytest.approx(1)
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training import costs, plots
 from training.figures import Run, best_arm, differing_options, group_arms, spread
-from training.paired import mcnemar, paired_tests
+from training.paired import crossed_bootstrap, mcnemar, paired_test
 
 MakeRun = Callable[..., Run]
 
@@ -98,18 +99,48 @@ def test_mcnemar_of_no_difference_is_1_and_of_a_large_split_is_tiny() -> None:
     assert mcnemar(2000, 1000) < 1e-60
 
 
-def test_a_paired_test_is_for_each_shared_seed(runs: list[Run]) -> None:
+def test_a_paired_test_is_over_the_shared_seeds(runs: list[Run]) -> None:
     small, large, whole = group_arms(runs)
-    assert [test.seed for test in paired_tests(large, whole)] == [0, 1]
-    assert [test.seed for test in paired_tests(large, replace(whole, runs=whole.runs[1:]))] == [1]
-    for test in paired_tests(small, small):
-        assert (test.only_first, test.only_second, test.p) == (0, 0, 1)
+    both = paired_test(large, whole)
+    assert both is not None
+    assert (both.seeds, both.method) == ((0, 1), "bootstrap over images and seeds")
+    assert both.points == pytest.approx(large.top1.mean - whole.top1.mean)
+    one = paired_test(large, replace(whole, runs=whole.runs[1:]))
+    assert one is not None
+    assert (one.seeds, one.method) == ((1,), "McNemar mid-p")
+    same = paired_test(small, small)
+    assert same is not None
+    assert (same.points, same.p) == (0, 1)
 
 
 def test_without_a_table_there_is_no_paired_test(runs: list[Run]) -> None:
     small, large, _ = group_arms(runs)
     bare = replace(large, runs=tuple(replace(run, table=None) for run in large.runs))
-    assert paired_tests(small, bare) == ()
+    assert paired_test(small, bare) is None
+
+
+def differences(rng: np.random.Generator, *, seeds_sd: float, shift: float) -> np.ndarray:
+    """Draw differences of five seeds on the same 400 images, which are hard alike."""
+    images = rng.normal(0, 0.5, 400)
+    seeds = rng.normal(shift, seeds_sd, (5, 1))
+    drawn = images + seeds + rng.normal(0, 1, (5, 400))
+    found: np.ndarray = (drawn > 1).astype(int) - (drawn < -1).astype(int)
+    return found
+
+
+def test_the_crossed_bootstrap_finds_nothing_in_chance_and_a_difference_in_all_seeds() -> None:
+    rng = np.random.default_rng(0)
+    chance = [crossed_bootstrap(differences(rng, seeds_sd=0.05, shift=0)) for _ in range(30)]
+    assert sum(p < 0.05 for p in chance) <= 2
+    assert crossed_bootstrap(differences(rng, seeds_sd=0.05, shift=0.5)) < 0.001
+    one_seed_alone = np.zeros((5, 400), int)
+    one_seed_alone[2, :200] = 1
+    assert crossed_bootstrap(one_seed_alone) > 0.05
+
+
+def test_the_crossed_bootstrap_is_the_same_from_either_side() -> None:
+    found = differences(np.random.default_rng(1), seeds_sd=0.1, shift=0.1)
+    assert crossed_bootstrap(found) == crossed_bootstrap(-found)
 
 
 def test_the_best_arm_has_the_highest_mean(runs: list[Run]) -> None:

@@ -327,6 +327,18 @@ def test_a_run_begins_with_another_runs_classifier_and_its_own_proposer(
         assert torch.equal(after[weight], without[weight]), weight
 
 
+def test_a_run_begins_with_a_proposer_that_is_alike(
+    tiny: Tiny, train: Train, tmp_path: Path, finished: tuple[RunPaths, RunRecord]
+) -> None:
+    options = {"lr": 0.0, "weight_decay": 0.0, "seed": 7, "policy": "expected"}
+    train(tiny(initial_checkpoint=str(finished[0].folder), **options), tmp_path / "with")
+    begun, after = load_file(finished[0].last), load_file(tmp_path / "with/last.safetensors")
+    weights = [n for n in begun if n.startswith("model.proposer.") and n.endswith(".weight")]
+    assert weights
+    for weight in weights:
+        assert torch.equal(after[weight], begun[weight]), weight
+
+
 def test_an_initial_checkpoint_that_does_not_fit_is_refused(
     tiny: Tiny, train: Train, tmp_path: Path, finished: tuple[RunPaths, RunRecord]
 ) -> None:
