@@ -280,7 +280,8 @@ def study(shards: Path, profile: str, output: Path, **options: Any) -> None:
 def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
     """Write one HTML page about runs.
 
-    RUNS is a folder of them. The page loads nothing from anywhere.
+    RUNS is a folder of them. The page loads nothing from anywhere. Its figures are written as JSON
+    beside it.
     """
     from training.report import write_report
 

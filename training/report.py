@@ -1,5 +1,6 @@
 """figures -> one self-contained HTML page, which loads nothing from anywhere."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.durable import write_file
 from pipeline.errors import ConfigError
 from training.data import Shards
+from training.digest import digest
 from training.figures import Spread
 from training.page import Page, make_page
 from training.runs import read_runs
@@ -18,7 +20,7 @@ TEMPLATE = "report.html.j2"
 def write_report(
     folder: Path, *, shards: Path | None, out: Path | None = None, data_note: str = ""
 ) -> Path:
-    """Write one page about all runs in a folder.
+    """Write one page about all runs in a folder, and its figures as JSON beside it.
 
     Args:
         folder: Whose subfolders are runs.
@@ -27,7 +29,7 @@ def write_report(
         data_note: What the data is called, for the page's first line.
 
     Returns:
-        The file.
+        The page's file.
 
     Raises:
         ConfigError: If there is no finished run, or runs are on different data.
@@ -44,6 +46,8 @@ def write_report(
     page = make_page(runs, unfinished=unfinished, shards=opened, data_note=data_note)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, render_page(page).encode())
+    text = json.dumps(digest(page.arms), indent=1)
+    write_file(path.with_suffix(".json"), (text + "\n").encode())
     return path
 
 

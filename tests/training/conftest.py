@@ -233,3 +233,17 @@ def make_evaluation(table: Table, config: TrainConfig, data: DataRecord) -> Eval
         top1_classes=tuple(by_class.tolist()),
         confusion=tuple(map(tuple, confusion.tolist())),
     )
+
+
+@pytest.fixture(scope="session")
+def runs(make_run: Callable[..., Run]) -> list[Run]:
+    """Two glimpse sizes of one policy, the whole image, and two seeds of each."""
+    return [
+        make_run(f"{name}-s{seed}", seed=seed, **options)
+        for seed in (1, 0)
+        for name, options in (
+            ("whole", {"policy": "whole"}),
+            ("expected-g16", {"policy": "expected", "glimpse_size": 16, "accuracy": 0.8}),
+            ("expected-g8", {"policy": "expected", "glimpse_size": 8}),
+        )
+    ]

@@ -18,20 +18,6 @@ from training.paired import crossed_bootstrap, mcnemar, paired_test
 MakeRun = Callable[..., Run]
 
 
-@pytest.fixture(scope="session")
-def runs(make_run: MakeRun) -> list[Run]:
-    """Two glimpse sizes of one policy, the whole image, and two seeds of each."""
-    return [
-        make_run(f"{name}-s{seed}", seed=seed, **options)
-        for seed in (1, 0)
-        for name, options in (
-            ("whole", {"policy": "whole"}),
-            ("expected-g16", {"policy": "expected", "glimpse_size": 16, "accuracy": 0.8}),
-            ("expected-g8", {"policy": "expected", "glimpse_size": 8}),
-        )
-    ]
-
-
 def test_every_run_is_in_one_arm_and_an_arm_differs_in_its_seeds_alone(runs: list[Run]) -> None:
     arms = group_arms(runs)
     assert sorted(run.record.name for arm in arms for run in arm.runs) == sorted(
@@ -140,7 +126,7 @@ def test_the_crossed_bootstrap_finds_nothing_in_chance_and_a_difference_in_all_s
 
 def test_the_crossed_bootstrap_is_the_same_from_either_side() -> None:
     found = differences(np.random.default_rng(1), seeds_sd=0.1, shift=0.1)
-    assert crossed_bootstrap(found) == crossed_bootstrap(-found)
+    assert crossed_bootstrap(found) == pytest.approx(crossed_bootstrap(-found), abs=0.02)
 
 
 def test_the_best_arm_has_the_highest_mean(runs: list[Run]) -> None:
