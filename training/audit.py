@@ -15,6 +15,7 @@ from torch import Tensor
 from training.boxes import BoxFigures
 from training.figures import Arm, Spread, spread
 from training.paired import compare_differences, paired_test
+from training.priced import Priced
 from training.summary import SIGNIFICANCE
 from training.table import Table
 
@@ -64,6 +65,8 @@ class Audit:
         mean_entropy: Of each image's choice, nats.
         latency: At batch size 1, or None.
         boxes: How well the chosen crop covers the objects, or None.
+        priced: What the whole canvas brings where it may be bought, or None.
+        priced_note: Why it may not be; empty where it may.
     """
 
     arm: str
@@ -82,6 +85,8 @@ class Audit:
     mean_entropy: Spread
     latency: Latency | None = None
     boxes: BoxFigures | None = None
+    priced: Priced | None = None
+    priced_note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -110,15 +115,18 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs, the verdict first."""
-        fields = dataclasses.asdict(self)
-        for name in ("top1", "oracle", "split_half", "skill", "split_half_skill",
-                     "entropy_of_mean", "mean_entropy"):  # fmt: skip
-            value = getattr(self, name)
-            fields[name] = None if value is None else value._asdict()
-        fields["rivals"] = [
-            rival._asdict() | {"top1": rival.top1._asdict()} for rival in self.rivals
-        ]
-        return {"verdict": self.verdict, **fields}
+        return {"verdict": self.verdict, **_plain(self)}
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses and named tuples into dicts of their fields, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def name_seeds(seeds: Sequence[int]) -> str:

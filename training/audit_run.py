@@ -1,29 +1,50 @@
-"""Read what an audit needs from the disk, and time the run's networks."""
+"""Read what an audit needs from the disk, and let the run's networks look again."""
 
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from pipeline.errors import ConfigError
-from pipeline.pictures import Box
-from training.audit import Audit, Latency, audit
-from training.boxes import BoxFigures, box_figures, read_boxes
-from training.checkpoint import check_fits, load_weights, read_meta
+from pipeline.errors import CheckpointError, ConfigError
+from training.audit import Audit, audit
+from training.box_run import choose_on_boxes
+from training.canvases import SCORING, check_canvases, make_offer
 from training.config import RunPaths
 from training.data import Shards
 from training.distributed import Process
-from training.evaluate import EVALUATION_BATCH
-from training.figures import Arm, group_arms
+from training.evaluate import count_images, load_model
+from training.figures import Arm, Run, group_arms
+from training.latency import measure_latency
 from training.model import SelectiveClassifier
+from training.priced import price_canvas
 from training.runs import read_runs
-from training.trainer import batch_reader, build_model, glimpse_side
+from training.trainer import glimpse_side
 
-REPEATS = 50  # of one image, for the median
+OnStage = Callable[[str, int, int], None]
+"""Called with a stage, and images done and to do in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """An audit, and what it was made from.
+
+    Attributes:
+        audit: The figures.
+        arm: That was audited.
+        others: Arms beside it.
+        run: The one that was named.
+        model: Its networks, in evaluation mode.
+        shards: That all were trained on.
+        process: That the model is on.
+    """
+
+    audit: Audit
+    arm: Arm
+    others: tuple[Arm, ...]
+    run: Run
+    model: SelectiveClassifier
+    shards: Shards
+    process: Process
 
 
 def audit_run(
@@ -33,8 +54,8 @@ def audit_run(
     boxes: Path | None,
     workers: int,
     process: Process,
-    on_images: Callable[[int, int], None],
-) -> Audit:
+    on_progress: OnStage,
+) -> Audited:
     """Audit the arm that a run belongs to, beside the other runs in its folder.
 
     Args:
@@ -43,31 +64,81 @@ def audit_run(
         boxes: CSV of the objects' boxes, or None.
         workers: Threads that read samples.
         process: The only one.
-        on_images: Told of images whose boxes were looked up, and of those in all.
+        on_progress: Told of a stage, and its images done and to do.
 
     Raises:
         CheckpointError: If the run is damaged or of other shards.
         ConfigError: If the run does not choose or is not finished, or the boxes cannot be used.
     """
     arm, others = _find(run)
-    paths = RunPaths(folder=run)
-    meta = read_meta(paths.last)
-    check_fits(meta, shards.manifest, shards.folder)
-    config = replace(meta.config, workers=workers)
-    model = build_model(config, shards, process)
-    load_weights(paths.last, model)
+    model = load_model(RunPaths(folder=run), shards, workers=workers, process=process)
     model.eval()
     found = None
     if boxes is not None:
-        known = read_boxes(boxes)
-        found = _boxes(model, shards, known, boxes, process=process, on_images=on_images)
+        found = choose_on_boxes(model, shards, boxes, process=process, on_progress=on_progress)
     latency = measure_latency(
         model,
-        glimpse_px=glimpse_side(config, shards),
+        glimpse_px=glimpse_side(model.config, shards),
         crop_px=shards.manifest.spec.crop_size,
         device=process.device,
     )
-    return replace(audit(arm, others), latency=latency, boxes=found)
+    audited = replace(audit(arm, others), latency=latency, boxes=found)
+    load = partial(load_model, shards=shards, workers=workers, process=process)
+    return Audited(
+        audit=_with_price(audited, arm, run, shards, load, process, on_progress),
+        arm=arm,
+        others=tuple(others),
+        run=_member(arm, run),
+        model=model,
+        shards=shards,
+        process=process,
+    )
+
+
+def _with_price(
+    found: Audit,
+    arm: Arm,
+    run: Path,
+    shards: Shards,
+    load: Callable[[RunPaths], SelectiveClassifier],
+    process: Process,
+    on_progress: OnStage,
+) -> Audit:
+    """Price the whole canvas with every seed's networks, or note why it cannot be."""
+    total = len(arm.runs) * shards.manifest.num_samples("val")
+    on_images = count_images(partial(on_progress, SCORING), total)
+    offers = []
+    try:
+        _check_shards(_member(arm, run), shards)
+        for member in arm.runs:
+            model = load(RunPaths(folder=run.resolve().parent / member.record.name))
+            check_canvases(model, shards)
+            if member.table is None:
+                raise RuntimeError("a run without its table")
+            offers.append(
+                make_offer(model, shards, member.table, process=process, on_images=on_images)
+            )
+    except (CheckpointError, ConfigError) as error:
+        return replace(found, priced_note=str(error))
+    return replace(found, priced=price_canvas(offers, canvas_px=shards.manifest.spec.canvas_size))
+
+
+def _check_shards(run: Run, shards: Shards) -> None:
+    """Check that a run's table is of these very samples.
+
+    Raises:
+        ConfigError: If it may not be.
+    """
+    if run.record.data.fingerprint != shards.manifest.fingerprint:
+        raise ConfigError(
+            f"a priced canvas needs the shards that the run was trained on; got others in "
+            f"{shards.folder}. Name the run's own with --shards."
+        )
+
+
+def _member(arm: Arm, run: Path) -> Run:
+    name = run.resolve().name
+    return next(member for member in arm.runs if member.record.name == name)
 
 
 def _find(run: Path) -> tuple[Arm, list[Arm]]:
@@ -90,87 +161,3 @@ def _find(run: Path) -> tuple[Arm, list[Arm]]:
         f"an audit needs a finished run; got {run}, which is not. "
         "Name the folder of a run, or go on with it: add --resume."
     )
-
-
-@torch.inference_mode()
-def measure_latency(
-    model: SelectiveClassifier, *, glimpse_px: int, crop_px: int, device: torch.device
-) -> Latency:
-    """Time both networks on one image, batch size 1, float32.
-
-    Args:
-        model: That chooses.
-        glimpse_px: Side of the glimpses, px.
-        crop_px: Side of the crops, px.
-        device: Of the model.
-    """
-    looked = torch.zeros(
-        (1, len(model.looked_at), glimpse_px, glimpse_px), dtype=torch.uint8, device=device
-    )
-    crop = torch.zeros((1, crop_px, crop_px, 3), dtype=torch.uint8, device=device)
-    if model.proposer is None:
-        raise RuntimeError("a run that chooses without a proposer")
-    proposer = model.proposer
-    return Latency(
-        proposer_ms=_median_ms(lambda: proposer(looked).chosen_B.item()),
-        classifier_ms=_median_ms(lambda: model.logits(crop).argmax().item()),
-    )
-
-
-def _median_ms(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS + 5):  # the first few warm up
-        start = time.perf_counter()
-        run()  # ends in a number, so a GPU is waited for
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[5:])
-
-
-def _boxes(
-    model: SelectiveClassifier,
-    shards: Shards,
-    known: dict[str, list[Box]],
-    path: Path,
-    *,
-    process: Process,
-    on_images: Callable[[int, int], None],
-) -> BoxFigures:
-    """Let the proposer choose on every image that has a box, of val where it has any."""
-    split = "val" if any(name.startswith("val/") for name in known) else "train"
-    reader = shards.reader(split)
-    rows, boxes_N = [], []
-    for index in range(len(reader)):
-        found = known.get(reader.read(index, candidates=()).meta.path)
-        if found:
-            rows.append(index)
-            boxes_N.append(found)
-        on_images(index + 1, len(reader))
-    if not rows:
-        raise ConfigError(
-            f"--boxes must be of the shards' images; got none of {split} in {path}. "
-            "Its column path holds paths such as val/CLASS/NAME.JPEG."
-        )
-    return box_figures(
-        _choices(model, shards, split, np.array(rows), process),
-        boxes_N,
-        [shards.plan.normalised()[k] for k in model.candidates],
-        centre=model.names.index("centre") if "centre" in model.names else None,
-    )
-
-
-@torch.inference_mode()
-def _choices(
-    model: SelectiveClassifier,
-    shards: Shards,
-    split: str,
-    rows: np.ndarray,
-    process: Process,
-) -> list[int]:
-    reader = batch_reader(model.config, shards, model, split, process)
-    pieces = [rows[at : at + EVALUATION_BATCH] for at in range(0, len(rows), EVALUATION_BATCH)]
-    chosen: list[int] = []
-    for batch in reader.batches(pieces):
-        if model.proposer is None or batch.glimpses_BLSS is None:
-            raise RuntimeError("a run that chooses without a proposer")
-        chosen += model.proposer(batch.glimpses_BLSS).chosen_B.tolist()
-    return chosen

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.pictures import BOX_HEADER, Box
 
+Point = tuple[float, float]
+"""x and y as fractions of the image's sides."""
+
+MIDDLE: Point = (0.5, 0.5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoxFigures:
@@ -27,6 +32,15 @@ class BoxFigures:
         coverage_best: The same of the crop that covers most.
         pointing: Share of the images whose chosen crop has the middle of a box inside it.
         pointing_random: The same of a random crop, the exact expectation.
+        pointing_map: The pointing game: share of the images whose map has its maximum inside a
+            box. The maximum is one point, the middle of the map's highest cell, the first of
+            equals in reading order; a cell is the part of the image that the crops' scores take it
+            for, 1/N of its width by 1/M of its height. A box holds its left and upper edges, not
+            the others. None where the proposer has no map.
+        pointing_centre: The same of the middle of the image, which needs no map.
+
+    Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.2; they
+    forgive 15 px around a box and average over the classes, we do neither.
     """
 
     num_samples: int
@@ -36,6 +50,8 @@ class BoxFigures:
     coverage_best: float
     pointing: float
     pointing_random: float
+    pointing_map: float | None
+    pointing_centre: float
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
@@ -73,6 +89,7 @@ def box_figures(
     candidates: Sequence[Box],
     *,
     centre: int | None,
+    peaks_N: Sequence[Point] | None = None,
 ) -> BoxFigures:
     """Compare chosen crops with boxes.
 
@@ -81,6 +98,7 @@ def box_figures(
         boxes_N: Of each sample's objects, at least one.
         candidates: The K crops, as fractions of the image's sides.
         centre: Index of the centre crop.
+        peaks_N: Where each sample's map is highest, for proposers that have one.
     """
     coverage_NK = np.array([[_covered(boxes, crop) for crop in candidates] for boxes in boxes_N])
     hits_NK = np.array([[_points_at(boxes, crop) for crop in candidates] for boxes in boxes_N])
@@ -94,7 +112,18 @@ def box_figures(
         coverage_best=_mean(coverage_NK.max(1)),
         pointing=_mean(hits_NK[rows_N, chosen]),
         pointing_random=_mean(hits_NK),
+        pointing_map=None if peaks_N is None else _hit_rate(peaks_N, boxes_N),
+        pointing_centre=_hit_rate([MIDDLE] * len(boxes_N), boxes_N),
     )
+
+
+def _hit_rate(points_N: Sequence[Point], boxes_N: Sequence[Sequence[Box]]) -> float:
+    """Give the share of the images whose point lies in one of its boxes."""
+    hits = [
+        any(_holds(box, point) for box in boxes)
+        for point, boxes in zip(points_N, boxes_N, strict=True)
+    ]
+    return sum(hits) / len(hits)
 
 
 def _mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> float:
@@ -114,5 +143,8 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def _points_at(boxes: Sequence[Box], crop: Box) -> bool:
-    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
-    return any(crop[0] <= x < crop[2] and crop[1] <= y < crop[3] for x, y in middles)
+    return any(_holds(crop, ((x0 + x1) / 2, (y0 + y1) / 2)) for x0, y0, x1, y1 in boxes)
+
+
+def _holds(box: Box, point: Point) -> bool:
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]

@@ -1,7 +1,5 @@
 """srp-train: shards in, figures out. Options become configs; nothing is decided here."""
 
-import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ import click
 
 from pipeline.errors import ConfigError, StoppedRunError
 from pipeline.terminal import Commands, progress_bars
+from training.audit_cli import audit, evaluate
 from training.config import PROFILE_NAMES, DistillConfig, RunPaths, TrainConfig
 from training.options import DISTILLING, MACHINE, TRAINING, Numbers, with_options
 
@@ -32,6 +31,10 @@ OUTPUT = click.option(
 @click.version_option(package_name="srp")
 def main() -> None:
     """Train and compare ways to choose the crop that a classifier sees."""
+
+
+main.add_command(evaluate)
+main.add_command(audit)
 
 
 @main.command("from")
@@ -136,98 +139,6 @@ def distill(
     if record.evaluation is not None:
         click.echo(evaluation_text(record.evaluation, record.data.class_names))
         click.echo(f"run: {paths.folder}")
-
-
-@main.command()
-@click.argument("run", type=PATH)
-@click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
-@click.option("--candidates", help="Crops to score: a set, or names.  [default: the run's]")
-@click.option(
-    "--checkpoint",
-    type=click.Choice(("last", "best")),
-    default="last",
-    show_default=True,
-    help="best was picked by its accuracy on the very split that is scored here.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-@with_options(MACHINE)
-def evaluate(
-    run: Path,
-    shards: Path | None,
-    candidates: str | None,
-    checkpoint: str,
-    as_json: bool,
-    **machine: Any,
-) -> None:
-    """Score RUN on the validation split.
-
-    RUN is a folder that training wrote. Prints top-1 of the chosen crop, of each crop always, of
-    a random one, of the mean of all and of the best in hindsight; how often each crop is chosen;
-    MACs; and top-1 by class.
-    """
-    from training.distributed import started
-    from training.evaluate import evaluate_run
-    from training.texts import evaluation_text
-
-    with started(machine["device"]) as process, _bars(process.is_main) as bars:
-        task = bars.add_task("scoring every crop", total=None, figures="") if bars else None
-
-        def on_progress(done: int, total: int) -> None:
-            if bars and task is not None:
-                bars.update(task, completed=done, total=total)
-
-        record, evaluation = evaluate_run(
-            RunPaths(folder=run),
-            shards_path=shards,
-            candidates=candidates,
-            checkpoint=checkpoint,
-            workers=machine["workers"],
-            process=process,
-            on_progress=on_progress,
-        )
-    if process.is_main:
-        names = record.data.class_names
-        fields = json.dumps(dataclasses.asdict(evaluation), indent=1)
-        click.echo(fields if as_json else evaluation_text(evaluation, names))
-
-
-@main.command()
-@click.argument("run", type=PATH)
-@click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
-@click.option(
-    "--boxes", type=PATH, help="CSV of the objects' boxes: path,x0,y0,x1,y1.  [default: none]"
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-@with_options(MACHINE)
-def audit(
-    run: Path, shards: Path | None, boxes: Path | None, as_json: bool, workers: int, device: str
-) -> None:
-    """Say whether choosing is worth it in RUN.
-
-    RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
-    best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
-    do not choose in the same folder; and with the oracle. Runs of other seeds beside it are taken
-    together.
-    """
-    from training.audit_run import audit_run
-    from training.distributed import started
-    from training.evaluate import shards_of
-    from training.records import load_record
-    from training.texts import audit_text
-
-    record = load_record(RunPaths(folder=run).record)
-    opened = shards_of(record, shards)
-    with started(device) as process, _bars(process.is_main) as bars:
-        task = bars.add_task("looking up boxes", total=None, figures="") if bars else None
-
-        def on_images(done: int, total: int) -> None:
-            if bars and task is not None:
-                bars.update(task, completed=done, total=total)
-
-        found = audit_run(
-            run, shards=opened, boxes=boxes, workers=workers, process=process, on_images=on_images
-        )
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else audit_text(found))
 
 
 @main.command()

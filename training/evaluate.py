@@ -41,7 +41,7 @@ def evaluate_choice(
     model.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=process.device)
     autocast = uses_bfloat16(model.config, process.device)
-    for batch, crops in _val_batches(model, shards, process):
+    for batch, crops in val_batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             predicted_B = _policy_prediction(model, batch, crops)
         counts[0] += (predicted_B == batch.labels_B).sum()
@@ -51,7 +51,7 @@ def evaluate_choice(
     return float(100 * hits / seen)
 
 
-def _val_batches(
+def val_batches(
     model: SelectiveClassifier, shards: Shards, process: Process
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
     """Read this rank's share of the validation split, and view its crops."""
@@ -150,10 +150,53 @@ def evaluate_run(
     Raises:
         CheckpointError: If there is no such run, or the shards are of another spec.
     """
-    weights = paths.best if checkpoint == "best" else paths.last
-    meta = read_meta(weights)
     record = load_record(paths.record)
     shards = shards_of(record, shards_path)
+    model = load_model(
+        paths, shards, candidates=candidates, checkpoint=checkpoint, workers=workers,
+        process=process,
+    )  # fmt: skip
+    on_images = count_images(on_progress, shards.manifest.num_samples("val"))
+    _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
+    return record, evaluation
+
+
+def count_images(on_progress: Callable[[int, int], None], total: int) -> OnImages:
+    """Turn numbers of images that have passed into how many have in all, and of how many."""
+    seen = 0
+
+    def report(num_images: int) -> None:
+        nonlocal seen
+        seen = min(total, seen + num_images)
+        on_progress(seen, total)
+
+    return report
+
+
+def load_model(
+    paths: RunPaths,
+    shards: Shards,
+    *,
+    candidates: str | None = None,
+    checkpoint: str = "last",
+    workers: int,
+    process: Process,
+) -> SelectiveClassifier:
+    """Load a run's networks, to score on shards.
+
+    Args:
+        paths: Of the run.
+        shards: To score on.
+        candidates: To score and to choose among; None takes the run's.
+        checkpoint: `last` or `best`.
+        workers: Threads that read samples.
+        process: This one among its peers.
+
+    Raises:
+        CheckpointError: If there is no such run, or the shards are of another spec.
+    """
+    weights = paths.best if checkpoint == "best" else paths.last
+    meta = read_meta(weights)
     check_fits(meta, shards.manifest, shards.folder)
     config = replace(
         meta.config,
@@ -163,15 +206,7 @@ def evaluate_run(
     )
     model = build_model(config, shards, process)
     load_weights(weights, model)
-    total, seen = shards.manifest.num_samples("val"), 0
-
-    def on_images(num_images: int) -> None:
-        nonlocal seen
-        seen = min(total, seen + num_images)
-        on_progress(seen, total)
-
-    _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
-    return record, evaluation
+    return model
 
 
 def shards_of(record: RunRecord, path: Path | None) -> Shards:
@@ -203,7 +238,7 @@ def make_table(
     autocast = uses_bfloat16(model.config, process.device)
     num_samples, num_crops = shards.manifest.num_samples("val"), len(model.candidates)
     table = _empty_table(num_samples, num_crops, process.device)
-    for batch, crops in _val_batches(model, shards, process):
+    for batch, crops in val_batches(model, shards, process):
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             probabilities_BK = _probabilities(model, batch)
             logits_BKC = all_logits(model, crops)

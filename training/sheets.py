@@ -48,7 +48,10 @@ class CropPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """One validation image; `canvas` is a data URI, `place` that of the chosen crop."""
+    """One validation image; `canvas` is a data URI, `place` that of the chosen crop.
+
+    `heat` is what lies over the canvas, a data URI, where the proposer has a map.
+    """
 
     key: str
     true_name: str
@@ -57,6 +60,7 @@ class SheetRow:
     canvas: str
     place: Place
     crops: tuple[CropPicture, ...]
+    heat: str | None = None
 
 
 def why_no_sheet(run: Run, shards: Shards | None) -> str | None:
@@ -83,8 +87,6 @@ def draw_sheet(run: Run, table: Table, shards: Shards, *, num_rows: int) -> tupl
         num_rows: Images to show, fewer where the split has fewer.
     """
     reader = shards.reader("val")
-    rng = np.random.default_rng(DRAW_SEED)
-    drawn = rng.choice(len(reader), size=min(num_rows, len(reader)), replace=False)
     predicted_N = final_prediction(table, run.record.config.policy).tolist()
     candidates = candidate_indices(run.record.config, shards.plan)
     return tuple(
@@ -94,8 +96,15 @@ def draw_sheet(run: Run, table: Table, shards: Shards, *, num_rows: int) -> tupl
             probabilities=table.probabilities_NK[index].tolist(),
             predicted=predicted_N[index],
         )
-        for index in drawn.tolist()
+        for index in drawn_rows(len(reader), num_rows)
     )  # fmt: skip
+
+
+def drawn_rows(num_samples: int, num_rows: int) -> list[int]:
+    """Draw the samples that a sheet shows, by their index in the split."""
+    rng = np.random.default_rng(DRAW_SEED)
+    rows: list[int] = rng.choice(num_samples, min(num_rows, num_samples), replace=False).tolist()
+    return rows
 
 
 def _row(

@@ -19,8 +19,8 @@ INK = "#010203"  # stands for currentColor until the SVG is written
 GRAY = "#808080"
 COLOURS = {  # by an arm's family, or else by its policy
     "predecessor": "#D55E00", "blend": "#E69F00", "straight-through": "#0072B2",
-    "expected": "#009E73", "whole": GRAY, "centre": "#CC79A7", "random": "#A6761D",
-    "mean": "#56B4E9",
+    "expected": "#009E73", "distilled": "#8C6BB1", "whole": GRAY, "centre": "#CC79A7",
+    "random": "#A6761D", "mean": "#56B4E9",
 }  # fmt: skip
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none", "axes.facecolor": "none",

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from training.audit import Audit, name_seeds
+from training.boxes import BoxFigures
 from training.figures import Spread
+from training.priced import Priced, PricedPoint, few_points
 from training.table import Evaluation
 
 WIDTH = 56
@@ -46,13 +48,15 @@ def _lines(found: Audit) -> Iterator[str]:
         yield _line("proposer", f"{found.latency.proposer_ms:.2f}")
         yield _line("classifier", f"{found.latency.classifier_ms:.2f}")
     if found.boxes is not None:
-        yield from _box_lines(found)
+        yield from _box_lines(found.boxes)
+    yield ""
+    if found.priced is None:
+        yield f"no price for the whole canvas: {found.priced_note}"
+    else:
+        yield from _price_lines(found.priced)
 
 
-def _box_lines(found: Audit) -> Iterator[str]:
-    boxes = found.boxes
-    if boxes is None:
-        return
+def _box_lines(boxes: BoxFigures) -> Iterator[str]:
     yield ""
     yield f"the objects of {boxes.num_samples} images with boxes, % inside the crop"
     yield _line("the chosen crop", f"{100 * boxes.coverage:.1f}")
@@ -62,6 +66,28 @@ def _box_lines(found: Audit) -> Iterator[str]:
     yield _line("the crop that covers most", f"{100 * boxes.coverage_best:.1f}")
     yield _line("chosen crops with the middle of a box inside", f"{100 * boxes.pointing:.1f}")
     yield _line("random crops with it", f"{100 * boxes.pointing_random:.1f}")
+    if boxes.pointing_map is not None:
+        yield _line("maps with their maximum inside a box", f"{100 * boxes.pointing_map:.1f}")
+        yield _line("images with their middle inside one", f"{100 * boxes.pointing_centre:.1f}")
+
+
+def _price_lines(priced: Priced) -> Iterator[str]:
+    yield f"the whole canvas, {priced.canvas_px} px, bought where the proposer doubts"
+    for point in few_points(priced.curve):
+        told = f"{point.macs / 1e6:.1f} M MACs, at a price of {point.price:.3g}"
+        yield _line(f"{100 * point.share:.0f} % bought", f"{point.top1:.1f}", told)
+    yield f"  {priced.verdict}"
+
+
+def price_text(point: PricedPoint) -> str:
+    """Lay one price of the whole canvas out for people."""
+    rows = (
+        ("policy, top-1, %", point.top1),
+        ("MACs of one image, mean, million", point.macs / 1e6),
+        ("bought it, % of the images", 100 * point.share),
+    )
+    lines = [f"  {name:<32} {figure:8.2f}" for name, figure in rows]
+    return "\n".join([f"the whole canvas at a price of {point.price:g}", *lines])
 
 
 def _line(name: str, value: str, told: str = "") -> str:

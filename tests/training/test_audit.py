@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -165,11 +166,13 @@ def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
     finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process, scenes: Path
 ) -> None:
     paths, record = finished
-    seen: list[tuple[int, int]] = []
-    found = audit_run(
+    seen: dict[str, list[tuple[int, int]]] = {}
+    audited = audit_run(
         paths.folder, shards=opened, boxes=scenes / "boxes.csv", workers=1, process=alone,
-        on_images=lambda done, total: seen.append((done, total)),
+        on_progress=lambda stage, *counts: seen.setdefault(stage, []).append(counts),
     )  # fmt: skip
+    found = audited.audit
+    assert (audited.run.record, audited.others) == (record, ())
     assert record.evaluation is not None
     assert found.top1.mean == pytest.approx(record.evaluation.top1)
     assert found.shares == record.evaluation.shares
@@ -177,7 +180,13 @@ def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
     assert found.oracle.mean <= record.evaluation.top1_oracle + 1e-9
     assert table.labels_N.shape == (29,)
     assert found.boxes is not None
-    assert seen == [(done, 29) for done in range(1, 30)]
+    assert seen["looking up boxes"] == [(done, 29) for done in range(1, 30)]
+    assert seen["choosing where boxes are known"][-1] == (29, 29)
+    assert seen["scoring every canvas"][-1] == (29, 29)
+    assert found.boxes.pointing_map is None
+    assert found.priced is not None
+    assert found.priced.curve[0].top1 == pytest.approx(record.evaluation.top1)
+    assert found.priced.crop_macs == found.macs < found.priced.canvas_macs
     assert found.boxes.num_samples == 29
     assert found.boxes.coverage <= found.boxes.coverage_best == pytest.approx(1)
     assert found.latency is not None
@@ -186,13 +195,68 @@ def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
 
 
 def test_the_command_says_the_verdict_first(
-    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any]
+    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any], tmp_path: Path
 ) -> None:
-    result = srp_train("audit", finished[0].folder, "--device", "cpu")
+    words = ("audit", finished[0].folder, "--device", "cpu", "-o", tmp_path / "out")
+    result = srp_train(*words)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Choosing is ")
-    told = json.loads(srp_train("audit", finished[0].folder, "--json", "--device", "cpu").stdout)
+    assert f"wrote {tmp_path / 'out' / 'audit.html'}" in result.stderr
+    told = json.loads(srp_train(*words, "--json").stdout)
     assert told["verdict"] == result.stdout.splitlines()[0]
+    written = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    assert told | {"latency": None} == written | {"latency": None}
+    assert not list(finished[0].folder.glob("audit.*"))
+
+
+def test_without_a_folder_page_and_json_go_into_the_run(
+    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished[0].folder, tmp_path / finished[0].folder.name)
+    result = srp_train("audit", run, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in run.glob("audit.*")} == {"audit.html", "audit.json"}
+    again = srp_train("audit", run, "--device", "cpu")
+    assert again.exit_code == 0, again.output
+
+
+def test_shards_without_canvases_leave_the_price_out_and_say_so(
+    finished: tuple[RunPaths, RunRecord], scene_tensors: Path, srp_train: Callable[..., Any],
+    train: Callable[..., RunRecord], tiny: Any, tmp_path: Path,
+) -> None:  # fmt: skip
+    words = ("--device", "cpu", "-o", tmp_path / "out", "--shards", scene_tensors)
+    other = srp_train("audit", finished[0].folder, *words)
+    assert "got others in" in other.stdout
+    train(tiny(), tmp_path / "tensors", shards=Shards.open(scene_tensors))
+    result = srp_train("audit", tmp_path / "tensors", *words)
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stdout.splitlines() if "no price" in line)
+    assert "got --layout tensors in" in line
+    page = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    assert "got --layout tensors in" in page
+    assert "canvas bought by doubt" not in page
+
+
+def test_another_seed_without_its_weights_costs_the_price_alone(
+    train: Callable[..., RunRecord], tiny: Any, opened: Shards, alone: Process, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        train(tiny(seed=seed), tmp_path / f"run-s{seed}")
+
+    def audited() -> Audit:
+        return audit_run(
+            tmp_path / "run-s0", shards=opened, boxes=None, workers=1, process=alone,
+            on_progress=lambda *_: None,
+        ).audit  # fmt: skip
+
+    both = audited().priced
+    assert both is not None
+    assert both.gain.sd is not None
+    (tmp_path / "run-s1" / "last.safetensors").unlink()
+    found = audited()
+    assert found.priced is None
+    assert "a run must have a checkpoint; got none at" in found.priced_note
+    assert found.split_half is not None
 
 
 def test_what_cannot_be_audited_is_one_line(
@@ -208,5 +272,5 @@ def test_what_cannot_be_audited_is_one_line(
     with pytest.raises(ConfigError, match=r"--boxes must be of the shards' images; got none of va"):
         audit_run(
             finished[0].folder, shards=opened, boxes=other, workers=1, process=alone,
-            on_images=lambda *_: None,
+            on_progress=lambda *_: None,
         )  # fmt: skip

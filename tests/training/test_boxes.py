@@ -26,6 +26,16 @@ def test_the_figures_by_hand() -> None:
     assert box_figures([0], boxes[:1], CROPS, centre=None).coverage_centre is None
 
 
+def test_the_pointing_game_asks_for_the_point_inside_a_box() -> None:
+    boxes = [[(0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.6, 0.6)], [(0.4, 0.4, 0.5, 0.6)]]
+    found = box_figures([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.1, 0.1), (0.1, 0.1)])
+    assert found.pointing_map == 0.5
+    assert found.pointing_centre == 0.5  # left and upper edges are inside, the others are not
+    edge = box_figures([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.2, 0.1), (0.4, 0.4)])
+    assert edge.pointing_map == 0.5
+    assert box_figures([0, 1], boxes, CROPS, centre=2).pointing_map is None
+
+
 def test_an_image_may_have_several_boxes() -> None:
     boxes = [[(0.0, 0.0, 0.2, 1.0), (0.9, 0.0, 1.0, 1.0)]]
     left, right = (box_figures([k], boxes, CROPS, centre=2) for k in (0, 1))

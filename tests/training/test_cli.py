@@ -212,7 +212,7 @@ def test_evaluate_refuses_shards_of_another_spec(
 
 def test_evaluate_without_a_run_says_what_to_type(srp_train: SrpTrain, tmp_path: Path) -> None:
     result = srp_train("evaluate", tmp_path / "none", "--device", "cpu")
-    assert one_line(result).startswith("a run must have a checkpoint; got none at ")
+    assert one_line(result).startswith("a run must have a record; got none at ")
 
 
 def test_study_names_its_profiles(scene_shards: Path, srp_train: SrpTrain) -> None:

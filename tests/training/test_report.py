@@ -15,9 +15,10 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.scenes import CLASSES
 from training.data import Shards
 from training.figures import Run, group_arms
+from training.html import write_duration, write_macs, write_spread
 from training.page import make_page
 from training.records import DataRecord
-from training.report import render_page, write_duration, write_macs, write_report, write_spread
+from training.report import render_page, write_report
 from training.sheets import draw_sheet
 from training.summary import DRAWN_CLASSES, summarise_arms
 

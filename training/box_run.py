@@ -1,0 +1,100 @@
+"""Let a run's proposer choose on every image that has a box."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.pictures import Box
+from training.boxes import BoxFigures, Point, box_figures, read_boxes
+from training.data import Shards
+from training.distributed import Process
+from training.evaluate import EVALUATION_BATCH, OnImages, count_images
+from training.model import SelectiveClassifier
+from training.proposer import MapProposer
+from training.saliency import peaks, saliency_maps
+from training.trainer import batch_reader
+
+
+def choose_on_boxes(
+    model: SelectiveClassifier,
+    shards: Shards,
+    path: Path,
+    *,
+    process: Process,
+    on_progress: Callable[[str, int, int], None],
+) -> BoxFigures:
+    """Compare what a proposer chooses with the objects' boxes, of val where it has any.
+
+    Args:
+        model: That chooses, in evaluation mode.
+        shards: To read from.
+        path: CSV of the boxes.
+        process: The only one.
+        on_progress: Told of a stage, and its images done and to do.
+
+    Raises:
+        ConfigError: If the boxes cannot be read, or are of none of the images.
+    """
+    known = read_boxes(path)
+    split = "val" if any(name.startswith("val/") for name in known) else "train"
+    rows, boxes_N = _look_up(shards, split, known, partial(on_progress, "looking up boxes"))
+    if not rows:
+        raise ConfigError(
+            f"--boxes must be of the shards' images; got none of {split} in {path}. "
+            "Its column path holds paths such as val/CLASS/NAME.JPEG."
+        )
+    on_images = count_images(partial(on_progress, "choosing where boxes are known"), len(rows))
+    chosen_N, peaks_N = _choices(model, shards, split, np.array(rows), process, on_images)
+    return box_figures(
+        chosen_N,
+        boxes_N,
+        [shards.plan.normalised()[k] for k in model.candidates],
+        centre=model.names.index("centre") if "centre" in model.names else None,
+        peaks_N=peaks_N or None,
+    )
+
+
+def _look_up(
+    shards: Shards,
+    split: str,
+    known: dict[str, list[Box]],
+    on_images: Callable[[int, int], None],
+) -> tuple[list[int], list[list[Box]]]:
+    """Find the samples that have boxes, and their boxes."""
+    reader = shards.reader(split)
+    rows, boxes_N = [], []
+    for index in range(len(reader)):
+        found = known.get(reader.read(index, candidates=()).meta.path)
+        if found:
+            rows.append(index)
+            boxes_N.append(found)
+        on_images(index + 1, len(reader))
+    return rows, boxes_N
+
+
+@torch.inference_mode()
+def _choices(
+    model: SelectiveClassifier,
+    shards: Shards,
+    split: str,
+    rows: np.ndarray,
+    process: Process,
+    on_images: OnImages,
+) -> tuple[list[int], list[Point]]:
+    """Give each sample's chosen crop, and its map's maximum where the proposer has a map."""
+    reader = batch_reader(model.config, shards, model, split, process)
+    pieces = [rows[at : at + EVALUATION_BATCH] for at in range(0, len(rows), EVALUATION_BATCH)]
+    chosen: list[int] = []
+    highest: list[Point] = []
+    for batch in reader.batches(pieces):
+        if model.proposer is None or batch.glimpses_BLSS is None:
+            raise RuntimeError("a run that chooses without a proposer")
+        chosen += model.proposer(batch.glimpses_BLSS).chosen_B.tolist()
+        if isinstance(model.proposer, MapProposer):
+            highest += peaks(saliency_maps(model.proposer, batch.glimpses_BLSS))
+        on_images(len(batch.indices_B))
+    return chosen, highest

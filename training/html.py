@@ -1,0 +1,81 @@
+"""Fill in the templates: how every page writes its numbers; everything but SVGs is escaped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from training.figures import Spread
+
+
+def fill_template(name: str, page: object) -> str:
+    """Fill in one of the templates beside this file.
+
+    Args:
+        name: Of its file.
+        page: What it shows, and calls `page`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "spread": write_spread, "macs": write_macs, "duration": write_duration, "p": write_p,
+        "once": _once, "option": _option,
+    }  # fmt: skip
+    return environment.get_template(name).render(page=page) + "\n"
+
+
+def write_spread(value: Spread | None, digits: int = 1, alone: str = "") -> str:
+    """Write `73.9 ± 0.4`, and what does not apply as a dash.
+
+    Args:
+        value: The figure over seeds.
+        digits: After the point.
+        alone: What follows the figure of one seed, which has no spread.
+    """
+    if value is None:
+        return "–"
+    sd = alone if value.sd is None else f" ± {value.sd:.{digits}f}"
+    return f"{value.mean:.{digits}f}{sd}".replace("-", "−")
+
+
+def write_macs(count: int) -> str:
+    """Write a number of multiply-accumulates for people."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def write_p(p: float | None) -> str:
+    """Write the p of a test, and a dash where there is none."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def write_duration(seconds: float) -> str:
+    """Write a time for people, two units of it."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _once(values: Sequence[object]) -> str:
+    """Join values, each named once, in their order."""
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
