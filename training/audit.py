@@ -151,7 +151,9 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
         top1=arm.top1,
         macs=arm.proposer_macs + arm.classifier_macs,
         rivals=(*_own_rivals(arm), *beside),
-        oracle=spread(_mean(_right(t).gather(1, t.losses_NK.argmin(1)[:, None])) for t in _of(arm)),
+        oracle=spread(
+            _mean(t.right_NK.gather(1, t.losses_NK.argmin(1)[:, None])) for t in _of(arm)
+        ),
         split_half=spread(split_half) if split_half else None,
         skill=arm.skill,
         split_half_skill=_skill(arm, split_half),
@@ -164,11 +166,6 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
 
 def _of(arm: Arm) -> list[Table]:
     return [run.table for run in arm.runs if run.table is not None]
-
-
-def _right(table: Table) -> Tensor:
-    """Whether the classifier is right on each crop, bool `(N, K)`."""
-    return table.predicted_NK == table.labels_N[:, None]
 
 
 def _mean(right: Tensor) -> float:
@@ -201,13 +198,13 @@ def _always(crop: int, _table: Table) -> int:
 
 def _best_fixed(table: Table) -> int:
     """Choose the crop that is best on the very split that is scored, which favours the rival."""
-    return int(_right(table).sum(0).argmax())
+    return int(table.right_NK.sum(0).argmax())
 
 
 def _rival(arm: Arm, name: str, choose: Callable[[Table], int]) -> Rival:
     """Score one crop for all images, which each table may choose for itself."""
-    top1 = spread(_mean(_right(table)[:, choose(table)]) for table in _of(arm))
-    p = _p(arm, lambda table: _right(table)[:, choose(table)])
+    top1 = spread(_mean(table.right_NK[:, choose(table)]) for table in _of(arm))
+    p = _p(arm, lambda table: table.right_NK[:, choose(table)])
     return Rival(name, top1, arm.classifier_macs, arm.top1.mean - top1.mean, p)
 
 
@@ -216,7 +213,7 @@ def _p(arm: Arm, rival: Callable[[Table], Tensor]) -> float | None:
     differences = {}
     for run in arm.runs:
         if run.table is not None:
-            ours_N = _right(run.table).gather(1, run.table.chosen_N[:, None])[:, 0]
+            ours_N = run.table.right_NK.gather(1, run.table.chosen_N[:, None])[:, 0]
             differences[run.record.config.seed] = ours_N.int() - rival(run.table).int()
     return compare_differences(differences).p if differences else None
 
@@ -239,7 +236,7 @@ def _split_half(arm: Arm) -> list[float]:
     for table in tables:
         others = [other for other in tables if other is not table]
         chosen = [other.losses_NK.argmin(1)[:, None] for other in others]
-        scores = [_mean(_right(table).gather(1, chosen_N1)) for chosen_N1 in chosen]
+        scores = [_mean(table.right_NK.gather(1, chosen_N1)) for chosen_N1 in chosen]
         if scores:
             found.append(float(torch.tensor(scores).mean()))
     return found

@@ -75,7 +75,12 @@ def audit_run(
     model.eval()
     found = None
     if boxes is not None:
-        found = choose_on_boxes(model, shards, boxes, process=process, on_progress=on_progress)
+        member = _member(arm, run)
+        same = member.record.data.fingerprint == shards.manifest.fingerprint
+        found = choose_on_boxes(
+            model, shards, boxes, table=member.table if same else None, process=process,
+            on_progress=on_progress,
+        )  # fmt: skip
     latency = measure_latency(
         model,
         glimpse_px=glimpse_side(model.config, shards),

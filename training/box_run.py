@@ -16,6 +16,7 @@ from training.evaluate import EVALUATION_BATCH, OnImages, count_images
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
 from training.saliency import peaks, saliency_maps
+from training.table import Table
 from training.trainer import batch_reader
 
 
@@ -24,6 +25,7 @@ def choose_on_boxes(
     shards: Shards,
     path: Path,
     *,
+    table: Table | None,
     process: Process,
     on_progress: Callable[[str, int, int], None],
 ) -> BoxFigures:
@@ -33,6 +35,7 @@ def choose_on_boxes(
         model: That chooses, in evaluation mode.
         shards: To read from.
         path: CSV of the boxes.
+        table: Of the run on these shards' validation split, or None.
         process: The only one.
         on_progress: Told of a stage, and its images done and to do.
 
@@ -55,6 +58,7 @@ def choose_on_boxes(
         [shards.plan.normalised()[k] for k in model.candidates],
         centre=model.names.index("centre") if "centre" in model.names else None,
         peaks_N=peaks_N or None,
+        right_NK=None if table is None or split != "val" else table.right_NK[rows].numpy(),
     )
 
 

@@ -38,6 +38,9 @@ class BoxFigures:
             for, 1/N of its width by 1/M of its height. A box holds its left and upper edges, not
             the others. None where the proposer has no map.
         pointing_centre: The same of the middle of the image, which needs no map.
+        top1: Of the chosen crop on these images, %; None where they are not those of the table.
+        top1_best: Of the crop that covers most, the first of equals, %: what knowing the place,
+            but not the class, would reach.
 
     Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.2; they
     forgive 15 px around a box and average over the classes, we do neither.
@@ -52,6 +55,8 @@ class BoxFigures:
     pointing_random: float
     pointing_map: float | None
     pointing_centre: float
+    top1: float | None
+    top1_best: float | None
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
@@ -90,6 +95,7 @@ def box_figures(
     *,
     centre: int | None,
     peaks_N: Sequence[Point] | None = None,
+    right_NK: NDArray[np.bool_] | None = None,
 ) -> BoxFigures:
     """Compare chosen crops with boxes.
 
@@ -99,11 +105,13 @@ def box_figures(
         candidates: The K crops, as fractions of the image's sides.
         centre: Index of the centre crop.
         peaks_N: Where each sample's map is highest, for proposers that have one.
+        right_NK: Whether the classifier is right on each crop, where that is known.
     """
     coverage_NK = np.array([[_covered(boxes, crop) for crop in candidates] for boxes in boxes_N])
     hits_NK = np.array([[_points_at(boxes, crop) for crop in candidates] for boxes in boxes_N])
     rows_N = np.arange(len(boxes_N))
     chosen = np.asarray(chosen_N)
+    best = coverage_NK.argmax(1)
     return BoxFigures(
         num_samples=len(boxes_N),
         coverage=_mean(coverage_NK[rows_N, chosen]),
@@ -114,6 +122,8 @@ def box_figures(
         pointing_random=_mean(hits_NK),
         pointing_map=None if peaks_N is None else _hit_rate(peaks_N, boxes_N),
         pointing_centre=_hit_rate([MIDDLE] * len(boxes_N), boxes_N),
+        top1=None if right_NK is None else 100 * _mean(right_NK[rows_N, chosen]),
+        top1_best=None if right_NK is None else 100 * _mean(right_NK[rows_N, best]),
     )
 
 

@@ -52,6 +52,11 @@ class Table:
         """Index of each sample's best crop by the proposer."""
         return self.probabilities_NK.argmax(1)
 
+    @property
+    def right_NK(self) -> Tensor:
+        """Whether the classifier is right on each crop, bool."""
+        return self.predicted_NK == self.labels_N[:, None]
+
     def save(self, path: Path) -> None:
         """Write the table as safetensors."""
         tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}

@@ -188,6 +188,8 @@ def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
     assert found.priced.curve[0].top1 == pytest.approx(record.evaluation.top1)
     assert found.priced.crop_macs == found.macs < found.priced.canvas_macs
     assert found.boxes.num_samples == 29
+    assert found.boxes.top1 == pytest.approx(record.evaluation.top1)
+    assert found.boxes.top1_best is not None
     assert found.boxes.coverage <= found.boxes.coverage_best == pytest.approx(1)
     assert found.latency is not None
     assert 0 < found.latency.proposer_ms < 1000

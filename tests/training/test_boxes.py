@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,10 @@ def test_the_figures_by_hand() -> None:
     assert found.pointing == 1
     assert found.pointing_random == pytest.approx(3 / 6)
     assert box_figures([0], boxes[:1], CROPS, centre=None).coverage_centre is None
+    assert (found.top1, found.top1_best) == (None, None)
+    right = np.array([[True, False, False], [False, False, True]])
+    scored = box_figures([0, 1], boxes, CROPS, centre=2, right_NK=right)
+    assert (scored.top1, scored.top1_best) == (50, 100)
 
 
 def test_the_pointing_game_asks_for_the_point_inside_a_box() -> None:
