@@ -43,7 +43,13 @@ SEAM = {
     "pipeline.terminal",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
-MAY_IMPORT_LATE = {"pipeline.bench_cli", "pipeline.cli", "pipeline.terminal", "training.cli"}
+MAY_IMPORT_LATE = {
+    "pipeline.bench_cli",
+    "pipeline.cli",
+    "pipeline.terminal",
+    "training.cli",
+    "training.headroom_cli",
+}
 LATE_BACKENDS = {
     "pipeline.remote": {"fsspec", "pipeline"},
     "pipeline.stream": {"webdataset"},

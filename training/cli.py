@@ -13,6 +13,7 @@ import click
 from pipeline.errors import ConfigError, StoppedRunError
 from pipeline.terminal import Commands, progress_bars
 from training.config import PROFILE_NAMES, DistillConfig, RunPaths, TrainConfig
+from training.headroom_cli import headroom
 from training.options import DISTILLING, MACHINE, TRAINING, with_options
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ OUTPUT = click.option(
 @click.version_option(package_name="srp")
 def main() -> None:
     """Train and compare ways to choose the crop that a classifier sees."""
+
+
+main.add_command(headroom)
 
 
 @main.command("from")

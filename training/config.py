@@ -213,6 +213,24 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadroomConfig:
+    """What an estimate is made with; the fields but `limit` are those of `TrainConfig`."""
+
+    candidates: str | None = TrainConfig.candidates
+    model: str = "test_resnet"
+    epochs: int = 10
+    batch_size: int = TrainConfig.batch_size
+    lr: float = TrainConfig.lr
+    limit: int = 10_000  # images of each split, at most
+    seed: int = TrainConfig.seed
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that leaves a split empty."""
+        if self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1; got {self.limit}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPaths:
     """Where a run lies on disk.
 

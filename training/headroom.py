@@ -1,0 +1,209 @@
+"""How much choosing a crop could gain, from two small classifiers: `srp-train headroom SHARDS`.
+
+Each classifier has learnt from random crops of another half of the training split. The *room* is
+what an oracle has above the best fixed crop: the crop on which one classifier loses least, scored
+by the other, so that no classifier is flattered. That oracle knows the label, and a proposer does
+not, so most of the room may be out of reach. Beside it stands what a proposer gains that was fitted
+to the two classifiers' losses and has seen neither the label nor the image before.
+
+Axes: 2 classifiers, N samples of the validation split, K candidates, D differences.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.audit import audit
+from training.figures import Arm, Spread
+from training.table import Table
+
+RESAMPLES = 2000
+COVERED = (2.5, 97.5)  # percentiles between which 95 % of the resamples lie
+
+Floats = NDArray[np.float64]
+
+
+class Gain(NamedTuple):
+    """A difference in top-1, points, and the ends of its 95 % bootstrap interval over images."""
+
+    points: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} points (95 % {self.low:+.1f} to {self.high:+.1f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headroom:
+    """What two small classifiers say of choosing; accuracies are top-1, %, means of both.
+
+    Attributes:
+        crops: Names of the K candidates.
+        num_samples: Of the validation split.
+        top1_largest: Of naming the most frequent class always.
+        top1_random: Of a crop drawn uniformly, the exact expectation.
+        top1_crops: Of each candidate always.
+        top1_fixed: Of the best candidate always; each classifier is scored on the one that is
+            best for the other.
+        top1_mean: Of the classes' mean probability over all crops, K times the compute.
+        top1_fitted: Of the crop that the fitted proposer chooses.
+        top1_split_half: Of the crop on which the other classifier loses least.
+        top1_oracle: Of the crop on which the classifier itself loses least, which flatters it.
+        learnt: A random crop above the most frequent class.
+        room: The split-half oracle above the best fixed crop.
+        gain: The fitted proposer above the best fixed crop.
+    """
+
+    crops: tuple[str, ...]
+    num_samples: int
+    top1_largest: float
+    top1_random: float
+    top1_crops: tuple[float, ...]
+    top1_fixed: float
+    top1_mean: float
+    top1_fitted: float
+    top1_split_half: float
+    top1_oracle: float
+    learnt: Gain
+    room: Gain
+    gain: Gain
+
+    @property
+    def verdict(self) -> str:
+        """Say in one line whether choosing can be worth a training."""
+        if self.learnt.low <= 0:
+            return (
+                "Nothing can be told: the small classifiers have learnt too little. They are right "
+                f"on {self.top1_random:.1f} % of random crops, and always naming the largest class "
+                f"on {self.top1_largest:.1f} %. Let them learn more: raise --epochs or --limit, or "
+                "name fewer --candidates."
+            )
+        told = f"room: {self.room} above the best fixed crop, for an oracle that knows the label"
+        if self.room.low <= 0:
+            return f"{told}. Choosing is not worth a training: not even that oracle surely gains."
+        fitted = f"a proposer fitted to the classifiers' losses has {self.gain}"
+        if self.gain.low <= 0:
+            return (
+                f"{told}; {fitted}, so none of it is shown to be in reach. Choosing is not shown "
+                "to be worth a training."
+            )
+        return f"{told}; {fitted}. Choosing can be worth it."
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out for programs, the verdict first."""
+        gains = {name: getattr(self, name)._asdict() for name in ("learnt", "room", "gain")}
+        return {"verdict": self.verdict, **dataclasses.asdict(self), **gains}
+
+
+def headroom(
+    tables: tuple[Table, Table], crops: Sequence[str], fitted_N: NDArray[np.int64], *, seed: int
+) -> Headroom:
+    """Compare ways to choose, image by image.
+
+    Args:
+        tables: Of two classifiers on the same samples, neither of which either has learnt from.
+        crops: Names of the candidates.
+        fitted_N: Index of the crop that the fitted proposer chooses for each sample.
+        seed: Of the resamples.
+    """
+    right_2NK = np.stack([(t.predicted_NK == t.labels_N[:, None]).numpy() for t in tables])
+    least_2N = np.stack([table.losses_NK.argmin(1).numpy() for table in tables])
+    best_2N = np.broadcast_to(right_2NK.sum(1).argmax(1)[:, None], least_2N.shape)
+    labels_N = tables[0].labels_N.numpy()
+    averaged_2N = np.stack([t.averaged_N.numpy() for t in tables])
+    largest_N = (labels_N == np.bincount(labels_N).argmax()).astype(float)
+    random_N = right_2NK.mean((0, 2))
+    fixed_N = _score(right_2NK, best_2N[::-1])
+    split_half_N = _score(right_2NK, least_2N[::-1])
+    chosen_N = _score(right_2NK, np.stack([fitted_N, fitted_N]))
+    learnt, room, gain = bootstrap(
+        np.stack([random_N - largest_N, split_half_N - fixed_N, chosen_N - fixed_N], 1), seed=seed
+    )
+    return Headroom(
+        crops=tuple(crops),
+        num_samples=len(labels_N),
+        top1_largest=_percent(largest_N),
+        top1_random=_percent(random_N),
+        top1_crops=tuple((100 * right_2NK.mean((0, 1))).tolist()),
+        top1_fixed=_percent(fixed_N),
+        top1_mean=_percent((averaged_2N == labels_N).mean(0)),
+        top1_fitted=_percent(chosen_N),
+        top1_split_half=_percent(split_half_N),
+        top1_oracle=_percent(_score(right_2NK, least_2N)),
+        learnt=learnt,
+        room=room,
+        gain=gain,
+    )
+
+
+def _score(right_2NK: NDArray[np.bool_], chosen_2N: NDArray[np.int64]) -> Floats:
+    """Give the share of the two classifiers that are right on what is chosen for each, `(N,)`."""
+    scores_N: Floats = np.take_along_axis(right_2NK, chosen_2N[:, :, None], 2)[:, :, 0].mean(0)
+    return scores_N
+
+
+def _percent(scores_N: Floats) -> float:
+    return 100 * float(scores_N.mean())
+
+
+def bootstrap(differences_ND: Floats, *, seed: int) -> list[Gain]:
+    """Give the mean of each column, points, and its 95 % interval over samples.
+
+    The columns share their resamples. Differences are paired: what an image adds to both sides is
+    gone before it is drawn.
+
+    Args:
+        differences_ND: Of scores, -1 to 1.
+        seed: Of the resamples.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3, percentiles.
+    """
+    generator = np.random.default_rng(seed)
+    count = len(differences_ND)
+    means_RD = np.stack([
+        differences_ND[generator.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)
+    ])  # fmt: skip
+    low_D, high_D = 100 * np.percentile(means_RD, COVERED, axis=0)
+    points_D = 100 * differences_ND.mean(0)
+    return [Gain(*map(float, ends)) for ends in zip(points_D, low_D, high_D, strict=True)]
+
+
+class Shown(NamedTuple):
+    """What a finished training that chooses showed; top-1, %, over its seeds.
+
+    `fixed` was picked on the images that are scored, which flatters it. `split_half` is None for
+    one seed.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    fixed: Spread
+    chosen: Spread
+    split_half: Spread | None
+    oracle: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out for programs."""
+        return {
+            name: value._asdict() if isinstance(value, Spread) else value
+            for name, value in self._asdict().items()
+        }
+
+
+def shown_by(arms: Iterable[Arm], crops: Sequence[str]) -> list[Shown]:
+    """Say what finished arms that choose among the same crops showed; the others are left out."""
+    found = []
+    for arm in arms:
+        has_tables = all(run.table is not None for run in arm.runs)
+        if not arm.config.selects or arm.crops != tuple(crops) or not has_tables:
+            continue
+        told = audit(arm, ())
+        found.append(
+            Shown(arm.name, arm.seeds, arm.top1_fixed, arm.top1, told.split_half, told.oracle)
+        )
+    return found
