@@ -192,9 +192,15 @@ def _fit_and_choose(
         model.config,
         counterparts=mirrored_candidates(shards.plan, model.candidates),
         looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
-        on_rows=_counter(on_progress, "fit", model.config.epochs * len(matrix.losses_NK)),
+        on_rows=_counter(on_progress, "fit", _count_fitted(model.config, len(matrix.losses_NK))),
     )
     return _choose(model, shards, process)
+
+
+def _count_fitted(config: TrainConfig, num_samples: int) -> int:
+    """Count the samples that a fit passes; those that fill no whole batch are left out."""
+    whole = num_samples - num_samples % config.batch_size
+    return config.epochs * (whole or num_samples)
 
 
 @torch.inference_mode()
