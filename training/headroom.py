@@ -81,11 +81,16 @@ class Headroom:
                 "Nothing can be told: the small classifiers have learnt too little. They are right "
                 f"on {self.top1_random:.1f} % of random crops, and always naming the largest class "
                 f"on {self.top1_largest:.1f} %. Let them learn more: raise --epochs or --limit, or "
-                "name fewer --candidates."
+                "take another --model."
             )
         told = f"room: {self.room} above the best fixed crop, for an oracle that knows the label"
+        if self.room.high <= 0:
+            return f"{told}. Choosing is not worth a training: even that oracle gains nothing."
         if self.room.low <= 0:
-            return f"{told}. Choosing is not worth a training: not even that oracle surely gains."
+            return (
+                f"{told}. Choosing is not shown to be worth a training: even that room can be "
+                f"chance, and it is at most {self.room.high:.1f} points."
+            )
         fitted = f"a proposer fitted to the classifiers' losses has {self.gain}"
         if self.gain.low <= 0:
             return (

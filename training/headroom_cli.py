@@ -24,7 +24,9 @@ PATH = click.Path(path_type=Path)
     help="Folder of the runs; what is trained here goes to its subfolder headroom.",
 )
 @click.option(
-    "--runs", type=PATH, help="Finished runs to compare with.  [default: those of --output]"
+    "--runs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of finished runs to compare with.  [default: that of --output]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @with_options(ESTIMATING)

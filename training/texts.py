@@ -130,6 +130,7 @@ def _estimate_lines(found: Headroom) -> Iterator[str]:
     yield _gain("learnt: a random crop above the largest class", found.learnt)
     yield _gain("room: the split-half oracle above the best fixed crop", found.room)
     yield _gain("gain: the fitted proposer above the best fixed crop", found.gain)
+    yield "all of it is of these classifiers; a better one may leave more room, or less"
 
 
 def _gain(name: str, gain: Gain) -> str:

@@ -89,18 +89,30 @@ def test_the_figures_are_what_two_small_tables_say() -> None:
     assert found.top1_mean == 100 * (3 + 1) / 8  # of `averaged_N`, the first crop's here
 
 
-def test_where_crops_are_right_by_chance_alone_only_the_flattered_oracle_sees_room() -> None:
+def by_chance(accuracies: tuple[float, float, float], num_samples: int) -> Headroom:
+    """Two classifiers that are right on each crop by chance, and know where they are."""
     generator = np.random.default_rng(3)
-    tables = []
-    for _ in range(2):
-        right_NK = generator.random((2000, 3)) < 0.5
-        tables.append(table_of(right_NK, 1.0 - right_NK))
-    found = headroom((tables[0], tables[1]), CROPS, np.zeros(2000, int), seed=0)
+    rights = [generator.random((num_samples, 3)) < accuracies for _ in range(2)]
+    first, second = (table_of(right_NK, 1.0 - right_NK) for right_NK in rights)
+    return headroom((first, second), CROPS, np.zeros(num_samples, int), seed=0)
+
+
+def test_where_crops_are_right_by_chance_alone_only_the_flattered_oracle_sees_room() -> None:
+    found = by_chance((0.5, 0.5, 0.5), 2000)
     assert found.top1_oracle > 85
     assert found.room.low < 0 < found.room.high
     assert found.verdict.startswith("room: ")
     assert found.verdict.endswith(
-        "Choosing is not worth a training: not even that oracle surely gains."
+        "Choosing is not shown to be worth a training: even that room can be chance, and it is at "
+        f"most {found.room.high:.1f} points."
+    )
+
+
+def test_an_oracle_below_the_best_fixed_crop_settles_it() -> None:
+    found = by_chance((0.8, 0.4, 0.4), 2000)
+    assert found.room.high < 0
+    assert found.verdict.endswith(
+        "Choosing is not worth a training: even that oracle gains nothing."
     )
 
 

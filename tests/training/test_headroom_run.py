@@ -210,6 +210,7 @@ def test_several_processes_are_refused(opened: Shards, alone: Process, tmp_path:
         (("--model", "resnet1"), "--model must be a name that timm knows; got 'resnet1'. "),
         (("--epochs", "0"), "--epochs must be at least 1; got 0."),
         (("--lr", "nan"), "--lr must be at least 0; got nan."),
+        (("--runs", "nowhere"), "Invalid value for '--runs': Directory 'nowhere' does not exist."),
         (("-b", "1"), "--batch-size must be at least 2; got 1."),
     ],
 )
