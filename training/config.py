@@ -218,7 +218,7 @@ class HeadroomConfig:
 
     candidates: str | None = TrainConfig.candidates
     model: str = "test_resnet"
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = TrainConfig.batch_size
     lr: float = TrainConfig.lr
     limit: int = 10_000  # images of each split, at most
