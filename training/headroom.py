@@ -23,6 +23,9 @@ from training.table import Table
 
 RESAMPLES = 2000
 COVERED = (2.5, 97.5)  # percentiles between which 95 % of the resamples lie
+# Of what naming the largest class leaves wrong: who knows less shows a proposer little but chance,
+# even where it is shown to know something.
+LEAST_LEARNT = 0.1
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +57,7 @@ class Headroom:
         top1_fitted: Of the crop that the fitted proposer chooses.
         top1_split_half: Of the crop on which the other classifier loses least.
         top1_oracle: Of the crop on which the classifier itself loses least, which flatters it.
-        learnt: A random crop above the most frequent class.
+        learnt: The mean of all crops above the most frequent class.
         room: The split-half oracle above the best fixed crop.
         gain: The fitted proposer above the best fixed crop.
     """
@@ -76,12 +79,13 @@ class Headroom:
     @property
     def verdict(self) -> str:
         """Say in one line whether choosing can be worth a training."""
-        if self.learnt.low <= 0:
+        if self.learnt.low < self.least_top1 - self.top1_largest:
             return (
-                "Nothing can be told: the small classifiers have learnt too little. They are right "
-                f"on {self.top1_random:.1f} % of random crops, and always naming the largest class "
-                f"on {self.top1_largest:.1f} %. Let them learn more: raise --epochs or --limit, or "
-                "take another --model."
+                "Nothing can be told: the small classifiers have learnt too little. By the mean of "
+                f"all crops they are right on {self.top1_mean:.1f} % of the images, naming the "
+                f"largest class always on {self.top1_largest:.1f} %; surely "
+                f"{self.least_top1:.1f} % is the least to go by. Let them learn more: raise "
+                "--epochs or --limit, or take another --model."
             )
         told = f"room: {self.room} above the best fixed crop, for an oracle that knows the label"
         if self.room.high <= 0:
@@ -98,6 +102,11 @@ class Headroom:
                 "to be worth a training."
             )
         return f"{told}; {fitted}. Choosing can be worth it."
+
+    @property
+    def least_top1(self) -> float:
+        """What the mean of all crops must surely reach for anything to be told, %."""
+        return self.top1_largest + LEAST_LEARNT * (100 - self.top1_largest)
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs, the verdict first."""
@@ -122,21 +131,21 @@ def headroom(
     labels_N = tables[0].labels_N.numpy()
     averaged_2N = np.stack([t.averaged_N.numpy() for t in tables])
     largest_N = (labels_N == np.bincount(labels_N).argmax()).astype(float)
-    random_N = right_2NK.mean((0, 2))
+    mean_N = (averaged_2N == labels_N).mean(0)
     fixed_N = _score(right_2NK, best_2N[::-1])
     split_half_N = _score(right_2NK, least_2N[::-1])
     chosen_N = _score(right_2NK, np.stack([fitted_N, fitted_N]))
     learnt, room, gain = bootstrap(
-        np.stack([random_N - largest_N, split_half_N - fixed_N, chosen_N - fixed_N], 1), seed=seed
+        np.stack([mean_N - largest_N, split_half_N - fixed_N, chosen_N - fixed_N], 1), seed=seed
     )
     return Headroom(
         crops=tuple(crops),
         num_samples=len(labels_N),
         top1_largest=_percent(largest_N),
-        top1_random=_percent(random_N),
+        top1_random=_percent(right_2NK.mean((0, 2))),
         top1_crops=tuple((100 * right_2NK.mean((0, 1))).tolist()),
         top1_fixed=_percent(fixed_N),
-        top1_mean=_percent((averaged_2N == labels_N).mean(0)),
+        top1_mean=_percent(mean_N),
         top1_fitted=_percent(chosen_N),
         top1_split_half=_percent(split_half_N),
         top1_oracle=_percent(_score(right_2NK, least_2N)),

@@ -127,7 +127,7 @@ def _estimate_lines(found: Headroom) -> Iterator[str]:
         yield _line(name, f"{top1:.1f}")
     yield ""
     yield "points, with 95 % over the images"
-    yield _gain("learnt: a random crop above the largest class", found.learnt)
+    yield _gain("learnt: the mean of all crops above the largest class", found.learnt)
     yield _gain("room: the split-half oracle above the best fixed crop", found.room)
     yield _gain("gain: the fitted proposer above the best fixed crop", found.gain)
     yield "all of it is of these classifiers; a better one may leave more room, or less"
