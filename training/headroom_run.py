@@ -27,6 +27,8 @@ from training.table import Table
 from training.trainer import batch_reader, build_model, fold_rows
 from training.views import mirrored_candidates
 
+FIT_EPOCHS = 10  # a third of what `distill` takes, since it is a part of minutes
+
 OnRun = Callable[[Run, int], tuple[OnProgress, OnEpoch]]
 
 
@@ -76,6 +78,7 @@ def plan_parts(
     fitted = DistillConfig(
         proposer="map" if "full" in shards.plan.names else "crops",
         position_prior=True,
+        epochs=FIT_EPOCHS,
         seed=wanted.seed,
     )
     proposer = replace(base, policy=DISTILLED, **vars(fitted))
