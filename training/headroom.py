@@ -190,12 +190,13 @@ def bootstrap(differences_ND: Floats, *, seed: int) -> list[Gain]:
 class Shown(NamedTuple):
     """What a finished training that chooses showed; top-1, %, over its seeds.
 
-    `fixed` was picked on the images that are scored, which flatters it. `split_half` is None for
-    one seed.
+    `crops` are its candidates, which may be others than those of an estimate. `fixed` was picked
+    on the images that are scored, which flatters it. `split_half` is None for one seed.
     """
 
     arm: str
     seeds: tuple[int, ...]
+    crops: tuple[str, ...]
     fixed: Spread
     chosen: Spread
     split_half: Spread | None
@@ -209,15 +210,17 @@ class Shown(NamedTuple):
         }
 
 
-def shown_by(arms: Iterable[Arm], crops: Sequence[str]) -> list[Shown]:
-    """Say what finished arms that choose among the same crops showed; the others are left out."""
+def shown_by(arms: Iterable[Arm]) -> list[Shown]:
+    """Say what finished arms that choose showed; those without their tables are left out."""
     found = []
     for arm in arms:
-        has_tables = all(run.table is not None for run in arm.runs)
-        if not arm.config.selects or arm.crops != tuple(crops) or not has_tables:
+        if not arm.config.selects or any(run.table is None for run in arm.runs):
             continue
         told = audit(arm, ())
         found.append(
-            Shown(arm.name, arm.seeds, arm.top1_fixed, arm.top1, told.split_half, told.oracle)
-        )
+            Shown(
+                arm.name, arm.seeds, arm.crops, arm.top1_fixed, arm.top1, told.split_half,
+                told.oracle,
+            )
+        )  # fmt: skip
     return found

@@ -63,6 +63,6 @@ def headroom(
             process=process,
             on_run=StudyBars(bars, list(parts)).on_run,
         )
-    shown = shown_by(group_arms(beside), found.crops)
+    shown = shown_by(group_arms(beside))
     told = found.to_json() | {"shown": [arm.to_json() for arm in shown]}
     click.echo(json.dumps(told, indent=1) if as_json else headroom_text(found, shown))

@@ -108,7 +108,9 @@ def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str
 
 def headroom_text(found: Headroom, shown: Sequence[Shown]) -> str:
     """Lay an estimate out for people, the verdict first, and what trainings showed last."""
-    return "\n".join((found.verdict, "", *_estimate_lines(found), *_shown_lines(shown)))
+    return "\n".join(
+        (found.verdict, "", *_estimate_lines(found), *_shown_lines(shown, found.crops))
+    )
 
 
 def _estimate_lines(found: Headroom) -> Iterator[str]:
@@ -137,10 +139,11 @@ def _gain(name: str, gain: Gain) -> str:
     return _line(name, f"{gain.points:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}")
 
 
-def _shown_lines(shown: Sequence[Shown]) -> Iterator[str]:
+def _shown_lines(shown: Sequence[Shown], crops: tuple[str, ...]) -> Iterator[str]:
     for arm in shown:
+        among = "" if arm.crops == crops else f" among other crops, {', '.join(arm.crops)}"
         yield ""
-        yield f"what training showed: {arm.arm}, {name_seeds(arm.seeds)}, top-1 in %"
+        yield f"what training showed: {arm.arm}, {name_seeds(arm.seeds)}, top-1 in %{among}"
         yield _line("the best fixed crop", _spread(arm.fixed))
         yield _line("the chosen crop", _spread(arm.chosen), _above(arm.chosen, arm.fixed))
         if arm.split_half is not None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,22 +194,21 @@ def test_equal_seeds_give_equal_intervals() -> None:
     assert bootstrap(values, seed=1) != bootstrap(values, seed=2)
 
 
-def test_trainings_that_choose_among_the_same_crops_are_shown_beside_it(
+def test_trainings_that_choose_are_shown_beside_it(
     make_run: Callable[..., Run],
 ) -> None:
     seeds = [make_run(f"st-s{seed}", policy="straight-through", seed=seed) for seed in (0, 1)]
     other = make_run("random-s0", policy="random")
     arms = group_arms([*seeds, other])
-    crops = seeds[0].evaluation.crops
-    (shown,) = shown_by(arms, crops)
+    (shown,) = shown_by(arms)
     told = audit(arms[0], ())
     assert (shown.arm, shown.seeds) == ("st", (0, 1))
+    assert shown.crops == seeds[0].evaluation.crops
     assert shown.chosen == arms[0].top1
     assert shown.fixed == arms[0].top1_fixed
     assert (shown.split_half, shown.oracle) == (told.split_half, told.oracle)
-    assert shown_by(arms, crops[1:]) == []
-    one = shown_by(group_arms(seeds[:1]), crops)
-    assert one[0].split_half is None
+    assert shown_by(group_arms(seeds[:1]))[0].split_half is None
+    assert shown_by(group_arms([replace(seeds[0], table=None)])) == []
 
 
 def test_the_text_begins_with_the_verdict_and_ends_with_what_training_showed(
@@ -216,7 +216,7 @@ def test_the_text_begins_with_the_verdict_and_ends_with_what_training_showed(
 ) -> None:
     found = estimate(at_best=0.9, elsewhere=0.5, sure=1.0)
     run = make_run("st-s0", policy="straight-through", seed=0)
-    shown = shown_by(group_arms([run]), run.evaluation.crops)
+    shown = shown_by(group_arms([run]))
     lines = headroom_text(found, shown).splitlines()
     assert lines[0] == found.verdict
     assert any(
@@ -224,5 +224,6 @@ def test_the_text_begins_with_the_verdict_and_ends_with_what_training_showed(
         and line.endswith(f"{found.room.low:+.1f} to {found.room.high:+.1f}")
         for line in lines
     )
-    assert "what training showed: st, seed 0, top-1 in %" in lines
+    others = ", ".join(run.evaluation.crops)
+    assert f"what training showed: st, seed 0, top-1 in % among other crops, {others}" in lines
     assert lines[-1].startswith("  oracle: its own crop of least loss, which flatters")
