@@ -49,6 +49,7 @@ MAY_IMPORT_LATE = {
     "pipeline.terminal",
     "training.audit_cli",
     "training.cli",
+    "training.headroom_cli",
 }
 LATE_BACKENDS = {
     "pipeline.remote": {"fsspec", "pipeline"},

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from pipeline.terminal import progress_bars, stages
-from training.config import RunPaths
 from training.options import MACHINE, with_options
+from training.paths import RunPaths
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)

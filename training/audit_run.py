@@ -9,13 +9,13 @@ from pipeline.errors import CheckpointError, ConfigError
 from training.audit import Audit, audit
 from training.box_run import choose_on_boxes
 from training.canvases import SCORING, check_canvases, make_offer
-from training.config import RunPaths
 from training.data import Shards
 from training.distributed import Process
 from training.evaluate import count_images, load_model
 from training.figures import Arm, Run, group_arms
 from training.latency import measure_latency
 from training.model import SelectiveClassifier
+from training.paths import RunPaths
 from training.priced import price_canvas
 from training.runs import read_runs
 from training.trainer import glimpse_side

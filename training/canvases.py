@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from training.config import RunPaths
 from training.data import Shards
 from training.distributed import Process, sum_over_ranks
 from training.evaluate import (
@@ -24,6 +23,7 @@ from training.evaluate import (
     val_batches,
 )
 from training.model import SelectiveClassifier
+from training.paths import RunPaths
 from training.priced import Offer, PricedPoint, at_price, check_price
 from training.records import RunRecord, load_record
 from training.table import Evaluation, Table, count_macs

@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline.durable import write_file
 from pipeline.errors import CheckpointError
 from pipeline.manifest import DataSpec, Manifest
-from training.config import RunPaths, TrainConfig, config_from_json, config_to_json
+from training.config import TrainConfig, config_from_json, config_to_json
+from training.paths import RunPaths
 
 FORMAT = "srp-checkpoint/1"
 CLASSIFIER = "classifier."  # before the names of its tensors

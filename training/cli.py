@@ -11,8 +11,10 @@ import click
 from pipeline.errors import ConfigError, StoppedRunError
 from pipeline.terminal import Commands, progress_bars
 from training.audit_cli import audit, evaluate
-from training.config import PROFILE_NAMES, DistillConfig, RunPaths, TrainConfig
+from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
+from training.headroom_cli import headroom
 from training.options import DISTILLING, MACHINE, TRAINING, Numbers, with_options
+from training.paths import RunPaths
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -35,6 +37,7 @@ def main() -> None:
 
 main.add_command(evaluate)
 main.add_command(audit)
+main.add_command(headroom)
 
 
 @main.command("from")

@@ -6,7 +6,6 @@ Options that timm's train.py has carry timm's names.
 import dataclasses
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -215,48 +214,21 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPaths:
-    """Where a run lies on disk.
+class HeadroomConfig:
+    """What an estimate is made with; the fields but `limit` are those of `TrainConfig`."""
 
-    Attributes:
-        folder: `OUTPUT/EXPERIMENT`.
-    """
+    candidates: str | None = TrainConfig.candidates
+    model: str = "test_resnet"
+    epochs: int = 8
+    batch_size: int = TrainConfig.batch_size
+    lr: float = TrainConfig.lr
+    limit: int = 10_000  # images of each split, at most
+    seed: int = TrainConfig.seed
 
-    folder: Path
-
-    @property
-    def losses(self) -> Path:
-        """What classifiers that have not seen them lose on the crops of the training images."""
-        return self.folder / "losses.safetensors"
-
-    @property
-    def logits(self) -> Path:
-        """What the classifier says of every crop of the validation images."""
-        return self.folder / "logits.safetensors"
-
-    def fold(self, fold: int) -> "RunPaths":
-        """The run that leaves a fold of the training split out."""
-        return RunPaths(folder=self.folder / f"fold-{fold}")
-
-    @property
-    def record(self) -> Path:
-        """The run's record: config, hardware, metrics over time, evaluation."""
-        return self.folder / "record.json"
-
-    @property
-    def last(self) -> Path:
-        """Checkpoint of the last finished epoch."""
-        return self.folder / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """Checkpoint of the epoch with the best validation accuracy."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def table(self) -> Path:
-        """The image x crop table of the evaluation that ended the training."""
-        return self.folder / "table.safetensors"
+    def __post_init__(self) -> None:
+        """Refuse a limit that leaves a split empty."""
+        if self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1; got {self.limit}.")
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:

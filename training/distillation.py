@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
-from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, RunPaths, TrainConfig
+from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import (
     choices,
@@ -23,6 +23,7 @@ from training.evaluate import evaluation_of
 from training.loop import OnEpoch, OnProgress, Progress, fit
 from training.losses import Judged, LossMatrix
 from training.model import candidate_indices
+from training.paths import RunPaths
 from training.records import RunRecord, current_commit, describe_hardware, load_record
 from training.table import Table
 from training.trainer import Trainer, build_model, build_trainer, fold_rows

@@ -17,10 +17,10 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.order import Indices, evaluation_batches
 from training import views
 from training.checkpoint import check_fits, load_weights, read_meta
-from training.config import RunPaths
 from training.data import Batch, Shards
 from training.distributed import Process, sum_over_ranks
 from training.model import SelectiveClassifier
+from training.paths import RunPaths
 from training.records import RunRecord, load_record
 from training.selection import take
 from training.table import Evaluation, Table, summarise

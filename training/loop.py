@@ -15,11 +15,12 @@ from pipeline.durable import write_file
 from pipeline.errors import ConfigError, DivergedError
 from training import views
 from training.checkpoint import load_initial
-from training.config import DISTILLED, TRAINED, RunPaths, TrainConfig
+from training.config import DISTILLED, TRAINED, TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
 from training.evaluate import OnImages, evaluate_choice, evaluate_table
 from training.model import StepOutput
+from training.paths import RunPaths
 from training.records import EpochRecord, RunRecord
 from training.resume import load_last, open_record, save_epoch
 from training.schedule import temperature

@@ -11,6 +11,7 @@ from training.config import (
     SCHEDULES,
     TRAINED,
     DistillConfig,
+    HeadroomConfig,
     TrainConfig,
 )
 
@@ -104,6 +105,16 @@ DISTILLING = (
     _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
     _field("--weight-decay", float, "Of AdamW.", DistillConfig),
     _field("--seed", int, "Of weights, order and mirroring."),
+)  # fmt: skip
+ESTIMATING = (
+    _field("--candidates", str,
+           "Crops to choose among: a set, or names joined by commas.  [default: the shards']"),
+    _field("--model", str, "Small classifier, by its name in timm.", HeadroomConfig),
+    _field("--epochs", int, "Passes of each classifier over its images.", HeadroomConfig),
+    _field("-b --batch-size", int, "Images a step."),
+    _field("--lr", float, "Highest learning rate."),
+    _field("--limit", int, "Images of each split to use, at most.", HeadroomConfig),
+    _field("--seed", int, "Of weights, order, augmentation and resamples."),
 )  # fmt: skip
 MACHINE = (
     _field("-j --workers", int, "Threads that read samples."),

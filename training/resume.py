@@ -11,9 +11,10 @@ from training.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process, wait_for_main
+from training.paths import RunPaths
 from training.records import (
     DataRecord,
     RunRecord,

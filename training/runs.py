@@ -5,8 +5,8 @@ from pathlib import Path
 import safetensors
 
 from pipeline.errors import CheckpointError, ConfigError
-from training.config import RunPaths
 from training.figures import Run
+from training.paths import RunPaths
 from training.records import RunRecord, load_record
 from training.table import Table
 
@@ -22,12 +22,32 @@ def read_runs(folder: Path) -> tuple[list[Run], tuple[RunRecord, ...]]:
         CheckpointError: If a record or a table is damaged.
     """
     records = _read_records(folder)
-    finished = [
+    unfinished = tuple(record for record in records.values() if record.evaluation is None)
+    return _finished(records), unfinished
+
+
+def read_runs_on(folder: Path, fingerprint: str) -> list[Run]:
+    """Read the finished runs of a folder that are on these shards; there may be none.
+
+    Args:
+        folder: Whose subfolders are runs.
+        fingerprint: Of the shards' build.
+
+    Raises:
+        CheckpointError: If a record or a table is damaged.
+    """
+    records = {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
+    return _finished(
+        {path: each for path, each in records.items() if each.data.fingerprint == fingerprint}
+    )
+
+
+def _finished(records: dict[Path, RunRecord]) -> list[Run]:
+    return [
         Run(record=record, evaluation=record.evaluation, table=_read_table(run_folder))
         for run_folder, record in records.items()
         if record.evaluation is not None
     ]
-    return finished, tuple(record for record in records.values() if record.evaluation is None)
 
 
 def _read_records(folder: Path) -> dict[Path, RunRecord]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, DivergedError
 from training.arms import RANDOM, Arm, Profile
-from training.config import DistillConfig, RunPaths, TrainConfig
+from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
 from training.distributed import Process
 from training.loop import OnEpoch, OnProgress, fit
 from training.model import candidate_indices
+from training.paths import RunPaths
 from training.records import RunRecord
 
 FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own

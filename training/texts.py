@@ -1,10 +1,11 @@
-"""Evaluations and audits in words and columns, for the terminal."""
+"""Evaluations, audits and estimates in words and columns, for the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from training.audit import Audit, name_seeds
 from training.boxes import BoxFigures
 from training.figures import Spread
+from training.headroom import Gain, Headroom, Shown
 from training.priced import Priced, PricedPoint, few_points
 from training.table import Evaluation
 
@@ -132,3 +133,54 @@ def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str
     ):
         lines += [title, *(f"  {name:<32} {figure:8.2f}" for name, figure in rows)]
     return "\n".join(lines)
+
+
+def headroom_text(found: Headroom, shown: Sequence[Shown]) -> str:
+    """Lay an estimate out for people, the verdict first, and what trainings showed last."""
+    return "\n".join(
+        (found.verdict, "", *_estimate_lines(found), *_shown_lines(shown, found.crops))
+    )
+
+
+def _estimate_lines(found: Headroom) -> Iterator[str]:
+    yield f"two small classifiers, mean of both, {found.num_samples} images, top-1 in %"
+    for name, top1 in (
+        ("the largest class always", found.top1_largest),
+        ("a random crop", found.top1_random),
+        *[(f"{crop} always", top1) for crop, top1 in
+          zip(found.crops, found.top1_crops, strict=True)],
+        ("the best fixed crop, picked by the other classifier", found.top1_fixed),
+        ("the mean of all crops, at all their compute", found.top1_mean),
+        ("the crop that a fitted proposer chooses", found.top1_fitted),
+        ("split-half oracle: the other's crop of least loss", found.top1_split_half),
+        ("oracle: its own crop of least loss, which flatters", found.top1_oracle),
+    ):  # fmt: skip
+        yield _line(name, f"{top1:.1f}")
+    yield ""
+    yield "points, with 95 % over the images"
+    yield _gain("learnt: the mean of all crops above the largest class", found.learnt)
+    yield _gain("room: the split-half oracle above the best fixed crop", found.room)
+    yield _gain("gain: the fitted proposer above the best fixed crop", found.gain)
+    yield "all of it is of these classifiers; a better one may leave more room, or less"
+
+
+def _gain(name: str, gain: Gain) -> str:
+    return _line(name, f"{gain.points:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}")
+
+
+def _shown_lines(shown: Sequence[Shown], crops: tuple[str, ...]) -> Iterator[str]:
+    for arm in shown:
+        among = "" if arm.crops == crops else f" among other crops, {', '.join(arm.crops)}"
+        yield ""
+        yield f"what training showed: {arm.arm}, {name_seeds(arm.seeds)}, top-1 in %{among}"
+        yield _line("the best fixed crop", _spread(arm.fixed))
+        yield _line("the chosen crop", _spread(arm.chosen), _above(arm.chosen, arm.fixed))
+        if arm.split_half is not None:
+            yield _line("split-half oracle: another seed's crop of least loss",
+                        _spread(arm.split_half), _above(arm.split_half, arm.fixed))  # fmt: skip
+        yield _line("oracle: its own crop of least loss, which flatters",
+                    _spread(arm.oracle), _above(arm.oracle, arm.fixed))  # fmt: skip
+
+
+def _above(top1: Spread, fixed: Spread) -> str:
+    return f"{top1.mean - fixed.mean:+.1f}"

@@ -14,11 +14,12 @@ from pipeline.build import build
 from pipeline.config import BuildConfig
 from pipeline.scenes import draw_dataset
 from training.cli import main
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process
 from training.figures import Run
 from training.loop import fit
+from training.paths import RunPaths
 from training.records import DataRecord, EpochRecord, RunRecord
 from training.table import Evaluation, Table, final_prediction
 

@@ -11,10 +11,10 @@ import torch
 from pipeline.errors import ConfigError
 from training.audit import Audit, audit
 from training.audit_run import audit_run
-from training.config import RunPaths
 from training.data import Shards
 from training.distributed import Process
 from training.figures import Arm, Run, group_arms
+from training.paths import RunPaths
 from training.records import RunRecord
 from training.table import Table
 from training.texts import audit_text

@@ -11,10 +11,10 @@ import pytest
 from training.audit_page import describe_collapse, make_audit_page
 from training.audit_report import render_audit, write_audit
 from training.audit_run import Audited, audit_run
-from training.config import RunPaths
 from training.data import Shards
 from training.distributed import Process
 from training.figures import Spread
+from training.paths import RunPaths
 from training.records import RunRecord
 
 LOADS = re.compile(r"""(?:\bsrc|\bhref|\bdata|\baction)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)""")

@@ -10,10 +10,11 @@ import torch
 
 from pipeline.errors import ConfigError
 from training.canvases import check_canvases, make_offer, predict_canvases
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process
 from training.evaluate import make_table
+from training.paths import RunPaths
 from training.priced import at_price
 from training.records import RunRecord
 from training.trainer import build_model

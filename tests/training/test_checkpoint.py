@@ -19,8 +19,9 @@ from training.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
+from training.paths import RunPaths
 from training.records import RunRecord
 from training.schedule import make_scheduler
 

@@ -12,8 +12,9 @@ import pytest
 from click.testing import Result
 
 from training.cli import from_shards, main
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
+from training.paths import RunPaths
 from training.records import RunRecord, load_record
 
 REPO = Path(__file__).resolve().parents[2]

@@ -4,14 +4,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from training.config import (
-    POLICIES,
-    SELECTING,
-    RunPaths,
-    TrainConfig,
-    config_from_json,
-    config_to_json,
-)
+from training.config import POLICIES, SELECTING, TrainConfig, config_from_json, config_to_json
+from training.paths import RunPaths
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.fill import Content
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Batch, BatchReader, Example, ShardDataset, Shards, TrainingBatches
+from training.paths import RunPaths
 from training.records import RunRecord
 
 CPU = torch.device("cpu")

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from pipeline.errors import CheckpointError, ConfigError
 from training import distillation
 from training.checkpoint import load_weights
-from training.config import DistillConfig, RunPaths, TrainConfig
+from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import fill_fold, fit_proposer
 from training.distributed import Process
 from training.evaluate import evaluate_run
 from training.losses import Judged, LossMatrix
+from training.paths import RunPaths
 from training.proposer import CropProposer
 from training.records import RunRecord, load_record
 from training.trainer import build_model, fold_rows, training_rows

@@ -11,7 +11,6 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from training.checkpoint import load_weights, read_meta
-from training.config import RunPaths
 from training.data import Shards
 from training.distributed import (
     Process,
@@ -22,6 +21,7 @@ from training.distributed import (
     wait_for_main,
 )
 from training.evaluate import make_table
+from training.paths import RunPaths
 from training.records import load_record
 from training.table import Table
 from training.trainer import build_model

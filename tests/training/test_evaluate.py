@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from pipeline.crops import FIVE
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.fill import Content
-from training.config import POLICIES, RunPaths, TrainConfig
+from training.config import POLICIES, TrainConfig
 from training.data import BatchReader, Shards
 from training.distributed import Process
 from training.evaluate import evaluate_choice, evaluate_run, evaluate_table, make_table
+from training.paths import RunPaths
 from training.records import RunRecord
 from training.table import Evaluation, final_prediction
 from training.trainer import build_model

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from pipeline.errors import CheckpointError, ConfigError, DivergedError
 from training import loop, resume
 from training.checkpoint import load_weights, read_meta
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process
 from training.evaluate import make_table
 from training.loop import Progress
 from training.model import StepOutput
+from training.paths import RunPaths
 from training.records import EpochRecord, RunRecord, load_record
 from training.table import Table
 from training.trainer import Trainer, build_model

@@ -9,8 +9,9 @@ import torch
 
 from pipeline.errors import CheckpointError
 from training import records
-from training.config import RunPaths, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
+from training.paths import RunPaths
 from training.records import DataRecord, RunRecord, current_commit, describe_hardware, load_record
 
 

@@ -1,0 +1,49 @@
+"""Where a run's files lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaths:
+    """Where a run lies on disk.
+
+    Attributes:
+        folder: `OUTPUT/EXPERIMENT`.
+    """
+
+    folder: Path
+
+    @property
+    def losses(self) -> Path:
+        """What classifiers that have not seen them lose on the crops of the training images."""
+        return self.folder / "losses.safetensors"
+
+    @property
+    def logits(self) -> Path:
+        """What the classifier says of every crop of the validation images."""
+        return self.folder / "logits.safetensors"
+
+    def fold(self, fold: int) -> "RunPaths":
+        """The run that leaves a fold of the training split out."""
+        return RunPaths(folder=self.folder / f"fold-{fold}")
+
+    @property
+    def record(self) -> Path:
+        """The run's record: config, hardware, metrics over time, evaluation."""
+        return self.folder / "record.json"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last finished epoch."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch with the best validation accuracy."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def table(self) -> Path:
+        """The image x crop table of the evaluation that ended the training."""
+        return self.folder / "table.safetensors"
