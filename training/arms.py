@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from training.config import PROPOSERS, DistillConfig, TrainConfig
+from training.config import DistillConfig, TrainConfig
 
 FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
 RANDOM = "random"  # name of the arm whose classifier proposers are fitted to
@@ -23,11 +23,13 @@ class Arm:
         name: Unique in its profile.
         config: Of the training; of a distilled arm, what its base is trained with.
         distilled: How a proposer is fitted to the arm `random` of the same seed; None trains.
+        begins_with: Name of the arm whose networks of the same seed it begins with, if any.
     """
 
     name: str
     config: TrainConfig
     distilled: DistillConfig | None = None
+    begins_with: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Profile:
     Attributes:
         epochs: Of each run.
         seeds: Each arm is run once with each.
-        arms: Every one; those that are distilled stand behind `random`.
+        arms: Every one, behind those that it is distilled from or begins with.
     """
 
     epochs: int
@@ -136,18 +138,29 @@ def random_of_all() -> TrainConfig:
     return TrainConfig(policy="random")
 
 
-def by_map(policy: str) -> TrainConfig:
-    """Learn a map of the whole canvas from 64 px together with the classifier.
+def by_map() -> TrainConfig:
+    """Learn a map of the whole canvas together with the classifier, from nothing.
 
-    The first half of the epochs choose at random. See `training/results/choosing`.
-
-    `srp-train from SHARDS --policy POLICY --proposer map --glimpse-size 64 --proposer-channels
-    16,32,32,32 --balance 0.1 --proposer-lr 0.05 --random-epochs HALF`; `expected` with
-    `--num-draws 2`.
+    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 64
+    --balance 0.1 --proposer-lr 0.05`, the first half of the epochs with `--random-epochs`. See
+    `training/results/choosing`.
     """
     return TrainConfig(
-        policy=policy, proposer="map", glimpse_size=64, balance=0.1,
-        num_draws=2 if policy == "expected" else 0,
+        policy="straight-through", proposer="map", glimpse_size=64, balance=0.1,
+        proposer_lr=0.05, random_epochs=1,
+    )  # fmt: skip
+
+
+def tuned() -> TrainConfig:
+    """Go on with a classifier and the map that was fitted to it, on what the map chooses.
+
+    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 64
+    --position-prior --initial-checkpoint RUN --lr 0.03 --proposer-lr 0.001 --tau-start 0.5
+    --balance 0.1`, RUN a distilled run. See `training/results/choosing`.
+    """
+    return TrainConfig(
+        policy="straight-through", proposer="map", glimpse_size=64, position_prior=True,
+        balance=0.1, lr=0.03, proposer_lr=0.001, tau_start=0.5,
     )  # fmt: skip
 
 
@@ -178,22 +191,25 @@ def compare(
 def choosing() -> Iterator[Arm]:
     """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
 
-    Whole and centre have classifiers of their own. Proposers of every kind are fitted to the
-    classifier of random crops; `map` also learns together with its classifier.
+    Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with one
+    of them, and `straight-through` learns all from nothing. The centre crop is a rival in each
+    arm's own tables, and has a classifier of its own as the whole image has.
     """
     yield Arm(name="whole", config=whole())
     yield Arm(name="centre", config=centre())
     yield Arm(name=RANDOM, config=random_of_all())
-    for kind in PROPOSERS:
-        for side in (16, 32, 64):
-            for prior in (False, True):
-                yield _distilled(proposer=kind, glimpse_size=side, position_prior=prior)
+    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", (32, 64, 112))):
+        for side in sides:
+            yield _distilled(proposer=kind, glimpse_size=side)
+    fitted = _distilled(proposer="map", glimpse_size=64, position_prior=True)
+    yield fitted
+    yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
         yield _distilled(
             proposer="map", glimpse_size=64, position_prior=True, candidates=candidates
         )
-    for policy in ("straight-through", "expected"):
-        yield Arm(name=f"{policy}-map-g64", config=by_map(policy))
+    yield Arm(name="tuned-map-prior-g64", config=tuned(), begins_with=fitted.name)
+    yield Arm(name="straight-through-map-g64", config=by_map())
 
 
 def _distilled(**options: Any) -> Arm:

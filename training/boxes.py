@@ -18,6 +18,7 @@ Point = tuple[float, float]
 """x and y as fractions of the image's sides."""
 
 MIDDLE: Point = (0.5, 0.5)
+NEGLIGIBLE = 1e-6  # a share of an object that nobody would see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class BoxFigures:
             the others. None where the proposer has no map.
         pointing_centre: The same of the middle of the image, which needs no map.
         top1: Of the chosen crop on these images, %; None where they are not those of the table.
-        top1_best: Of the crop that covers most, the first of equals, %: what knowing the place,
-            but not the class, would reach.
+        top1_best: Of the crop that covers most, the smallest of equals, %: what knowing the
+            place, but not the class, would reach.
 
     Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.2; they
     forgive 15 px around a box and average over the classes, we do neither.
@@ -111,7 +112,9 @@ def box_figures(
     hits_NK = np.array([[_points_at(boxes, crop) for crop in candidates] for boxes in boxes_N])
     rows_N = np.arange(len(boxes_N))
     chosen = np.asarray(chosen_N)
-    best = coverage_NK.argmax(1)
+    # The whole image covers everything: of crops that cover as much, the smallest shows it largest.
+    areas_K = np.array([_overlap(crop, crop) for crop in candidates])
+    best = (coverage_NK - NEGLIGIBLE * areas_K).argmax(1)
     return BoxFigures(
         num_samples=len(boxes_N),
         coverage=_mean(coverage_NK[rows_N, chosen]),

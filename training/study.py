@@ -27,8 +27,8 @@ class Run:
         name: Of the run's folder.
         config: What to train.
         cost: Images through the classifier forwards and backwards, about.
-        distilled: How a proposer is fitted to `base`; None trains `config`.
-        base: Name of the run whose classifier is taken.
+        distilled: How a proposer is fitted to the classifier of `base`; None trains `config`.
+        base: Name of the run whose networks are taken, if any are.
     """
 
     name: str
@@ -88,12 +88,15 @@ def _run(arm: Arm, config: TrainConfig, shards: Shards) -> Run:
     num_crops = len(candidate_indices(config, shards.plan))
     name = f"{arm.name}-s{config.seed}"
     if wanted is not None:
-        base = f"{RANDOM}-s{config.seed}"
         cost = round(FITTING * num_train * wanted.epochs / len(shards.plan))
-        return Run(name=name, config=config, cost=cost, distilled=wanted, base=base)
+        return Run(
+            name=name, config=config, cost=cost, distilled=wanted, base=f"{RANDOM}-s{config.seed}"
+        )
     shown = config.num_draws or num_crops if config.policy == "expected" else 1
     trained = shown * config.epochs * num_train
-    return Run(name=name, config=config, cost=trained + num_crops * num_val // FORWARD)
+    scored = num_crops * num_val // FORWARD
+    base = f"{arm.begins_with}-s{config.seed}" if arm.begins_with else None
+    return Run(name=name, config=config, cost=trained + scored, base=base)
 
 
 def _check_fits(config: TrainConfig | DistillConfig, shards: Shards) -> None:
@@ -161,8 +164,11 @@ def _finish(
 ) -> RunRecord:
     paths = RunPaths(folder=output / run.name)
     if run.distilled is None or run.base is None:
+        config = run.config
+        if run.base is not None:
+            config = replace(config, initial_checkpoint=str(output / run.base))
         return fit(
-            run.config, shards=shards, paths=paths, process=process, resume=True,
+            config, shards=shards, paths=paths, process=process, resume=True,
             on_progress=on_progress, on_epoch=on_epoch,
         )  # fmt: skip
     return distill(

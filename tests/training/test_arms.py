@@ -2,7 +2,7 @@ import pytest
 
 from pipeline.crops import plan_crops
 from training.arms import PROFILES, RANDOM
-from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
+from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
 from training.model import candidate_indices
 
 SIZES = {
@@ -57,6 +57,13 @@ def test_what_is_distilled_stands_behind_the_classifier_that_it_is_fitted_to(nam
         if arm.distilled is not None:
             assert names.index(RANDOM) < position
             assert arm.config == arms[names.index(RANDOM)].config
+        if arm.begins_with is not None:
+            earlier = arms[names.index(arm.begins_with)]
+            assert names.index(arm.begins_with) < position
+            kind = earlier.distilled or earlier.config
+            assert (kind.proposer, kind.glimpse_size, kind.position_prior) == (
+                arm.config.proposer, arm.config.glimpse_size, arm.config.position_prior
+            )  # fmt: skip
 
 
 def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_crops() -> None:
@@ -68,4 +75,5 @@ def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_cr
         for arm in choosing.arms
         if arm.distilled is not None
     }
-    assert len(fitted) == 6
+    assert {kind for kind, _ in fitted} == set(PROPOSERS)
+    assert {has_prior for _, has_prior in fitted} == {False, True}

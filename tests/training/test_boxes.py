@@ -31,6 +31,13 @@ def test_the_figures_by_hand() -> None:
     assert (scored.top1, scored.top1_best) == (50, 100)
 
 
+def test_of_crops_that_cover_as_much_the_smallest_is_the_one_to_take() -> None:
+    crops = ((0.0, 0.0, 1.0, 1.0), LEFT, RIGHT)
+    right = np.array([[False, True, False]])
+    found = box_figures([0], [[(0.1, 0.1, 0.4, 0.4)]], crops, centre=None, right_NK=right)
+    assert (found.coverage, found.top1, found.top1_best) == (1, 0, 100)
+
+
 def test_the_pointing_game_asks_for_the_point_inside_a_box() -> None:
     boxes = [[(0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.6, 0.6)], [(0.4, 0.4, 0.5, 0.6)]]
     found = box_figures([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.1, 0.1), (0.1, 0.1)])

@@ -3,6 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError
 from training import loop
@@ -95,6 +97,11 @@ DISTILLED = Profile(
             config=TrainConfig(policy="random"),
             distilled=DistillConfig(proposer="map", epochs=2, batch_size=16),
         ),
+        Arm(
+            name="tuned",
+            config=TrainConfig(policy="straight-through", proposer="map", lr=0.0, weight_decay=0.0),
+            begins_with="distilled-map",
+        ),
     ),
 )
 
@@ -106,7 +113,7 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
         replace(run, config=replace(run.config, model="test_resnet", batch_size=16, amp=False))
         for run in plan_runs(DISTILLED, opened, device="cpu", workers=1, seeds=(3,))
     ]
-    assert [run.name for run in runs] == ["random-s3", "distilled-map-s3"]
+    assert [run.name for run in runs] == ["random-s3", "distilled-map-s3", "tuned-s3"]
 
     def study() -> list[RunRecord]:
         return run_study(runs, shards=opened, output=tmp_path, process=alone, on_run=quiet)
@@ -116,6 +123,11 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
     assert (fitted.policy, fitted.proposer, fitted.seed) == ("distilled", "map", 3)
     assert fitted.model == "test_resnet"
     assert (tmp_path / "random-s3/losses.safetensors").exists()
+    assert records[2].config.initial_checkpoint == str(tmp_path / "distilled-map-s3")
+    begun, tuned = (load_file(tmp_path / run.name / "last.safetensors") for run in runs[1:])
+    weights = [name for name in begun if name.startswith("model.") and name.endswith(".weight")]
+    assert any("proposer" in name for name in weights)
+    assert all(torch.equal(begun[name], tuned[name]) for name in weights)
     monkeypatch.setattr(loop, "build_trainer", None)
     assert study() == records
     runs[1] = replace(runs[1], distilled=DistillConfig(proposer="joint", seed=3))
@@ -128,5 +140,6 @@ def test_every_run_begins_with_the_classifier_of_its_seed(opened: Shards) -> Non
         DISTILLED, opened, device="cpu", workers=1, seeds=(5, 6), epochs=9,
         initial_checkpoint="runs/small-s{seed}",
     )  # fmt: skip
-    assert [run.config.initial_checkpoint[-2:] for run in runs] == ["s5", "s5", "s6", "s6"]
+    found = [run.config.initial_checkpoint for run in runs]
+    assert found == ["runs/small-s5"] * 3 + ["runs/small-s6"] * 3
     assert {run.config.epochs for run in runs} == {9}
