@@ -38,10 +38,15 @@ class Rival(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds for one image at batch size 1, medians, on the machine of the audit."""
+    """How fast both networks are on the machine of the audit, medians.
+
+    Milliseconds are for one image at batch size 1. The rate is the proposer's at batch size 64, on
+    one core where it runs on a CPU.
+    """
 
     proposer_ms: float
     classifier_ms: float
+    proposer_images_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

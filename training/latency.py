@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,13 +11,14 @@ from training.audit import Latency
 from training.model import SelectiveClassifier
 
 REPEATS = 50  # of one image, for the median
+BATCH = 64  # images that are chosen for together, for the rate
 
 
 @torch.inference_mode()
 def measure_latency(
     model: SelectiveClassifier, *, glimpse_px: int, crop_px: int, device: torch.device
 ) -> Latency:
-    """Time both networks on one image, batch size 1, float32.
+    """Time both networks on one image, and the proposer on a batch on one core, in float32.
 
     Args:
         model: That chooses.
@@ -24,17 +26,30 @@ def measure_latency(
         crop_px: Side of the crops, px.
         device: Of the model.
     """
-    looked = torch.zeros(
-        (1, len(model.looked_at), glimpse_px, glimpse_px), dtype=torch.uint8, device=device
-    )
+    shape = (len(model.looked_at), glimpse_px, glimpse_px)
+    looked = torch.zeros((1, *shape), dtype=torch.uint8, device=device)
+    several = torch.zeros((BATCH, *shape), dtype=torch.uint8, device=device)
     crop = torch.zeros((1, crop_px, crop_px, 3), dtype=torch.uint8, device=device)
     if model.proposer is None:
         raise RuntimeError("a run that chooses without a proposer")
     proposer = model.proposer
+    with _one_core():
+        batch_ms = _median_ms(lambda: proposer(several).chosen_B.max().item())
     return Latency(
+        proposer_images_per_s=1e3 * BATCH / batch_ms,
         proposer_ms=_median_ms(lambda: proposer(looked).chosen_B.item()),
         classifier_ms=_median_ms(lambda: model.logits(crop).argmax().item()),
     )
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _median_ms(run: Callable[[], object]) -> float:

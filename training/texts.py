@@ -48,6 +48,8 @@ def _lines(found: Audit) -> Iterator[str]:
         yield "one image on this machine, ms"
         yield _line("proposer", f"{found.latency.proposer_ms:.2f}")
         yield _line("classifier", f"{found.latency.classifier_ms:.2f}")
+        rate = found.latency.proposer_images_per_s
+        yield _line("proposer on one core, images/s in batches of 64", f"{rate:.0f}")
     if found.boxes is not None:
         yield from _box_lines(found.boxes)
     yield ""

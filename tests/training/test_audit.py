@@ -194,6 +194,7 @@ def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
     assert found.latency is not None
     assert 0 < found.latency.proposer_ms < 1000
     assert 0 < found.latency.classifier_ms < 1000
+    assert found.latency.proposer_images_per_s > 1
 
 
 def test_the_command_says_the_verdict_first(
