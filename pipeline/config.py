@@ -179,8 +179,8 @@ class ScatterConfig:
     source: Path
     out: Path
     size_px: int = 336
-    smallest: float = 0.2
-    largest: float = 0.3
+    smallest: float = 0.25
+    largest: float = 0.4
     seed: int = 0
     workers: int = os.cpu_count() or 1
     max_pixels: int = BuildConfig.max_pixels

@@ -48,7 +48,8 @@ def test_every_image_is_scattered_once_in_its_split_and_class(
             assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (96, 96))
         assert 0 <= x0 < x1 <= 1
         assert 0 <= y0 < y1 <= 1
-        assert 0.2 - 1 / SIZE_PX <= max(x1 - x0, y1 - y0) <= 0.3 + 1 / SIZE_PX
+        longer = max(x1 - x0, y1 - y0)
+        assert ScatterConfig.smallest - 1 / SIZE_PX <= longer <= ScatterConfig.largest + 1 / SIZE_PX
 
 
 def test_equal_seeds_give_equal_bytes_with_any_number_of_threads(
