@@ -74,7 +74,7 @@ def _box_lines(boxes: BoxFigures) -> Iterator[str]:
         yield _line("images with their middle inside one", f"{100 * boxes.pointing_centre:.1f}")
     if boxes.top1 is not None:
         yield _line("top-1 of the chosen crop", f"{boxes.top1:.1f}")
-        yield _line("top-1 of the crop that covers most", f"{boxes.top1_best:.1f}")
+        yield _line("top-1 of the crop that fits the object best", f"{boxes.top1_best:.1f}")
 
 
 def _price_lines(priced: Priced) -> Iterator[str]:

@@ -31,11 +31,14 @@ def test_the_figures_by_hand() -> None:
     assert (scored.top1, scored.top1_best) == (50, 100)
 
 
-def test_of_crops_that_cover_as_much_the_smallest_is_the_one_to_take() -> None:
+def test_the_crop_that_fits_best_is_the_one_to_take_and_not_the_whole_image() -> None:
     crops = ((0.0, 0.0, 1.0, 1.0), LEFT, RIGHT)
     right = np.array([[False, True, False]])
-    found = box_figures([0], [[(0.1, 0.1, 0.4, 0.4)]], crops, centre=None, right_NK=right)
+    # A twentieth of the object sticks out to the right: the whole image alone covers all of it.
+    found = box_figures([0], [[(0.12, 0.1, 0.52, 0.4)]], crops, centre=None, right_NK=right)
     assert (found.coverage, found.top1, found.top1_best) == (1, 0, 100)
+    several = [[(0.12, 0.1, 0.52, 0.4), (0.6, 0.0, 1.0, 1.0)]]
+    assert box_figures([0], several, crops, centre=None, right_NK=right).top1_best == 0
 
 
 def test_the_pointing_game_asks_for_the_point_inside_a_box() -> None:
