@@ -141,12 +141,12 @@ def random_of_all() -> TrainConfig:
 def by_map() -> TrainConfig:
     """Learn a map of the whole canvas together with the classifier, from nothing.
 
-    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 64
+    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
     --balance 0.1 --proposer-lr 0.05`, the first half of the epochs with `--random-epochs`. See
     `training/results/choosing`.
     """
     return TrainConfig(
-        policy="straight-through", proposer="map", glimpse_size=64, balance=0.1,
+        policy="straight-through", proposer="map", glimpse_size=112, balance=0.1,
         proposer_lr=0.05, random_epochs=1,
     )  # fmt: skip
 
@@ -154,12 +154,12 @@ def by_map() -> TrainConfig:
 def tuned() -> TrainConfig:
     """Go on with a classifier and the map that was fitted to it, on what the map chooses.
 
-    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 64
+    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
     --position-prior --initial-checkpoint RUN --lr 0.03 --proposer-lr 0.001 --tau-start 0.5
     --balance 0.1`, RUN a distilled run. See `training/results/choosing`.
     """
     return TrainConfig(
-        policy="straight-through", proposer="map", glimpse_size=64, position_prior=True,
+        policy="straight-through", proposer="map", glimpse_size=112, position_prior=True,
         balance=0.1, lr=0.03, proposer_lr=0.001, tau_start=0.5,
     )  # fmt: skip
 
@@ -201,15 +201,15 @@ def choosing() -> Iterator[Arm]:
     for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", (32, 64, 112))):
         for side in sides:
             yield _distilled(proposer=kind, glimpse_size=side)
-    fitted = _distilled(proposer="map", glimpse_size=64, position_prior=True)
+    fitted = _distilled(proposer="map", glimpse_size=112, position_prior=True)
     yield fitted
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
         yield _distilled(
-            proposer="map", glimpse_size=64, position_prior=True, candidates=candidates
+            proposer="map", glimpse_size=112, position_prior=True, candidates=candidates
         )
-    yield Arm(name="tuned-map-prior-g64", config=tuned(), begins_with=fitted.name)
-    yield Arm(name="straight-through-map-g64", config=by_map())
+    yield Arm(name="tuned-map-prior-g112", config=tuned(), begins_with=fitted.name)
+    yield Arm(name="straight-through-map-g112", config=by_map())
 
 
 def _distilled(**options: Any) -> Arm:
