@@ -133,7 +133,7 @@ def expected(glimpse_size: int) -> TrainConfig:
 def random_of_all() -> TrainConfig:
     """Show a random one of all the shards' crops: the classifier that proposers are fitted to.
 
-    `srp-train from SHARDS --policy random`. For scattered Imagenette see `training/results/scatter`.
+    `srp-train from SHARDS --policy random`. Of scattered Imagenette: `training/results/scatter`.
     """
     return TrainConfig(policy="random")
 
