@@ -3,6 +3,7 @@
 Axes: N samples of a split, K candidates, C classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class LossMatrix:
 
     def save(self, path: Path) -> None:
         """Write the matrix as safetensors."""
-        write_file(path, save({name: tensor.contiguous() for name, tensor in vars(self).items()}))
+        _write(path, vars(self))
 
     @classmethod
     def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "LossMatrix":
@@ -46,13 +47,7 @@ class LossMatrix:
         Raises:
             CheckpointError: If it is damaged or of other samples.
         """
-        try:
-            matrix = cls(**load_file(path))
-        except (TypeError, OSError, safetensors.SafetensorError) as error:
-            raise _unusable(path, f"{type(error).__name__}: {error}") from error
-        if matrix.losses_NK.shape != (num_samples, num_crops):
-            raise _unusable(path, f"those of {tuple(matrix.losses_NK.shape)}")
-        return matrix
+        return cls(**_read(path, ("losses_NK", "is_known_N"), (num_samples, num_crops)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,7 @@ class Judged:
 
     def save(self, path: Path) -> None:
         """Write it as safetensors."""
-        write_file(path, save({name: tensor.contiguous() for name, tensor in vars(self).items()}))
+        _write(path, vars(self))
 
     @classmethod
     def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "Judged":
@@ -78,13 +73,24 @@ class Judged:
         Raises:
             CheckpointError: If it is damaged or of other samples.
         """
-        try:
-            judged = cls(**load_file(path))
-        except (TypeError, OSError, safetensors.SafetensorError) as error:
-            raise _unusable(path, f"{type(error).__name__}: {error}") from error
-        if judged.logits_NKC.shape[:2] != (num_samples, num_crops):
-            raise _unusable(path, f"those of {tuple(judged.logits_NKC.shape[:2])}")
-        return judged
+        return cls(**_read(path, ("logits_NKC", "labels_N"), (num_samples, num_crops)))
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def _read(path: Path, names: tuple[str, ...], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Read tensors of these names, the first of which begins with this shape."""
+    try:
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unusable(path, f"{type(error).__name__}: {error}") from error
+    if set(tensors) != set(names):
+        raise _unusable(path, f"the tensors {', '.join(sorted(tensors))}")
+    if tensors[names[0]].shape[:2] != shape:
+        raise _unusable(path, f"those of {tuple(tensors[names[0]].shape[:2])}")
+    return tensors
 
 
 def _unusable(path: Path, what: str) -> CheckpointError:

@@ -213,6 +213,8 @@ def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> Non
     assert Judged.load(path, num_samples=5, num_crops=3).logits_NKC.shape == (5, 3, 10)
     with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
         Judged.load(path, num_samples=5, num_crops=4)
+    with pytest.raises(CheckpointError, match=r"got the tensors labels_N, logits_NKC in .* Delete"):
+        LossMatrix.load(path, num_samples=5, num_crops=3)
 
 
 def test_what_is_distilled_is_not_trained(train: Train, tiny: Tiny, tmp_path: Path) -> None:

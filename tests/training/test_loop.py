@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, DivergedError
 from training import loop, resume
@@ -304,6 +305,13 @@ def test_a_gpu_trains_in_bfloat16_what_the_cpu_evaluates_alike(
     assert (on_cpu.predicted_NK == on_gpu.predicted_NK).float().mean() > 0.9
 
 
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], part: str) -> None:
+    weights = [name for name in one if name.startswith(part) and name.endswith(".weight")]
+    assert weights
+    for name in weights:
+        assert torch.equal(one[name], other[name]), name
+
+
 @pytest.mark.parametrize("name", ["folder", "best.safetensors"])
 def test_a_run_begins_with_another_runs_classifier_and_its_own_proposer(
     name: str,
@@ -318,14 +326,8 @@ def test_a_run_begins_with_another_runs_classifier_and_its_own_proposer(
     train(tiny(initial_checkpoint=str(source), **options), tmp_path / "with")
     train(tiny(**options), tmp_path / "without")
     after, without = (load_file(tmp_path / run / "last.safetensors") for run in ("with", "without"))
-    weights = [n for n in begun if n.startswith("model.classifier.") and n.endswith(".weight")]
-    assert weights
-    for weight in weights:
-        assert torch.equal(after[weight], begun[weight]), weight
-    own = [n for n in without if n.startswith("model.proposer.") and n.endswith(".weight")]
-    assert own
-    for weight in own:
-        assert torch.equal(after[weight], without[weight]), weight
+    assert_same_weights(after, begun, "model.classifier.")
+    assert_same_weights(after, without, "model.proposer.")
 
 
 def test_a_run_begins_with_a_proposer_that_is_alike(
@@ -334,10 +336,7 @@ def test_a_run_begins_with_a_proposer_that_is_alike(
     options = {"lr": 0.0, "weight_decay": 0.0, "seed": 7, "policy": "expected"}
     train(tiny(initial_checkpoint=str(finished[0].folder), **options), tmp_path / "with")
     begun, after = load_file(finished[0].last), load_file(tmp_path / "with/last.safetensors")
-    weights = [n for n in begun if n.startswith("model.proposer.") and n.endswith(".weight")]
-    assert weights
-    for weight in weights:
-        assert torch.equal(after[weight], begun[weight]), weight
+    assert_same_weights(after, begun, "model.proposer.")
 
 
 def test_an_initial_checkpoint_that_does_not_fit_is_refused(
