@@ -5,14 +5,19 @@ small may the glimpse be?
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.errors import ConfigError
 from training.config import DistillConfig, TrainConfig
 
 FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
 RANDOM = "random"  # name of the arm whose classifier proposers are fitted to
 SEEDS = (0, 1, 2, 3, 4)
+# Sees 31 px of a 112 px glimpse at once, 28 % of the canvas; 3.85 M MACs.
+MAP: dict[str, Any] = {
+    "proposer": "map", "glimpse_size": 112, "proposer_channels": (8, 16, 32, 32)
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +29,21 @@ class Arm:
         config: Of the training; of a distilled arm, what its base is trained with.
         distilled: How a proposer is fitted to the arm `random` of the same seed; None trains.
         begins_with: Name of the arm whose networks of the same seed it begins with, if any.
+        rounds: How many times the profile's epochs it is trained for.
+        random_rounds: How many of them at the start train the classifier on random crops.
     """
 
     name: str
     config: TrainConfig
     distilled: DistillConfig | None = None
     begins_with: str | None = None
+    rounds: int = 1
+    random_rounds: int = 0
+
+    @property
+    def base(self) -> str | None:
+        """Name of the arm that must be finished before it, if any."""
+        return RANDOM if self.distilled is not None else self.begins_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +51,35 @@ class Profile:
     """How much of the study to run.
 
     Attributes:
-        epochs: Of each run.
+        epochs: Of a round; an arm has one or more.
         seeds: Each arm is run once with each.
         arms: Every one, behind those that it is distilled from or begins with.
+        evaluations: Of each run, spread over its epochs; 1 looks at the last weights alone.
     """
 
     epochs: int
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
+    evaluations: int = 10
+
+    def only(self, names: tuple[str, ...]) -> "Profile":
+        """Leave out all arms but these and those that they need.
+
+        Raises:
+            ConfigError: If there is none of such a name.
+        """
+        known = {arm.name: arm for arm in self.arms}
+        wanted = set()
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"--arms must be of the profile; got {name!r}. Name some of {', '.join(known)}."
+                )
+            needed: str | None = name
+            while needed is not None:
+                wanted.add(needed)
+                needed = known[needed].base
+        return replace(self, arms=tuple(arm for arm in self.arms if arm.name in wanted))
 
 
 def whole() -> TrainConfig:
@@ -142,12 +177,12 @@ def by_map() -> TrainConfig:
     """Learn a map of the whole canvas together with the classifier, from nothing.
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
-    --balance 0.1 --proposer-lr 0.05`, the first half of the epochs with `--random-epochs`. Not
-    measured yet.
+    --proposer-channels 8,16,32,32 --balance 0.1 --proposer-lr 0.05`, the first half of the epochs
+    with `--random-epochs`. Not measured yet.
     """
     return TrainConfig(
         policy="straight-through", proposer="map", glimpse_size=112, balance=0.1,
-        proposer_lr=0.05, random_epochs=1,
+        proposer_lr=0.05, proposer_channels=MAP["proposer_channels"],
     )  # fmt: skip
 
 
@@ -159,12 +194,12 @@ def tuned() -> TrainConfig:
     is chance, while the map stayed as sure of itself.
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
-    --position-prior --initial-checkpoint RUN --lr 0.03 --proposer-lr 0 --tau-start 0.5`, RUN a
-    distilled run.
+    --proposer-channels 8,16,32,32 --position-prior --initial-checkpoint RUN --lr 0.03
+    --proposer-lr 0 --tau-start 0.5`, RUN a distilled run.
     """
     return TrainConfig(
-        policy="straight-through", proposer="map", glimpse_size=112, position_prior=True,
-        lr=0.03, proposer_lr=0.0, tau_start=0.5,
+        policy="straight-through", position_prior=True, lr=0.03, proposer_lr=0.0, tau_start=0.5,
+        **MAP,
     )  # fmt: skip
 
 
@@ -196,28 +231,27 @@ def choosing() -> Iterator[Arm]:
     """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
 
     Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with one
-    of them, and `straight-through` learns all from nothing. The centre crop is a rival in each
-    arm's own tables, and has a classifier of its own as the whole image has.
+    of them, and `straight-through` learns all from nothing. The whole image and the centre crop
+    are trained for as long as `tuned` and what it begins with together.
     """
-    yield Arm(name="whole", config=whole())
-    yield Arm(name="centre", config=centre())
+    yield Arm(name="whole", config=whole(), rounds=2)
+    yield Arm(name="centre", config=centre(), rounds=2)
     yield Arm(name=RANDOM, config=random_of_all())
-    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", (32, 64, 112))):
+    fitted = _distilled(**MAP, position_prior=True)
+    yield fitted
+    yield Arm(name="tuned-map-prior-g112", config=tuned(), begins_with=fitted.name)
+    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", (32, 64))):
         for side in sides:
             yield _distilled(proposer=kind, glimpse_size=side)
-    fitted = _distilled(proposer="map", glimpse_size=112, position_prior=True)
-    yield fitted
+    yield _distilled(**MAP)
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
-        yield _distilled(
-            proposer="map", glimpse_size=112, position_prior=True, candidates=candidates
-        )
-    yield Arm(name="tuned-map-prior-g112", config=tuned(), begins_with=fitted.name)
-    yield Arm(name="straight-through-map-g112", config=by_map())
+        yield _distilled(**MAP, position_prior=True, candidates=candidates)
+    yield Arm(name="straight-through-map-g112", config=by_map(), rounds=2, random_rounds=1)
 
 
 def _distilled(**options: Any) -> Arm:
-    wanted = DistillConfig(**options)
+    wanted = DistillConfig(**options, vflip=0.5)
     parts = (
         "distilled",
         wanted.proposer,
@@ -244,5 +278,5 @@ PROFILES = {
         arms=tuple(compare((32, 64, 128, 224), (32, 64, 128, 224), with_slow=True)),
     ),
     # When choosing is worth it: Imagenette at canvas 168, scatter at canvas 224, both crop 112.
-    "choosing": Profile(epochs=6, seeds=SEEDS, arms=tuple(choosing())),
+    "choosing": Profile(epochs=4, seeds=SEEDS, arms=tuple(choosing()), evaluations=1),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.boxes import BoxFigures
 from training.figures import Arm, Spread, spread
-from training.paired import compare_differences, paired_test
+from training.paired import PairedTest, compare_differences, paired_test
 from training.priced import Priced
 from training.summary import SIGNIFICANCE
 from training.table import Table
@@ -25,15 +25,20 @@ SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a riv
 class Rival(NamedTuple):
     """Another way to spend about the same, or more.
 
-    `points` is what choosing has above it, `p` of paired tests over the seeds, None where none
-    can be made. `macs` are for one image.
+    `points` is what choosing has above it, with the seeds of the paired test where there is one.
+    `test` is None where none can be made. `macs` are for one image.
     """
 
     name: str
     top1: Spread
     macs: int
     points: float
-    p: float | None
+    test: PairedTest | None
+
+    @property
+    def p(self) -> float | None:
+        """Of the test."""
+        return self.test.p if self.test else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +101,25 @@ class Audit:
     @property
     def verdict(self) -> str:
         """Say in one sentence whether to choose."""
-        rivals = [r for r in self.rivals if r.macs <= SAME_COST * self.macs and r.p is not None]
-        if not rivals:
+        rivals = [rival for rival in self.rivals if rival.macs <= SAME_COST * self.macs]
+        tests = [rival.test for rival in rivals if rival.test is not None]
+        if not tests:
             return "Nothing can be said: no run has a table to be compared with."
-        strongest = max(rivals, key=lambda rival: rival.top1.mean)
-        p = max(rival.p or 0.0 for rival in rivals)
-        test = "McNemar" if len(self.seeds) == 1 else "bootstrap over images and seeds"
-        told = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, {test}, {name_seeds(self.seeds)}"
+        strongest = min((r for r in rivals if r.test is not None), key=lambda rival: rival.points)
+        weakest = max(tests, key=lambda test: test.p)  # choosing must be above every rival
         if strongest.points <= 0:
             return (
                 f"Choosing is not worth it here: take {strongest.name}, "
                 f"{-strongest.points:.1f} points above the chosen crop at no more compute."
             )
-        if p >= SIGNIFICANCE:
+        if weakest.p >= SIGNIFICANCE:
             return (
                 f"Choosing is not shown to be worth it here: {strongest.points:+.1f} points "
-                f"against {strongest.name} at equal compute can be chance ({told})."
+                f"against {strongest.name} at equal compute can be chance ({weakest.told})."
             )
         return (
             f"Choosing is worth it here: {strongest.points:+.1f} points against "
-            f"{strongest.name}, the best that costs no more ({told})."
+            f"{strongest.name}, the best that costs no more ({weakest.told})."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -132,11 +136,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "_asdict"):
         return {name: _plain(part) for name, part in value._asdict().items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def name_seeds(seeds: Sequence[int]) -> str:
-    """Write `seed 42`, or `seeds 0, 1`."""
-    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
 
 
 def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
@@ -187,13 +186,15 @@ def _own_rivals(arm: Arm) -> list[Rival]:
         if name in arm.crops
     ]
     rivals.append(_rival(arm, "the best fixed crop, same classifier", _best_fixed))
-    random, mean = arm.top1_random, arm.top1_mean
-    gain = arm.top1.mean
+    random, gain = arm.top1_random, arm.top1.mean - arm.top1_random.mean
+    averaged = _test(arm, lambda table: table.averaged_N == table.labels_N)
     return [
         *rivals,
-        Rival("a random crop, same classifier", random, cost, gain - random.mean, None),
-        Rival("the mean of all, same classifier", mean, num_crops * cost, gain - mean.mean,
-              _p(arm, lambda table: table.averaged_N == table.labels_N)),
+        Rival("a random crop, same classifier", random, cost, gain, None),
+        Rival(
+            "the mean of all, same classifier", arm.top1_mean, num_crops * cost, averaged.points,
+            averaged,
+        ),
     ]  # fmt: skip
 
 
@@ -209,28 +210,25 @@ def _best_fixed(table: Table) -> int:
 def _rival(arm: Arm, name: str, choose: Callable[[Table], int]) -> Rival:
     """Score one crop for all images, which each table may choose for itself."""
     top1 = spread(_mean(table.right_NK[:, choose(table)]) for table in _of(arm))
-    p = _p(arm, lambda table: table.right_NK[:, choose(table)])
-    return Rival(name, top1, arm.classifier_macs, arm.top1.mean - top1.mean, p)
+    test = _test(arm, lambda table: table.right_NK[:, choose(table)])
+    return Rival(name, top1, arm.classifier_macs, test.points, test)
 
 
-def _p(arm: Arm, rival: Callable[[Table], Tensor]) -> float | None:
+def _test(arm: Arm, rival: Callable[[Table], Tensor]) -> PairedTest:
     """Test the choice against a rival's right answers, image by image, over the seeds."""
     differences = {}
     for run in arm.runs:
         if run.table is not None:
             ours_N = run.table.right_NK.gather(1, run.table.chosen_N[:, None])[:, 0]
             differences[run.record.config.seed] = ours_N.int() - rival(run.table).int()
-    return compare_differences(differences).p if differences else None
+    return compare_differences(differences)
 
 
 def _beside(arm: Arm, other: Arm) -> Rival:
     test = paired_test(arm, other)
+    points = test.points if test else arm.top1.mean - other.top1.mean
     return Rival(
-        f"{other.name}, a classifier of its own",
-        other.top1,
-        other.classifier_macs,
-        arm.top1.mean - other.top1.mean,
-        test.p if test else None,
+        f"{other.name}, a classifier of its own", other.top1, other.classifier_macs, points, test
     )
 
 

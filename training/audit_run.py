@@ -76,10 +76,9 @@ def audit_run(
     found = None
     if boxes is not None:
         member = _member(arm, run)
-        same = member.record.data.fingerprint == shards.manifest.fingerprint
         found = choose_on_boxes(
-            model, shards, boxes, table=member.table if same else None, process=process,
-            on_progress=on_progress,
+            model, shards, boxes, table=member.table if _is_of(member, shards) else None,
+            process=process, on_progress=on_progress,
         )  # fmt: skip
     latency = measure_latency(
         model,
@@ -114,7 +113,11 @@ def _with_price(
     on_images = count_images(partial(on_progress, SCORING), total)
     offers = []
     try:
-        _check_shards(_member(arm, run), shards)
+        if not _is_of(_member(arm, run), shards):
+            raise ConfigError(
+                "a priced canvas needs the shards that the run was trained on; got others in "
+                f"{shards.folder}. Name the run's own with --shards."
+            )
         for member in arm.runs:
             model = load(RunPaths(folder=run.resolve().parent / member.record.name))
             check_canvases(model, shards)
@@ -128,17 +131,9 @@ def _with_price(
     return replace(found, priced=price_canvas(offers, canvas_px=shards.manifest.spec.canvas_size))
 
 
-def _check_shards(run: Run, shards: Shards) -> None:
-    """Check that a run's table is of these very samples.
-
-    Raises:
-        ConfigError: If it may not be.
-    """
-    if run.record.data.fingerprint != shards.manifest.fingerprint:
-        raise ConfigError(
-            f"a priced canvas needs the shards that the run was trained on; got others in "
-            f"{shards.folder}. Name the run's own with --shards."
-        )
+def _is_of(run: Run, shards: Shards) -> bool:
+    """Whether a run's table is of these very samples."""
+    return run.record.data.fingerprint == shards.manifest.fingerprint
 
 
 def _member(arm: Arm, run: Path) -> Run:

@@ -1,23 +1,22 @@
 """Let a run's proposer choose on every image that has a box."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.pictures import Box
 from training.boxes import BoxFigures, Point, box_figures, read_boxes
+from training.choices import choose, glimpse_batches
 from training.data import Shards
 from training.distributed import Process
-from training.evaluate import EVALUATION_BATCH, OnImages, count_images
+from training.evaluate import OnImages, count_images
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
 from training.saliency import peaks, saliency_maps
 from training.table import Table
-from training.trainer import batch_reader
 
 
 def choose_on_boxes(
@@ -51,7 +50,8 @@ def choose_on_boxes(
             "Its column path holds paths such as val/CLASS/NAME.JPEG."
         )
     on_images = count_images(partial(on_progress, "choosing where boxes are known"), len(rows))
-    chosen_N, peaks_N = _choices(model, shards, split, np.array(rows), process, on_images)
+    glimpses = glimpse_batches(model, shards, process, split=split, rows=rows)
+    chosen_N, peaks_N = _choices(model, glimpses, on_images)
     return box_figures(
         chosen_N,
         boxes_N,
@@ -80,25 +80,17 @@ def _look_up(
     return rows, boxes_N
 
 
-@torch.inference_mode()
 def _choices(
     model: SelectiveClassifier,
-    shards: Shards,
-    split: str,
-    rows: np.ndarray,
-    process: Process,
+    glimpses: Iterable[Tensor],
     on_images: OnImages,
 ) -> tuple[list[int], list[Point]]:
     """Give each sample's chosen crop, and its map's maximum where the proposer has a map."""
-    reader = batch_reader(model.config, shards, model, split, process)
-    pieces = [rows[at : at + EVALUATION_BATCH] for at in range(0, len(rows), EVALUATION_BATCH)]
     chosen: list[int] = []
     highest: list[Point] = []
-    for batch in reader.batches(pieces):
-        if model.proposer is None or batch.glimpses_BLSS is None:
-            raise RuntimeError("a run that chooses without a proposer")
-        chosen += model.proposer(batch.glimpses_BLSS).chosen_B.tolist()
+    for glimpses_BLSS in glimpses:
+        chosen += choose(model, glimpses_BLSS).argmax(1).tolist()
         if isinstance(model.proposer, MapProposer):
-            highest += peaks(saliency_maps(model.proposer, batch.glimpses_BLSS))
-        on_images(len(batch.indices_B))
+            highest += peaks(saliency_maps(model.proposer, glimpses_BLSS))
+        on_images(len(glimpses_BLSS))
     return chosen, highest

@@ -13,7 +13,7 @@ from pipeline.terminal import Commands, progress_bars
 from training.audit_cli import audit, evaluate
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
 from training.headroom_cli import headroom
-from training.options import DISTILLING, MACHINE, TRAINING, Numbers, with_options
+from training.options import DISTILLING, MACHINE, TRAINING, Joined, with_options
 from training.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -154,8 +154,9 @@ def distill(
     help="How much to run.",
 )
 @OUTPUT
-@click.option("--seeds", type=Numbers(int), help="Of each arm.  [default: the profile's]")
-@click.option("--epochs", type=click.IntRange(1), help="Of each run.  [default: the profile's]")
+@click.option("--arms", type=Joined(str), help="To run, and what they need.  [default: all]")
+@click.option("--seeds", type=Joined(int), help="Of each arm.  [default: the profile's]")
+@click.option("--epochs", type=click.IntRange(1), help="Of a round.  [default: the profile's]")
 @click.option(
     "--initial-checkpoint",
     default="",

@@ -64,12 +64,13 @@ class TrainConfig:
         decay_epochs: For `step`: epochs between decays.
         decay_rate: For `step`: factor of a decay.
         smoothing: Label smoothing, 0 to 1.
-        hflip: Probability that an image is mirrored, 0 to 1.
+        hflip: Probability that an image is mirrored left to right, 0 to 1.
+        vflip: Probability that it is mirrored upside down, 0 to 1.
         shift: Largest shift of the classifier's input in x and y, px.
         mean: Subtracted from RGB in 0 to 1.
         std: What RGB is divided by then.
         amp: Whether to compute in bfloat16 where the device is fast at it.
-        channels_last: Whether the classifier's tensors lie channels last in memory.
+        channels_last: Whether images and features lie channels last in memory.
         fold: Of the training split, left out of training; None trains on all of it.
         seed: Of weights, order, augmentation and Gumbel noise.
         workers: Threads that read samples.
@@ -105,6 +106,7 @@ class TrainConfig:
     decay_rate: float = 0.1
     smoothing: float = 0.1
     hflip: float = 0.5
+    vflip: float = 0.0
     shift: int = 4
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -120,7 +122,8 @@ class TrainConfig:
         """Refuse what cannot work before anything is read."""
         self._check_choices()
         self._check_floors()
-        for option, value in (("--hflip", self.hflip), ("--smoothing", self.smoothing)):
+        shares = {"--hflip": self.hflip, "--vflip": self.vflip, "--smoothing": self.smoothing}
+        for option, value in shares.items():
             if not 0 <= value <= 1:
                 raise ConfigError(f"{option} must be 0 to 1; got {value}.")
         if self.fold is not None and self.fold not in range(FOLDS):
@@ -197,6 +200,7 @@ class DistillConfig:
         batch_size: Images a step.
         balance: Weight of the entropy of the batch's mean choice.
         weight_decay: Of AdamW.
+        vflip: Probability that an image is mirrored upside down, losses and all.
         seed: Of weights, order and mirroring.
     """
 
@@ -206,10 +210,11 @@ class DistillConfig:
     glimpse_size: int | None = TrainConfig.glimpse_size
     proposer_channels: tuple[int, ...] = TrainConfig.proposer_channels
     proposer_lr: float = 0.005
-    epochs: int = 30
+    epochs: int = 60
     batch_size: int = 256
     balance: float = TrainConfig.balance
     weight_decay: float = 0.01
+    vflip: float = TrainConfig.vflip
     seed: int = TrainConfig.seed
 
 

@@ -23,7 +23,7 @@ from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier
 from training.proposer import Proposer
 from training.table import crop_losses
-from training.trainer import batch_reader, fold_rows, uses_bfloat16
+from training.trainer import fold_rows, uses_bfloat16
 
 OnRows = Callable[[int], None]
 """Called with a number of samples that have passed."""
@@ -48,7 +48,6 @@ def fill_fold(
         with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
             losses_BK = crop_losses(batch.labels_B, all_logits(model, crops))
         matrix.losses_NK[batch.indices_B.cpu()] = losses_BK.cpu()
-        matrix.is_known_N[batch.indices_B.cpu()] = True
         on_rows(len(batch.indices_B))
 
 
@@ -69,34 +68,13 @@ def judge(
     return Judged(labels_N=torch.cat(labels), logits_NKC=torch.cat(logits))
 
 
-def read_glimpses(
-    model: SelectiveClassifier, shards: Shards, process: Process, *, split: str
-) -> Tensor:
-    """Read what the proposer looks at in a split, uint8 `(N, L, S, S)`."""
-    reader = batch_reader(model.config, shards, model, split, process)
-    pieces = evaluation_batches(len(reader.reader), batch_size=EVALUATION_BATCH)
-    return torch.cat([_looked(batch.glimpses_BLSS) for batch in reader.batches(pieces)])
+def count_fitted(config: TrainConfig, num_samples: int) -> int:
+    """Count the samples that a fit passes; those that fill no whole batch are left out."""
+    return config.epochs * _count_steps(config, num_samples) * min(config.batch_size, num_samples)
 
 
-def _looked(glimpses_BLSS: Tensor | None) -> Tensor:
-    if glimpses_BLSS is None:
-        raise RuntimeError("a batch without glimpses")
-    return glimpses_BLSS.cpu().clone()
-
-
-@torch.inference_mode()
-def choices(model: SelectiveClassifier, glimpses_NLSS: Tensor, process: Process) -> Tensor:
-    """Let the proposer choose as at evaluation, float32 `(N, K)`."""
-    if model.proposer is None:
-        raise RuntimeError("a choice without a proposer")
-    model.eval()
-    autocast = uses_bfloat16(model.config, process.device)
-    parts = []
-    for looked in torch.split(glimpses_NLSS, EVALUATION_BATCH):
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
-            proposal = model.proposer(looked.to(process.device))
-        parts.append(proposal.probabilities_BK.float().cpu())
-    return torch.cat(parts)
+def _count_steps(config: TrainConfig, num_samples: int) -> int:
+    return max(1, num_samples // config.batch_size)
 
 
 def fit_proposer(
@@ -105,8 +83,8 @@ def fit_proposer(
     losses_NK: Tensor,
     config: TrainConfig,
     *,
-    counterparts: tuple[int, ...],
-    looked_counterparts: tuple[int, ...],
+    counterparts: views.Mirrored,
+    looked_counterparts: views.Mirrored,
     on_rows: OnRows,
 ) -> list[float]:
     """Go down in the exact expectation of the loss over the choice.
@@ -115,8 +93,8 @@ def fit_proposer(
         proposer: Changed in place.
         glimpses_NLSS: Of the training split.
         losses_NK: Of classifiers that have not seen the images.
-        config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `weight_decay` and seed of
-            the fit.
+        config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `vflip`, `weight_decay`
+            and seed of the fit.
         counterparts: Where each candidate lies in a mirrored image.
         looked_counterparts: The same of those that are looked at.
         on_rows: Told of samples as they pass.
@@ -125,24 +103,27 @@ def fit_proposer(
         The mean loss of the chosen crops in each epoch, as they were chosen then.
     """
     device = next(proposer.parameters()).device
+    autocast = uses_bfloat16(config, device)
     generator = torch.Generator().manual_seed(config.seed)
     rate = config.lr if config.proposer_lr is None else config.proposer_lr
     optimizer = torch.optim.AdamW(proposer.parameters(), lr=rate, weight_decay=config.weight_decay)
-    steps = config.epochs * max(1, len(losses_NK) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
+    steps = _count_steps(config, len(losses_NK))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rate, total_steps=config.epochs * steps
+    )
     proposer.train()
     means = []
     for _ in range(config.epochs):
         order = torch.randperm(len(losses_NK), generator=generator)
         total = 0.0
-        pieces = torch.split(order, config.batch_size)
-        for rows_B in pieces[: max(1, len(losses_NK) // config.batch_size)]:
-            looked, losses = glimpses_NLSS[rows_B], losses_NK[rows_B]
-            flips = (torch.rand(len(rows_B), generator=generator) < config.hflip).nonzero()[:, 0]
-            looked = views.mirror(looked, flips, looked_counterparts)
-            losses[flips] = losses[flips][:, list(counterparts)]
-            proposal = proposer(looked.to(device))
-            losses = losses.to(device)
+        for rows_B in torch.split(order, config.batch_size)[:steps]:
+            draws = views.draw(
+                len(rows_B), hflip=config.hflip, vflip=config.vflip, shift=0, generator=generator
+            )
+            looked = views.mirror(glimpses_NLSS[rows_B], draws, looked_counterparts)
+            losses = views.mirror(losses_NK[rows_B], draws, counterparts).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                proposal = proposer(looked.to(device))
             spread = selection.mean_choice_entropy(proposal.probabilities_BK)
             loss = selection.expected_loss(proposal.probabilities_BK, losses)
             (loss - config.balance * spread).backward()  # type: ignore[no-untyped-call]
@@ -151,5 +132,5 @@ def fit_proposer(
             schedule.step()
             total += float(losses.gather(1, proposal.chosen_B[:, None]).sum())
             on_rows(len(rows_B))
-        means.append(total / (len(pieces[0]) * max(1, len(losses_NK) // config.batch_size)))
+        means.append(total * config.epochs / count_fitted(config, len(losses_NK)))
     return means

@@ -1,32 +1,28 @@
 """A whole distillation: fold classifiers, loss matrix, proposer, evaluation."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
+from training.choices import choose, glimpse_batches
 from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
 from training.data import Shards
-from training.distill import (
-    choices,
-    fill_fold,
-    fit_proposer,
-    judge,
-    read_glimpses,
-)
+from training.distill import count_fitted, fill_fold, fit_proposer, judge
 from training.distributed import Process
 from training.evaluate import evaluation_of
-from training.loop import OnEpoch, OnProgress, Progress, fit
+from training.loop import OnEpoch, OnProgress, counting, fit
 from training.losses import Judged, LossMatrix
-from training.model import candidate_indices
+from training.model import SelectiveClassifier, candidate_indices
 from training.paths import RunPaths
 from training.records import RunRecord, current_commit, describe_hardware, load_record
 from training.table import Table
 from training.trainer import Trainer, build_model, build_trainer, fold_rows
+from training.views import mirrored_candidates
 
 
 def distill(
@@ -74,12 +70,11 @@ def distill(
     columns = _columns(base, config, shards, run)
     trainer = build_trainer(config, shards, process)
     load_weights(run.last, trainer.model.classifier, "classifier.")
-    _fit(trainer, shards, matrix.losses_NK[:, columns], on_progress)
-    table = Table.of(
-        judged.labels_N,
-        judged.logits_NKC[:, columns],
-        choices(trainer.model, read_glimpses(trainer.model, shards, process, split="val"), process),
-    )
+    chosen_NK = fit_and_choose(
+        trainer.model, matrix.losses_NK[:, columns], shards, process=process,
+        on_progress=on_progress,
+    )  # fmt: skip
+    table = Table.of(judged.labels_N, judged.logits_NKC[:, columns], chosen_NK)
     evaluation = evaluation_of(table, trainer.model, shards)
     record = replace(
         base,
@@ -127,18 +122,41 @@ def _columns(base: RunRecord, config: TrainConfig, shards: Shards, run: RunPaths
     return [known.index(k) for k in wanted]
 
 
-def _fit(trainer: Trainer, shards: Shards, losses_NK: Tensor, on_progress: OnProgress) -> None:
-    if trainer.model.proposer is None:
-        raise RuntimeError("a distilled run without a proposer")
+def fit_and_choose(
+    model: SelectiveClassifier,
+    losses_NK: Tensor,
+    shards: Shards,
+    *,
+    process: Process,
+    on_progress: OnProgress,
+) -> Tensor:
+    """Fit a model's proposer to losses, and let it choose on the validation split.
+
+    Args:
+        model: Whose proposer is changed in place; its config is that of the fit.
+        losses_NK: Of the training split, on the model's candidates.
+        shards: That the losses are of.
+        process: That the model is on.
+        on_progress: Told of images as they pass.
+
+    Returns:
+        Float32, of N validation samples, rows that sum to 1.
+    """
+    if model.proposer is None:
+        raise RuntimeError("a fit without a proposer")
+    seen = glimpse_batches(model, shards, process, split="train")
     fit_proposer(
-        trainer.model.proposer,
-        read_glimpses(trainer.model, shards, trainer.process, split="train"),
+        model.proposer,
+        torch.cat([glimpses_BLSS.cpu() for glimpses_BLSS in seen]),
         losses_NK,
-        trainer.config,
-        counterparts=trainer.counterparts,
-        looked_counterparts=trainer.looked_counterparts,
-        on_rows=_counter(on_progress, "fit", trainer.config.epochs * len(losses_NK)),
+        model.config,
+        counterparts=mirrored_candidates(shards.plan, model.candidates),
+        looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
+        on_rows=counting(on_progress, "fit", count_fitted(model.config, len(losses_NK))),
     )
+    model.eval()
+    shown = glimpse_batches(model, shards, process, split="val")
+    return torch.cat([choose(model, glimpses_BLSS) for glimpses_BLSS in shown])
 
 
 def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) -> None:
@@ -214,7 +232,7 @@ def loss_matrix(
         load_weights(below.last, model)
         fill_fold(
             matrix, model, shards, fold=fold, process=process,
-            on_rows=_counter(on_progress, "losses", len(fold_rows(num_samples, fold))),
+            on_rows=counting(on_progress, "losses", len(fold_rows(num_samples, fold))),
         )  # fmt: skip
     matrix.save(path)
     return matrix
@@ -233,18 +251,7 @@ def judge_run(
     if run.logits.exists():
         return Judged.load(run.logits, num_samples=num_samples, num_crops=len(model.candidates))
     load_weights(run.last, model)
-    counter = _counter(on_progress, "table", num_samples)
+    counter = counting(on_progress, "table", num_samples)
     judged = judge(model, shards, process=process, on_rows=counter)
     judged.save(run.logits)
     return judged
-
-
-def _counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
-    seen = 0
-
-    def count(num_images: int) -> None:
-        nonlocal seen
-        seen = min(total, seen + num_images)
-        on_progress(Progress(stage, 1, seen, total))
-
-    return count

@@ -6,25 +6,22 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.shard import Samples
 from training.checkpoint import load_weights
 from training.config import DISTILLED, FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data import Shards
-from training.distill import choices, fill_fold, fit_proposer, read_glimpses
+from training.distill import fill_fold
+from training.distillation import fit_and_choose
 from training.distributed import Process
 from training.headroom import Headroom, headroom
-from training.loop import OnEpoch, OnProgress, Progress, fit
+from training.loop import OnEpoch, OnProgress, counting, fit
 from training.losses import LossMatrix
-from training.model import SelectiveClassifier, candidate_indices
+from training.model import candidate_indices
 from training.paths import RunPaths
 from training.study import Run
 from training.table import Table
 from training.trainer import build_model, fold_rows
-from training.views import mirrored_candidates
 
 FIT_EPOCHS = 10  # a third of what `distill` takes, since it is a part of minutes
 
@@ -154,8 +151,11 @@ def estimate_headroom(
             ) from error
     on_progress, _ = on_run(proposer, len(halves))
     matrix = _losses(halves, shards, folder, process, on_progress)
-    chosen_N = _fit_and_choose(chooser, matrix, shards, process, on_progress)
+    chosen_NK = fit_and_choose(
+        chooser, matrix.losses_NK, shards, process=process, on_progress=on_progress
+    )
     first, second = (Table.load(RunPaths(folder=folder / half.name).table) for half in halves)
+    chosen_N = chosen_NK.argmax(1).numpy()
     return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)
 
 
@@ -172,47 +172,7 @@ def _losses(
     matrix = LossMatrix.empty(num_samples, num_crops)
     for fold, (half, model) in enumerate(zip(halves, models, strict=True)):
         load_weights(RunPaths(folder=folder / half.name).last, model)
-        on_rows = _counter(on_progress, "losses", len(fold_rows(num_samples, fold)))
+        on_rows = counting(on_progress, "losses", len(fold_rows(num_samples, fold)))
         fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
     matrix.save(path)
     return matrix
-
-
-def _fit_and_choose(
-    model: SelectiveClassifier,
-    matrix: LossMatrix,
-    shards: Shards,
-    process: Process,
-    on_progress: OnProgress,
-) -> NDArray[np.int64]:
-    if model.proposer is None:
-        raise RuntimeError("a chooser without a proposer")
-    fit_proposer(
-        model.proposer,
-        read_glimpses(model, shards, process, split="train"),
-        matrix.losses_NK,
-        model.config,
-        counterparts=mirrored_candidates(shards.plan, model.candidates),
-        looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
-        on_rows=_counter(on_progress, "fit", _count_fitted(model.config, len(matrix.losses_NK))),
-    )
-    seen_NLSS = read_glimpses(model, shards, process, split="val")
-    chosen_N: NDArray[np.int64] = choices(model, seen_NLSS, process).argmax(1).numpy()
-    return chosen_N
-
-
-def _count_fitted(config: TrainConfig, num_samples: int) -> int:
-    """Count the samples that a fit passes; those that fill no whole batch are left out."""
-    whole = num_samples - num_samples % config.batch_size
-    return config.epochs * (whole or num_samples)
-
-
-def _counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
-    seen = 0
-
-    def count(num_images: int) -> None:
-        nonlocal seen
-        seen = min(total, seen + num_images)
-        on_progress(Progress(stage, 1, seen, total))
-
-    return count

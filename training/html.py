@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from training.figures import Spread
+from training.paired import write_p
 
 
 def fill_template(name: str, page: object) -> str:
@@ -23,7 +24,7 @@ def fill_template(name: str, page: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "spread": write_spread, "macs": write_macs, "duration": write_duration, "p": write_p,
+        "spread": write_spread, "macs": write_macs, "duration": write_duration, "p": _p,
         "once": _once, "option": _option,
     }  # fmt: skip
     return environment.get_template(name).render(page=page) + "\n"
@@ -51,11 +52,9 @@ def write_macs(count: int) -> str:
     return str(count)
 
 
-def write_p(p: float | None) -> str:
+def _p(p: float | None) -> str:
     """Write the p of a test, and a dash where there is none."""
-    if p is None:
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "–" if p is None else write_p(p).removeprefix("= ")
 
 
 def write_duration(seconds: float) -> str:

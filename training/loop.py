@@ -18,7 +18,7 @@ from training.checkpoint import load_initial
 from training.config import DISTILLED, TRAINED, TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process, share_buffers, sum_over_ranks, wait_for_main
-from training.evaluate import OnImages, evaluate_choice, evaluate_table
+from training.evaluate import OnImages, count_images, evaluate_choice, evaluate_table
 from training.model import StepOutput
 from training.paths import RunPaths
 from training.records import EpochRecord, RunRecord
@@ -61,7 +61,10 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
     seed = _step_seed(trainer, step)
     torch.manual_seed(seed)  # of dropout and stochastic depth inside the classifier
     generator = torch.Generator().manual_seed(seed)
-    draws = views.draw(num_samples, hflip=config.hflip, shift=config.shift, generator=generator)
+    draws = views.draw(
+        num_samples, hflip=config.hflip, vflip=config.vflip, shift=config.shift,
+        generator=generator,
+    )  # fmt: skip
     noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
     tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
     chooses = step >= config.random_epochs * trainer.steps
@@ -222,19 +225,13 @@ def _validate(trainer: Trainer, shards: Shards, epoch: int, on_progress: OnProgr
         trainer.model,
         shards,
         process=trainer.process,
-        on_images=_counting(on_progress, "val", epoch + 1, total),
+        on_images=counting(on_progress, "val", total, epoch=epoch + 1),
     )
 
 
-def _counting(on_progress: OnProgress, stage: str, epoch: int, total: int) -> OnImages:
-    seen = 0
-
-    def report(num_images: int) -> None:
-        nonlocal seen
-        seen = min(total, seen + num_images)
-        on_progress(Progress(stage, epoch, seen, total))
-
-    return report
+def counting(on_progress: OnProgress, stage: str, total: int, *, epoch: int = 1) -> OnImages:
+    """Turn numbers of images that have passed in a stage into where a run is."""
+    return count_images(lambda done, of: on_progress(Progress(stage, epoch, done, of)), total)
 
 
 def _finish(
@@ -253,7 +250,7 @@ def _finish(
         trainer.model,
         shards,
         process=trainer.process,
-        on_images=_counting(on_progress, "table", trainer.config.epochs, total),
+        on_images=counting(on_progress, "table", total, epoch=trainer.config.epochs),
     )
     last = replace(record.epochs[-1], val_top1=evaluation.top1)
     record = replace(

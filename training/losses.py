@@ -21,20 +21,16 @@ class LossMatrix:
     """What a classifier that has not seen the image loses on each of its crops.
 
     Attributes:
-        losses_NK: Float32, cross-entropy without smoothing, of the candidates of a run.
-        is_known_N: Whether a row has been computed.
+        losses_NK: Float32, cross-entropy without smoothing, of the candidates of a run; not a
+            number where it has not been computed.
     """
 
     losses_NK: Tensor
-    is_known_N: Tensor
 
     @classmethod
     def empty(cls, num_samples: int, num_crops: int) -> "LossMatrix":
         """Begin with nothing known."""
-        return cls(
-            losses_NK=torch.zeros(num_samples, num_crops),
-            is_known_N=torch.zeros(num_samples, dtype=torch.bool),
-        )
+        return cls(losses_NK=torch.full((num_samples, num_crops), torch.nan))
 
     def save(self, path: Path) -> None:
         """Write the matrix as safetensors."""
@@ -47,7 +43,7 @@ class LossMatrix:
         Raises:
             CheckpointError: If it is damaged or of other samples.
         """
-        return cls(**_read(path, ("losses_NK", "is_known_N"), (num_samples, num_crops)))
+        return cls(**_read(path, ("losses_NK",), (num_samples, num_crops)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,8 @@ class SelectiveClassifier(nn.Module):
         self.classifier = _classifier(config, num_classes, plan.crop_px)
         self.proposer = None
         if config.selects:
-            self.proposer = make_proposer(config, plan, self.candidates, glimpse_px=glimpse_px)
+            proposer = make_proposer(config, plan, self.candidates, glimpse_px=glimpse_px)
+            self.proposer = proposer.to(memory_format=_layout(config))
 
     def forward(
         self,
@@ -194,8 +195,11 @@ def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Modul
     except RuntimeError as error:  # a tag, such as resnet18.a1_in1k, that timm does not have
         raise _unknown_model(config.model) from error
     _check_takes(model, config.model, crop_px)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(memory_format=layout)
+    return model.to(memory_format=_layout(config))
+
+
+def _layout(config: TrainConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def _unknown_model(name: str) -> ConfigError:

@@ -16,25 +16,26 @@ from training.config import (
 )
 
 
-class Numbers(click.ParamType[Any]):
-    """Numbers joined by commas."""
+class Joined(click.ParamType[Any]):
+    """Numbers, or names, joined by commas."""
 
-    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
-        """Expect `count` numbers of a kind, or any number of them."""
+    def __init__(self, kind: type[int] | type[float] | type[str], count: int | None = None) -> None:
+        """Expect `count` of a kind, or any number of them."""
         self.kind, self.count = kind, count
-        self.name = ",".join(["N"] * count) if count else "N,N,..."
+        one = "NAME" if kind is str else "N"
+        self.name = ",".join([one] * count) if count else f"{one},{one},..."
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float | str, ...]:
         """Turn what was typed into a tuple."""
         if isinstance(value, tuple):
             return value
         try:
-            numbers = tuple(self.kind(part) for part in str(value).split(","))
+            parts = tuple(self.kind(part.strip()) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not numbers joined by commas.", param, ctx)
-        if self.count and len(numbers) != self.count:
+        if self.count and len(parts) != self.count:
             self.fail(f"{value!r} is not {self.count} numbers joined by commas.", param, ctx)
-        return numbers
+        return parts
 
 
 def _field(names: str, kind: Any, text: str, config: type = TrainConfig) -> Callable[[Any], Any]:
@@ -60,7 +61,7 @@ TRAINING = (
     _field("--glimpse-size", int, "Side of a glimpse, px.  [default: the shards']"),
     _field("--pad-glimpses/--no-pad-glimpses", bool,
            "Show the proposer glimpses padded to the crop's size, as the predecessor did."),
-    _field("--proposer-channels", Numbers(int), "Of the proposer's convolutions."),
+    _field("--proposer-channels", Joined(int), "Of the proposer's convolutions."),
     _field("--tau-start", float, "Gumbel-Softmax temperature at the first step."),
     _field("--tau-end", float, "Gumbel-Softmax temperature at the last step."),
     _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
@@ -80,9 +81,10 @@ TRAINING = (
     _field("--decay-rate", float, "Factor of each decay of step."),
     _field("--smoothing", float, "Label smoothing, 0 to 1."),
     _field("--hflip", float, "Probability of mirroring an image, 0 to 1."),
+    _field("--vflip", float, "Probability of mirroring an image upside down, 0 to 1."),
     _field("--shift", int, "Largest shift of the classifier's input, px."),
-    _field("--mean", Numbers(float, 3), "Subtracted from RGB in 0 to 1."),
-    _field("--std", Numbers(float, 3), "What RGB is divided by then."),
+    _field("--mean", Joined(float, 3), "Subtracted from RGB in 0 to 1."),
+    _field("--std", Joined(float, 3), "What RGB is divided by then."),
     _field("--amp/--no-amp", bool, "Compute in bfloat16 where the device is fast at it."),
     _field("--channels-last/--no-channels-last", bool, "Keep tensors channels last in memory."),
     _field("--fold", int,
@@ -98,12 +100,13 @@ DISTILLING = (
     _field("--position-prior/--no-position-prior", bool,
            "Give each crop a learnt score of its own, whatever it shows."),
     _field("--glimpse-size", int, "Side of a glimpse, px.  [default: the shards']"),
-    _field("--proposer-channels", Numbers(int), "Of the proposer's convolutions."),
+    _field("--proposer-channels", Joined(int), "Of the proposer's convolutions."),
     _field("--proposer-lr", float, "Highest learning rate of AdamW.", DistillConfig),
     _field("--epochs", int, "Passes over the loss matrix.", DistillConfig),
     _field("-b --batch-size", int, "Images a step.", DistillConfig),
     _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
     _field("--weight-decay", float, "Of AdamW.", DistillConfig),
+    _field("--vflip", float, "Probability of mirroring an image upside down, 0 to 1."),
     _field("--seed", int, "Of weights, order and mirroring."),
 )  # fmt: skip
 ESTIMATING = (

@@ -3,7 +3,7 @@
 Axes: S seeds, N samples of the validation split, D kinds of them, T times that they are drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,21 @@ class PairedTest(NamedTuple):
         """What the p is from, for people."""
         one = len(self.seeds) == 1
         return "McNemar mid-p" if one else "bootstrap over images and seeds"
+
+    @property
+    def told(self) -> str:
+        """Say what was tested and how it came out, for people."""
+        return f"{self.method}, {name_seeds(self.seeds)}: p {write_p(self.p)}"
+
+
+def name_seeds(seeds: Sequence[int]) -> str:
+    """Write `seed 42`, or `seeds 0, 1`."""
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+
+
+def write_p(p: float) -> str:
+    """Write `= 0.012`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def paired_test(first: Arm, second: Arm) -> PairedTest | None:

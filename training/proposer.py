@@ -154,12 +154,12 @@ class MapProposer(Proposer):
         """Build it for some candidates.
 
         Args:
-            channels: Of each convolution's output; the first two halve the map's sides.
+            channels: Of each convolution's output; all but the last halve the map's sides.
             boxes: Of the K candidates, as fractions of the canvas, x0, y0, x1, y1.
             places: For `Proposer`.
         """
         super().__init__(**places)  # type: ignore[arg-type]
-        strides = tuple(2 if layer < 2 else 1 for layer in range(len(channels)))
+        strides = (*[2] * (len(channels) - 1), 1)
         self.features = _convolutions(channels, strides=strides, padding=1)
         self.score = nn.Conv2d(channels[-1], 1, 1)
         self.register_buffer("boxes_K4", torch.tensor(boxes), persistent=False)

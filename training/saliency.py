@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from training.boxes import Point
+from training.choices import glimpse_batches
 from training.data import Shards
 from training.distributed import Process
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
-from training.trainer import batch_reader
 
 COLOURS = "magma"  # perceptually ordered: dark is low, bright is high
 OPACITY = 0.65
@@ -56,13 +56,8 @@ def read_maps(
     """
     if not isinstance(model.proposer, MapProposer):
         return None
-    reader = batch_reader(model.config, shards, model, "val", process)
-    maps = [
-        saliency_maps(model.proposer, batch.glimpses_BLSS)
-        for batch in reader.batches([np.asarray(rows)])
-        if batch.glimpses_BLSS is not None
-    ]
-    return torch.cat(maps)
+    glimpses = glimpse_batches(model, shards, process, split="val", rows=rows)
+    return torch.cat([saliency_maps(model.proposer, seen_BLSS) for seen_BLSS in glimpses])
 
 
 @torch.inference_mode()

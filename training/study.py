@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DivergedError
-from training.arms import RANDOM, Arm, Profile
+from training.arms import Arm, Profile
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
@@ -16,6 +16,7 @@ from training.paths import RunPaths
 from training.records import RunRecord
 
 FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own
+BEGUN_LR = 0.03  # a classifier that begins with another's would forget it at higher rates
 FORWARD = 4  # images that are only looked at cost as much as one that is learnt from
 
 
@@ -44,6 +45,7 @@ def plan_runs(
     *,
     device: str,
     workers: int,
+    arms: tuple[str, ...] | None = None,
     seeds: tuple[int, ...] | None = None,
     epochs: int | None = None,
     initial_checkpoint: str = "",
@@ -55,23 +57,27 @@ def plan_runs(
         shards: To train on.
         device: See `TrainConfig`.
         workers: See `TrainConfig`.
+        arms: Names of those to run; those that they need are run as well. None takes all.
         seeds: Each arm is run once with each; None takes the profile's.
-        epochs: Of each run; None takes the profile's.
-        initial_checkpoint: Whose classifier every run begins with; `{seed}` in it stands for the
-            run's seed.
+        epochs: Of a round; None takes the profile's.
+        initial_checkpoint: Whose classifier every run begins with, at a lower learning rate;
+            `{seed}` in it stands for the run's seed.
 
     Raises:
-        ConfigError: If the shards lack candidates, or are too small for the profile's glimpses.
+        ConfigError: If there is no such arm, the shards lack candidates, or they are too small for
+            the profile's glimpses.
     """
-    count = epochs or profile.epochs
+    round_epochs = epochs or profile.epochs
     runs = []
     for seed in seeds or profile.seeds:
-        for arm in profile.arms:
+        for arm in (profile.only(arms) if arms else profile).arms:
+            count = arm.rounds * round_epochs
             config = replace(
                 arm.config,
                 epochs=count,
-                random_epochs=count // 2 if arm.config.random_epochs else 0,
-                val_interval=max(1, count // 10),
+                random_epochs=arm.random_rounds * round_epochs,
+                val_interval=max(1, count // profile.evaluations),
+                lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
                 initial_checkpoint=initial_checkpoint.replace("{seed}", str(seed)),
                 seed=seed,
                 device=device,
@@ -83,19 +89,17 @@ def plan_runs(
 
 def _run(arm: Arm, config: TrainConfig, shards: Shards) -> Run:
     wanted = arm.distilled and replace(arm.distilled, seed=config.seed)
+    base = arm.base and f"{arm.base}-s{config.seed}"
     _check_fits(wanted or config, shards)
     num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
     num_crops = len(candidate_indices(config, shards.plan))
     name = f"{arm.name}-s{config.seed}"
     if wanted is not None:
         cost = round(FITTING * num_train * wanted.epochs / len(shards.plan))
-        return Run(
-            name=name, config=config, cost=cost, distilled=wanted, base=f"{RANDOM}-s{config.seed}"
-        )
+        return Run(name=name, config=config, cost=cost, distilled=wanted, base=base)
     shown = config.num_draws or num_crops if config.policy == "expected" else 1
     trained = shown * config.epochs * num_train
     scored = num_crops * num_val // FORWARD
-    base = f"{arm.begins_with}-s{config.seed}" if arm.begins_with else None
     return Run(name=name, config=config, cost=trained + scored, base=base)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from training.figures import Arm, best_arm
-from training.paired import PairedTest, paired_test
+from training.paired import paired_test
 from training.records import DataRecord
 
 SIGNIFICANCE = 0.05
@@ -96,7 +96,8 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
             "since no seed has both tables."
         )
     p = min(1.0, test.p * num_tried)
-    tested = _how_tested(test, p, num_tried)
+    tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
+    tested = test._replace(p=p).told + tried
     if p < SIGNIFICANCE:
         word = "better" if test.points > 0 else "worse"
         return f"Against {figures} that is {word} by {abs(points):.1f} points ({tested})."
@@ -104,13 +105,6 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
         f"Against {figures} that is {points:+.1f} points, which a paired test cannot tell from "
         f"chance ({tested})."
     )
-
-
-def _how_tested(test: PairedTest, p: float, num_tried: int) -> str:
-    seeds = ", ".join(map(str, test.seeds))
-    tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
-    value = "< 0.001" if p < 0.001 else f"= {p:.{3 if p < 0.1 else 2}f}"
-    return f"{test.method}, seed{'' if len(test.seeds) == 1 else 's'} {seeds}: p {value}{tried}"
 
 
 def describe_noise(arms: Sequence[Arm]) -> str:

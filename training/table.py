@@ -125,7 +125,7 @@ def summarise(
         crop_px: Side of the crops, px.
         num_classes: Of the data.
     """
-    hits_NK = (table.predicted_NK == table.labels_N[:, None]).double()
+    hits_NK = table.right_NK.double()
     predicted_N = final_prediction(table, model.config.policy)
     hits_N = (predicted_N == table.labels_N).double()
     if model.config.policy == "random":

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from training.audit import Audit, name_seeds
+from training.audit import Audit
 from training.boxes import BoxFigures
 from training.figures import Spread
 from training.headroom import Gain, Headroom, Shown
+from training.paired import name_seeds, write_p
 from training.priced import Priced, PricedPoint, few_points
 from training.table import Evaluation
 
@@ -23,7 +24,7 @@ def _lines(found: Audit) -> Iterator[str]:
     yield f"{found.arm}, {name_seeds(found.seeds)}, {found.num_samples} images, top-1 in %"
     yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
     for rival in found.rivals:
-        p = "" if rival.p is None else f", p {_p(rival.p)}"
+        p = "" if rival.p is None else f", p {write_p(rival.p)}"
         told = f"{rival.macs / 1e6:.1f} M MACs, choosing {rival.points:+.1f}{p}"
         yield _line(rival.name, _spread(rival.top1), told)
     yield _line("oracle, by the classifier that is scored", _spread(found.oracle))
@@ -103,10 +104,6 @@ def _line(name: str, value: str, told: str = "") -> str:
 def _spread(value: Spread, digits: int = 1) -> str:
     sd = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
     return f"{value.mean:.{digits}f}{sd}"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from training.data import BatchReader, Shards, TrainingBatches
 from training.distributed import Process, parallel
 from training.model import SelectiveClassifier
 from training.schedule import make_scheduler
-from training.views import mirrored_candidates
+from training.views import Mirrored, mirrored_candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Trainer:
     scheduler: LRScheduler
     batches: TrainingBatches
     plan: CropPlan
-    counterparts: tuple[int, ...]
-    looked_counterparts: tuple[int, ...]
+    counterparts: Mirrored
+    looked_counterparts: Mirrored
     steps: int
     autocast: bool
 

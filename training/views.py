@@ -8,38 +8,57 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.crops import CropPlan
+from pipeline.crops import Box, CropPlan
 from training.data import Batch
 
 
 class Draws(NamedTuple):
     """What chance decided for one training step.
 
-    `flips_B` is bool: mirror this image. `shifts_B2` are px in y and x.
+    `flips_B` and `vflips_B` are bool: mirror this image left to right, and upside down.
+    `shifts_B2` are px in y and x.
     """
 
     flips_B: Tensor
+    vflips_B: Tensor
     shifts_B2: Tensor
 
 
-def draw(num_samples: int, *, hflip: float, shift: int, generator: torch.Generator) -> Draws:
+class Mirrored(NamedTuple):
+    """Where each of K candidates lies in a mirrored image, as positions on axis K.
+
+    `across` is for left to right, `down` for upside down.
+    """
+
+    across: tuple[int, ...]
+    down: tuple[int, ...]
+
+
+def draw(
+    num_samples: int, *, hflip: float, vflip: float, shift: int, generator: torch.Generator
+) -> Draws:
     """Draw one step's augmentation, on the CPU: equal on every device, and no device is awaited."""
     chances = torch.rand(num_samples, generator=generator)
     shifts = torch.randint(-shift, shift + 1, (num_samples, 2), generator=generator)
-    return Draws(chances < hflip, shifts)
+    return Draws(chances < hflip, torch.rand(num_samples, generator=generator) < vflip, shifts)
 
 
-def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> tuple[int, ...]:
+def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> Mirrored:
     """Find, for each candidate, the one that lies where it would be in a mirrored image.
 
     A candidate whose counterpart is not among the chosen ones stays where it is.
     """
     boxes = [plan.boxes[k] for k in candidates]
-    mirrored = []
-    for position, box in enumerate(boxes):
-        image = box._replace(x0=plan.canvas_px - box.x1, x1=plan.canvas_px - box.x0)
-        mirrored.append(boxes.index(image) if image in boxes else position)
-    return tuple(mirrored)
+    side = plan.canvas_px
+    across = [box._replace(x0=side - box.x1, x1=side - box.x0) for box in boxes]
+    down = [box._replace(y0=side - box.y1, y1=side - box.y0) for box in boxes]
+    return Mirrored(_places(boxes, across), _places(boxes, down))
+
+
+def _places(boxes: list[Box], wanted: list[Box]) -> tuple[int, ...]:
+    return tuple(
+        boxes.index(box) if box in boxes else position for position, box in enumerate(wanted)
+    )
 
 
 def cut(batch: Batch, plan: CropPlan, candidates: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -76,8 +95,8 @@ def augment(
     crops: tuple[Tensor, ...],
     glimpses_BLSS: Tensor | None,
     draws: Draws,
-    counterparts: tuple[int, ...],
-    looked_counterparts: tuple[int, ...],
+    counterparts: Mirrored,
+    looked_counterparts: Mirrored,
     chosen_B: Tensor | None = None,
 ) -> Views:
     """Mirror and shift one batch as its draws say.
@@ -93,13 +112,14 @@ def augment(
     if chosen_B is None:
         crops_BKHWC = torch.stack(crops, 1)
     else:
-        sources = torch.tensor(counterparts)
-        crops_BKHWC = _pick(crops, torch.where(draws.flips_B, sources[chosen_B], chosen_B))
-        counterparts = (0,)
-    rows = draws.flips_B.nonzero()[:, 0].to(crops_BKHWC.device, non_blocking=True)
-    crops_BKHWC = mirror(crops_BKHWC, rows, counterparts)
+        across, down = map(torch.tensor, counterparts)
+        source_B = torch.where(draws.vflips_B, down[chosen_B], chosen_B)
+        source_B = torch.where(draws.flips_B, across[source_B], source_B)
+        crops_BKHWC = _pick(crops, source_B)
+        counterparts = Mirrored((0,), (0,))
+    crops_BKHWC = mirror(crops_BKHWC, draws, counterparts)
     if glimpses_BLSS is not None:
-        glimpses_BLSS = mirror(glimpses_BLSS.clone(), rows, looked_counterparts)
+        glimpses_BLSS = mirror(glimpses_BLSS.clone(), draws, looked_counterparts)
     return Views(shift(crops_BKHWC, draws.shifts_B2), glimpses_BLSS)
 
 
@@ -108,16 +128,21 @@ def _pick(crops: tuple[Tensor, ...], chosen_B: Tensor) -> Tensor:
     return torch.stack([crops[k][row] for row, k in enumerate(chosen_B.tolist())])[:, None]
 
 
-def mirror(images: Tensor, rows: Tensor, counterparts: tuple[int, ...]) -> Tensor:
+def mirror(values: Tensor, draws: Draws, counterparts: Mirrored) -> Tensor:
     """Mirror some images as a whole: each crop is mirrored and takes its counterpart's place.
 
     Args:
-        images: `(B, K, H, W, ...)`, changed in place and returned.
-        rows: Int64, which images, on the same device.
+        values: Crops `(B, K, H, W, ...)`, or a number of each `(B, K)`, which takes its crop's
+            place; changed in place and returned.
+        draws: Which images, on the CPU.
         counterparts: From `mirrored_candidates`.
     """
-    images[rows] = images[rows][:, list(counterparts)].flip(3)
-    return images
+    across, down = counterparts
+    for mirrored_B, places, axis in ((draws.flips_B, across, 3), (draws.vflips_B, down, 2)):
+        rows = mirrored_B.nonzero()[:, 0].to(values.device, non_blocking=True)
+        moved = values[rows][:, list(places)]
+        values[rows] = moved.flip(axis) if values.ndim > axis else moved
+    return values
 
 
 def shift(crops_BKHWC: Tensor, shifts_B2: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> N
     assert found.top1.mean == 100
     assert found.verdict.startswith("Choosing is worth it here: +")
     assert "against the whole image, same classifier, the best that costs no more" in found.verdict
-    assert "(p < 0.001, bootstrap over images and seeds, seeds 0, 1)." in found.verdict
+    assert "(bootstrap over images and seeds, seeds 0, 1: p < 0.001)." in found.verdict
     assert found.skill is not None
     assert found.skill.mean == pytest.approx(1)
 
@@ -117,6 +117,7 @@ def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
     assert best == pytest.approx(100 * float(right.mean(0).max()))
     assert by_name["the mean of all"].macs == 3 * 1000
     assert by_name["a random crop"].p is None
+    assert by_name["a random crop"].test is None
     assert found.oracle.mean == pytest.approx(100 * float(right.amax(1).mean()))
     assert found.split_half is None
 
@@ -147,8 +148,23 @@ def test_runs_that_do_not_choose_are_compared_by_seed(make_run: Make) -> None:
     found = audit(arm, [*group_arms(whole), *group_arms([folded])])
     (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
     assert beside.name == "whole, a classifier of its own"
-    assert beside.p is not None
-    assert beside.p < 0.001
+    assert beside.test is not None
+    assert beside.test.seeds == (0, 1)
+    assert beside.p == beside.test.p < 0.001
+
+
+def test_what_is_said_of_a_rival_is_of_the_seeds_that_both_have(make_run: Make) -> None:
+    tables = [seeing_one(seed, choice="best") for seed in (0, 1)]
+    whole = replace(
+        make_run("whole-s1", policy="whole", seed=1), table=seeing_one(1, choice="full")
+    )
+    found = audit(arm_of(make_run, tables), group_arms([whole]))
+    (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
+    assert beside.test is not None
+    assert beside.test.seeds == (1,)
+    both = replace(found, rivals=(beside._replace(macs=found.macs),))
+    assert f"{beside.points:+.1f} points" in both.verdict
+    assert "(McNemar mid-p, seed 1: p < 0.001)" in both.verdict
 
 
 def test_it_is_json_and_text(make_run: Make) -> None:

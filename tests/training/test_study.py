@@ -32,6 +32,40 @@ def test_runs_are_all_arms_of_one_seed_before_the_next(opened: Shards) -> None:
     assert all(run.config.epochs == profile.epochs for run in runs)
 
 
+def test_an_arm_is_trained_for_its_rounds_and_evaluated_as_often_as_the_profile_says(
+    opened: Shards,
+) -> None:
+    once, twice = TrainConfig(policy="random"), TrainConfig(proposer="map")
+    profile = Profile(
+        epochs=4, seeds=(0,), evaluations=2,
+        arms=(
+            Arm(name="once", config=once),
+            Arm(name="twice", config=twice, rounds=2, random_rounds=1),
+        ),
+    )  # fmt: skip
+
+    def planned(epochs: int | None) -> list[tuple[int, int, int]]:
+        runs = plan_runs(profile, opened, device="cpu", workers=1, epochs=epochs)
+        return [(r.config.epochs, r.config.random_epochs, r.config.val_interval) for r in runs]
+
+    assert planned(None) == [(4, 0, 2), (8, 4, 4)]
+    assert planned(1) == [(1, 0, 1), (2, 1, 1)]
+
+
+def test_arms_are_run_with_those_that_they_need_and_unknown_ones_are_refused(
+    opened: Shards,
+) -> None:
+    def names(*arms: str) -> list[str]:
+        runs = plan_runs(DISTILLED, opened, device="cpu", workers=1, seeds=(3,), arms=arms)
+        return [run.name for run in runs]
+
+    assert names("random") == ["random-s3"]
+    assert names("distilled-map") == ["random-s3", "distilled-map-s3"]
+    assert names("tuned") == ["random-s3", "distilled-map-s3", "tuned-s3"]
+    with pytest.raises(ConfigError, match=r"--arms must be of the profile; got 'tune'\. Name some"):
+        names("random", "tune")
+
+
 def test_a_run_through_all_crops_costs_as_many_times_as_much(opened: Shards) -> None:
     profile = replace(PROFILES["full"], arms=tuple(compare((), (16,), with_slow=True)))
     runs = plan_runs(profile, opened, device="cpu", workers=1)

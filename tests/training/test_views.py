@@ -30,10 +30,25 @@ def smooth_canvas(seed: int) -> Pixels:
     return resize(coarse, 48)
 
 
-def test_left_and_right_crops_change_places_and_the_others_stay() -> None:
+def draws_of(flips: list[bool], vflips: list[bool], *, shift: int = 0) -> views.Draws:
+    shifts = torch.full((len(flips), 2), shift, dtype=torch.int64)
+    return views.Draws(torch.tensor(flips), torch.tensor(vflips), shifts)
+
+
+def test_left_and_right_crops_change_places_and_so_do_those_above_and_below() -> None:
     mirrored = views.mirrored_candidates(PLAN, ALL)
-    pairs = {PLAN.names[k]: PLAN.names[image] for k, image in enumerate(mirrored)}
-    assert pairs == {
+    across, down = (
+        {PLAN.names[k]: PLAN.names[image] for k, image in enumerate(places)} for places in mirrored
+    )
+    assert down == {
+        "full": "full",
+        "top-left": "bottom-left",
+        "top-right": "bottom-right",
+        "bottom-left": "top-left",
+        "bottom-right": "top-right",
+        "centre": "centre",
+    }
+    assert across == {
         "full": "full",
         "top-left": "top-right",
         "top-right": "top-left",
@@ -45,7 +60,7 @@ def test_left_and_right_crops_change_places_and_the_others_stay() -> None:
 
 def test_a_crop_whose_counterpart_is_not_chosen_stays_where_it_is() -> None:
     chosen = PLAN.indices("bottom-left,top-left,top-right")
-    assert views.mirrored_candidates(PLAN, chosen) == (0, 2, 1)
+    assert views.mirrored_candidates(PLAN, chosen) == ((0, 2, 1), (1, 0, 2))
 
 
 @pytest.mark.parametrize("chosen", ["full+five", "five", "centre,full", "bottom-right"])
@@ -68,15 +83,20 @@ def test_crops_are_cut_from_canvases_as_views_with_the_pixels_of_the_materialise
         assert {crop.untyped_storage().data_ptr() for crop in cut} <= memory
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(seed: int) -> None:
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("vflip", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(
+    seed: int, flip: bool, vflip: bool
+) -> None:
     canvas = smooth_canvas(seed)
     shown, counterparts = views_of(canvas), views.mirrored_candidates(PLAN, ALL)
-    draws = views.Draws(torch.tensor([True]), torch.zeros((1, 2), dtype=torch.int64))
+    draws = draws_of([flip], [vflip])
     mirrored = views.augment(
         shown.crops_BKHWC.unbind(1), shown.glimpses_BLSS, draws, counterparts, counterparts
     )
-    expected = views_of(np.ascontiguousarray(canvas[:, ::-1]))
+    turned = canvas[:: -1 if vflip else 1, :: -1 if flip else 1]
+    expected = views_of(np.ascontiguousarray(turned))
     assert torch.equal(mirrored.crops_BKHWC, expected.crops_BKHWC)
     assert mirrored.glimpses_BLSS is not None
     assert expected.glimpses_BLSS is not None
@@ -86,18 +106,28 @@ def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(seed: int)
 def test_mirroring_twice_changes_nothing_and_once_the_chosen_images_alone(
     make_batch: Callable[..., Batch],
 ) -> None:
-    images, rows = make_batch(4).crops_BKHWC, torch.tensor([0, 2])
+    images = make_batch(4).crops_BKHWC
+    draws = draws_of([True, False, True, False], [False, False, True, True])
     counterparts = views.mirrored_candidates(PLAN, ALL)
-    once = views.mirror(images.clone(), rows, counterparts)
-    assert torch.equal(views.mirror(once.clone(), rows, counterparts), images)
-    assert torch.equal(once[[1, 3]], images[[1, 3]])
-    assert not torch.equal(once[rows], images[rows])
+    once = views.mirror(images.clone(), draws, counterparts)
+    assert torch.equal(views.mirror(once.clone(), draws, counterparts), images)
+    assert [torch.equal(*pair) for pair in zip(once, images, strict=True)] == [0, 1, 0, 0]
+
+
+def test_a_number_of_each_crop_goes_where_its_crop_goes(make_batch: Callable[..., Batch]) -> None:
+    images = make_batch(4).crops_BKHWC
+    draws = draws_of([True, False, True, False], [False, False, True, True])
+    counterparts = views.mirrored_candidates(PLAN, ALL)
+    brightest = images.float().mean((2, 3, 4))
+    moved = views.mirror(brightest.clone(), draws, counterparts)
+    mirrored = views.mirror(images.clone(), draws, counterparts)
+    torch.testing.assert_close(moved, mirrored.float().mean((2, 3, 4)))
 
 
 def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch(3)
     before = [None if tensor is None else tensor.clone() for tensor in batch]
-    draws = views.Draws(torch.tensor([True, True, False]), torch.ones((3, 2), dtype=torch.int64))
+    draws = draws_of([True, True, False], [False, True, False], shift=1)
     shown = views.augment(
         views.cut(batch, PLAN, ALL),
         batch.glimpses_BLSS,
@@ -112,8 +142,8 @@ def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) 
 
 def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batch]) -> None:
     crops_BKHWC = make_batch(2).crops_BKHWC
-    draws = views.Draws(torch.tensor([True, True]), torch.zeros((2, 2), dtype=torch.int64))
-    mirrored = views.augment(crops_BKHWC.unbind(1), None, draws, ALL, ALL)
+    draws, stay = draws_of([True, True], [False, False]), views.Mirrored(ALL, ALL)
+    mirrored = views.augment(crops_BKHWC.unbind(1), None, draws, stay, stay)
     assert mirrored.glimpses_BLSS is None
     assert torch.equal(mirrored.crops_BKHWC, crops_BKHWC.flip(3))
 
@@ -122,8 +152,10 @@ def test_a_crop_that_is_chosen_ahead_is_the_one_that_would_be_taken_of_all(
     make_batch: Callable[..., Batch],
 ) -> None:
     batch, counterparts = make_batch(8), views.mirrored_candidates(PLAN, ALL)
-    draws = views.draw(8, hflip=0.5, shift=3, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    draws = views.draw(8, hflip=0.5, vflip=0.5, shift=3, generator=generator)
     assert 0 < draws.flips_B.sum() < 8
+    assert 0 < (draws.flips_B & draws.vflips_B).sum() < draws.vflips_B.sum()
     chosen = torch.tensor([0, 1, 2, 3, 4, 5, 1, 2])
     crops = views.cut(batch, PLAN, ALL)
     rest = (batch.glimpses_BLSS, draws, counterparts, counterparts)
@@ -157,7 +189,7 @@ def test_shifting_equals_a_loop_over_pixels(seed: int, shifts: list[tuple[int, i
 def test_draws_come_from_the_generator_and_keep_to_their_ranges() -> None:
     def draw(seed: int, **options: float) -> views.Draws:
         generator = torch.Generator().manual_seed(seed)
-        chances = {"hflip": 0.25, "shift": 3, **options}
+        chances = {"hflip": 0.25, "vflip": 0.5, "shift": 3, **options}
         return views.draw(4000, generator=generator, **chances)  # type: ignore[arg-type]
 
     first, again, other = draw(1), draw(1), draw(2)
@@ -166,8 +198,11 @@ def test_draws_come_from_the_generator_and_keep_to_their_ranges() -> None:
     assert not torch.equal(first.flips_B, other.flips_B)
     assert set(first.shifts_B2.unique().tolist()) == set(range(-3, 4))
     assert first.flips_B.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert first.vflips_B.float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert not draw(1, hflip=0).flips_B.any()
+    assert not draw(1, vflip=0).vflips_B.any()
     assert draw(1, hflip=1).flips_B.all()
+    assert draw(1, vflip=1).vflips_B.all()
     assert not draw(1, shift=0).shifts_B2.any()
 
 
