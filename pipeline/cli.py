@@ -20,6 +20,7 @@ from pipeline.config import (
 )
 from pipeline.terminal import (
     BYTES,
+    EXIT_STATUSES,
     Commands,
     console,
     option,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done, 1 failed, 2 usage, 3 damaged data, 4 rejects, 130 interrupted.",
+    epilog=EXIT_STATUSES,
 )
 @click.version_option(package_name="srp")
 def main() -> None:

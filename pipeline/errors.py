@@ -8,7 +8,8 @@
     ├── VerificationError  3  bytes on disk are not what their manifest or digest says
     ├── RejectsError       4  more images were rejected than allowed
     ├── DivergedError      1  the training loss stopped being a number
-    ├── StoppedRunError  130  training was interrupted
+    ├── StoppedRunError  130  training was interrupted, and goes on from where it was
+    │   └── PreemptedRunError  75  the same by SIGTERM: whoever lends the machine wants it back
     └── ImageError         -  one image cannot be used; the build turns it into a rejection
 
 Every message follows one template: rule; got value where. Fix. The commands print it on one
@@ -59,13 +60,28 @@ class RejectsError(SrpError):
 
 
 class DivergedError(SrpError):
-    """The training loss stopped being a number."""
+    """The training loss stopped being a number.
+
+    Attributes:
+        keys: Of the samples whose losses are none, where they are known.
+    """
+
+    def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
+        """Take the message, and the samples."""
+        super().__init__(message)
+        self.keys = keys
 
 
 class StoppedRunError(SrpError):
-    """Training was interrupted. The message says how to go on."""
+    """Training was interrupted between two steps, and all of it is saved."""
 
     exit_status = 130
+
+
+class PreemptedRunError(StoppedRunError):
+    """The same by SIGTERM, as clusters send it before they take a machine back."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class ImageError(SrpError):

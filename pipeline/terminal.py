@@ -5,19 +5,27 @@ Results go to stdout; progress and messages go to stderr.
 
 import contextlib
 import errno
+import os
+import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from pipeline.errors import ConfigError, SrpError
+from pipeline.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, TaskID
 
-INTERRUPTED = 130
+EXIT_STATUSES = (
+    "Exit status: 0 done, 1 bug, full disk or diverged loss, 2 usage, 3 damaged data, 4 rejects, "
+    "75 preempted (SIGTERM), 130 interrupted (Ctrl-C)."
+)
+TYPED = "srp.typed"  # where a context keeps the words of the command
 BYTES = "MB/s"
 OWN_PACKAGES = ("", "pipeline", "training")
 STAGE_UNITS = {
@@ -32,20 +40,61 @@ Command = TypeVar("Command", bound=Callable[..., object])
 class Commands(click.Group):
     """A click group that ends every expected failure in one line and its exit status."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **kwargs: Any) -> (
+        click.Context
+    ):  # fmt: skip
         """Parse the options before the command's name."""
+        typed = [info_name or "", *args]
         with one_line_errors():
-            return super().make_context(*args, **kwargs)
+            context = super().make_context(info_name, args, *rest, **kwargs)
+        context.meta[TYPED] = typed
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; see `pipeline.errors` for the statuses."""
-        with one_line_errors():
+        with one_line_errors(self._resume_command(ctx)), _preemptible():
             return super().invoke(ctx)
+
+    def _resume_command(self, ctx: click.Context) -> str:
+        """Give what to type to go on with a command that was stopped."""
+        typed: list[str] = ctx.meta[TYPED]
+        named = next((name for name in typed[1:] if name in self.commands), "")
+        command = self.commands.get(named)
+        resumes = command is not None and any(p.name == "resume" for p in command.params)
+        added = ["--resume"] if resumes and "--resume" not in typed else []
+        peers = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        program = typed[0] if peers == "1" else f"torchrun --nproc-per-node {peers} -m training"
+        return f"{program} {shlex.join([*typed[1:], *added])}"
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM came: whoever lends the machine wants it back."""
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the program in one line where the user, the data or the system is at fault."""
+def _preemptible() -> Iterator[None]:
+    """Unwind on SIGTERM as on Ctrl-C, so that nothing is left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def one_line_errors(resume_command: str = "") -> Iterator[None]:
+    """End the program in one line where the user, the data or the system is at fault.
+
+    Args:
+        resume_command: What to type to go on after an interruption.
+    """
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
@@ -53,10 +102,17 @@ def one_line_errors() -> Iterator[None]:
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else ""
         _end(f"{error.format_message()} See: {command} --help", ConfigError.exit_status)
+    except StoppedRunError as error:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(error.exit_status)  # all processes end the same way, and the first says so
+        _end(f"{error} Resume with: {resume_command}", error.exit_status)
     except SrpError as error:
         _end(str(error), error.exit_status)
+    except Preempted:
+        told = f"stopped by SIGTERM. Resume with: {resume_command}"
+        _end(told, PreemptedRunError.exit_status)
     except KeyboardInterrupt:
-        _end("interrupted. Run the same command again to go on.", INTERRUPTED)
+        _end(f"interrupted. Resume with: {resume_command}", StoppedRunError.exit_status)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in OWN_PACKAGES:

@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError
 from pipeline.manifest import DataSpec, Manifest
 from training.config import TrainConfig, config_from_json, config_to_json
 from training.paths import RunPaths
+from training.records import EpochPart
 
 FORMAT = "srp-checkpoint/1"
 CLASSIFIER = "classifier."  # before the names of its tensors
@@ -40,6 +41,7 @@ class CheckpointMeta:
         classes: Their class folders, in the order of the logits.
         epoch: Finished epochs.
         best_top1: Best validation accuracy so far, %.
+        part: Of the epoch after them, where the run stopped in it.
     """
 
     config: TrainConfig
@@ -47,6 +49,7 @@ class CheckpointMeta:
     classes: tuple[str, ...]
     epoch: int
     best_top1: float
+    part: EpochPart | None = None
 
 
 def save_checkpoint(
@@ -68,6 +71,7 @@ def save_checkpoint(
         "classes": meta.classes,
         "epoch": meta.epoch,
         "best_top1": meta.best_top1,
+        "part": meta.part and asdict(meta.part),
         "optimizer": optimizer_fields,
         "scheduler": _plain(scheduler.state_dict()),
     }
@@ -116,9 +120,17 @@ def read_meta(path: Path) -> CheckpointMeta:
             classes=tuple(fields["classes"]),
             epoch=int(fields["epoch"]),
             best_top1=float(fields["best_top1"]),
+            part=_part(fields.get("part")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _part(fields: dict[str, Any] | None) -> EpochPart | None:
+    if fields is None:
+        return None
+    sums = tuple((float(loss), float(hits)) for loss, hits in fields["sums"])
+    return EpochPart(**{**fields, "sums": sums})
 
 
 def _fields(path: Path) -> dict[str, Any]:

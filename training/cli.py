@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import ConfigError, StoppedRunError
-from pipeline.terminal import Commands, progress_bars
+from pipeline.errors import ConfigError
+from pipeline.terminal import EXIT_STATUSES, Commands, progress_bars
 from training.audit_cli import audit, evaluate
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
 from training.headroom_cli import headroom
@@ -28,7 +28,7 @@ OUTPUT = click.option(
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done, 1 bug or diverged, 2 usage, 3 damaged shards, 130 interrupted.",
+    epilog=EXIT_STATUSES,
 )
 @click.version_option(package_name="srp")
 def main() -> None:
@@ -68,21 +68,15 @@ def from_shards(
     opened = Shards.open(shards)
     with started(config.device) as process, _bars(process.is_main) as bars:
         on_progress, on_epoch = run_reporters(bars, config.epochs)
-        try:
-            record = fit(
-                config,
-                shards=opened,
-                paths=paths,
-                process=process,
-                resume=resume,
-                on_progress=on_progress,
-                on_epoch=on_epoch,
-            )
-        except KeyboardInterrupt:
-            raise StoppedRunError(
-                f"interrupted in {paths.folder}. Add --resume to the same command to go on from "
-                "its last finished epoch."
-            ) from None
+        record = fit(
+            config,
+            shards=opened,
+            paths=paths,
+            process=process,
+            resume=resume,
+            on_progress=on_progress,
+            on_epoch=on_epoch,
+        )
     if process.is_main and record.evaluation is not None:
         click.echo(evaluation_text(record.evaluation, record.data.class_names))
         click.echo(f"run: {paths.folder}")

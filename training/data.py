@@ -4,7 +4,7 @@ Axes: B samples, K candidates, L that are looked at, R resized candidates, C can
 px, S glimpse px.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -205,6 +205,11 @@ class TrainingBatches:
             world_size=self._world_size,
             start=self._num_seen,
         )
+
+    def keys(self, rows: Iterable[int]) -> tuple[str, ...]:
+        """Name samples by their rows."""
+        keys = self._reader.reader.keys
+        return tuple(keys[row] for row in rows)
 
     def state_dict(self) -> Position:
         """Say where the next batch begins."""

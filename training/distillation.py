@@ -14,8 +14,9 @@ from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import count_fitted, fill_fold, fit_proposer, judge
 from training.distributed import Process
+from training.epoch import OnProgress, counting
 from training.evaluate import evaluation_of
-from training.loop import OnEpoch, OnProgress, counting, fit
+from training.loop import OnEpoch, fit
 from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier, candidate_indices
 from training.paths import RunPaths

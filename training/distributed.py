@@ -127,6 +127,15 @@ def sum_over_ranks(tensor: Tensor, process: Process) -> Tensor:
     return tensor
 
 
+def gather_ranks(tensor: Tensor, process: Process) -> Tensor:
+    """Stack each process's tensor, `(R, ...)` in the order of the ranks."""
+    if process.world_size == 1:
+        return tensor[None]
+    parts = [torch.empty_like(tensor) for _ in range(process.world_size)]
+    dist.all_gather(parts, tensor)
+    return torch.stack(parts)
+
+
 def wait_for_main(process: Process) -> None:
     """Let the other processes wait until rank 0 has written its files."""
     if process.world_size > 1:

@@ -14,8 +14,9 @@ from training.data import Shards
 from training.distill import fill_fold
 from training.distillation import fit_and_choose
 from training.distributed import Process
+from training.epoch import OnProgress, counting
 from training.headroom import Headroom, headroom
-from training.loop import OnEpoch, OnProgress, counting, fit
+from training.loop import OnEpoch, fit
 from training.losses import LossMatrix
 from training.model import candidate_indices
 from training.paths import RunPaths

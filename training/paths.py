@@ -44,6 +44,11 @@ class RunPaths:
         return self.folder / "best.safetensors"
 
     @property
+    def diverged(self) -> Path:
+        """The samples at which the training loss stopped being a number."""
+        return self.folder / "diverged.json"
+
+    @property
     def table(self) -> Path:
         """The image x crop table of the evaluation that ended the training."""
         return self.folder / "table.safetensors"

@@ -4,7 +4,8 @@ from rich.progress import Progress as Bars
 from rich.progress import TaskID
 
 from pipeline.terminal import console
-from training.loop import OnEpoch, OnProgress, Progress
+from training.epoch import OnProgress, Progress
+from training.loop import OnEpoch
 from training.records import EpochRecord
 from training.study import Run
 

@@ -20,6 +20,27 @@ FORMAT = "srp-run/1"
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochPart:
+    """How far an epoch has come.
+
+    Attributes:
+        epoch: Finished ones before it.
+        step: Steps done.
+        sums: Of losses and of hits over the images, of each rank; empty before the first step.
+        seconds: Of the steps.
+    """
+
+    epoch: int
+    step: int = 0
+    sums: tuple[tuple[float, float], ...] = ()
+    seconds: float = 0.0
+
+    def sums_of(self, rank: int) -> tuple[float, float]:
+        """Give one rank's sums."""
+        return self.sums[rank] if self.sums else (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """One epoch.
 

@@ -1,6 +1,7 @@
 """Start a run, or go on with one exactly where its last checkpoint left it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.errors import ConfigError
 from training.checkpoint import (
@@ -17,6 +18,7 @@ from training.distributed import Process, wait_for_main
 from training.paths import RunPaths
 from training.records import (
     DataRecord,
+    EpochPart,
     RunRecord,
     current_commit,
     describe_hardware,
@@ -77,8 +79,10 @@ def _check_same(
         )
 
 
-def load_last(trainer: Trainer, paths: RunPaths, record: RunRecord) -> float:
-    """Take up the last checkpoint; gives the best validation accuracy so far."""
+def load_last(
+    trainer: Trainer, paths: RunPaths, record: RunRecord
+) -> tuple[float, EpochPart | None]:
+    """Take up the last checkpoint; gives the best validation accuracy, and the epoch in hand."""
     meta = read_meta(paths.last)
     load_weights(paths.last, trainer.model)
     load_optimizer(paths.last, trainer.optimizer, trainer.scheduler)
@@ -87,7 +91,7 @@ def load_last(trainer: Trainer, paths: RunPaths, record: RunRecord) -> float:
             f"a run's record and checkpoint must agree; got {len(record.epochs)} and "
             f"{meta.epoch} epochs in {paths.folder}. Delete the folder and train it again."
         )
-    return meta.best_top1
+    return meta.best_top1, meta.part
 
 
 def save_epoch(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float) -> float:
@@ -95,6 +99,27 @@ def save_epoch(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float
     top1 = record.epochs[-1].val_top1
     is_best = top1 is not None and top1 >= best
     best = max(best, top1 or 0.0)
+    written = (paths.best, paths.last) if is_best else (paths.last,)
+    _save(trainer, paths, record, best, written=written)
+    return best
+
+
+def save_part(
+    trainer: Trainer, paths: RunPaths, record: RunRecord, best: float, part: EpochPart
+) -> None:
+    """Write record and checkpoint between two steps of an epoch."""
+    _save(trainer, paths, record, best, part=part, written=(paths.last,))
+
+
+def _save(
+    trainer: Trainer,
+    paths: RunPaths,
+    record: RunRecord,
+    best: float,
+    *,
+    part: EpochPart | None = None,
+    written: tuple[Path, ...],
+) -> None:
     if trainer.process.is_main:
         meta = CheckpointMeta(
             config=trainer.config,
@@ -102,9 +127,10 @@ def save_epoch(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float
             classes=record.data.classes,
             epoch=len(record.epochs),
             best_top1=best,
+            part=part,
         )
         record.save(paths.record)
-        for path in (paths.best, paths.last) if is_best else (paths.last,):
+        for path in written:
             save_checkpoint(
                 path,
                 meta,
@@ -113,4 +139,3 @@ def save_epoch(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float
                 scheduler=trainer.scheduler,
             )
     wait_for_main(trainer.process)
-    return best

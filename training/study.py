@@ -10,7 +10,8 @@ from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
 from training.distributed import Process
-from training.loop import OnEpoch, OnProgress, fit
+from training.epoch import OnProgress
+from training.loop import OnEpoch, fit
 from training.model import candidate_indices
 from training.paths import RunPaths
 from training.records import RunRecord

@@ -1,24 +1,38 @@
 import errno
 import io
+import re
+import shlex
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.cli import main as pipeline_main
 from pipeline.errors import (
     CheckpointError,
     ConfigError,
     DivergedError,
     DownloadError,
     ImageError,
+    PreemptedRunError,
     RejectsError,
     SourceError,
     SrpError,
     StoppedRunError,
     VerificationError,
 )
-from pipeline.terminal import BYTES, Commands, console, printable, progress_bars
+from pipeline.terminal import (
+    BYTES,
+    EXIT_STATUSES,
+    Commands,
+    console,
+    printable,
+    progress_bars,
+)
+from training.cli import main as training_main
 
 STATUSES = {
     SrpError: 1,
@@ -30,6 +44,7 @@ STATUSES = {
     VerificationError: 3,
     RejectsError: 4,
     StoppedRunError: 130,
+    PreemptedRunError: 75,
 }
 
 
@@ -58,15 +73,64 @@ def test_an_expected_failure_is_one_line_on_stderr_and_its_status(
     kind: type[SrpError], status: int
 ) -> None:
     result = fail_with(kind("rule; got\nvalue.  Fix."))
-    assert result.stderr == "error: rule; got value. Fix.\n"
+    resume = " Resume with: main work" if issubclass(kind, StoppedRunError) else ""
+    assert result.stderr == f"error: rule; got value. Fix.{resume}\n"
     assert result.stdout == ""
     assert result.exit_code == status
 
 
 def test_an_interruption_says_how_to_go_on() -> None:
     result = fail_with(KeyboardInterrupt())
-    assert result.stderr == "error: interrupted. Run the same command again to go on.\n"
+    assert result.stderr == "error: interrupted. Resume with: main work\n"
     assert result.exit_code == 130
+
+
+def test_a_sigterm_unwinds_and_says_how_to_go_on() -> None:
+    unwound = []
+
+    @click.group(cls=Commands)
+    def main() -> None:
+        pass
+
+    @main.command()
+    @click.argument("names", nargs=-1)
+    @click.option("--resume", is_flag=True)
+    def work(names: tuple[str, ...], resume: bool) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            unwound.append((names, resume))
+
+    before = signal.getsignal(signal.SIGTERM)
+    for typed in (["work", "a b", "c"], ["work", "--resume", "a b", "c"]):
+        result = CliRunner().invoke(main, typed)
+        again = shlex.join(typed if "--resume" in typed else [*typed, "--resume"])
+        assert result.stderr == f"error: stopped by SIGTERM. Resume with: main {again}\n"
+        assert result.exit_code == 75
+    assert unwound == [(("a b", "c"), False), (("a b", "c"), True)]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_under_torchrun_one_process_speaks_and_names_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    said = fail_with(PreemptedRunError("saved."))
+    assert said.stderr.endswith("Resume with: torchrun --nproc-per-node 2 -m training work\n")
+    monkeypatch.setenv("RANK", "1")
+    silent = fail_with(PreemptedRunError("saved."))
+    assert (silent.stderr, silent.exit_code) == ("", 75)
+
+
+@pytest.mark.parametrize("program", [pipeline_main, training_main])
+def test_the_statuses_are_in_the_help_and_in_the_readme(program: click.Group) -> None:
+    told = set(re.findall(r"\b(\d+) ", EXIT_STATUSES))
+    assert told == {"0"} | {str(status) for status in STATUSES.values()}
+    shown = " ".join(CliRunner().invoke(program, ["--help"]).output.split())
+    assert EXIT_STATUSES in shown
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert told == set(re.findall(r"^\| (\d+) \|", readme, re.MULTILINE))
 
 
 @pytest.mark.parametrize(

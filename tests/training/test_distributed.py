@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.errors import ConfigError
@@ -50,33 +51,81 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_to_type() -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def together(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
-    """A run that two real processes trained, five images a step and process."""
-    output = tmp_path_factory.mktemp("together")
+def train_together(
+    shards: Path, output: Path, name: str, *extra: str, stop_at: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Train with two real processes, five images a step and process.
+
+    `stop_at` sends the second process alone a SIGTERM in that step.
+    """
+    program = ["-m", "training"]
+    if stop_at is not None:
+        script = output / "stopped.py"
+        script.write_text(
+            "import os, signal, sys\n"
+            "from training import epoch\n"
+            "from training.cli import main\n"
+            "real = epoch.train_step\n"
+            "def train_step(trainer, batch, *, step):\n"
+            f"    if step == {stop_at} and os.environ['RANK'] == '1':\n"
+            "        signal.raise_signal(signal.SIGTERM)\n"
+            "    return real(trainer, batch, step=step)\n"
+            "epoch.train_step = train_step\n"
+            "sys.exit(main())\n"
+        )
+        program = [str(script)]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "training", "from", str(scene_shards), "--output", str(output)),
-        *("--experiment", "two", "--model", "test_resnet", "--epochs", "1", "--batch-size", "5"),
-        *("--lr", "0.02", "--no-amp", "--device", "cpu", "--workers", "1"),
+        *(*program, "from", str(shards), "--output", str(output)),
+        *("--experiment", name, "--model", "test_resnet", "--epochs", "2", "--batch-size", "2"),
+        *("--lr", "0.02", "--no-amp", "--device", "cpu", *extra),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=output, env=environment, capture_output=True, text=True, timeout=240
     )
+
+
+@pytest.fixture(scope="module")
+def together(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A run that two real processes trained."""
+    output = tmp_path_factory.mktemp("together")
+    done = train_together(scene_shards, output, "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run: ") == 1  # rank 0 alone prints
     return RunPaths(folder=output / "two")
 
 
+def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
+    together: RunPaths, scene_shards: Path
+) -> None:
+    output, paths = together.folder.parent, RunPaths(folder=together.folder.parent / "broken")
+    stopped = train_together(scene_shards, output, "broken", stop_at=20)  # of epoch 2, the fourth
+    assert stopped.returncode != 0  # torchrun has a status of its own
+    assert stopped.stderr.count("error: stopped at step 10 of epoch 2, and saved, in ") == 1
+    assert "Resume with: torchrun --nproc-per-node 2 -m training from " in stopped.stderr
+    meta = read_meta(paths.last)
+    assert meta.part is not None
+    assert (meta.epoch, meta.part.step, len(meta.part.sums)) == (1, 10, 2)
+    resumed = train_together(scene_shards, output, "broken", "--resume", "--workers", "1")
+    assert resumed.returncode == 0, resumed.stderr
+    for file in ("last", "best", "table"):
+        first, second = (load_file(getattr(run, file)) for run in (together, paths))
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), file
+    ours, theirs = (load_record(run.record) for run in (together, paths))
+    assert [(e.train_loss, e.train_top1, e.val_top1) for e in ours.epochs] == [
+        (e.train_loss, e.train_top1, e.val_top1) for e in theirs.epochs
+    ]
+
+
 def test_two_processes_leave_one_record_of_equal_steps(together: RunPaths) -> None:
-    assert sorted(together.folder.parent.rglob("record.json")) == [together.record]
+    assert sorted(together.folder.rglob("record.json")) == [together.record]
     record = load_record(together.record)
     assert record.world_size == 2
-    assert len(record.epochs) == 1
+    assert len(record.epochs) == 2
     with safetensors.safe_open(together.last, framework="pt") as file:
         fields = json.loads(file.metadata()["srp"])
-    assert fields["scheduler"]["last_epoch"] == 70 // (5 * 2)
+    assert fields["scheduler"]["last_epoch"] == 2 * (70 // (2 * 2))
 
 
 def test_two_processes_evaluate_each_sample_of_the_split_once(

@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -120,7 +121,8 @@ def test_an_estimate_that_was_interrupted_goes_on_and_ends_in_the_same_figures(
     with monkeypatch.context() as patch:
         patch.setattr(headroom_run, stage, interrupted)
         line = one_line(srp_train(*command), status=130)
-    assert line == "interrupted. Run the same command again to go on."
+    assert line.startswith("interrupted. Resume with: ")
+    assert line.endswith(shlex.join(map(str, command)))
     assert srp_train(*command).stdout == estimated[1].stdout
 
 

@@ -1,5 +1,7 @@
 import json
+import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError, DivergedError
-from training import loop, resume
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    PreemptedRunError,
+    StoppedRunError,
+)
+from training import epoch, loop, resume
 from training.checkpoint import load_weights, read_meta
 from training.config import TrainConfig
 from training.data import Batch, Shards
 from training.distributed import Process
+from training.epoch import Progress
 from training.evaluate import make_table
-from training.loop import Progress
 from training.model import StepOutput
 from training.paths import RunPaths
 from training.records import EpochRecord, RunRecord, load_record
@@ -76,6 +84,115 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
         assert_same_tensors(getattr(broken, file), getattr(unbroken, file))
 
 
+def signal_at(
+    monkeypatch: pytest.MonkeyPatch, at_step: int, number: signal.Signals = signal.SIGTERM
+) -> None:
+    """Send this process a signal in the middle of a step, counted from 0 over the run."""
+    real = epoch.train_step
+
+    def signalled(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
+        if step == at_step:
+            signal.raise_signal(number)
+        return real(trainer, batch, step=step)
+
+    monkeypatch.setattr(epoch, "train_step", signalled)
+
+
+@pytest.mark.parametrize("at_step", range(8))  # four steps an epoch
+def test_a_run_that_is_stopped_at_any_step_goes_on_there_bit_for_bit(
+    at_step: int, unbroken: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config, paths = tiny(epochs=2), RunPaths(folder=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(patch, at_step)
+        with pytest.raises(PreemptedRunError) as caught:
+            train(config, paths.folder)
+    epochs, last_step = divmod(at_step, 4)
+    steps = last_step + 1
+    if at_step == 7:  # nothing is left but the table, without which the epoch is saved
+        epochs, steps = 2, 0
+    where = f"step {steps} of epoch {epochs + 1}" if steps else f"the end of epoch {epochs}"
+    assert str(caught.value) == f"stopped at {where}, and saved, in {paths.folder}."
+    meta = read_meta(paths.last)
+    assert (meta.epoch, meta.part.step if meta.part else 0) == (epochs, steps)
+    with monkeypatch.context() as patch:
+        real, seen = epoch.train_step, []
+        patch.setattr(epoch, "train_step", lambda *a, **k: (seen.append(k), real(*a, **k))[1])
+        resumed = train(replace(config, workers=1), paths.folder, resume=True)
+    assert len(seen) == 8 - (at_step + 1)
+    whole_paths, whole = unbroken
+    assert without_times(resumed) == without_times(whole)
+    for file in ("last", "best", "table"):
+        assert_same_tensors(getattr(paths, file), getattr(whole_paths, file))
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    train: Train, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunPaths, RunRecord]:
+    paths = RunPaths(folder=tmp_path_factory.mktemp("unbroken") / "run")
+    return paths, train(tiny(epochs=2), paths.folder)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_as_an_unbroken_one(
+    unbroken: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config, paths = tiny(epochs=2), RunPaths(folder=tmp_path / "run")
+    for at_step in range(8):
+        with monkeypatch.context() as patch:
+            signal_at(patch, at_step, signal.SIGINT)
+            with pytest.raises(StoppedRunError) as caught:
+                train(config, paths.folder, resume=True)
+        assert caught.value.exit_status == 130
+    resumed = train(config, paths.folder, resume=True)
+    assert without_times(resumed) == without_times(unbroken[1])
+    assert_same_tensors(paths.last, unbroken[0].last)
+
+
+def test_a_stop_when_it_has_validated_keeps_the_epoch(
+    unbroken: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config, paths = tiny(epochs=2), RunPaths(folder=tmp_path / "run")
+
+    def stop(now: Progress) -> None:
+        if now.stage == "val":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(PreemptedRunError, match="stopped at the end of epoch 1, and saved"):
+        train(config, paths.folder, on_progress=stop)
+    meta = read_meta(paths.last)
+    assert (meta.epoch, meta.part) == (1, None)
+    resumed = train(config, paths.folder, resume=True)
+    assert without_times(resumed) == without_times(unbroken[1])
+    assert_same_tensors(paths.last, unbroken[0].last)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(
+    tiny: Tiny, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = epoch.train_step, []
+
+    def signalled(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            steps.append(number)
+            signal.raise_signal(number)
+        return real(trainer, batch, step=step)
+
+    monkeypatch.setattr(epoch, "train_step", signalled)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run")
+    assert len(steps) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_no_signal_is_noted_on_another_thread(tiny: Tiny, train: Train, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, tiny(), tmp_path / "run").result().evaluation is not None
+
+
 def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
     tiny: Tiny, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +217,7 @@ def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
 def test_a_finished_run_is_not_trained_again(
     finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "train_step", None)
+    monkeypatch.setattr(loop, "train_epoch", None)
     paths, record = finished
     again = train(tiny(epochs=2), paths.folder, resume=True)
     assert again == record == load_record(paths.record)
@@ -172,7 +289,7 @@ def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
 
 def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> None:
     """Turn a weight into a NaN just before or just after a step."""
-    real = loop.train_step
+    real = epoch.train_step
 
     def poisoned(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
         weight = next(trainer.model.classifier.parameters())
@@ -183,13 +300,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> No
             weight.data.fill_(float("nan"))
         return output
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(epoch, "train_step", poisoned)
 
 
 @pytest.mark.parametrize(
     ("before", "at_step", "message"),
     [
-        (True, 4, "the training loss must stay a number; got nan by step 4 of epoch 2. "),
+        (True, 5, "the training loss must stay a number; got nan for "),
         (False, 7, "weights must stay numbers; got others in classifier."),
     ],
     ids=["a loss", "the last step's weights"],
@@ -211,10 +328,16 @@ def test_a_nan_never_replaces_a_good_checkpoint(
         train(config, paths.folder)
     assert message in str(caught.value)
     assert str(caught.value).endswith(
-        "of epoch 2. The checkpoint before it is kept. Train again under another --experiment with "
+        f" at step {at_step - 3} of epoch 2. The checkpoint before it is kept. Train again under another --experiment with "
         "a lower --lr or with --clip-grad 1."
     )
     assert read_meta(paths.last).epoch == 1
+    assert paths.diverged.exists() == before
+    if before:
+        keys = json.loads(paths.diverged.read_text())["keys"]
+        assert len(keys) == 16
+        assert set(keys) <= set(opened.reader("train").keys)
+        assert f"for {', '.join(keys[:4])} and 12 more at step" in str(caught.value)
     model = build_model(config, opened, alone)
     load_weights(paths.last, model)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 
 from training.config import TrainConfig
-from training.loop import Progress
+from training.epoch import Progress
 from training.progress import StudyBars, run_reporters
 from training.records import EpochRecord
 from training.study import Run

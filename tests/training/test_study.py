@@ -12,7 +12,8 @@ from training.arms import PROFILES, Arm, Profile, compare
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distributed import Process
-from training.loop import OnEpoch, OnProgress
+from training.epoch import OnProgress
+from training.loop import OnEpoch
 from training.paths import RunPaths
 from training.records import RunRecord, load_record
 from training.study import Run, plan_runs, run_study
