@@ -6,10 +6,10 @@ one is complete.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -23,6 +23,10 @@ from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
 FORMAT = "srp-shards/2"
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
+LARGEST_PX = 1 << 16  # of a side: what JPEG can hold
+_NO_DIGEST = b"0" * 64  # stands in the place of the digest while it is taken
+_DIGEST = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
+_HEAD_BYTES = 256  # within which the digest is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +135,14 @@ def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
 
 
 def to_json(manifest: Manifest) -> str:
-    """Write a manifest; equal manifests give equal text."""
+    """Write a manifest; equal manifests give equal text.
+
+    It holds its own SHA-256, taken with zeros in the digest's place.
+    """
     plan = manifest.spec.plan()
     head = {
         "format": FORMAT,
+        "manifest_sha256": _NO_DIGEST.decode(),
         "fingerprint": manifest.fingerprint,
         "lossy": manifest.spec.pixel_codec().is_lossy,
         "spec": asdict(manifest.spec),
@@ -154,7 +162,25 @@ def to_json(manifest: Manifest) -> str:
     shards = ",\n".join(
         json.dumps(shard_to_json(shard), separators=(",", ":")) for shard in manifest.shards
     )
-    return f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return text.replace(_NO_DIGEST.decode(), digest, 1)
+
+
+def _check_digest(data: bytes) -> None:
+    """Check a manifest's digest of itself; those of before the format had one have none.
+
+    Raises:
+        ValueError: If a byte has changed.
+    """
+    found = _DIGEST.search(data, 0, _HEAD_BYTES)
+    if found is None:
+        return
+    start, end = found.span(1)
+    digest = hashlib.sha256(data[:start] + _NO_DIGEST)
+    digest.update(memoryview(data)[end:])
+    if digest.hexdigest().encode() != found[1]:
+        raise ValueError(f"a SHA-256 of {digest.hexdigest()}, not {found[1].decode()}")
 
 
 class _Format(msgspec.Struct):
@@ -170,12 +196,26 @@ class _Head(msgspec.Struct):
     """A manifest whose shards have not been read yet."""
 
     fingerprint: str
-    spec: dict[str, Any]
+    spec: DataSpec
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     splits: dict[str, _Counts]
     rejects: tuple[Reject, ...]
     shards: list[msgspec.Raw]
+
+
+def _check_spec(spec: DataSpec) -> None:
+    """Refuse what no build writes, before memory is taken for it.
+
+    Raises:
+        ValueError: If a field is out of its range.
+    """
+    for name, value, known in (("layout", spec.layout, LAYOUTS), ("codec", spec.codec, CODECS)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r}")
+    if not 0 < spec.glimpse_size <= spec.crop_size <= spec.canvas_size <= LARGEST_PX:
+        sizes = f"{spec.glimpse_size}, {spec.crop_size} and {spec.canvas_size}"
+        raise ValueError(f"glimpses, crops and canvases of {sizes} px")
 
 
 def from_json(text: str | bytes) -> Manifest:
@@ -185,18 +225,17 @@ def from_json(text: str | bytes) -> Manifest:
         ConfigError: If another version of the format wrote it.
         OverflowError, RecursionError, TypeError, ValueError: If it is not one.
     """
-    version = msgspec.json.decode(text, type=_Format).format
+    data = text.encode() if isinstance(text, str) else text
+    version = msgspec.json.decode(data, type=_Format).format
     if version != FORMAT:
         raise ConfigError(
             f"shards must be of the format {FORMAT}; got {version!r}. "
             "Use the version of srp that wrote them, or build them again."
         )
-    head = msgspec.json.decode(text, type=_Head)
-    spec = DataSpec(**head.spec)
-    if spec.layout not in LAYOUTS:
-        raise ValueError(f"layout {spec.layout!r}")
-    if spec.codec not in CODECS:
-        raise ValueError(f"codec {spec.codec!r}")
+    _check_digest(data)
+    head = msgspec.json.decode(data, type=_Head)
+    spec = head.spec
+    _check_spec(spec)
     suffixes = suffixes_of(spec)
     manifest = Manifest(
         spec=spec,

@@ -24,7 +24,7 @@ from pipeline.manifest import Manifest
 from pipeline.resample import Pixels
 from pipeline.schema import LABEL, Sample, decode_sample
 from pipeline.shard import SampleRecord, ShardRecord
-from pipeline.tar import TAR_BLOCK, tar_header, tar_padding
+from pipeline.tar import TAR_BLOCK, TAR_END, tar_header, tar_padding
 
 _SPARE_FILES = 64  # file descriptors that the rest of a process needs
 
@@ -87,11 +87,12 @@ class IndexedReader:
         """Make what belongs to this process alone."""
         self._maps: dict[int, Pixels] = {}
         self._addresses: dict[int, int] = {}
+        self._times_ns: dict[int, int] = {}
         self._is_checked_N = np.zeros(len(self), bool)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_maps", "_addresses", "_is_checked_N", "_lock")
+        own = ("_maps", "_addresses", "_times_ns", "_is_checked_N", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,6 +124,7 @@ class IndexedReader:
         """
         number, record = self._record(index)
         shard = self._shards[number]
+        self._look_at_file(number)
         data = self._check(number, record)
         start = record.offset
         members = {
@@ -144,12 +146,15 @@ class IndexedReader:
         """Find the members of some samples, checking each sample when it is first asked for.
 
         The check covers every byte of the sample, headers and padding included; a sample that
-        passed it is not checked again by this reader.
+        passed it is checked again by this reader only where its shard's file has changed since.
 
         Raises:
             VerificationError: If a sample's bytes are not those that were written.
         """
         rows_B = np.asarray(indices_B, np.int64)
+        shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
+        for number in set(shards_B.tolist()):
+            self._look_at_file(number)
         for index in rows_B[~self._is_checked_N[rows_B]].tolist():
             number, record = self._record(index)
             self._check_members(number, record)
@@ -160,7 +165,6 @@ class IndexedReader:
             sizes.append(sizes_N[rows_B])
             offsets.append(position_B + TAR_BLOCK)
             position_B = offsets[-1] + sizes[-1] + tar_padding(sizes[-1])
-        shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         return Located(shards_B, np.stack(offsets), np.stack(sizes))
 
     def place_of(self, index: int) -> str:
@@ -186,6 +190,21 @@ class IndexedReader:
         if number not in self._addresses:
             self._addresses[number] = self.shard_bytes(number).ctypes.data
         return self._addresses[number]
+
+    def _look_at_file(self, number: int) -> None:
+        """Check that a shard is as long as ever, since reading past its end would kill the process.
+
+        Where it was written to since the last look, its samples count as unchecked.
+
+        Raises:
+            VerificationError: If it is missing or has another length.
+        """
+        shard = self._shards[number]
+        time_ns = check_length(self._folder, shard)
+        if self._times_ns.setdefault(number, time_ns) != time_ns:
+            end = int(self._ends_S[number])
+            self._is_checked_N[end - len(shard.samples) : end] = False
+            self._times_ns[number] = time_ns
 
     def _map(self, number: int) -> Pixels:
         with self._lock:
@@ -270,26 +289,40 @@ def _allow_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
 
 
-def check_length(folder: Path, shard: ShardRecord) -> None:
+def check_length(folder: Path, shard: ShardRecord) -> int:
     """Check that a shard is there with its full length.
+
+    Returns:
+        When it was written to, nanoseconds of the system's clock.
 
     Raises:
         VerificationError: If it is not.
     """
     path = folder / shard.name
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         raise VerificationError(
             f"every shard of the manifest must be there; got none at {path}. "
             "Run the same srp-data build-shards command again to rebuild it."
         ) from None
+    size = found.st_size
     if size != shard.num_bytes:
         raise VerificationError(
             f"a shard must have the length that was written; got {size} bytes, not "
-            f"{shard.num_bytes}, in {path} (broken from offset {min(size, shard.num_bytes)}). "
+            f"{shard.num_bytes}, in {path} (broken from offset {_break_of(shard, size)}). "
             "Run the same srp-data build-shards command again to rebuild it."
         )
+    return found.st_mtime_ns
+
+
+def _break_of(shard: ShardRecord, size: int) -> str:
+    """Say where a shard of another length is broken, and in which sample."""
+    offset = min(size, shard.num_bytes)
+    row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1
+    if row < 0 or offset >= shard.num_bytes - len(TAR_END):
+        return f"{offset}, past its samples"
+    return f"{offset}, sample {shard.samples.key(row)}"
 
 
 def changed_bytes(where: str) -> VerificationError:

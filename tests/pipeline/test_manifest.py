@@ -39,7 +39,9 @@ def folder(canvas_shards: Path, tmp_path: Path) -> Path:
 
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / manifests.FILE_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    fields = json.loads(path.read_text())
+    del fields["manifest_sha256"]
+    path.write_text(json.dumps(fields | changes))
 
 
 def test_a_manifest_comes_back_as_it_was_and_equal_ones_give_equal_text(shards: Path) -> None:
@@ -100,7 +102,7 @@ def test_a_manifest_from_before_codecs_is_one_of_raw_canvases(
     fields = json.loads((folder / manifests.FILE_NAME).read_text())
     for name in LATER:
         del fields["spec"][name]
-    del fields["lossy"]
+    del fields["lossy"], fields["manifest_sha256"]
     (folder / manifests.FILE_NAME).write_text(json.dumps(fields))
     assert manifests.load(folder) == manifests.load(canvas_shards)
 
@@ -184,6 +186,38 @@ def test_a_head_that_does_not_agree_is_refused(change: dict[str, Any], folder: P
     edit(folder, **change)
     with pytest.raises(VerificationError, match="a manifest must be whole"):
         manifests.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"canvas_size": 10**12}, "glimpses, crops and canvases of 32, 112 and 1000000000000 px"),
+        ({"glimpse_size": -4}, "glimpses, crops and canvases of -4, 112 and 168 px"),
+        ({"crop_size": 169}, "glimpses, crops and canvases of 32, 169 and 168 px"),
+        ({"jpeg_quality": "x"}, "Expected `int | null`, got `str`"),
+    ],
+)
+def test_sizes_and_kinds_that_no_build_writes_are_refused(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    spec = json.loads((folder / manifests.FILE_NAME).read_text())["spec"]
+    edit(folder, spec=spec | changes)
+    with pytest.raises(VerificationError) as caught:
+        manifests.load(folder)
+    assert message in str(caught.value)
+
+
+def test_a_bit_that_flips_anywhere_is_found_or_changes_nothing(folder: Path) -> None:
+    path = folder / manifests.FILE_NAME
+    data, whole = path.read_bytes(), manifests.load(folder)
+    found = 0
+    for position in range(0, len(data), 7):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        try:
+            assert manifests.load(folder) == whole
+        except (ConfigError, VerificationError):
+            found += 1
+    assert found > len(range(0, len(data), 7)) - 10  # all but those in the digest's own name
 
 
 def test_an_unknown_layout_is_refused(folder: Path) -> None:

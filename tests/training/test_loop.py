@@ -328,8 +328,8 @@ def test_a_nan_never_replaces_a_good_checkpoint(
         train(config, paths.folder)
     assert message in str(caught.value)
     assert str(caught.value).endswith(
-        f" at step {at_step - 3} of epoch 2. The checkpoint before it is kept. Train again under another --experiment with "
-        "a lower --lr or with --clip-grad 1."
+        f" at step {at_step - 3} of epoch 2. The checkpoint before it is kept. Train again under "
+        "another --experiment with a lower --lr or with --clip-grad 1."
     )
     assert read_meta(paths.last).epoch == 1
     assert paths.diverged.exists() == before
