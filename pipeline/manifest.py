@@ -6,7 +6,6 @@ one is complete.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,15 +17,15 @@ from pipeline.config import CODECS, LAYOUTS
 from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.schema import member_suffixes, npy_shapes
+from pipeline.seal import NO_DIGEST, check_seal, seal
 from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
 
 FORMAT = "srp-shards/2"
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 LARGEST_PX = 1 << 16  # of a side: what JPEG can hold
-_NO_DIGEST = b"0" * 64  # stands in the place of the digest while it is taken
-_DIGEST = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
-_HEAD_BYTES = 256  # within which the digest is looked for
+DIGEST = "manifest_sha256"
+_HEAD_BYTES = 256  # within which the digest lies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +136,12 @@ def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
 def to_json(manifest: Manifest) -> str:
     """Write a manifest; equal manifests give equal text.
 
-    It holds its own SHA-256, taken with zeros in the digest's place.
+    It holds its own SHA-256; see `pipeline.seal`.
     """
     plan = manifest.spec.plan()
     head = {
         "format": FORMAT,
-        "manifest_sha256": _NO_DIGEST.decode(),
+        DIGEST: NO_DIGEST,
         "fingerprint": manifest.fingerprint,
         "lossy": manifest.spec.pixel_codec().is_lossy,
         "spec": asdict(manifest.spec),
@@ -163,24 +162,7 @@ def to_json(manifest: Manifest) -> str:
         json.dumps(shard_to_json(shard), separators=(",", ":")) for shard in manifest.shards
     )
     text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return text.replace(_NO_DIGEST.decode(), digest, 1)
-
-
-def _check_digest(data: bytes) -> None:
-    """Check a manifest's digest of itself; those of before the format had one have none.
-
-    Raises:
-        ValueError: If a byte has changed.
-    """
-    found = _DIGEST.search(data, 0, _HEAD_BYTES)
-    if found is None:
-        return
-    start, end = found.span(1)
-    digest = hashlib.sha256(data[:start] + _NO_DIGEST)
-    digest.update(memoryview(data)[end:])
-    if digest.hexdigest().encode() != found[1]:
-        raise ValueError(f"a SHA-256 of {digest.hexdigest()}, not {found[1].decode()}")
+    return seal(text.encode(), DIGEST).decode()
 
 
 class _Format(msgspec.Struct):
@@ -232,7 +214,7 @@ def from_json(text: str | bytes) -> Manifest:
             f"shards must be of the format {FORMAT}; got {version!r}. "
             "Use the version of srp that wrote them, or build them again."
         )
-    _check_digest(data)
+    check_seal(data, DIGEST, within=_HEAD_BYTES)
     head = msgspec.json.decode(data, type=_Head)
     spec = head.spec
     _check_spec(spec)

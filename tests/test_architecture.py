@@ -36,6 +36,7 @@ SEAM = {
     "pipeline.remote",
     "pipeline.resample",
     "pipeline.schema",
+    "pipeline.seal",
     "pipeline.shard",
     "pipeline.store",
     "pipeline.stream",

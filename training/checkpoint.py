@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,11 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline.durable import write_file
 from pipeline.errors import CheckpointError
 from pipeline.manifest import DataSpec, Manifest
+from pipeline.seal import NO_DIGEST, check_seal, seal
 from training.config import TrainConfig, config_from_json, config_to_json
 from training.paths import RunPaths
 from training.records import EpochPart
 
 FORMAT = "srp-checkpoint/1"
+DIGEST = "srp_sha256"
 CLASSIFIER = "classifier."  # before the names of its tensors
 PARTS = (CLASSIFIER, "proposer.")
 GROUP = "group"  # before the number of a parameter group, in the names of its tensors
@@ -76,7 +78,8 @@ def save_checkpoint(
         "scheduler": _plain(scheduler.state_dict()),
     }
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_file(path, save(contiguous, metadata={"srp": json.dumps(fields)}))
+    metadata = {"srp": json.dumps(fields), DIGEST: NO_DIGEST}
+    write_file(path, seal(save(contiguous, metadata=metadata), DIGEST))
 
 
 def _split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,7 +115,7 @@ def read_meta(path: Path) -> CheckpointMeta:
     Raises:
         CheckpointError: If there is none or it is damaged.
     """
-    fields = _fields(path)
+    fields, _ = _read(path)
     try:
         return CheckpointMeta(
             config=config_from_json(fields["config"]),
@@ -122,7 +125,7 @@ def read_meta(path: Path) -> CheckpointMeta:
             best_top1=float(fields["best_top1"]),
             part=_part(fields.get("part")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -133,19 +136,27 @@ def _part(fields: dict[str, Any] | None) -> EpochPart | None:
     return EpochPart(**{**fields, "sums": sums})
 
 
-def _fields(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what a checkpoint says of itself, and its tensors, once no byte of it has changed."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            fields: dict[str, Any] = json.loads(file.metadata()["srp"])
+        data = path.read_bytes()
+        header_bytes = 8 + int.from_bytes(data[:8], "little")  # as the format has it
+        check_seal(data, DIGEST, within=header_bytes)
+        tensors = load(data)  # which finds a header that does not fit the file
+        metadata = json.loads(data[8:header_bytes])["__metadata__"]
+        fields: dict[str, Any] = json.loads(metadata["srp"])
         if fields["format"] != FORMAT:
             raise ValueError(f"format {fields['format']!r}")
-        return fields
+        return fields, tensors
     except FileNotFoundError:
         raise CheckpointError(
             f"a run must have a checkpoint; got none at {path}. "
             "Name the folder of a run, such as runs/whole, or train one: srp-train from SHARDS"
         ) from None
-    except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
+    except (
+        KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError,
+        safetensors.SafetensorError,
+    ) as error:  # fmt: skip
         raise _damaged(path, error) from error
 
 
@@ -211,20 +222,20 @@ def load_optimizer(path: Path, optimizer: Optimizer, scheduler: LRScheduler) -> 
     Raises:
         CheckpointError: If they do not fit.
     """
-    fields = _fields(path)
+    fields, tensors = _read(path)
     entries: dict[int, dict[str, Any]] = {}
-    groups = fields["optimizer"]["param_groups"]
-    loaded = {**_tensors(path, "optimizer."), **fields["optimizer"]["numbers"]}
-    for name, value in loaded.items():
-        index, _, entry = name.partition(".")
-        if index.startswith(GROUP):
-            groups[int(index.removeprefix(GROUP))][entry] = value
-        else:
-            entries.setdefault(int(index), {})[entry] = value
     try:
+        groups = fields["optimizer"]["param_groups"]
+        loaded = {**_below(tensors, "optimizer."), **fields["optimizer"]["numbers"]}
+        for name, value in loaded.items():
+            index, _, entry = name.partition(".")
+            if index.startswith(GROUP):
+                groups[int(index.removeprefix(GROUP))][entry] = value
+            else:
+                entries.setdefault(int(index), {})[entry] = value
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
         scheduler.load_state_dict(fields["scheduler"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     _lay_like_weights(optimizer)
 
@@ -238,13 +249,14 @@ def _lay_like_weights(optimizer: Optimizer) -> None:
 
 
 def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    try:
-        loaded = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _damaged(path, error) from error
+    _, tensors = _read(path)
+    return _below(tensors, prefix)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value
-        for name, value in loaded.items()
+        for name, value in tensors.items()
         if name.startswith(prefix)
     }
 

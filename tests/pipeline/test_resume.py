@@ -98,7 +98,7 @@ def test_an_interrupted_build_says_how_to_go_on_and_leaves_no_partial_file(
     out = tmp_path / "out"
     status, output = break_off(image_tree, out, signal.SIGINT)
     assert status == 130
-    assert "error: interrupted. Run the same command again to go on." in output
+    assert "error: interrupted. Resume with: " in output
     assert "Traceback" not in output
     assert not list(out.rglob("*.partial"))
     assert_no_partial_shard(out, unbroken)
