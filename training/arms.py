@@ -194,12 +194,11 @@ def tuned() -> TrainConfig:
     is chance, while the map stayed as sure of itself.
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
-    --proposer-channels 8,16,32,32 --position-prior --initial-checkpoint RUN --lr 0.03
-    --proposer-lr 0 --tau-start 0.5`, RUN a distilled run.
+    --proposer-channels 8,16,32,32 --initial-checkpoint RUN --lr 0.03 --proposer-lr 0
+    --tau-start 0.5`, RUN a distilled run.
     """
     return TrainConfig(
-        policy="straight-through", position_prior=True, lr=0.03, proposer_lr=0.0, tau_start=0.5,
-        **MAP,
+        policy="straight-through", lr=0.03, proposer_lr=0.0, tau_start=0.5, **MAP,
     )  # fmt: skip
 
 
@@ -237,16 +236,16 @@ def choosing() -> Iterator[Arm]:
     yield Arm(name="whole", config=whole(), rounds=2)
     yield Arm(name="centre", config=centre(), rounds=2)
     yield Arm(name=RANDOM, config=random_of_all())
-    fitted = _distilled(**MAP, position_prior=True)
+    fitted = _distilled(**MAP)
     yield fitted
-    yield Arm(name="tuned-map-prior-g112", config=tuned(), begins_with=fitted.name)
+    yield Arm(name="tuned-map-g112", config=tuned(), begins_with=fitted.name)
     for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", (32, 64))):
         for side in sides:
             yield _distilled(proposer=kind, glimpse_size=side)
-    yield _distilled(**MAP)
+    yield _distilled(**MAP, position_prior=True)
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
-        yield _distilled(**MAP, position_prior=True, candidates=candidates)
+        yield _distilled(**MAP, candidates=candidates)
     yield Arm(name="straight-through-map-g112", config=by_map(), rounds=2, random_rounds=1)
 
 
