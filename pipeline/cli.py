@@ -150,22 +150,45 @@ def _print_counts(manifest: "Manifest") -> None:
     type=click.IntRange(1),
     help="Threads, each checking whole shards.",
 )
-def verify(shards: str, workers: int) -> None:
+@click.option(
+    "--all/--changed",
+    "reads_all",
+    default=False,
+    show_default=True,
+    help="Read every shard, or those that were written to since they were found whole.",
+)
+@click.option(
+    "--repair",
+    type=click.Path(path_type=Path),
+    metavar="SOURCE",
+    help="Build damaged shards again from SOURCE first, with the manifest's options.  "
+    "[default: build nothing]",
+)
+def verify(shards: str, workers: int, reads_all: bool, repair: Path | None) -> None:
     """Check every byte, and decode every sample.
 
     SHARDS is a folder of shards, or its address: http, https, s3 or gs. Its manifest says what
-    every byte must be.
+    every byte must be. Shards that were found whole before and were not written to since are not
+    read again, unless --all is given.
     """
     from pipeline.verify import verify as verify_shards
 
+    if repair is not None:
+        _repair(shards, repair, workers)
     with progress_bars("samples/s") as bars:
         report = stages(bars)
         verdict = verify_shards(
             shards,
             workers=workers,
+            reads_all=reads_all,
             on_progress=lambda done, total: report("verifying", done, total),
         )
     manifest = verdict.manifest
+    if verdict.unread:
+        _note(
+            f"{len(verdict.unread)} of {len(manifest.shards)} shards were found whole before and "
+            "not written to since; --all reads them again"
+        )
     for name in verdict.unnamed:
         _note(f"passed over {name}: not in the manifest")
     for split, num_sources in manifest.num_sources.items():
@@ -285,6 +308,16 @@ def download(name: str, output: Path) -> None:
             name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
         )
     click.echo(str(path))
+
+
+def _repair(shards: str, source: Path, workers: int) -> None:
+    from pipeline.repair import repair
+
+    with progress_bars("images/s") as bars:
+        result = repair(Path(shards), source, workers=workers, on_progress=stages(bars))
+    rebuilt = [s.name for s in result.manifest.shards if s.name not in result.reused]
+    for name in rebuilt:
+        _note(f"built {name} again")
 
 
 def _note(text: str) -> None:

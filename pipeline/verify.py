@@ -16,6 +16,7 @@ from pipeline.shard import ShardRecord
 from pipeline.store import LocalStore, Source, Store, open_store
 from pipeline.stream import Stream
 from pipeline.tar import TAR_END
+from pipeline.verified import load_stamps, save_stamps, stamp
 from pipeline.writer import sha256_of
 
 _POLL_S = 0.1
@@ -30,19 +31,29 @@ class Verdict:
         manifest: That it was checked against.
         unnamed: Tars of a local folder that the manifest does not name, and so do not exist for a
             reader.
+        unread: Names of shards that an earlier verification found whole, and that were not written
+            to since.
     """
 
     folder: Path | str
     manifest: Manifest
     unnamed: tuple[str, ...]
+    unread: tuple[str, ...]
 
 
-def verify(shards: Path | str, *, workers: int, on_progress: Callable[[int, int], None]) -> Verdict:
+def verify(
+    shards: Path | str,
+    *,
+    workers: int,
+    reads_all: bool = True,
+    on_progress: Callable[[int, int], None],
+) -> Verdict:
     """Verify a folder of shards, by index where it is local, else as a stream.
 
     Args:
         shards: The folder, or one that holds it, or an address.
         workers: Threads.
+        reads_all: Whether to read what an earlier verification found whole as well.
         on_progress: Told of samples done and to do.
 
     Raises:
@@ -50,24 +61,53 @@ def verify(shards: Path | str, *, workers: int, on_progress: Callable[[int, int]
     """
     store = open_store(shards)
     manifest = store.load_manifest()
-    faults = _find_faults(store, manifest, workers=workers, on_progress=on_progress)
-    if faults:
-        raise VerificationError(
-            f"{len(faults)} of {len(manifest.shards)} shards are damaged. " + " | ".join(faults)
+    if isinstance(store, LocalStore):
+        return _verify_folder(
+            store, manifest, workers=workers, reads_all=reads_all, on_progress=on_progress
         )
-    _check_counts(manifest)
-    if not isinstance(store, LocalStore):
-        return Verdict(folder=store.address, manifest=manifest, unnamed=())
+    faults = _find_faults(store, manifest, workers=workers, on_progress=on_progress)
+    _raise_faults(manifest, faults)
+    return Verdict(folder=store.address, manifest=manifest, unnamed=(), unread=())
+
+
+def _verify_folder(
+    store: LocalStore,
+    manifest: Manifest,
+    *,
+    workers: int,
+    reads_all: bool,
+    on_progress: Callable[[int, int], None],
+) -> Verdict:
+    """Verify the shards of a folder that have been written to since, and note those found whole."""
     folder = store.folder
+    # Taken before reading: a shard that is written to meanwhile counts as changed the next time.
+    stamps = {shard.name: found for shard in manifest.shards if (found := stamp(folder, shard))}
+    known = {} if reads_all else load_stamps(folder)
+    unread = tuple(name for name, found in stamps.items() if known.get(name) == found)
+    rest = replace(manifest, shards=tuple(s for s in manifest.shards if s.name not in unread))
+    faults = _find_faults(store, rest, workers=workers, on_progress=on_progress)
+    damaged = {shard.name for shard, fault in zip(rest.shards, faults, strict=True) if fault}
+    save_stamps(folder, ((name, at) for name, at in stamps.items() if name not in damaged))
+    _raise_faults(manifest, faults)
     named = {shard.name for shard in manifest.shards}
     unnamed = tuple(sorted(path.name for path in folder.glob("*.tar") if path.name not in named))
-    return Verdict(folder=folder, manifest=manifest, unnamed=unnamed)
+    return Verdict(folder=folder, manifest=manifest, unnamed=unnamed, unread=unread)
+
+
+def _raise_faults(manifest: Manifest, faults: list[str | None]) -> None:
+    """End where there are any, or where images are not accounted for."""
+    found = [fault for fault in faults if fault]
+    if found:
+        raise VerificationError(
+            f"{len(found)} of {len(manifest.shards)} shards are damaged. " + " | ".join(found)
+        )
+    _check_counts(manifest)
 
 
 def _find_faults(
     store: Store, manifest: Manifest, *, workers: int, on_progress: Callable[[int, int], None]
-) -> list[str]:
-    """Verify every shard; say what is wrong with each that is damaged, in order."""
+) -> list[str | None]:
+    """Verify every shard; say in order what is wrong with each, or None."""
     num_done = [0] * len(manifest.shards)  # each thread counts in its own places
     total = sum(len(shard.samples) for shard in manifest.shards)
     on_progress(0, total)
@@ -79,7 +119,7 @@ def _find_faults(
         while pending:
             _, pending = wait(pending, timeout=_POLL_S)
             on_progress(sum(num_done), total)
-        return [fault for future in futures if (fault := future.result())]
+        return [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import manifest as manifests
+from pipeline import verified
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.verify import Verdict, verify
 
@@ -72,6 +74,46 @@ def test_a_flipped_byte_behind_the_last_sample_is_found(from_end: int, own: Path
     offset = shard.num_bytes - 1024
     with pytest.raises(VerificationError, match=rf"{shard.name}, whose .* from offset {offset}"):
         check(own)
+
+
+def again(folder: Path) -> Verdict:
+    return verify(folder, workers=2, reads_all=False, on_progress=lambda _done, _total: None)
+
+
+def test_what_was_found_whole_is_read_again_only_where_it_was_written_to(own: Path) -> None:
+    names = tuple(shard.name for shard in manifests.load(own).shards)
+    assert again(own).unread == ()
+    assert again(own).unread == names
+    assert check(own).unread == ()
+    flip(own / names[0], 700)
+    with pytest.raises(VerificationError, match=rf"1 of {len(names)} shards are .*{names[0]}"):
+        again(own)
+    with pytest.raises(VerificationError, match=names[0]):
+        again(own)  # it does not pass for whole because it has not changed since
+    flip(own / names[0], 700)
+    assert again(own).unread == names[1:]
+
+
+def test_a_damaged_or_foreign_note_of_what_was_whole_is_no_note(own: Path) -> None:
+    again(own)
+    note = own / ".verified.json"
+    for data in (b"{", b"[1]", b'{"train-000000.tar": 1}', b"\xff"):
+        note.write_bytes(data)
+        assert again(own).unread == ()
+    moved = own.rename(own.with_name("moved"))
+    copied = shutil.copytree(moved, moved.with_name("copied"))  # other files: times and inodes
+    assert again(copied).unread == ()
+
+
+def test_a_folder_that_cannot_be_written_to_is_verified_all_the_same(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(verified, "write_file", refuse)
+    assert again(own).unread == ()
+    assert again(own).unread == ()
 
 
 def test_a_missing_shard_is_found(own: Path) -> None:

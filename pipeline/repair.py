@@ -1,0 +1,69 @@
+"""Build again what is broken in a folder of shards, with the options that its manifest names."""
+
+import re
+from pathlib import Path
+
+from pipeline import manifest as manifests
+from pipeline.build import BuildResult, build
+from pipeline.config import BuildConfig
+from pipeline.errors import VerificationError
+from pipeline.manifest import DataSpec
+from pipeline.sources import Progress
+
+
+def repair(shards: Path, source: Path, *, workers: int, on_progress: Progress) -> BuildResult:
+    """Build the damaged shards of a folder again; whole ones are left as they are.
+
+    Args:
+        shards: The folder, or one that holds it; its manifest must be whole.
+        source: What the shards were built from.
+        workers: Processes.
+        on_progress: Told of the stage, and of images or shards done and to do.
+
+    Raises:
+        ConfigError: If the source or the libraries are not those of the shards.
+        VerificationError: If the source's images have other bytes than they had.
+    """
+    folder = manifests.find(shards)
+    before = manifests.load(folder)
+    config = config_of(
+        before.spec, source=source, out=folder, workers=workers, max_rejects=len(before.rejects)
+    )
+    result = build(config, on_progress=on_progress)
+    digests = {shard.name: shard.sha256 for shard in before.shards}
+    changed = [s.name for s in result.manifest.shards if digests.get(s.name) != s.sha256]
+    if changed:
+        raise VerificationError(
+            f"shards must be repaired from the images that they were built from; got others in "
+            f"{source}, so {', '.join(changed)} hold other samples now. The folder is whole, and "
+            "is another data set: train from the start, or repair it from the first source."
+        )
+    return result
+
+
+def config_of(
+    spec: DataSpec, *, source: Path, out: Path, workers: int, max_rejects: int
+) -> BuildConfig:
+    """Give the options of a build that its spec is of.
+
+    Args:
+        spec: Of the manifest.
+        source: To build from.
+        out: Folder of the shards.
+        workers: Processes.
+        max_rejects: Unusable images that are allowed.
+    """
+    device = re.search(r"^dali \S+ on (\w+)", spec.decoder)
+    jpeg = (
+        {"jpeg_quality": spec.jpeg_quality, "jpeg_subsampling": spec.jpeg_subsampling}
+        if spec.codec == "jpeg"
+        else {}
+    )
+    return BuildConfig(
+        source=source, out=out, workers=workers, max_rejects=max_rejects,
+        canvas_size=spec.canvas_size, crop_size=spec.crop_size, glimpse_size=spec.glimpse_size,
+        candidates=spec.candidates, layout=spec.layout, codec=spec.codec,
+        decoder=spec.decoder.partition(" ")[0], device=device[1] if device else "cpu",
+        draft=spec.decoder.endswith(", draft"), exif=spec.exif, max_pixels=spec.max_pixels,
+        shard_mib=spec.shard_mib, limit=spec.limit, seed=spec.seed, **jpeg,  # type: ignore[arg-type]
+    )  # fmt: skip

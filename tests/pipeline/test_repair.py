@@ -1,0 +1,101 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import manifest as manifests
+from pipeline.build import _data_spec  # what a spec says of a config
+from pipeline.config import BuildConfig
+from pipeline.repair import config_of
+
+
+@pytest.fixture
+def built(image_tree: Path, srp_data: Any, tmp_path: Path) -> tuple[Path, Path]:
+    source = shutil.copytree(image_tree, tmp_path / "images")
+    out = tmp_path / "shards"
+    command = ["build-shards", source, out, "--canvas-size", 24, "--crop-size", 16]
+    result = srp_data(*map(str, [*command, "--glimpse-size", 8, "--workers", 1]))
+    assert result.exit_code == 0, result.stderr
+    return source, out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != ".verified.json"
+    }
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_damaged_shards_are_built_again_byte_for_byte_and_the_others_are_left(
+    damage: str, built: tuple[Path, Path], srp_data: Any
+) -> None:
+    source, out = built
+    before = contents(out)
+    shard = out / "train-000000.tar"
+    other = (out / "val-000000.tar").stat().st_mtime_ns
+    data = shard.read_bytes()
+    if damage == "gone":
+        shard.unlink()
+    else:
+        position = len(data) // 2
+        flipped = bytes([data[position] ^ 1]) + data[position + 1 :]
+        shard.write_bytes(data[:position] + (flipped if damage == "flipped" else b""))
+    assert srp_data("verify", str(out)).exit_code == 3
+    result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "built train-000000.tar again" in result.stderr
+    assert "val-000000.tar" not in result.stderr
+    assert contents(out) == before
+    assert (out / "val-000000.tar").stat().st_mtime_ns == other
+
+
+def test_another_source_is_refused_and_nothing_is_changed(
+    built: tuple[Path, Path], srp_data: Any
+) -> None:
+    source, out = built
+    (out / "train-000000.tar").unlink()
+    before = contents(out)
+    sorted((source / "train").glob("*/*"))[0].unlink()
+    result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert contents(out) == before
+
+
+def test_images_of_other_bytes_are_told(built: tuple[Path, Path], srp_data: Any) -> None:
+    source, out = built
+    (out / "train-000000.tar").unlink()
+    image = sorted((source / "train").glob("*/*.JPEG"))[0]
+    data = bytearray(image.read_bytes())
+    data[-100] ^= 255
+    image.write_bytes(data)
+    result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
+    assert result.exit_code == 3
+    assert "got others in" in result.stderr
+    assert "train-000000.tar hold other samples now" in result.stderr
+    assert srp_data("verify", str(out)).exit_code == 0  # the folder is whole
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options"),
+    [
+        ("pillow 13.0.0, libjpeg-turbo 3.2.0, simplejpeg 1.9.0", {}),
+        ("pillow 13.0.0, libjpeg-turbo 3.2.0, simplejpeg 1.9.0, draft", {"draft": True}),
+        ("pillow-simd 9.5.0, libjpeg-turbo 3.2.0", {"decoder": "pillow-simd"}),
+        ("dali 2.3 on gpu, pillow 13.0.0", {"decoder": "dali", "device": "gpu"}),
+        ("dali 2.3 on cpu, pillow 13.0.0", {"decoder": "dali"}),
+        ("pillow 13.0.0", {"codec": "jpeg", "jpeg_quality": 80, "jpeg_subsampling": "4:2:0"}),
+    ],
+)
+def test_a_spec_gives_the_options_that_it_is_of(decoder: str, options: dict[str, Any]) -> None:
+    config = BuildConfig(
+        source=Path("in"), out=Path("out"), workers=3, max_rejects=2, seed=5, limit=9,
+        candidates="full+grid3", **options,
+    )  # fmt: skip
+    spec = _data_spec(config, decoder=decoder)
+    found = config_of(spec, source=Path("in"), out=Path("out"), workers=3, max_rejects=2)
+    assert found == config
+    assert manifests.DataSpec(**vars(spec)) == spec
