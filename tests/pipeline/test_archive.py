@@ -121,23 +121,30 @@ def test_a_device_is_refused(kind: bytes, tmp_path: Path) -> None:
     assert "got the device or pipe 'root/train/cat/b.JPEG' in" in message
 
 
-def old_sparse(size: int) -> bytes:
-    """Give a file of GNU's first sparse form: no bytes here, zeros on the disk."""
+def old_sparse(size: int, *, num_more: int = 0) -> bytes:
+    """Give a file of GNU's first sparse form: no bytes here, zeros on the disk.
+
+    With `num_more` blocks its map goes on, the last of them says, after the end of the archive.
+    """
     block = bytearray(header("root/train/cat/b.JPEG", tarfile.GNUTYPE_SPARSE))
+    block[482] = num_more > 0
     block[483:495] = f"{size:011o}\0".encode()
     block[148:156] = b" " * 8
     block[148:156] = f"{sum(block):06o}\0 ".encode()
-    return bytes(block)
+    more = bytes(504) + b"\1" + bytes(7)
+    return bytes(block) + more * num_more
 
 
+SPARSE_1 = pax(
+    GNU__sparse__major="1", GNU__sparse__minor="0", GNU__sparse__realsize=str(1 << 40)
+)  # fmt: skip
 SPARSE = {
     "old": old_sparse(1 << 32),
+    "old, map without end": old_sparse(1 << 32, num_more=100),
     "0.0": pax(GNU__sparse__size=str(1 << 40)) + member("root/train/cat/b.JPEG", b"x"),
     "0.1": pax(GNU__sparse__map="0,1", size="1") + member("root/train/cat/b.JPEG", b"x"),
-    "1.0": pax(
-        GNU__sparse__major="1", GNU__sparse__minor="0", GNU__sparse__realsize=str(1 << 40)
-    )
-    + member("root/train/cat/b.JPEG", b"1\n0\n1\n".ljust(BLOCK, b"\0") + b"x"),
+    "1.0": SPARSE_1 + member("root/train/cat/b.JPEG", b"1\n0\n1\n".ljust(BLOCK, b"\0") + b"x"),
+    "1.0, map without end": SPARSE_1 + member("root/train/cat/b.JPEG", b"9999999\n" + b"0\n" * 999),
 }  # fmt: skip
 
 
