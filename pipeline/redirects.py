@@ -103,8 +103,6 @@ class _Connector(aiohttp.TCPConnector):
         trail = _trail.get()
         trail.host, trail.is_proxied = req.url.host or "", req.proxy is not None
         refusal = _refusal("an address inside a private network", req.url, trail.start)
-        if trail.is_proxied and self._is_outside(trail) and await _is_inner(req.url):
-            raise refusal
         try:
             connection = await super().connect(req, traces, timeout)
         except aiohttp.ClientConnectorError as error:

@@ -35,6 +35,11 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     places: Places
     asked: list[str]
+    num_connections = 0
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        self.num_connections += 1
+        return True
 
     @property
     def url(self) -> str:
@@ -112,7 +117,7 @@ def test_a_redirect_into_a_private_network_is_not_followed(
     public.places = {"/a": (header, f"{private.url}/secret")}
     with pytest.raises(DownloadError, match=REFUSED.format(f"{private.url}/secret", public.url)):
         fetch(f"{public.url}/a")
-    assert private.asked == []
+    assert private.num_connections == 0
 
 
 @pytest.mark.parametrize("header", ["Location", "URI"])
@@ -127,7 +132,7 @@ def test_a_detour_over_public_servers_changes_nothing(
     with pytest.raises(DownloadError, match="inside a private network"):
         fetch(f"{public.url}/a")
     assert public.asked == ["/a", "/b", "/c"]
-    assert private.asked == []
+    assert private.num_connections == 0
 
 
 def test_a_private_server_may_lead_on_but_nobody_leads_back_in(
@@ -187,7 +192,7 @@ def test_a_name_that_leads_inside_is_not_followed(
     public.places = {"/a": ("Location", target)}
     with pytest.raises(DownloadError, match=REFUSED.format(target, public.url)):
         fetch(f"{public.url}/a")
-    assert private.asked == []
+    assert private.num_connections == 0
 
 
 def test_a_name_that_means_another_address_the_second_time_is_not_followed(
@@ -209,7 +214,7 @@ def test_a_name_that_means_another_address_the_second_time_is_not_followed(
     with pytest.raises(DownloadError, match=REFUSED.format(f"{url}/secret", url)):
         with_session(ask)
     assert public.asked == ["/close"]
-    assert private.asked == []
+    assert private.num_connections == 0
 
 
 def test_of_a_names_addresses_only_those_outside_are_taken(
@@ -229,11 +234,11 @@ def test_behind_a_proxy_the_names_are_looked_up_and_the_proxy_may_be_private(
     answers |= {"outside.test": [[PUBLIC]], "inside.test": [[PRIVATE]]}
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", private.url)
-    assert fetch("http://outside.test/a") == "content"
+    assert fetch(*["http://outside.test/close"] * 2) == "content"
     private.places = {"http://outside.test/b": ("URI", "http://inside.test/secret")}
     with pytest.raises(DownloadError, match="inside a private network"):
         fetch("http://outside.test/b")
-    assert private.asked == ["http://outside.test/a", "http://outside.test/b"]
+    assert private.asked == ["http://outside.test/close"] * 2 + ["http://outside.test/b"]
 
 
 def test_a_shard_that_is_led_inside_is_one_line_and_not_tried_again(
