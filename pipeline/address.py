@@ -1,5 +1,6 @@
 """Where shards may lie: a folder of this machine, or an address of one of a few schemes."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,14 @@ def parse_address(text: str) -> Path | RemoteFolder:
         raise _refused(text, "a space or a control character")
     rest = text[match.end(1) + len("://") :]
     return _local(text, rest) if scheme == "file" else _remote(text, scheme, rest)
+
+
+def is_inner(address: str) -> bool:
+    """Whether an IP address is this machine's, or of a network that the internet cannot reach."""
+    number = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(number, ipaddress.IPv6Address):
+        number = number.ipv4_mapped or number.sixtofour or number
+    return not number.is_global
 
 
 def _local(text: str, rest: str) -> Path:

@@ -194,7 +194,7 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None) -> N
     for split, num_sources in manifest.num_sources.items():
         num_samples = manifest.num_samples(split)
         click.echo(
-            f"{split}: {num_samples} samples of {num_sources} images, "
+            f"{printable(split)}: {num_samples} samples of {num_sources} images, "
             f"{num_sources - num_samples} rejected, in {len(manifest.of_split(split))} shards: ok"
         )
     total = sum(manifest.num_samples(split) for split in manifest.splits)

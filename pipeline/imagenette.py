@@ -5,6 +5,8 @@ Source: https://github.com/fastai/imagenette. Sizes are those of fastai's own ta
 checksums.tsv`, and of imagewoof2* from the data set registry of FastAI.jl.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -12,18 +14,17 @@ import re
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, build_opener
 
 from pipeline.durable import sync_folder
 from pipeline.errors import ConfigError, DownloadError, VerificationError
+from pipeline.trusted import TrustedRedirects, is_trusted
 
 BASE_URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 TIMEOUT_S = 10.0
 CHUNK_BYTES = 1 << 18
-LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 
 
 class Archive(NamedTuple):
@@ -108,7 +109,7 @@ def download(
     if name not in ARCHIVES:
         raise ConfigError(f"NAME must be one of {', '.join(ARCHIVES)}; got {name!r}.")
     archive, url = ARCHIVES[name], f"{base_url.rstrip('/')}/{name}.tgz"
-    if not _is_trusted(url):
+    if not is_trusted(url):
         raise ConfigError(f"the base URL must be https; got {base_url}. Write https://...")
     path = out / f"{name}.tgz"
     if path.exists():
@@ -117,16 +118,42 @@ def download(
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{name}.tgz.part"
     report = on_progress or (lambda _done, _total: None)
-    if not part.exists() or part.stat().st_size != archive.num_bytes:
-        _fetch(url, part, archive, report)
-    try:
-        _check_digest(part, archive, fix="It was removed; run the same command again.")
-    except VerificationError:
-        part.unlink()
-        raise
-    part.replace(path)
+    with _alone(part):
+        if part.stat().st_size != archive.num_bytes:
+            _fetch(url, part, archive, report)
+        try:
+            _check_digest(part, archive, fix="It was removed; run the same command again.")
+        except VerificationError:
+            part.unlink()
+            raise
+        part.replace(path)
     sync_folder(out)
     return path
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Keep other downloads off a part; make it if absent. The lock ends with its process.
+
+    Raises:
+        DownloadError: If another download has it.
+    """
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:
+            raise DownloadError(
+                f"one download at a time may write a file; got another at work on {part}. "
+                "Wait until it is done, or name another folder with --output."
+            )
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
 
 
 def _fetch(url: str, part: Path, archive: Archive, report: Callable[[int, int], None]) -> None:
@@ -159,7 +186,7 @@ def _open(url: str, *, start: int) -> tuple[http.client.HTTPResponse, int]:
     headers = {"Range": f"bytes={start}-"} if start else {}
     request = Request(url, headers=headers)  # noqa: S310 - download() let only https through
     try:
-        response = build_opener(_TrustedRedirects).open(request, timeout=TIMEOUT_S)
+        response = build_opener(TrustedRedirects).open(request, timeout=TIMEOUT_S)
     except HTTPError as error:
         error.close()
         if start and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -219,30 +246,6 @@ def _check_digest(path: Path, archive: Archive, *, fix: str) -> None:
         raise VerificationError(
             f"the archive's SHA-256 must be {archive.sha256}; got {sha256} in {path}. {fix}"
         )
-
-
-def _is_trusted(url: str) -> bool:
-    """Whether a URL is https, or http on this machine, as in tests and local mirrors."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
-
-
-class _TrustedRedirects(HTTPRedirectHandler):
-    """Follow no redirect to where a download may not start from."""
-
-    def redirect_request(
-        self,
-        req: Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> Request | None:
-        if not _is_trusted(newurl):
-            fp.close()
-            raise _unreachable(req.full_url, f"a redirect to {newurl}, which is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _unreachable(url: str, reason: str) -> DownloadError:

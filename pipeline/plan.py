@@ -1,5 +1,6 @@
 """Which image goes to which shard: a pure, seeded decision."""
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +10,16 @@ import numpy as np
 
 from pipeline.codecs import Codec
 from pipeline.crops import CropPlan
+from pipeline.errors import SourceError
 from pipeline.schema import ShardSpec
 from pipeline.tar import TAR_BLOCK, TAR_END
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")
 _META = re.compile(r"^__+")  # readers of the webdataset library skip __NAME__ as metadata
+_DIGEST = re.compile(r"-[0-9a-f]{12}$")
 _KEY_LIMIT = 80  # leaves room for the longest suffix in a ustar name of 100 bytes
+
+MAX_IMAGE_BYTES = 1 << 30  # more than any image of --max-pixels should have; a sparse file has more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class SourceImage:
         class_name: Its class folder.
         size: Of the image's bytes.
         file: Local file that holds the bytes.
-        offset: Where in that file they begin.
+        offset: Where in that file they begin; None if they are all of it.
     """
 
     path: str
@@ -36,13 +41,23 @@ class SourceImage:
     class_name: str
     size: int
     file: str
-    offset: int
+    offset: int | None
 
     def read(self) -> bytes:
-        """Read the image's bytes, not yet decoded."""
+        """Read the image's bytes, not yet decoded.
+
+        Raises:
+            OSError: If they cannot be read, are too many, or not as many as were listed.
+        """
+        if self.size > MAX_IMAGE_BYTES:
+            raise OSError(errno.EFBIG, f"{self.size} bytes are more than {MAX_IMAGE_BYTES}")
         with open(self.file, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+            file.seek(self.offset or 0)
+            data = file.read(self.size)
+            is_longer = self.offset is None and bool(file.read(1))
+        if len(data) != self.size or is_longer:
+            raise OSError(errno.ESTALE, "the file changed after it was listed")
+        return data
 
 
 Planned = tuple[ShardSpec, tuple[SourceImage, ...]]
@@ -53,18 +68,29 @@ def assign_keys(paths: Iterable[str]) -> dict[str, str]:
     """Give each path of one split a key that is safe in a tar and unique in any file system.
 
     A key is the path without its split and suffix. Where that has an unsafe character, is too
-    long, or equals another but for case, a digest of the path is appended.
+    long, ends like a digest, or equals another but for case, a digest of the path is appended.
+
+    Raises:
+        SourceError: If two digests are equal, as only a search for such names would find.
     """
     plain = {path: path.split("/", 1)[1].rpartition(".")[0] for path in paths}
     counts: dict[str, int] = {}
     for stem in plain.values():
         counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
-    keys = {}
+    keys: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for path, stem in plain.items():
         safe = _META.sub("_", _UNSAFE.sub("_", stem))
-        if safe != stem or len(safe) > _KEY_LIMIT or counts[stem.casefold()] > 1:
+        is_own = safe == stem and len(safe) <= _KEY_LIMIT and not _DIGEST.search(stem.casefold())
+        if not is_own or counts[stem.casefold()] > 1:
             digest = hashlib.sha256(path.encode()).hexdigest()[:12]
             safe = f"{safe[: _KEY_LIMIT - 13]}-{digest}"
+        owner = owners.setdefault(safe.casefold(), path)
+        if owner != path:
+            raise SourceError(
+                f"every image must have a key of its own; got {safe} for {owner} and for {path}. "
+                "Rename one of them."
+            )
         keys[path] = safe
     return keys
 

@@ -1,19 +1,20 @@
 """Find, check and list the source images: a folder of class folders, or a .tgz of one."""
 
-import lzma
 import os
 import shutil
+import stat
 import tarfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from pipeline.archive import one_line, read_members
 from pipeline.durable import named_errors
 from pipeline.errors import SourceError
-from pipeline.plan import SourceImage
+from pipeline.plan import MAX_IMAGE_BYTES, SourceImage
 
 SPLITS = ("train", "val")
 IMAGE_SUFFIXES = frozenset(
@@ -39,6 +40,14 @@ class Source:
     passed_over: tuple[str, ...]
 
 
+class _Found(NamedTuple):
+    """What was found so far."""
+
+    images: list[SourceImage]
+    classes: set[tuple[str, str]]
+    passed_over: list[str]
+
+
 def open_source(source: Path, *, scratch: Path, on_progress: Progress) -> Source:
     """List a source's images.
 
@@ -50,13 +59,12 @@ def open_source(source: Path, *, scratch: Path, on_progress: Progress) -> Source
 
     Raises:
         SourceError: If the source is missing, damaged, hostile or laid out otherwise.
+        OSError: If a folder of it cannot be listed.
     """
     require_source(source)
     if source.is_dir():
-        found, classes, passed_over = _list_folder(source)
-    else:
-        found, classes, passed_over = _list_archive(source, scratch, on_progress)
-    return _check(source, found, classes, passed_over)
+        return _check(source, _list_folder(source))
+    return _check(source, _list_archive(source, scratch, on_progress))
 
 
 def require_source(source: Path) -> None:
@@ -72,114 +80,118 @@ def require_source(source: Path) -> None:
         )
 
 
-def _list_folder(root: Path) -> tuple[list[SourceImage], set[tuple[str, str]], list[str]]:
-    images, classes, passed_over = [], set(), []
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.name not in SPLITS or not entry.is_dir():
-            passed_over.append(entry.name)
-            continue
-        for below in sorted(os.scandir(entry), key=lambda below: below.name):
-            if not below.is_dir():
-                passed_over.append(f"{entry.name}/{below.name}")
+def _list_folder(root: Path) -> _Found:
+    found = _Found([], set(), [])
+    splits = []
+    for entry in _entries(root):
+        if entry.name in SPLITS and os.path.isdir(entry):
+            splits.append(entry)
+        else:
+            found.passed_over.append(entry.name)
+    above = {_identity(path) for path in (root, *root.resolve().parents, *splits)}
+    for split in splits:
+        for entry in _entries(split):
+            if not os.path.isdir(entry) or _identity(entry) in above:
+                found.passed_over.append(f"{split.name}/{entry.name}")
                 continue
-            classes.add((entry.name, _text(below.name)))
-            for path in _files_below(Path(below.path)):
-                relative = path.relative_to(root).as_posix()
-                if path.suffix.lower() not in IMAGE_SUFFIXES or _is_device(path):
-                    passed_over.append(relative)
-                    continue
-                images.append(
-                    SourceImage(
-                        path=_text(relative),
-                        split=entry.name,
-                        class_name=_text(below.name),
-                        size=path.stat().st_size if path.exists() else 0,
-                        file=str(path.absolute()),
-                        offset=0,
-                    )
-                )
-    return images, classes, passed_over
+            found.classes.add((split.name, spelt_out(entry.name)))
+            for path in _files_below(entry, found, root, seen=set(above)):
+                _take_file(path, found, root)
+    return found
 
 
-def _text(name: str) -> str:
-    """Spell out the bytes of a name that are no UTF-8; JSON cannot hold them."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _entries(folder: Path) -> list[Path]:
+    """List a folder in the order of names, links last; one that cannot be read is an error."""
+    with os.scandir(folder) as entries:
+        in_order = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    return [folder / entry.name for entry in in_order]
 
 
-def _files_below(folder: Path) -> Iterable[Path]:
-    for parent, _, names in os.walk(folder):  # links to folders are not followed: no loops
-        for name in names:
-            yield Path(parent, name)
+def _identity(folder: Path) -> tuple[int, int]:
+    """Tell a folder from every other, by whichever link it is reached."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
-def _is_device(path: Path) -> bool:
-    """Whether reading might never end; a broken link is no device and becomes a rejection."""
-    return path.exists() and not path.is_file()
+def _files_below(
+    folder: Path, found: _Found, root: Path, *, seen: set[tuple[int, int]]
+) -> Iterator[Path]:
+    """Walk a class folder, and links to folders too; each folder once, so that no loop is endless.
 
-
-def _list_archive(
-    archive: Path, scratch: Path, on_progress: Progress
-) -> tuple[list[SourceImage], set[tuple[str, str]], list[str]]:
-    images: list[SourceImage] = []
-    classes: set[tuple[str, str]] = set()
-    passed_over: list[str] = []
-    try:
-        with named_errors(scratch), archive.open("rb") as raw, scratch.open("wb") as out:
-            for tar, member in _members(raw, archive.stat().st_size, on_progress):
-                parts = _safe_parts(member, archive)
-                in_split = bool(parts) and parts[0] in SPLITS
-                if in_split and len(parts) >= (2 if member.isdir() else 3):
-                    classes.add((parts[0], _text(parts[1])))
-                if member.isdir():
-                    continue
-                image = _copy_image(tar, member, parts, out)
-                if image is None:
-                    passed_over.append(member.name)
-                else:
-                    images.append(image)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's, not the archive's
-        reason = str(error).split("\n")[0].rstrip(":")  # tarfile adds a line for each compression
-        raise SourceError(
-            f"an archive must be a whole .tgz; got {type(error).__name__}: {reason} in {archive}. "
-            "Fetch it again."
-        ) from error
-    return images, classes, passed_over
-
-
-def _members(
-    raw: BinaryIO, total: int, on_progress: Progress
-) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Read an archive front to back, to its very end.
-
-    tarfile takes a damaged header for the end, and its stream mode checks no digest of gzip's,
-    so the end of both is looked for here.
+    Args:
+        folder: To walk.
+        found: Told of the links to folders that were walked before.
+        root: That paths are relative to.
+        seen: Folders that were walked, or that this one lies in.
     """
-    with tarfile.open(fileobj=raw, mode="r:*") as tar:
-        for member in tar:
-            on_progress("reading the archive", raw.tell(), total)
-            yield tar, member
-        file = tar.fileobj
-        if file is not None:
-            file.seek(tar.offset)
-            if any(file.read(tarfile.BLOCKSIZE)) or file.tell() == tar.offset:
-                raise tarfile.ReadError(f"no end of the archive at offset {tar.offset}")
-            while file.read(1 << 20):
-                pass
-    on_progress("reading the archive", total, total)
+    waiting = [folder]
+    while waiting:
+        inner = waiting.pop()
+        if _identity(inner) in seen:
+            found.passed_over.append(inner.relative_to(root).as_posix())
+            continue
+        seen.add(_identity(inner))
+        folders = []
+        for entry in _entries(inner):
+            if os.path.isdir(entry):
+                folders.append(entry)
+            else:
+                yield entry
+        waiting += reversed(folders)
 
 
-def _safe_parts(member: tarfile.TarInfo, archive: Path) -> tuple[str, ...]:
-    """Give a member's path below the folder that holds train/ and val/."""
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        raise SourceError(
-            f"paths in an archive must stay inside it; got {member.name!r} in {archive}. "
-            "Do not trust this archive."
+def _take_file(path: Path, found: _Found, root: Path) -> None:
+    """Note a file as an image if it is one by its name.
+
+    One that is not there, such as behind a broken link, is noted too: reading it says why not.
+    """
+    relative = path.relative_to(root)
+    try:
+        status = path.stat()
+    except OSError:
+        status = None
+    is_device = status is not None and not stat.S_ISREG(status.st_mode)  # may never end
+    if path.suffix.lower() not in IMAGE_SUFFIXES or is_device:
+        found.passed_over.append(relative.as_posix())
+        return
+    found.images.append(
+        SourceImage(
+            path=spelt_out(relative.as_posix()),
+            split=relative.parts[0],
+            class_name=spelt_out(relative.parts[1]),
+            size=status.st_size if status else 0,
+            file=str(path.absolute()),
+            offset=None,
         )
-    has_root = path.parts[:1] and path.parts[0] not in SPLITS
-    return path.parts[1:] if has_root else path.parts
+    )
+
+
+def spelt_out(name: str) -> str:
+    r"""Spell out the bytes of a name that are no UTF-8, as `\xff`; JSON cannot hold them.
+
+    A backslash becomes two, so that no other name can be spelt the same.
+    """
+    doubled = name.replace("\\", "\\\\")
+    return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _list_archive(archive: Path, scratch: Path, on_progress: Progress) -> _Found:
+    found = _Found([], set(), [])
+    on_bytes = partial(on_progress, "reading the archive")
+    members = read_members(archive, splits=SPLITS, on_bytes=on_bytes)
+    with one_line(archive), named_errors(scratch), scratch.open("wb") as out:
+        for tar, member, parts in members:
+            in_split = bool(parts) and parts[0] in SPLITS
+            if in_split and len(parts) >= (2 if member.isdir() else 3):
+                found.classes.add((parts[0], spelt_out(parts[1])))
+            if member.isdir():
+                continue
+            image = _copy_image(tar, member, parts, out)
+            if image is None:
+                found.passed_over.append(member.name)
+            else:
+                found.images.append(image)
+    return found
 
 
 def _copy_image(
@@ -196,23 +208,20 @@ def _copy_image(
     if file is None:
         return None
     offset = out.tell()
-    shutil.copyfileobj(file, out)
+    if member.size <= MAX_IMAGE_BYTES:  # else reading it says so
+        shutil.copyfileobj(file, out)
     return SourceImage(
-        path=_text("/".join(parts)),
+        path=spelt_out("/".join(parts)),
         split=parts[0],
-        class_name=_text(parts[1]),
+        class_name=spelt_out(parts[1]),
         size=member.size,
         file=out.name,
         offset=offset,
     )
 
 
-def _check(
-    source: Path,
-    found: list[SourceImage],
-    classes: set[tuple[str, str]],
-    passed_over: list[str],
-) -> Source:
+def _check(source: Path, found: _Found) -> Source:
+    images, classes = found.images, found.classes
     names = tuple(sorted({name for _, name in classes}))
     for split in SPLITS:
         missing = [name for name in names if (split, name) not in classes]
@@ -226,13 +235,13 @@ def _check(
                 f"every class must be in train/ and in val/; got no {split}/{missing[0]} in "
                 f"{source}. Add the folder, or remove the class from the other split."
             )
-    twice = [path for path, count in Counter(image.path for image in found).items() if count > 1]
+    twice = [path for path, count in Counter(image.path for image in images).items() if count > 1]
     if twice:
         raise SourceError(
             f"every image must be in an archive once; got {twice[0]} more than once in {source}. "
             "Pack it again from one folder."
         )
-    filled = {(image.split, image.class_name) for image in found}
+    filled = {(image.split, image.class_name) for image in images}
     for split, name in sorted(classes):
         if (split, name) not in filled:
             raise SourceError(
@@ -241,6 +250,8 @@ def _check(
             )
     return Source(
         classes=names,
-        images={split: tuple(image for image in found if image.split == split) for split in SPLITS},
-        passed_over=tuple(passed_over),
+        images={
+            split: tuple(image for image in images if image.split == split) for split in SPLITS
+        },
+        passed_over=tuple(found.passed_over),
     )

@@ -144,8 +144,15 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """Put a text that may hold file names on one line that any terminal can take."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    """Put a text that may hold file names on one line that says to a terminal what it says to us.
+
+    What is not printable is spelt out: escape sequences, which terminals obey, marks that turn the
+    direction of writing, and bytes that are no text.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(text.split())
+    )
 
 
 def option(

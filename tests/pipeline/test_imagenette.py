@@ -1,15 +1,22 @@
 import hashlib
+import http.client
+import io
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request
 
 import pytest
 
-from pipeline import imagenette
+from pipeline import imagenette, trusted
 from pipeline.errors import ConfigError, DownloadError, VerificationError
 from pipeline.imagenette import ARCHIVES, BASE_URL, CLASS_NAMES, Archive, download
+from pipeline.trusted import TrustedRedirects
 
 NAME = "imagenette2-160"
 DATA = hashlib.shake_256(b"archive").digest(5000)
@@ -241,6 +248,113 @@ def test_a_redirect_away_from_https_is_not_followed(
     server.answer = lambda handler: handler.reply(302, b"", Location=target)
     with pytest.raises(DownloadError, match=re.escape(f"a redirect to {target}, which is not")):
         download(NAME, tmp_path, base_url=server.url)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch, server: Server) -> dict[str, str]:
+    """What names stand for; the mirror of this machine is taken for a server of the internet."""
+    known: dict[str, str] = {}
+    really = socket.getaddrinfo
+    is_mirror = trusted._is_local_mirror
+
+    def look_up(host: str, *args: Any, **options: Any) -> Any:
+        return really(known.get(host, host), *args, **options)
+
+    monkeypatch.setattr(
+        trusted, "_is_local_mirror", lambda url: is_mirror(url) and not url.startswith(server.url)
+    )
+    monkeypatch.setattr(trusted, "is_trusted", lambda _url: True)
+    monkeypatch.setattr(imagenette, "is_trusted", lambda _url: True)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return known
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.7", "169.254.169.254", "::1", "fd00::1"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_of_the_internet_leads_into_no_private_network(
+    scheme: str, address: str, server: Server, names: dict[str, str], tmp_path: Path
+) -> None:
+    with Server(("127.0.0.1", 0), Handler) as canary:
+        target = f"{scheme}://inside.test:{canary.server_address[1]}/secret"
+        names["inside.test"] = address
+        server.answer = lambda handler: handler.reply(302, b"", Location=target)
+        message = f"a redirect to {target}, which is inside a private network from {server.url}"
+        with pytest.raises(DownloadError, match=re.escape(message)) as caught:
+            download(NAME, tmp_path, base_url=server.url)
+        canary.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody knocked
+            canary.socket.accept()
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:1/a", "http://localhost:1/a", "http://[::1]/"]
+)
+def test_an_https_server_leads_to_no_mirror_of_this_machine(target: str) -> None:
+    request = Request("https://example.com/a.tgz")
+    with pytest.raises(URLError, match="which is inside a private network"):
+        TrustedRedirects().redirect_request(
+            request, io.BytesIO(), 302, "Found", http.client.HTTPMessage(), target
+        )
+
+
+def test_of_two_downloads_to_one_file_the_second_is_told_of_the_first(
+    server: Server, tmp_path: Path
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def answer_slowly(handler: Handler) -> None:
+        asked.set()
+        assert go_on.wait(30)
+        handler.reply(200, DATA)
+
+    server.answer = answer_slowly
+    first = threading.Thread(
+        target=download, args=(NAME, tmp_path), kwargs={"base_url": server.url}
+    )
+    first.start()
+    try:
+        assert asked.wait(30)
+        message = (
+            f"one download at a time may write a file; got another at work on "
+            f"{tmp_path / NAME}.tgz.part. Wait until it is done, or name another folder with "
+            "--output."
+        )
+        with pytest.raises(DownloadError, match=exactly(message)):
+            download(NAME, tmp_path, base_url=server.url)
+    finally:
+        go_on.set()
+        first.join()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [
+        (f"{NAME}.tgz", DATA)
+    ]
+    assert server.ranges == [""]
+
+
+def test_a_part_that_became_the_archive_meanwhile_is_not_written_to(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, path = tmp_path / f"{NAME}.tgz.part", tmp_path / f"{NAME}.tgz"
+    part.write_bytes(DATA)
+    lock = imagenette.fcntl.flock
+
+    def lock_after_the_other_is_done(file: object, how: int) -> None:
+        part.replace(path)  # the other process had the lock, and ends here
+        lock(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(imagenette.fcntl, "flock", lock_after_the_other_is_done)
+    with pytest.raises(DownloadError, match="one download at a time"):
+        download(NAME, tmp_path, base_url=server.url)
+    assert path.read_bytes() == DATA
+    assert server.ranges == []
+
+
+def test_a_download_that_never_began_leaves_no_part(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda handler: handler.reply(404, b"")
+    with pytest.raises(DownloadError):
+        download(NAME, tmp_path, base_url=server.url)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_redirect_keeps_the_range(server: Server, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
+import hashlib
 import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codecs import Codec
 from pipeline.config import CANDIDATE_SETS, CODECS, LAYOUTS
 from pipeline.crops import plan_crops
+from pipeline.errors import SourceError
 from pipeline.plan import SourceImage, assign_keys, plan_shards, samples_per_shard, select
 from pipeline.schema import member_suffixes
 from pipeline.tar import tar_header
@@ -60,6 +63,20 @@ def test_a_plain_path_is_its_own_key() -> None:
 def test_equal_stems_and_other_cases_get_a_digest() -> None:
     keys = assign_keys(["train/c/a.png", "train/c/a.JPEG", "train/C/A.JPEG", "train/c/b.JPEG"])
     assert [bool(re.search("-[0-9a-f]{12}$", key)) for key in keys.values()] == [1, 1, 1, 0]
+
+
+def test_a_name_like_anothers_key_is_kept_apart_from_it() -> None:
+    (key,) = assign_keys(["train/c/a b.JPEG"]).values()
+    for stem in (key, key.upper()):
+        keys = assign_keys(["train/c/a b.JPEG", f"train/{stem}.JPEG"])
+        assert len({key.casefold() for key in keys.values()}) == 2
+
+
+def test_two_images_with_one_key_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan.hashlib.sha256", lambda _: hashlib.md5(b""))  # noqa: S324
+    message = r"a key of its own; got c/a_b-\w{12} for train/c/a b\.jpg and for train/c/a\*b\.jpg\."
+    with pytest.raises(SourceError, match=message):
+        assign_keys(["train/c/a b.jpg", "train/c/a*b.jpg"])
 
 
 def test_a_key_depends_on_its_own_path_when_that_is_safe() -> None:

@@ -71,6 +71,25 @@ def test_bytes_that_are_no_text_are_spelt_out(
     assert (image.path, image.read()) == (r"train/d\xff/\x80/a.JPEG", b"train dog")
 
 
+@pytest.mark.parametrize("write", [write_archive, write_folder])
+def test_a_byte_and_its_spelling_are_two_names(
+    write: Callable[[Path, Iterable[Member]], Path], list_source: List, tmp_path: Path
+) -> None:
+    odd = [
+        *((name.replace("dog", "\udcff"), data) for name, data in IMAGES),
+        *((name.replace("dog", r"\xff"), data + b"!") for name, data in IMAGES if "dog" in name),
+        ("root/train/cat/\udcfe.png", b"byte"),
+        (r"root/train/cat/\xfe.png", b"spelling"),
+    ]
+    source = list_source(write(tmp_path / "source", odd))
+    assert source.classes == (r"\\xff", r"\xff", "cat")
+    found = contents(source)
+    assert (found[r"train/\xff/a.JPEG"], found[r"train/\\xff/a.JPEG"]) == (
+        b"train dog", b"train dog!",
+    )  # fmt: skip
+    assert (found[r"train/cat/\xfe.png"], found[r"train/cat/\\xfe.png"]) == (b"byte", b"spelling")
+
+
 def contents(source: Source) -> dict[str, bytes]:
     return {image.path: image.read() for images in source.images.values() for image in images}
 
@@ -117,27 +136,12 @@ def test_stray_files_are_named_and_passed_over(tmp_path: Path, list_source: List
 
 def test_links_in_an_archive_are_named_and_passed_over(tmp_path: Path, list_source: List) -> None:
     links = [
-        link("root/train/cat/s.JPEG", "/etc/hostname", tarfile.SYMTYPE),
+        link("root/train/cat/s.JPEG", "../dog/a.JPEG", tarfile.SYMTYPE),
         link("root/train/cat/h.JPEG", "root/train/cat/a.JPEG", tarfile.LNKTYPE),
-        link("root/train/cat/f.JPEG", "", tarfile.FIFOTYPE),
     ]
     archive = list_source(write_archive(tmp_path / "a.tgz", [*IMAGES, *links]))
     assert archive.passed_over == tuple(info.name for info in links)
     assert len(contents(archive)) == len(IMAGES)
-
-
-@pytest.mark.parametrize(
-    "name", ["/root/train/cat/b.JPEG", "root/../../b.JPEG", "root/train/cat/../b.JPEG", ".."]
-)
-def test_a_hostile_path_in_an_archive_is_refused_and_nothing_is_written(
-    name: str, tmp_path: Path, list_source: List
-) -> None:
-    archive = write_archive(tmp_path / "a.tgz", [*IMAGES, (name, b"x")])
-    before = set(tmp_path.rglob("*")) | {tmp_path / "scratch/images"}
-    with pytest.raises(SourceError, match=r"must stay inside it; got .* Do not trust this"):
-        list_source(archive)
-    assert set(tmp_path.rglob("*")) <= before
-    assert not (tmp_path.parent / "b.JPEG").exists()
 
 
 def test_an_image_that_is_twice_in_an_archive_is_refused(tmp_path: Path, list_source: List) -> None:

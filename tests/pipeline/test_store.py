@@ -285,21 +285,6 @@ def test_a_redirect_to_another_scheme_is_not_followed(scheme: str, web: Any) -> 
     assert not web.faults
 
 
-def test_a_redirect_from_outside_to_a_private_network_is_not_followed(
-    web: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def is_inner(url: Any) -> bool:
-        return bool(url.host != "127.0.0.1")  # as if that were a public address
-
-    inner = web.address.replace("127.0.0.1", "localhost")
-    monkeypatch.setattr("pipeline.redirects._is_inner", is_inner)
-    web.faults = [lead_to(inner)]
-    pattern = rf"got an address inside a private network in {inner}.* from {web.address}"
-    with pytest.raises(DownloadError, match=pattern):
-        keys_of(web.address)
-    assert not web.faults
-
-
 def test_a_cache_shared_by_processes_fetches_each_shard_once(
     web: Any, manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.cli import main as pipeline_main
 from pipeline.errors import (
@@ -33,6 +35,8 @@ from pipeline.terminal import (
     progress_bars,
 )
 from training.cli import main as training_main
+
+SrpData = Callable[..., Result]
 
 STATUSES = {
     SrpError: 1,
@@ -181,8 +185,53 @@ def test_no_command_shows_the_help() -> None:
     assert "error" not in result.output
 
 
-def test_any_file_name_is_printable_on_one_line() -> None:
-    assert printable("a\nb \udcff é") == "a b \\udcff é"
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("a\nb \udcff é", "a b \\udcff é"),
+        ("\x1b[2J\x1b]0;title\x07.jpg", "\\x1b[2J\\x1b]0;title\\x07.jpg"),
+        ("\x9b31m", "\\x9b31m"),  # one character that begins an escape sequence
+        ("gpj.\u202egnp", "gpj.\\u202egnp"),
+        ("a\u2066b\u2069\u200f", "a\\u2066b\\u2069\\u200f"),
+        ("\x00\x08\x7f\ufeff", "\\x00\\x08\\x7f\\ufeff"),
+        ("a\r\x85\u2028b", "a b"),
+        ("猫 \N{CAT FACE} קרוקודיל", "猫 \N{CAT FACE} קרוקודיל"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_spelt_out(text: str, printed: str) -> None:
+    assert printable(text) == printed
+
+
+@given(st.text(st.characters(codec=None, categories=None)))
+def test_any_text_is_printable_on_one_line(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    shown.encode()
+    assert printable(shown) == shown
+
+
+NASTY = "\x1b[31m\u202e"
+
+
+def test_no_escape_sequence_of_a_file_name_reaches_the_terminal(
+    own_tree: Path, tmp_path: Path, srp_data: SrpData
+) -> None:
+    (own_tree / f"train/cat/{NASTY}.txt").write_text("passed over")
+    (own_tree / f"train/cat/{NASTY}.jpg").write_text("rejected")
+    sizes = ("--canvas-size", 32, "--crop-size", 32, "--glimpse-size", 8, "-j", 1)
+    refused = srp_data("build-shards", own_tree, tmp_path / "out", *sizes)
+    assert refused.exit_code == 4
+    built = srp_data("build-shards", own_tree, tmp_path / "out", *sizes, "--max-rejects", 1)
+    assert built.exit_code == 0
+    missing = srp_data("build-shards", own_tree / NASTY, tmp_path / "other")
+    assert missing.exit_code == 2
+    spelt = r"\x1b[31m\u202e"
+    assert f"rejected train/cat/{spelt}.jpg: " in built.stdout
+    assert f"passed over train/cat/{spelt}.txt: " in built.stderr
+    assert f"the first train/cat/{spelt}.jpg (" in refused.stderr
+    assert f"/{spelt}, which does not exist" in missing.stderr
+    for text in (built.output, refused.output, missing.output):
+        assert text.replace("\n", "").isprintable()
 
 
 def render(unit: str, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> str:
