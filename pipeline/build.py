@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline import engines, manifest
+from pipeline import engines, manifest, server
 from pipeline.backends import Backend, open_decoder
 from pipeline.codecs import Codec
 from pipeline.config import BuildConfig
@@ -66,7 +66,7 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
     views, backend = view_spec(config), _backend(config)
     spec = _data_spec(config, decoder=open_decoder(backend, views).name)
     require_source(config.source)
-    engines.start_server(("pipeline.worker", "pipeline.kernels"))
+    server.start_server(("pipeline.worker", "pipeline.kernels"))
     with open_state(config.out) as state:
         source, images = _scan(config, state / SCRATCH_NAME, on_progress)
         listing = [(image.path, image.size) for split in images for image in images[split]]
@@ -81,7 +81,7 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
             for shard, members in planned
             if shard.name not in finished
         ]
-        finished.update(_run(tasks, workers=config.workers, on_progress=on_progress))
+        finished.update(_run(tasks, config, on_progress))
         built = _describe(spec, fingerprint, source.classes, images, finished)
         _check_rejects(built.rejects, config)
         _publish(config.out, built)
@@ -173,13 +173,20 @@ def _samples_per_shard(spec: DataSpec) -> int:
 
 
 def _run(
-    tasks: Sequence[Task], *, workers: int, on_progress: Progress
+    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress
 ) -> Iterator[tuple[str, Finished]]:
     if not tasks:
         return
     total = sum(len(task.images) for task in tasks)
     report = partial(_report_images, on_progress, total)
-    for result in engines.run_local(write_one, tasks, workers=workers, on_images=report):
+    for result in engines.run_local(
+        write_one,
+        tasks,
+        workers=config.workers,
+        timeout_s=config.image_timeout_s,
+        on_images=report,
+        try_again=Task.try_again,
+    ):
         yield result.shard.name, result
     report(total)
 

@@ -39,9 +39,14 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what killed writers left aside in a folder that nobody writes to now."""
-    for partial in folder.glob(".*.partial"):
+def remove_partials(folder: Path, *, of: str = "*") -> None:
+    """Remove what killed writers left aside.
+
+    Args:
+        folder: Where they wrote.
+        of: Name of the file that nobody writes now; all of them if it is not given.
+    """
+    for partial in folder.glob(f".{of}.*.partial"):
         partial.unlink(missing_ok=True)
 
 
