@@ -18,7 +18,7 @@ from pipeline.codecs import Codec
 from pipeline.config import BuildConfig
 from pipeline.crops import plan_crops
 from pipeline.decode import ViewSpec
-from pipeline.durable import write_file
+from pipeline.durable import sync_folder, write_file
 from pipeline.errors import RejectsError
 from pipeline.imagenette import CLASS_NAMES
 from pipeline.manifest import DataSpec, Manifest, Reject
@@ -30,6 +30,8 @@ from pipeline.resume import (
     open_records,
     open_state,
     refuse_other_build,
+    save_state,
+    shards_folder,
 )
 from pipeline.sidecars import write_sidecars
 from pipeline.sources import Progress, Source, open_source, require_source
@@ -76,15 +78,16 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         planned = plan_shards(images, per_shard=_samples_per_shard(spec))
         finished = finished_before(config.out, records, planned, spec, on_progress)
         reused = tuple(finished)
+        folder = shards_folder(config.out, records)
         tasks = [
-            Task(config.out, records, spec, views, backend, shard, members, source.classes)
+            Task(folder, records, spec, views, backend, shard, members, source.classes)
             for shard, members in planned
             if shard.name not in finished
         ]
         finished.update(_run(tasks, config, on_progress))
         built = _describe(spec, fingerprint, source.classes, images, finished)
         _check_rejects(built.rejects, config)
-        _publish(config.out, built)
+        _publish(config.out, records, built, finished)
         shutil.rmtree(records)
     return BuildResult(manifest=built, reused=reused, passed_over=source.passed_over)
 
@@ -198,8 +201,10 @@ def _report_images(on_progress: Progress, total: int, done: int) -> None:
 def _check_rejects(rejects: Sequence[Reject], config: BuildConfig) -> None:
     lines = "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects)
     path = config.out / manifest.REJECTS_NAME
-    if rejects or path.exists():
+    if rejects:
         write_file(path, lines.encode())
+    else:
+        path.unlink(missing_ok=True)  # of an earlier try
     if len(rejects) > config.max_rejects:
         first = rejects[0]
         raise RejectsError(
@@ -210,6 +215,22 @@ def _check_rejects(rejects: Sequence[Reject], config: BuildConfig) -> None:
         )
 
 
-def _publish(out: Path, built: Manifest) -> None:
+def _publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Finished]) -> None:
+    """Bring shards that lie aside into place, and write the manifest last.
+
+    One that is there already is true at every moment: it is taken away before a shard that it
+    does not describe comes into place.
+    """
+    text, path = manifest.to_json(built).encode(), out / manifest.FILE_NAME
+    if path.exists() and path.read_bytes() != text:
+        for shard in finished.values():  # so that a later run can go on without the manifest
+            save_state(records, shard)
+        path.unlink()
+        sync_folder(out)
+    for record in built.shards:
+        aside = records / record.name
+        if aside.exists():
+            aside.replace(out / record.name)
+    sync_folder(out)
     write_sidecars(out, built)
-    write_file(out / manifest.FILE_NAME, manifest.to_json(built).encode())
+    write_file(path, text)

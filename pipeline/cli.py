@@ -22,6 +22,7 @@ from pipeline.terminal import (
     BYTES,
     Commands,
     console,
+    few,
     option,
     printable,
     progress_bars,
@@ -123,7 +124,7 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
     for name in result.passed_over:
         _note(f"passed over {name}: a link, or not an image by its place and name")
     if result.reused:
-        _note(f"reused {len(result.reused)} finished shards")
+        _note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     _print_counts(result.manifest)
 
 

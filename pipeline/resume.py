@@ -2,7 +2,8 @@
 
 While a build runs, each finished shard's record lies in `OUT/.build/FINGERPRINT/`. The
 fingerprint covers the options and the source's listing, so records of another build are never
-taken for this one's.
+taken for this one's. Where OUT has a manifest already, shards that are built again lie beside
+their records until all are there, since a manifest must not name a shard of other bytes.
 """
 
 import contextlib
@@ -138,13 +139,23 @@ def finished_before(
     published = _published(out, planned)
     finished = {}
     for number, (shard, _) in enumerate(planned):
-        noted = published.get(shard.name) or _load_state(state / f"{shard.name}.json", spec)
-        # A shard with rejects is tried again: the image may be readable or mended by now.
-        if noted and not noted.rejects and _is_intact(out / shard.name, noted.shard):
-            finished[shard.name] = noted
-        if noted:
+        aside = state / shard.name
+        noted = _load_state(state / f"{shard.name}.json", spec)
+        in_place = published.get(shard.name) or noted
+        kept = _intact(aside, noted)
+        if not kept:
+            aside.unlink(missing_ok=True)
+            kept = _intact(out / shard.name, in_place)
+        if kept:
+            finished[shard.name] = kept
+        if in_place:
             on_progress("checking finished shards", number + 1, len(planned))
     return finished
+
+
+def shards_folder(out: Path, records: Path) -> Path:
+    """Say where shards are to be written: aside, where a manifest speaks for those in place."""
+    return records if (out / manifest.FILE_NAME).exists() else out
 
 
 def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
@@ -162,12 +173,16 @@ def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
     return published
 
 
-def _is_intact(path: Path, record: ShardRecord) -> bool:
-    return (
-        path.is_file()
-        and path.stat().st_size == record.num_bytes
-        and sha256_of(path) == record.sha256
-    )
+def _intact(path: Path, noted: Finished | None) -> Finished | None:
+    """Give what was noted of a shard if it can be kept.
+
+    One with rejects is tried again: the image may be readable or mended by now.
+    """
+    if noted is None or noted.rejects or not path.is_file():
+        return None
+    shard = noted.shard
+    is_whole = path.stat().st_size == shard.num_bytes and sha256_of(path) == shard.sha256
+    return noted if is_whole else None
 
 
 def save_state(state: Path, finished: Finished) -> None:

@@ -6,7 +6,7 @@ Results go to stdout; progress and messages go to stderr.
 import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -90,6 +90,12 @@ def _end(message: str, status: int) -> NoReturn:
 def printable(text: str) -> str:
     """Put a text that may hold file names on one line that any terminal can take."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def few(names: Sequence[str]) -> str:
+    """List the first names, and count the rest."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
 
 
 def option(

@@ -18,7 +18,7 @@ from pipeline.errors import (
     StoppedRunError,
     VerificationError,
 )
-from pipeline.terminal import BYTES, Commands, console, printable, progress_bars
+from pipeline.terminal import BYTES, Commands, console, few, printable, progress_bars
 
 STATUSES = {
     SrpError: 1,
@@ -119,6 +119,12 @@ def test_no_command_shows_the_help() -> None:
 
 def test_any_file_name_is_printable_on_one_line() -> None:
     assert printable("a\nb \udcff é") == "a b \\udcff é"
+
+
+def test_of_many_names_a_few_are_listed_and_the_rest_is_counted() -> None:
+    assert few(["a"]) == "a"
+    assert few(["a", "b", "c"]) == "a, b, c"
+    assert few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def render(unit: str, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> str:
