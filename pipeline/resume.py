@@ -7,9 +7,8 @@ their records until all are there, since a manifest must not name a shard of oth
 """
 
 import contextlib
-import fcntl
+import errno
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import msgspec
 from pipeline import manifest
 from pipeline.durable import remove_partials, write_file
 from pipeline.errors import ConfigError
+from pipeline.holder import held
 from pipeline.manifest import DataSpec, Reject
 from pipeline.plan import Planned
 from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
@@ -28,7 +28,9 @@ from pipeline.writer import sha256_of
 
 STATE_NAME = ".build"
 SCRATCH_NAME = "images"
+HOLDER_NAME = "holder.json"
 SPEC_NAME = "spec.json"
+UNWRITABLE = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +53,26 @@ def open_state(out: Path) -> Iterator[Path]:
     state, is_new = out / STATE_NAME, not out.exists()
     try:
         state.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise ConfigError(
             f"OUT must be a folder that can be written; got {out}: {error.strerror}. "
             "Name another folder."
         ) from error
-    with _locked(out):
-        remove_partials(out)
+    with held(out, state / HOLDER_NAME):
         try:
+            remove_partials(out)
             yield state
         finally:
-            (state / SCRATCH_NAME).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty: a later run goes on from it
+            # Not empty, and a later run goes on from it; or what went wrong before counts more.
+            with contextlib.suppress(OSError):
+                remove_partials(out)  # of workers that had to be killed
+                for name in (SCRATCH_NAME, HOLDER_NAME):
+                    (state / name).unlink(missing_ok=True)
                 state.rmdir()
                 if is_new:
                     out.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second build out; the lock ends with the process, however it ends."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            f"OUT must have one build at a time; got {out}, which another is writing. "
-            "Wait for it to end, or name another folder."
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def open_records(state: Path, fingerprint: str, spec: DataSpec) -> Path:
