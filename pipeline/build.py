@@ -4,11 +4,10 @@ Scan the source, plan which image goes where, skip the shards that are done, let
 the others, and publish the manifest last.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from pipeline.codecs import Codec
 from pipeline.config import BuildConfig
 from pipeline.crops import plan_crops
 from pipeline.decode import ViewSpec
-from pipeline.durable import sync_folder, write_file
-from pipeline.errors import RejectsError
+from pipeline.errors import NoRoomError
 from pipeline.imagenette import CLASS_NAMES
-from pipeline.manifest import DataSpec, Manifest, Reject
-from pipeline.plan import SourceImage, plan_shards, samples_per_shard, select
+from pipeline.manifest import DataSpec, Manifest
+from pipeline.plan import SourceImage, plan_shards, sample_bytes, samples_per_shard, select
+from pipeline.publish import check_rejects, publish
 from pipeline.resume import (
     SCRATCH_NAME,
     Finished,
@@ -30,10 +29,8 @@ from pipeline.resume import (
     open_records,
     open_state,
     refuse_other_build,
-    save_state,
     shards_folder,
 )
-from pipeline.sidecars import write_sidecars
 from pipeline.sources import Progress, Source, open_source, require_source
 from pipeline.worker import Task, write_one
 
@@ -63,6 +60,7 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
     Raises:
         ConfigError: If the output folder holds something else.
         SourceError: If the source cannot be used.
+        NoRoomError: If the shards cannot fit on the disk.
         RejectsError: If more images are unusable than allowed; nothing is published.
     """
     views, backend = view_spec(config), _backend(config)
@@ -74,21 +72,24 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         listing = [(image.path, image.size) for split in images for image in images[split]]
         fingerprint = manifest.fingerprint(spec, listing)
         refuse_other_build(config.out, spec, fingerprint)
-        records = open_records(state, fingerprint, spec)
+        records = state / fingerprint
         planned = plan_shards(images, per_shard=_samples_per_shard(spec))
         finished = finished_before(config.out, records, planned, spec, on_progress)
         reused = tuple(finished)
-        folder = shards_folder(config.out, records)
+        folder, num_bytes = shards_folder(config.out, records), _sample_bytes(spec)
+        shared = (folder, records, spec, views, backend)
         tasks = [
-            Task(folder, records, spec, views, backend, shard, members, source.classes)
+            Task(*shared, shard, members, source.classes, len(members) * num_bytes)
             for shard, members in planned
             if shard.name not in finished
         ]
+        _require_room(config, sum(task.num_bytes for task in tasks))
+        open_records(records, spec)
         finished.update(_run(tasks, config, on_progress))
         built = _describe(spec, fingerprint, source.classes, images, finished)
-        _check_rejects(built.rejects, config)
-        _publish(config.out, records, built, finished)
-        shutil.rmtree(records)
+        check_rejects(config.out, built.rejects, at_most=config.max_rejects)
+        publish(config.out, records, built, finished)
+        shutil.rmtree(records, ignore_errors=True)  # all is done; a later run removes what is left
     return BuildResult(manifest=built, reused=reused, passed_over=source.passed_over)
 
 
@@ -175,6 +176,15 @@ def _samples_per_shard(spec: DataSpec) -> int:
     )
 
 
+def _sample_bytes(spec: DataSpec) -> int:
+    return sample_bytes(
+        spec.plan(),
+        layout=spec.layout,
+        codec=spec.pixel_codec(),
+        glimpse_px=spec.glimpse_size,
+    )
+
+
 def _run(
     tasks: Sequence[Task], config: BuildConfig, on_progress: Progress
 ) -> Iterator[tuple[str, Finished]]:
@@ -194,43 +204,15 @@ def _run(
     report(total)
 
 
-def _report_images(on_progress: Progress, total: int, done: int) -> None:
-    on_progress("building shards", done, total)
-
-
-def _check_rejects(rejects: Sequence[Reject], config: BuildConfig) -> None:
-    lines = "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects)
-    path = config.out / manifest.REJECTS_NAME
-    if rejects:
-        write_file(path, lines.encode())
-    else:
-        path.unlink(missing_ok=True)  # of an earlier try
-    if len(rejects) > config.max_rejects:
-        first = rejects[0]
-        raise RejectsError(
-            f"at most --max-rejects {config.max_rejects} images may be unusable; got "
-            f"{len(rejects)}, the first {first.path} ({first.reason}); all are in {path}. "
-            f"Add --max-rejects {len(rejects)} to go on without them (the shards without rejects "
-            "are kept), or mend them and build in a new folder."
+def _require_room(config: BuildConfig, num_bytes: int) -> None:
+    """Refuse to begin what cannot fit; of bytes that a codec may spare, half must."""
+    free = shutil.disk_usage(config.out).free
+    if free < (num_bytes if config.codec == "raw" else num_bytes // 2):
+        raise NoRoomError(
+            f"OUT must have room for the shards that are to be built, about {num_bytes:,} bytes; "
+            f"got {free:,} free at {config.out}. Free some there, or name a folder on another disk."
         )
 
 
-def _publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Finished]) -> None:
-    """Bring shards that lie aside into place, and write the manifest last.
-
-    One that is there already is true at every moment: it is taken away before a shard that it
-    does not describe comes into place.
-    """
-    text, path = manifest.to_json(built).encode(), out / manifest.FILE_NAME
-    if path.exists() and path.read_bytes() != text:
-        for shard in finished.values():  # so that a later run can go on without the manifest
-            save_state(records, shard)
-        path.unlink()
-        sync_folder(out)
-    for record in built.shards:
-        aside = records / record.name
-        if aside.exists():
-            aside.replace(out / record.name)
-    sync_folder(out)
-    write_sidecars(out, built)
-    write_file(path, text)
+def _report_images(on_progress: Progress, total: int, done: int) -> None:
+    on_progress("building shards", done, total)

@@ -62,7 +62,8 @@ def open_state(out: Path) -> Iterator[Path]:
         ) from error
     with held(out, state / HOLDER_NAME):
         try:
-            remove_partials(out)
+            for folder in (out, state):
+                remove_partials(folder)
             yield state
         finally:
             # Not empty, and a later run goes on from it; or what went wrong before counts more.
@@ -75,13 +76,11 @@ def open_state(out: Path) -> Iterator[Path]:
                     out.rmdir()
 
 
-def open_records(state: Path, fingerprint: str, spec: DataSpec) -> Path:
+def open_records(records: Path, spec: DataSpec) -> None:
     """Make the folder for the records of one build's finished shards."""
-    records = state / fingerprint
     records.mkdir(exist_ok=True)
     write_file(records / SPEC_NAME, json.dumps(asdict(spec)).encode())
     remove_partials(records)
-    return records
 
 
 def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
@@ -120,14 +119,14 @@ def _load_spec(path: Path) -> dict[str, Any]:
 
 
 def finished_before(
-    out: Path, state: Path, planned: Sequence[Planned], spec: DataSpec, on_progress: Progress
+    out: Path, records: Path, planned: Sequence[Planned], spec: DataSpec, on_progress: Progress
 ) -> dict[str, Finished]:
     """Find the shards that are in place with the very bytes that were written, by name."""
     published = _published(out, planned)
     finished = {}
     for number, (shard, _) in enumerate(planned):
-        aside = state / shard.name
-        noted = _load_state(state / f"{shard.name}.json", spec)
+        aside = records / shard.name
+        noted = _load_state(records / f"{shard.name}.json", spec)
         in_place = published.get(shard.name) or noted
         kept = _intact(aside, noted)
         if not kept:

@@ -79,6 +79,12 @@ def one_line_errors() -> Iterator[None]:
 def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space there and run the same command again."
+    if error.errno == errno.EFBIG:
+        return "Raise the limit on the size of files (ulimit -f) and run the same command again."
+    if error.errno == errno.EROFS:
+        return "Make the disk writable, or name a folder on another."
+    if error.errno == errno.EIO:
+        return "Check the disk and its cables, and run the same command again."
     return "Check the path and its permissions."
 
 

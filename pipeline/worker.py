@@ -28,7 +28,7 @@ class Loss(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a worker needs to write one shard.
+    """What a worker needs to write one shard, which takes about `num_bytes`.
 
     After a loss, images are decoded one by one, so that the next loss has one image to blame.
     """
@@ -41,6 +41,7 @@ class Task(NamedTuple):
     shard: ShardSpec
     images: tuple[SourceImage, ...]
     classes: tuple[str, ...]
+    num_bytes: int
     losses: tuple[Loss, ...] = ()
 
     def quarantined(self) -> dict[str, str]:
@@ -89,7 +90,8 @@ def write_one(task: Task) -> Finished:
     """Build one shard."""
     rejects: dict[str, Reject] = {}
     images = _encode_images(task, rejects)
-    shard = write_shard(task.out, task.shard, images, suffixes=suffixes_of(task.spec))
+    suffixes = suffixes_of(task.spec)
+    shard = write_shard(task.out, task.shard, images, suffixes=suffixes, num_bytes=task.num_bytes)
     in_order = tuple(rejects[image.path] for image in task.images if image.path in rejects)
     if len(shard.samples) + len(in_order) != len(task.images):
         raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")

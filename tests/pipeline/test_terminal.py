@@ -12,6 +12,7 @@ from pipeline.errors import (
     DivergedError,
     DownloadError,
     ImageError,
+    NoRoomError,
     RejectsError,
     SourceError,
     SrpError,
@@ -23,6 +24,7 @@ from pipeline.terminal import BYTES, Commands, console, few, printable, progress
 STATUSES = {
     SrpError: 1,
     DivergedError: 1,
+    NoRoomError: 1,
     ConfigError: 2,
     SourceError: 2,
     DownloadError: 2,
@@ -74,6 +76,10 @@ def test_an_interruption_says_how_to_go_on() -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device", "/out/a.tar"), "Free some space there"),
         (OSError(errno.ENOSPC, "No space left on device"), "Free some space there"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/out/a.tar"), "Free some space there"),
+        (OSError(errno.EFBIG, "File too large", "/out/a.tar"), "Raise the limit on the size of"),
+        (OSError(errno.EROFS, "Read-only file system", "/out"), "Make the disk writable, or"),
+        (OSError(errno.EIO, "Input/output error", "/out"), "Check the disk and its cables"),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), "its permissions"),
     ],
 )

@@ -5,8 +5,10 @@ ends in an AssertionError if a build breaks a promise, and prints the steps that
 """
 
 import contextlib
+import errno
 import gc
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -53,8 +55,10 @@ class File:
         self._file.flush()
 
     def close(self) -> None:
-        self._act("close", self._path)
-        self._file.close()
+        try:
+            self._act("close", self._path)
+        finally:
+            self._file.close()
 
     def __enter__(self) -> "File":
         return self
@@ -71,11 +75,12 @@ def stepped(act: Act) -> Iterator[None]:
     """Call `act` before everything that changes a disk."""
     real = {name: getattr(os, name) for name in STEPS}
     real_open = Path.open
-    names: dict[int, Path] = {}
 
     def before(kind: str) -> Callable[..., Any]:
         def call(target: Any, *args: Any, **options: Any) -> Any:
-            act(kind, names.get(target, Path()) if kind == "fsync" else Path(target))
+            if kind == "unlink" and not (options or os.path.lexists(target)):
+                return real[kind](target)  # there is nothing to be changed
+            act(kind, Path(os.readlink(f"/proc/self/fd/{target}") if kind == "fsync" else target))
             return real[kind](target, *args, **options)
 
         return call
@@ -84,9 +89,7 @@ def stepped(act: Act) -> Iterator[None]:
         if "w" not in mode:
             return real_open(path, mode, *args, **options)
         act("open", path)
-        file = real_open(path, mode, *args, **options)
-        names[file.fileno()] = path
-        return File(file, path, act)
+        return File(real_open(path, mode, *args, **options), path, act)
 
     with contextlib.ExitStack() as stack:
         for name in STEPS:
@@ -201,12 +204,57 @@ def kill_everywhere(source: Path, out: Path, *, before: str | None, good: Any) -
     assert status == 0
 
 
+def fail_from(number: int, error: int, faults: list[tuple[str, str]]) -> Act:
+    """Let every step from the n-th on fail, as it does while a disk stays full or broken."""
+    steps = itertools.count(1)
+
+    def act(kind: str, path: Path) -> None:
+        is_cleaning = kind in ("unlink", "rmdir")
+        # A full disk lets go of files: there is always room for less.
+        if next(steps) < number or (is_cleaning and error in (errno.ENOSPC, errno.EDQUOT)):
+            return
+        if not is_cleaning:
+            faults.append((kind, str(path)))
+        # The system names the file where it is given a name, and not where a descriptor.
+        name = (str(path),) if kind in ("open", *STEPS[1:]) else ()
+        raise OSError(error, os.strerror(error), *name)
+
+    return act
+
+
+def fail_everywhere(source: Path, out: Path, *, error: int, good: Any) -> None:
+    """Let a build fail from its n-th step on, and finish it on a mended disk, for every n."""
+    faults: list[tuple[str, str]] = []
+    for number in itertools.count(1):
+        prepare(out, None)
+        faults.clear()
+        with stepped(fail_from(number, error, faults)):
+            result = run(source, out)
+        check_promises(out, good)
+        if not faults:  # nothing but cleaning up was left
+            assert result.exit_code == 0
+            visible = {name: d for name, d in files(out).items() if not name.startswith(".")}
+            assert visible == good[-1]
+            return
+        if error in (errno.ENOSPC, errno.EDQUOT):
+            assert not list(out.rglob("*.partial")), faults[0]
+        assert result.exit_code != 0, faults[0]
+        assert result.stderr.count("error: ") == 1, result.stderr
+        kind, path = faults[0]
+        tell(kind=kind, path=path, line=result.stderr.splitlines()[-1])
+        assert run(source, out).exit_code == 0
+        assert files(out) == good[-1], f"after a failure at step {number}: {faults[0]}"
+
+
 def main_of_this(order: Any) -> None:
     source, out = Path(order["source"]), Path(order["out"])
     with in_this_process():
         assert run(source, out).exit_code == 0  # warm up
         gc.freeze()
-        kill_everywhere(source, out, before=order["before"], good=order["good"])
+        if "error" in order:
+            fail_everywhere(source, out, error=order["error"], good=order["good"])
+        else:
+            kill_everywhere(source, out, before=order["before"], good=order["good"])
 
 
 if __name__ == "__main__":
