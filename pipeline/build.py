@@ -4,25 +4,24 @@ Scan the source, plan which image goes where, skip the shards that are done, let
 the others, and publish the manifest last.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline import engines, manifest
+from pipeline import engines, manifest, server
 from pipeline.backends import Backend, open_decoder
 from pipeline.codecs import Codec
 from pipeline.config import BuildConfig
 from pipeline.crops import plan_crops
 from pipeline.decode import ViewSpec
-from pipeline.durable import write_file
-from pipeline.errors import RejectsError
+from pipeline.errors import NoRoomError
 from pipeline.imagenette import CLASS_NAMES
-from pipeline.manifest import DataSpec, Manifest, Reject
-from pipeline.plan import SourceImage, plan_shards, samples_per_shard, select
+from pipeline.manifest import DataSpec, Manifest
+from pipeline.plan import SourceImage, plan_shards, sample_bytes, samples_per_shard, select
+from pipeline.publish import check_rejects, publish
 from pipeline.resume import (
     SCRATCH_NAME,
     Finished,
@@ -30,8 +29,8 @@ from pipeline.resume import (
     open_records,
     open_state,
     refuse_other_build,
+    shards_folder,
 )
-from pipeline.sidecars import write_sidecars
 from pipeline.sources import Progress, Source, open_source, require_source
 from pipeline.worker import Task, write_one
 
@@ -61,31 +60,36 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
     Raises:
         ConfigError: If the output folder holds something else.
         SourceError: If the source cannot be used.
+        NoRoomError: If the shards cannot fit on the disk.
         RejectsError: If more images are unusable than allowed; nothing is published.
     """
     views, backend = view_spec(config), _backend(config)
     spec = _data_spec(config, decoder=open_decoder(backend, views).name)
     require_source(config.source)
-    engines.start_server(("pipeline.worker", "pipeline.kernels"))
+    server.start_server(("pipeline.worker", "pipeline.kernels"))
     with open_state(config.out) as state:
         source, images = _scan(config, state / SCRATCH_NAME, on_progress)
         listing = [(image.path, image.size) for split in images for image in images[split]]
         fingerprint = manifest.fingerprint(spec, listing)
         refuse_other_build(config.out, spec, fingerprint)
-        records = open_records(state, fingerprint, spec)
+        records = state / fingerprint
         planned = plan_shards(images, per_shard=_samples_per_shard(spec))
         finished = finished_before(config.out, records, planned, spec, on_progress)
         reused = tuple(finished)
+        folder, num_bytes = shards_folder(config.out, records), _sample_bytes(spec)
+        shared = (folder, records, spec, views, backend)
         tasks = [
-            Task(config.out, records, spec, views, backend, shard, members, source.classes)
+            Task(*shared, shard, members, source.classes, len(members) * num_bytes)
             for shard, members in planned
             if shard.name not in finished
         ]
-        finished.update(_run(tasks, workers=config.workers, on_progress=on_progress))
+        _require_room(config, sum(task.num_bytes for task in tasks))
+        open_records(records, spec)
+        finished.update(_run(tasks, config, on_progress))
         built = _describe(spec, fingerprint, source.classes, images, finished)
-        _check_rejects(built.rejects, config)
-        _publish(config.out, built)
-        shutil.rmtree(records)
+        check_rejects(config.out, built.rejects, at_most=config.max_rejects)
+        publish(config.out, records, built, finished)
+        shutil.rmtree(records, ignore_errors=True)  # all is done; a later run removes what is left
     return BuildResult(manifest=built, reused=reused, passed_over=source.passed_over)
 
 
@@ -172,37 +176,43 @@ def _samples_per_shard(spec: DataSpec) -> int:
     )
 
 
+def _sample_bytes(spec: DataSpec) -> int:
+    return sample_bytes(
+        spec.plan(),
+        layout=spec.layout,
+        codec=spec.pixel_codec(),
+        glimpse_px=spec.glimpse_size,
+    )
+
+
 def _run(
-    tasks: Sequence[Task], *, workers: int, on_progress: Progress
+    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress
 ) -> Iterator[tuple[str, Finished]]:
     if not tasks:
         return
     total = sum(len(task.images) for task in tasks)
     report = partial(_report_images, on_progress, total)
-    for result in engines.run_local(write_one, tasks, workers=workers, on_images=report):
+    for result in engines.run_local(
+        write_one,
+        tasks,
+        workers=config.workers,
+        timeout_s=config.image_timeout_s,
+        on_images=report,
+        try_again=Task.try_again,
+    ):
         yield result.shard.name, result
     report(total)
 
 
-def _report_images(on_progress: Progress, total: int, done: int) -> None:
-    on_progress("building shards", done, total)
-
-
-def _check_rejects(rejects: Sequence[Reject], config: BuildConfig) -> None:
-    lines = "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects)
-    path = config.out / manifest.REJECTS_NAME
-    if rejects or path.exists():
-        write_file(path, lines.encode())
-    if len(rejects) > config.max_rejects:
-        first = rejects[0]
-        raise RejectsError(
-            f"at most --max-rejects {config.max_rejects} images may be unusable; got "
-            f"{len(rejects)}, the first {first.path} ({first.reason}); all are in {path}. "
-            f"Add --max-rejects {len(rejects)} to go on without them (the shards without rejects "
-            "are kept), or mend them and build in a new folder."
+def _require_room(config: BuildConfig, num_bytes: int) -> None:
+    """Refuse to begin what cannot fit; of bytes that a codec may spare, half must."""
+    free = shutil.disk_usage(config.out).free
+    if free < (num_bytes if config.codec == "raw" else num_bytes // 2):
+        raise NoRoomError(
+            f"OUT must have room for the shards that are to be built, about {num_bytes:,} bytes; "
+            f"got {free:,} free at {config.out}. Free some there, or name a folder on another disk."
         )
 
 
-def _publish(out: Path, built: Manifest) -> None:
-    write_sidecars(out, built)
-    write_file(out / manifest.FILE_NAME, manifest.to_json(built).encode())
+def _report_images(on_progress: Progress, total: int, done: int) -> None:
+    on_progress("building shards", done, total)

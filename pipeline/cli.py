@@ -23,6 +23,7 @@ from pipeline.terminal import (
     EXIT_STATUSES,
     Commands,
     console,
+    few,
     option,
     printable,
     progress_bars,
@@ -87,11 +88,7 @@ main.add_command(bench)
     "Let libjpeg shrink large photos while decoding them: faster, not bit-exact.",
 )
 @option("--exif/--no-exif", BuildConfig.exif, "Turn photos as their EXIF orientation says.")
-@option(
-    "--max-pixels",
-    BuildConfig.max_pixels,
-    "Largest image that is not rejected, px.",
-)
+@option("--max-pixels", BuildConfig.max_pixels, "Largest image that is not rejected, px.")
 @option(
     "--shard-mib",
     BuildConfig.shard_mib,
@@ -104,13 +101,16 @@ main.add_command(bench)
     show_default="number of cores",
     help="Processes, each writing whole shards and, with --device gpu, sharing the GPU.",
 )
+@click.option(
+    "--image-timeout",
+    "image_timeout_s",
+    default=BuildConfig.image_timeout_s,
+    show_default=True,
+    help="Without another image done, after which a worker is ended and its shard tried again, s.",
+)
 @click.option("--limit", type=int, help="Images per split, drawn by the seed.  [default: all]")
 @option("--seed", BuildConfig.seed, "Seed of the order of images.")
-@option(
-    "--max-rejects",
-    BuildConfig.max_rejects,
-    "Unusable images that a build may leave out.",
-)
+@option("--max-rejects", BuildConfig.max_rejects, "Unusable images that a build may leave out.")
 def build_shards(source: Path, out: Path, **options: object) -> None:
     """Cut images into crops and glimpses, and write shards.
 
@@ -125,7 +125,7 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
     for name in result.passed_over:
         _note(f"passed over {name}: a link, or not an image by its place and name")
     if result.reused:
-        _note(f"reused {len(result.reused)} finished shards")
+        _note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     _print_counts(result.manifest)
 
 

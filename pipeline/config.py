@@ -36,6 +36,7 @@ class BuildConfig:
         max_pixels: Largest image that is decoded, px; checked before any pixel is allocated.
         shard_mib: Size that a shard should not exceed, MiB; a guess where a codec compresses.
         workers: Processes, each of which owns whole shards.
+        image_timeout_s: Without another image through, after which a worker is ended, s.
         limit: Images per split, drawn by the seed; None takes all.
         seed: Seed of the order of images in the shards.
         max_rejects: Unusable images up to which the build still succeeds.
@@ -58,6 +59,7 @@ class BuildConfig:
     max_pixels: int = 100_000_000
     shard_mib: int = 128
     workers: int = os.cpu_count() or 1
+    image_timeout_s: int = 300
     limit: int | None = None
     seed: int = 0
     max_rejects: int = 0
@@ -71,6 +73,7 @@ class BuildConfig:
             ("--max-pixels", self.max_pixels, 1),
             ("--shard-mib", self.shard_mib, 1),
             ("--workers", self.workers, 1),
+            ("--image-timeout", self.image_timeout_s, 1),
             ("--limit", 1 if self.limit is None else self.limit, 1),
             ("--max-rejects", self.max_rejects, 0),
             ("--seed", self.seed, 0),

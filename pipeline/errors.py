@@ -7,6 +7,7 @@
     ├── CheckpointError    2  a checkpoint does not fit what it is used for
     ├── VerificationError  3  bytes on disk are not what their manifest or digest says
     ├── RejectsError       4  more images were rejected than allowed
+    ├── NoRoomError        1  what is to be built cannot fit on the disk
     ├── DivergedError      1  the training loss stopped being a number
     ├── StoppedRunError  130  training was interrupted, and goes on from where it was
     │   └── PreemptedRunError  75  the same by SIGTERM: whoever lends the machine wants it back
@@ -57,6 +58,10 @@ class RejectsError(SrpError):
     """More images were rejected than allowed."""
 
     exit_status = 4
+
+
+class NoRoomError(SrpError):
+    """What is to be built cannot fit on the disk."""
 
 
 class DivergedError(SrpError):

@@ -106,12 +106,10 @@ def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> li
     return [by_path[i] for i in order[:limit]]
 
 
-def samples_per_shard(
-    plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int, shard_mib: int
-) -> int:
-    """Count the samples that fit into a shard of `shard_mib` MiB; at least one.
+def sample_bytes(plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int) -> int:
+    """Count the bytes that a sample takes in a shard, at most.
 
-    What a codec makes of an image is not known before; the usual share is taken.
+    What a codec makes of an image is not known before; a share is taken that few exceed.
     """
     crop_bytes = plan.crop_px**2
     if layout == "tensors":
@@ -120,7 +118,15 @@ def samples_per_shard(
         coded = 3 * plan.canvas_px**2 + 3 * crop_bytes * len(plan.resized)
         pixels = int(coded * codec.typical_share) + len(plan) * glimpse_px**2
     overhead = 16 * TAR_BLOCK  # headers, paddings, .npy headers and the small members
-    return max(1, ((shard_mib << 20) - len(TAR_END)) // (pixels + overhead))
+    return pixels + overhead
+
+
+def samples_per_shard(
+    plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int, shard_mib: int
+) -> int:
+    """Count the samples that fit into a shard of `shard_mib` MiB; at least one."""
+    num_bytes = sample_bytes(plan, layout=layout, codec=codec, glimpse_px=glimpse_px)
+    return max(1, ((shard_mib << 20) - len(TAR_END)) // num_bytes)
 
 
 def plan_shards(images: Mapping[str, Sequence[SourceImage]], *, per_shard: int) -> list[Planned]:

@@ -2,13 +2,13 @@
 
 While a build runs, each finished shard's record lies in `OUT/.build/FINGERPRINT/`. The
 fingerprint covers the options and the source's listing, so records of another build are never
-taken for this one's.
+taken for this one's. Where OUT has a manifest already, shards that are built again lie beside
+their records until all are there, since a manifest must not name a shard of other bytes.
 """
 
 import contextlib
-import fcntl
+import errno
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import msgspec
 from pipeline import manifest
 from pipeline.durable import remove_partials, write_file
 from pipeline.errors import ConfigError
+from pipeline.holder import held
 from pipeline.manifest import DataSpec, Reject
 from pipeline.plan import Planned
 from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
@@ -27,7 +28,9 @@ from pipeline.writer import sha256_of
 
 STATE_NAME = ".build"
 SCRATCH_NAME = "images"
+HOLDER_NAME = "holder.json"
 SPEC_NAME = "spec.json"
+UNWRITABLE = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,50 +53,34 @@ def open_state(out: Path) -> Iterator[Path]:
     state, is_new = out / STATE_NAME, not out.exists()
     try:
         state.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise ConfigError(
             f"OUT must be a folder that can be written; got {out}: {error.strerror}. "
             "Name another folder."
         ) from error
-    with _locked(out):
-        remove_partials(out)
+    with held(out, state / HOLDER_NAME):
         try:
+            for folder in (out, state):
+                remove_partials(folder)
             yield state
         finally:
-            (state / SCRATCH_NAME).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty: a later run goes on from it
+            # Not empty, and a later run goes on from it; or what went wrong before counts more.
+            with contextlib.suppress(OSError):
+                remove_partials(out)  # of workers that had to be killed
+                for name in (SCRATCH_NAME, HOLDER_NAME):
+                    (state / name).unlink(missing_ok=True)
                 state.rmdir()
                 if is_new:
                     out.rmdir()
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second build out; the lock ends with the process, however it ends."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            f"OUT must have one build at a time; got {out}, which another is writing. "
-            "Wait for it to end, or name another folder."
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def open_records(state: Path, fingerprint: str, spec: DataSpec) -> Path:
+def open_records(records: Path, spec: DataSpec) -> None:
     """Make the folder for the records of one build's finished shards."""
-    records = state / fingerprint
     records.mkdir(exist_ok=True)
     write_file(records / SPEC_NAME, json.dumps(asdict(spec)).encode())
     remove_partials(records)
-    return records
 
 
 def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
@@ -132,19 +119,29 @@ def _load_spec(path: Path) -> dict[str, Any]:
 
 
 def finished_before(
-    out: Path, state: Path, planned: Sequence[Planned], spec: DataSpec, on_progress: Progress
+    out: Path, records: Path, planned: Sequence[Planned], spec: DataSpec, on_progress: Progress
 ) -> dict[str, Finished]:
     """Find the shards that are in place with the very bytes that were written, by name."""
     published = _published(out, planned)
     finished = {}
     for number, (shard, _) in enumerate(planned):
-        noted = published.get(shard.name) or _load_state(state / f"{shard.name}.json", spec)
-        # A shard with rejects is tried again: the image may be readable or mended by now.
-        if noted and not noted.rejects and _is_intact(out / shard.name, noted.shard):
-            finished[shard.name] = noted
-        if noted:
+        aside = records / shard.name
+        noted = _load_state(records / f"{shard.name}.json", spec)
+        in_place = published.get(shard.name) or noted
+        kept = _intact(aside, noted)
+        if not kept:
+            aside.unlink(missing_ok=True)
+            kept = _intact(out / shard.name, in_place)
+        if kept:
+            finished[shard.name] = kept
+        if in_place:
             on_progress("checking finished shards", number + 1, len(planned))
     return finished
+
+
+def shards_folder(out: Path, records: Path) -> Path:
+    """Say where shards are to be written: aside, where a manifest speaks for those in place."""
+    return records if (out / manifest.FILE_NAME).exists() else out
 
 
 def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
@@ -162,12 +159,16 @@ def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
     return published
 
 
-def _is_intact(path: Path, record: ShardRecord) -> bool:
-    return (
-        path.is_file()
-        and path.stat().st_size == record.num_bytes
-        and sha256_of(path) == record.sha256
-    )
+def _intact(path: Path, noted: Finished | None) -> Finished | None:
+    """Give what was noted of a shard if it can be kept.
+
+    One with rejects is tried again: the image may be readable or mended by now.
+    """
+    if noted is None or noted.rejects or not path.is_file():
+        return None
+    shard = noted.shard
+    is_whole = path.stat().st_size == shard.num_bytes and sha256_of(path) == shard.sha256
+    return noted if is_whole else None
 
 
 def save_state(state: Path, finished: Finished) -> None:

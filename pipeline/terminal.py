@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -135,6 +135,12 @@ def one_line_errors(resume_command: str = "") -> Iterator[None]:
 def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space there and run the same command again."
+    if error.errno == errno.EFBIG:
+        return "Raise the limit on the size of files (ulimit -f) and run the same command again."
+    if error.errno == errno.EROFS:
+        return "Make the disk writable, or name a folder on another."
+    if error.errno == errno.EIO:
+        return "Check the disk and its cables, and run the same command again."
     return "Check the path and its permissions."
 
 
@@ -153,6 +159,12 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in " ".join(text.split())
     )
+
+
+def few(names: Sequence[str]) -> str:
+    """List the first names, and count the rest."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
 
 
 def option(

@@ -26,7 +26,12 @@ class EncodedSample(NamedTuple):
 
 
 def write_shard(
-    folder: Path, spec: ShardSpec, samples: Iterable[EncodedSample], *, suffixes: Sequence[str]
+    folder: Path,
+    spec: ShardSpec,
+    samples: Iterable[EncodedSample],
+    *,
+    suffixes: Sequence[str],
+    num_bytes: int | None = None,
 ) -> ShardRecord:
     """Write one shard under its final name.
 
@@ -37,11 +42,12 @@ def write_shard(
         spec: Names it.
         samples: In order; may leave out keys of the spec that were rejected.
         suffixes: Of every sample's members in tar order.
+        num_bytes: What it will take, about; for errors.
 
     Returns:
         Its record for the manifest.
     """
-    with whole_file(folder / spec.name) as file:
+    with whole_file(folder / spec.name, num_bytes=num_bytes) as file:
         return _write_tar(file, spec, samples, suffixes)
 
 

@@ -53,7 +53,7 @@ def test_images_become_shards_that_verify_and_show(
 def test_a_second_run_says_what_it_reused(image_tree: Path, srp_data: Any, tmp_path: Path) -> None:
     first, second = (srp_data("build-shards", image_tree, tmp_path, *SIZES) for _ in range(2))
     assert first.stdout == second.stdout
-    assert "reused 2 finished shards" in second.stderr
+    assert "reused 2 finished shards: train-000000.tar, val-000000.tar\n" in second.stderr
     assert "reused" not in first.stderr
 
 

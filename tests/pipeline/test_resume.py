@@ -1,4 +1,3 @@
-import fcntl
 import hashlib
 import os
 import signal
@@ -197,21 +196,6 @@ def test_other_images_for_the_same_folder_are_refused(
     (own_tree / "val/cat/cat_000.JPEG").rename(own_tree / "val/cat/other.JPEG")
     with pytest.raises(ConfigError, match="other source images"):
         make_shards(own_tree, tmp_path / "out")
-
-
-def test_a_second_build_of_the_same_folder_at_the_same_time_is_refused(
-    image_tree: Path, make_shards: Any, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    descriptor = os.open(out, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(ConfigError, match=r"one build at a time; got .*out, which another is"):
-            make_shards(image_tree, out)
-    finally:
-        os.close(descriptor)
-    make_shards(image_tree, out)
 
 
 def test_a_damaged_manifest_is_built_again_once_it_is_deleted(

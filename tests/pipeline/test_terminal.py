@@ -19,6 +19,7 @@ from pipeline.errors import (
     DivergedError,
     DownloadError,
     ImageError,
+    NoRoomError,
     PreemptedRunError,
     RejectsError,
     SourceError,
@@ -31,6 +32,7 @@ from pipeline.terminal import (
     EXIT_STATUSES,
     Commands,
     console,
+    few,
     printable,
     progress_bars,
 )
@@ -41,6 +43,7 @@ SrpData = Callable[..., Result]
 STATUSES = {
     SrpError: 1,
     DivergedError: 1,
+    NoRoomError: 1,
     ConfigError: 2,
     SourceError: 2,
     DownloadError: 2,
@@ -142,6 +145,10 @@ def test_the_statuses_are_in_the_help_and_in_the_readme(program: click.Group) ->
     [
         (OSError(errno.ENOSPC, "No space left on device", "/out/a.tar"), "Free some space there"),
         (OSError(errno.ENOSPC, "No space left on device"), "Free some space there"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/out/a.tar"), "Free some space there"),
+        (OSError(errno.EFBIG, "File too large", "/out/a.tar"), "Raise the limit on the size of"),
+        (OSError(errno.EROFS, "Read-only file system", "/out"), "Make the disk writable, or"),
+        (OSError(errno.EIO, "Input/output error", "/out"), "Check the disk and its cables"),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), "its permissions"),
     ],
 )
@@ -232,6 +239,12 @@ def test_no_escape_sequence_of_a_file_name_reaches_the_terminal(
     assert f"/{spelt}, which does not exist" in missing.stderr
     for text in (built.output, refused.output, missing.output):
         assert text.replace("\n", "").isprintable()
+
+
+def test_of_many_names_a_few_are_listed_and_the_rest_is_counted() -> None:
+    assert few(["a"]) == "a"
+    assert few(["a", "b", "c"]) == "a, b, c"
+    assert few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def render(unit: str, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> str:

@@ -39,7 +39,7 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
     keys = tuple(f"cat/{number}" for number in range(5))
     return Task(
         tmp_path, tmp_path, spec, view_spec(config), Backend(decoder="pillow"),
-        ShardSpec(split="train", index=0, keys=keys), tuple(images), ("cat",),
+        ShardSpec(split="train", index=0, keys=keys), tuple(images), ("cat",), 0,
     )  # fmt: skip
 
 
