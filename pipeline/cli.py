@@ -1,5 +1,6 @@
 """srp-data: images in, shards out. Options become configs; nothing is decided here."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,18 @@ from pipeline.config import (
     SceneConfig,
 )
 from pipeline.terminal import (
+    AS_JSON,
     BYTES,
     EXIT_STATUSES,
     Commands,
-    console,
     few,
+    note,
     option,
     printable,
     progress_bars,
     stages,
 )
+from pipeline.verify_cli import counts_of, verify
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
@@ -45,6 +48,7 @@ def main() -> None:
 
 
 main.add_command(bench)
+main.add_command(verify)
 
 
 @main.command("build-shards")
@@ -111,7 +115,8 @@ main.add_command(bench)
 @click.option("--limit", type=int, help="Images per split, drawn by the seed.  [default: all]")
 @option("--seed", BuildConfig.seed, "Seed of the order of images.")
 @option("--max-rejects", BuildConfig.max_rejects, "Unusable images that a build may leave out.")
-def build_shards(source: Path, out: Path, **options: object) -> None:
+@AS_JSON
+def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> None:
     """Cut images into crops and glimpses, and write shards.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
@@ -123,10 +128,13 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=stages(bars))
     for name in result.passed_over:
-        _note(f"passed over {name}: a link, or not an image by its place and name")
+        note(f"passed over {name}: a link, or not an image by its place and name")
     if result.reused:
-        _note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
-    _print_counts(result.manifest)
+        note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
+    if as_json:
+        click.echo(json.dumps({"folder": str(out), **counts_of(result.manifest)}, indent=1))
+    else:
+        _print_counts(result.manifest)
 
 
 def _print_counts(manifest: "Manifest") -> None:
@@ -138,67 +146,6 @@ def _print_counts(manifest: "Manifest") -> None:
         )
     for reject in manifest.rejects:
         click.echo(printable(f"rejected {reject.path}: {reject.reason}"))
-
-
-@main.command()
-@click.argument("shards")
-@click.option(
-    "-j",
-    "--workers",
-    default=BuildConfig.workers,
-    show_default="number of cores",
-    type=click.IntRange(1),
-    help="Threads, each checking whole shards.",
-)
-@click.option(
-    "--all/--changed",
-    "reads_all",
-    default=False,
-    show_default=True,
-    help="Read every shard, or those that were written to since they were found whole.",
-)
-@click.option(
-    "--repair",
-    type=click.Path(path_type=Path),
-    metavar="SOURCE",
-    help="Build damaged shards again from SOURCE first, with the manifest's options.  "
-    "[default: build nothing]",
-)
-def verify(shards: str, workers: int, reads_all: bool, repair: Path | None) -> None:
-    """Check every byte, and decode every sample.
-
-    SHARDS is a folder of shards, or its address: http, https, s3 or gs. Its manifest says what
-    every byte must be. Shards that were found whole before and were not written to since are not
-    read again, unless --all is given.
-    """
-    from pipeline.verify import verify as verify_shards
-
-    if repair is not None:
-        _repair(shards, repair, workers)
-    with progress_bars("samples/s") as bars:
-        report = stages(bars)
-        verdict = verify_shards(
-            shards,
-            workers=workers,
-            reads_all=reads_all,
-            on_progress=lambda done, total: report("verifying", done, total),
-        )
-    manifest = verdict.manifest
-    if verdict.unread:
-        _note(
-            f"{len(verdict.unread)} of {len(manifest.shards)} shards were found whole before and "
-            "not written to since; --all reads them again"
-        )
-    for name in verdict.unnamed:
-        _note(f"passed over {name}: not in the manifest")
-    for split, num_sources in manifest.num_sources.items():
-        num_samples = manifest.num_samples(split)
-        click.echo(
-            f"{printable(split)}: {num_samples} samples of {num_sources} images, "
-            f"{num_sources - num_samples} rejected, in {len(manifest.of_split(split))} shards: ok"
-        )
-    total = sum(manifest.num_samples(split) for split in manifest.splits)
-    click.echo(f"total: {total} samples in {verdict.folder}: ok")
 
 
 @main.command()
@@ -308,21 +255,6 @@ def download(name: str, output: Path) -> None:
             name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
         )
     click.echo(str(path))
-
-
-def _repair(shards: str, source: Path, workers: int) -> None:
-    from pipeline.repair import repair
-
-    with progress_bars("images/s") as bars:
-        result = repair(Path(shards), source, workers=workers, on_progress=stages(bars))
-    rebuilt = [s.name for s in result.manifest.shards if s.name not in result.reused]
-    for name in rebuilt:
-        _note(f"built {name} again")
-
-
-def _note(text: str) -> None:
-    """Tell people, not programs."""
-    console().print(printable(text), soft_wrap=True)
 
 
 if __name__ == "__main__":

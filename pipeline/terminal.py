@@ -11,11 +11,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from pipeline.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
+from pipeline.log import LOG
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +42,20 @@ Command = TypeVar("Command", bound=Callable[..., object])
 class Commands(click.Group):
     """A click group that ends every expected failure in one line and its exit status."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Add the options that all commands share."""
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--log"],
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                expose_value=False,
+                callback=lambda _context, _option, path: LOG.open(path),
+                help="Append what happens as JSON Lines.  [default: nowhere]",
+            )
+        )
+
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **kwargs: Any) -> (
         click.Context
     ):  # fmt: skip
@@ -53,7 +69,10 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; see `pipeline.errors` for the statuses."""
         with one_line_errors(self._resume_command(ctx)), _preemptible():
-            return super().invoke(ctx)
+            LOG.write("start", command=ctx.meta[TYPED])
+            result = super().invoke(ctx)
+            LOG.write("end", status=0)
+            return result
 
     def _resume_command(self, ctx: click.Context) -> str:
         """Give what to type to go on with a command that was stopped."""
@@ -146,7 +165,15 @@ def _fix(error: OSError) -> str:
 
 def _end(message: str, status: int) -> NoReturn:
     click.echo(f"error: {printable(message)}", err=True)
+    with contextlib.suppress(OSError):  # the log's own disk may be the one that is full
+        LOG.write("end", status=status, error=printable(message))
     sys.exit(status)
+
+
+def note(text: str) -> None:
+    """Tell people, not programs, who have the log."""
+    console().print(printable(text), soft_wrap=True)
+    LOG.write("note", text=printable(text))
 
 
 def printable(text: str) -> str:
@@ -165,6 +192,11 @@ def few(names: Sequence[str]) -> str:
     """List the first names, and count the rest."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
+
+
+AS_JSON = click.option(
+    "--json/--text", "as_json", default=False, show_default=True, help="Print for machines."
+)
 
 
 def option(
@@ -248,5 +280,6 @@ def stages(bars: "Progress") -> Callable[[str, int, int], None]:
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, unit=STAGE_UNITS.get(stage))
         bars.update(tasks[stage], completed=done, total=total)
+        LOG.stage(stage, done, total)
 
     return report

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.terminal import progress_bars, stages
+from pipeline.terminal import AS_JSON, progress_bars, stages
 from training.options import MACHINE, with_options
 from training.paths import RunPaths
 
@@ -19,7 +19,6 @@ RUN = click.argument("run", type=PATH)
 SHARDS = click.option(
     "--shards", type=PATH, help="Folder of shards.  [default: where the run found them]"
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
 @click.command()

@@ -1,5 +1,7 @@
 """srp-train: shards in, figures out. Options become configs; nothing is decided here."""
 
+import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import ConfigError
-from pipeline.terminal import EXIT_STATUSES, Commands, progress_bars
+from pipeline.terminal import AS_JSON, EXIT_STATUSES, Commands, progress_bars
 from training.audit_cli import audit, evaluate
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
 from training.headroom_cli import headroom
@@ -18,6 +20,8 @@ from training.paths import RunPaths
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
+    from training.records import RunRecord
 
 PATH = click.Path(path_type=Path)
 OUTPUT = click.option(
@@ -45,10 +49,11 @@ main.add_command(headroom)
 @OUTPUT
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, if any.")
+@AS_JSON
 @with_options(TRAINING)
 @with_options(MACHINE)
 def from_shards(
-    shards: Path, output: Path, experiment: str | None, resume: bool, **options: Any
+    shards: Path, output: Path, experiment: str | None, resume: bool, as_json: bool, **options: Any
 ) -> None:
     """Train on SHARDS, and evaluate.
 
@@ -63,7 +68,6 @@ def from_shards(
     from training.distributed import started
     from training.loop import fit
     from training.progress import run_reporters
-    from training.texts import evaluation_text
 
     opened = Shards.open(shards)
     with started(config.device) as process, _bars(process.is_main) as bars:
@@ -77,9 +81,22 @@ def from_shards(
             on_progress=on_progress,
             on_epoch=on_epoch,
         )
-    if process.is_main and record.evaluation is not None:
-        click.echo(evaluation_text(record.evaluation, record.data.class_names))
-        click.echo(f"run: {paths.folder}")
+    if process.is_main:
+        _tell(record, paths, as_json=as_json)
+
+
+def _tell(record: "RunRecord", paths: RunPaths, *, as_json: bool) -> None:
+    """Print what a finished run reached."""
+    from training.texts import evaluation_text
+
+    if record.evaluation is None:
+        return
+    if as_json:
+        evaluation = dataclasses.asdict(record.evaluation)
+        click.echo(json.dumps({"run": str(paths.folder), **evaluation}, indent=1))
+        return
+    click.echo(evaluation_text(record.evaluation, record.data.class_names))
+    click.echo(f"run: {paths.folder}")
 
 
 def _paths(output: Path, name: str) -> RunPaths:
@@ -98,11 +115,12 @@ def _paths(output: Path, name: str) -> RunPaths:
 @click.option(
     "--experiment", help="Name of the new run's folder.  [default: distilled-PROPOSER-sSEED]"
 )
+@AS_JSON
 @with_options(DISTILLING)
 @with_options(MACHINE)
 def distill(
-    run: Path, shards: Path | None, output: Path, experiment: str | None, workers: int,
-    device: str, **options: Any,
+    run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
+    workers: int, device: str, **options: Any,
 ) -> None:  # fmt: skip
     """Fit a proposer to RUN's losses, in seconds.
 
@@ -116,7 +134,6 @@ def distill(
     from training.evaluate import shards_of
     from training.progress import run_reporters
     from training.records import load_record
-    from training.texts import evaluation_text
 
     wanted = DistillConfig(**options)
     paths = _paths(output, experiment or f"distilled-{wanted.proposer}-s{wanted.seed}")
@@ -133,9 +150,7 @@ def distill(
             on_progress=on_progress,
             on_epoch=on_epoch,
         )
-    if record.evaluation is not None:
-        click.echo(evaluation_text(record.evaluation, record.data.class_names))
-        click.echo(f"run: {paths.folder}")
+    _tell(record, paths, as_json=as_json)
 
 
 @main.command()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.terminal import progress_bars
+from pipeline.terminal import AS_JSON, progress_bars
 from training.config import HeadroomConfig
 from training.options import ESTIMATING, MACHINE, with_options
 
@@ -28,7 +28,7 @@ PATH = click.Path(path_type=Path)
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of finished runs to compare with.  [default: that of --output]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@AS_JSON
 @with_options(ESTIMATING)
 @with_options(MACHINE)
 def headroom(

@@ -1,8 +1,11 @@
 """What training shows on the terminal: bars that move, and one line for each epoch."""
 
+import dataclasses
+
 from rich.progress import Progress as Bars
 from rich.progress import TaskID
 
+from pipeline.log import LOG
 from pipeline.terminal import console
 from training.epoch import OnProgress, Progress
 from training.loop import OnEpoch
@@ -43,6 +46,7 @@ class _RunBars:
 
     def on_progress(self, now: Progress) -> None:
         training = now.stage == "train"
+        LOG.stage(f"{now.stage} {now.epoch}", now.done, now.total)
         total = now.total * (self.epochs if training else 1)
         done = now.done + (now.total * (now.epoch - 1) if training else 0)
         label = f"epoch {now.epoch}/{self.epochs}" if training else STAGES[now.stage]
@@ -56,6 +60,7 @@ class _RunBars:
 
     def on_epoch(self, done: EpochRecord) -> None:
         val = "" if done.val_top1 is None else f"  val top-1 {done.val_top1:.2f} %"
+        LOG.write("epoch", **dataclasses.asdict(done))
         console().print(
             f"epoch {done.epoch}/{self.epochs}  loss {done.train_loss:.4f}  "
             f"train top-1 {done.train_top1:.2f} %{val}  {done.images_per_s:.0f} images/s"
@@ -94,6 +99,7 @@ class StudyBars:
         title = f"run {position + 1}/{len(self._runs)}"
         self._bars.update(self._task, completed=self._base, description=title, figures=run.name)
         console().print(f"{title}: {run.name}")
+        LOG.write("run", name=run.name, position=position + 1, total=len(self._runs))
         return self._on_progress(run), self._run.on_epoch
 
     def _on_progress(self, run: Run) -> OnProgress:

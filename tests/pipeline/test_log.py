@@ -1,0 +1,78 @@
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.log import STAGE_S, Log
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_command_logs_its_start_its_stages_and_its_end(
+    shards: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    assert srp_data("--log", str(path), "verify", "--all", str(shards)).exit_code == 0
+    lines = lines_of(path)
+    assert [line["event"] for line in lines] == ["start", "stage", "stage", "end"]
+    assert lines[0]["command"][1:] == ["--log", str(path), "verify", "--all", str(shards)]
+    stages = [(line["stage"], line["done"], line["total"]) for line in lines[1:3]]
+    assert stages == [("verifying", 0, 27), ("verifying", 27, 27)]
+    assert lines[-1]["status"] == 0
+    times = [datetime.fromisoformat(line["time"]) for line in lines]
+    assert times == sorted(times)
+    assert all(time.tzinfo == UTC for time in times)
+    assert srp_data("verify", str(tmp_path)).exit_code == 2
+    assert len(lines_of(path)) == 4  # without the option nothing is appended
+
+
+def test_a_failure_is_logged_with_its_status_behind_what_was_there(
+    srp_data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"event": "before"}\n')
+    result = srp_data("--log", str(path), "verify", str(tmp_path / "none"))
+    before, start, end = lines_of(path)
+    assert (before["event"], start["event"]) == ("before", "start")
+    assert (end["event"], end["status"]) == ("end", result.exit_code)
+    assert f"error: {end['error']}\n" == result.stderr
+
+
+def test_a_log_that_cannot_be_written_is_an_error_at_once(srp_data: Any, tmp_path: Path) -> None:
+    result = srp_data("--log", str(tmp_path / "no/log.jsonl"), "verify", str(tmp_path))
+    assert result.exit_code == 1
+    assert "got No such file or directory at" in result.stderr
+
+
+def test_a_long_stage_is_told_every_few_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    log = Log()
+    log.stage("unheard", 0, 2)
+    log.open(tmp_path / "log.jsonl")
+    for second in range(31):
+        now[0] = float(second)
+        log.stage("work", second, 30)
+        log.stage("work", second, 30)
+    told = [line["done"] for line in lines_of(tmp_path / "log.jsonl")]
+    assert told == [0, int(STAGE_S), 2 * int(STAGE_S), 30]
+
+
+def test_results_are_json_where_it_is_asked_for(
+    shards: Path, image_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    verified = json.loads(srp_data("verify", "--all", "--json", str(shards)).stdout)
+    assert verified["folder"] == str(shards)
+    assert verified["splits"]["train"]["samples"] == 18
+    command = ["build-shards", image_tree, tmp_path / "out", "--canvas-size", 24, "--crop-size", 16]
+    built = srp_data(*map(str, [*command, "--glimpse-size", 8, "--workers", 1, "--json"]))
+    found = json.loads(built.stdout)
+    assert found["folder"] == str(tmp_path / "out")
+    assert found["splits"]["val"]["sources"] == 9
+    assert found["splits"]["val"]["samples"] + len(found["rejects"]) >= 9
