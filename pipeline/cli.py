@@ -121,8 +121,7 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=stages(bars))
-    for name in result.passed_over:
-        _note(f"passed over {name}: a link, or not an image by its place and name")
+    _note_passed_over(result.passed_over)
     if result.reused:
         _note(f"reused {len(result.reused)} finished shards")
     _print_counts(result.manifest)
@@ -256,8 +255,9 @@ def scatter(**options: Any) -> None:
 
     config = ScatterConfig(**options)
     with progress_bars("images/s") as bars:
-        num_images = scatter_images(config, on_progress=stages(bars))
-    click.echo(f"{num_images} images in {config.out}")
+        scattered = scatter_images(config, on_progress=stages(bars))
+    _note_passed_over(scattered.passed_over)
+    click.echo(f"{scattered.num_images} images in {config.out}")
 
 
 @main.command()
@@ -284,6 +284,11 @@ def download(name: str, output: Path) -> None:
             name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
         )
     click.echo(str(path))
+
+
+def _note_passed_over(names: tuple[str, ...]) -> None:
+    for name in names:
+        _note(f"passed over {name}: a link, or not an image by its place and name")
 
 
 def _note(text: str) -> None:
