@@ -127,8 +127,7 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=stages(bars))
-    for name in result.passed_over:
-        note(f"passed over {name}: a link, or not an image by its place and name")
+    _note_passed_over(result.passed_over)
     if result.reused:
         note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     if as_json:
@@ -227,8 +226,9 @@ def scatter(**options: Any) -> None:
 
     config = ScatterConfig(**options)
     with progress_bars("images/s") as bars:
-        num_images = scatter_images(config, on_progress=stages(bars))
-    click.echo(f"{num_images} images in {config.out}")
+        scattered = scatter_images(config, on_progress=stages(bars))
+    _note_passed_over(scattered.passed_over)
+    click.echo(f"{scattered.num_images} images in {config.out}")
 
 
 @main.command()
@@ -255,6 +255,11 @@ def download(name: str, output: Path) -> None:
             name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
         )
     click.echo(str(path))
+
+
+def _note_passed_over(names: tuple[str, ...]) -> None:
+    for name in names:
+        note(f"passed over {name}: a link, or not an image by its place and name")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,13 +52,19 @@ class SourceImage:
         """
         if self.size > MAX_IMAGE_BYTES:
             raise OSError(errno.EFBIG, f"{self.size} bytes are more than {MAX_IMAGE_BYTES}")
-        with open(self.file, "rb") as file:
-            file.seek(self.offset or 0)
+        with open(self.file, "rb", opener=_open_at_once) as file:
+            if self.offset is not None:
+                file.seek(self.offset)
             data = file.read(self.size)
             is_longer = self.offset is None and bool(file.read(1))
         if len(data) != self.size or is_longer:
             raise OSError(errno.ESTALE, "the file changed after it was listed")
         return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, should it be a pipe by now."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 Planned = tuple[ShardSpec, tuple[SourceImage, ...]]

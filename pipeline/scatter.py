@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -38,13 +39,20 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 Rng = np.random.Generator
 
 
-def scatter(config: ScatterConfig, *, on_progress: Progress) -> int:
+class Scattered(NamedTuple):
+    """What was written: one picture of each image. Other files of the source are named."""
+
+    num_images: int
+    passed_over: tuple[str, ...]
+
+
+def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
     """Write the scattered version of a source in Imagenette's layout, `boxes.csv` beside it.
 
     A picture depends on the seed, its own path and its split's images alone.
 
     Returns:
-        The number of pictures: one of each image of the source, in the same split and class.
+        The number of pictures, each in its image's split and class, and what is no image.
 
     Raises:
         ConfigError: If the output folder holds something or cannot be written.
@@ -57,13 +65,14 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> int:
         )
         total = sum(map(len, source.images.values()))
         makers = (maker for split in SPLITS for maker in _makers(source.images[split], config))
-        return write_pictures(
+        num_images = write_pictures(
             config.out,
             makers,
             total=total,
             workers=config.workers,
             on_progress=lambda done, all_: on_progress("scattering", done, all_),
         )
+    return Scattered(num_images, source.passed_over)
 
 
 def _makers(

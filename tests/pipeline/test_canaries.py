@@ -200,6 +200,19 @@ def test_a_member_of_another_suffix_is_refused_by_name(
 
 
 @pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("suffix", ["pkl", "pyd", "npy", "cls2", "CLS"])
+def test_the_name_of_a_member_is_reason_enough(
+    suffix: str, read: Read, canvas_shards: Path, tmp_path: Path
+) -> None:
+    def rename(members: dict[str, bytes]) -> dict[str, bytes]:
+        return {suffix if own == "cls" else own: data for own, data in members.items()}
+
+    planted = plant(canvas_shards, tmp_path / "shards", change=rename)
+    with pytest.raises(VerificationError, match=planted.place):
+        read(planted.folder)
+
+
+@pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix not in OWN])
 def test_a_manifest_that_declares_another_suffix_is_refused(
     suffix: str, read: Read, canvas_shards: Path, tmp_path: Path, marker: Path

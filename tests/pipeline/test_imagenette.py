@@ -271,13 +271,14 @@ def names(monkeypatch: pytest.MonkeyPatch, server: Server) -> dict[str, str]:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.7", "169.254.169.254", "::1", "fd00::1"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("header", ["Location", "URI"])
 def test_a_server_of_the_internet_leads_into_no_private_network(
-    scheme: str, address: str, server: Server, names: dict[str, str], tmp_path: Path
+    header: str, scheme: str, address: str, server: Server, names: dict[str, str], tmp_path: Path
 ) -> None:
     with Server(("127.0.0.1", 0), Handler) as canary:
         target = f"{scheme}://inside.test:{canary.server_address[1]}/secret"
         names["inside.test"] = address
-        server.answer = lambda handler: handler.reply(302, b"", Location=target)
+        server.answer = lambda handler: handler.reply(302, b"", **{header: target})
         message = f"a redirect to {target}, which is inside a private network from {server.url}"
         with pytest.raises(DownloadError, match=re.escape(message)) as caught:
             download(NAME, tmp_path, base_url=server.url)

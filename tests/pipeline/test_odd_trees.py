@@ -209,6 +209,19 @@ def test_a_file_that_changes_after_it_was_listed_is_not_taken(tree: Path) -> Non
     assert image.read() == b"image"
 
 
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_file_that_became_a_pipe_or_a_device_is_not_waited_for(kind: str, tree: Path) -> None:
+    image = list_folder(tree).images["train"][0]
+    path = Path(image.file)
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="the file changed after it was listed"):
+        image.read()
+
+
 def test_a_file_of_more_bytes_than_any_image_has_is_not_read(tree: Path) -> None:
     with (tree / "train/cat/a.jpg").open("wb") as file:
         file.truncate(50 << 30)  # a hole: no byte of it is on the disk

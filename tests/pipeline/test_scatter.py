@@ -9,12 +9,12 @@ from PIL import Image
 
 from pipeline.config import ScatterConfig
 from pipeline.errors import ConfigError, SourceError
-from pipeline.scatter import draw_scattered, scatter
+from pipeline.scatter import Scattered, draw_scattered, scatter
 
 SIZE_PX = 96
 
 
-def run(source: Path, out: Path, **options: Any) -> int:
+def run(source: Path, out: Path, **options: Any) -> Scattered:
     config = ScatterConfig(**{"source": source, "out": out, "size_px": SIZE_PX} | options)
     return scatter(config, on_progress=lambda *_: None)
 
@@ -38,7 +38,7 @@ def test_every_image_is_scattered_once_in_its_split_and_class(
     image_tree: Path, tmp_path: Path
 ) -> None:
     sources = [path for path in image_tree.rglob("*.JPEG") if path.is_file()]
-    assert run(image_tree, tmp_path / "out") == len(sources)
+    assert run(image_tree, tmp_path / "out") == (len(sources), ())
     boxes = read_boxes(tmp_path / "out")
     assert set(boxes) == set(hashes(tmp_path / "out")) - {"boxes.csv"}
     folders = sorted(path.relative_to(image_tree).parent.as_posix() for path in sources)
@@ -124,3 +124,12 @@ def test_the_command_says_how_many(image_tree: Path, srp_data: Any, tmp_path: Pa
     assert result.exit_code == 0, result.output
     num_images = len(read_boxes(tmp_path / "out"))
     assert result.stdout == f"{num_images} images in {tmp_path / 'out'}\n"
+
+
+def test_what_is_not_scattered_is_named(own_tree: Path, tmp_path: Path, srp_data: Any) -> None:
+    (own_tree / "train/cat/notes.txt").write_text("no image")
+    (own_tree / "train/cat/loop").symlink_to(".")
+    result = srp_data("scatter", own_tree, tmp_path / "out", "--size", SIZE_PX, "-j", 1)
+    assert result.exit_code == 0
+    for name in ("notes.txt", "loop"):
+        assert f"passed over train/cat/{name}: " in result.stderr
