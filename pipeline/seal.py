@@ -31,9 +31,11 @@ def check_seal(data: bytes, name: str, *, within: int) -> None:
     Raises:
         ValueError: If a byte has changed.
     """
+    if data.find(name.encode(), 0, within) < 0:
+        return
     found = _field(name, b"[0-9a-f]{64}").search(data, 0, within)
     if found is None:
-        return
+        raise ValueError(f"no SHA-256 in {name}")
     start, end = found.span(1)
     digest = hashlib.sha256(data[:start] + NO_DIGEST.encode())
     digest.update(memoryview(data)[end:])

@@ -16,17 +16,11 @@ def sealed(rest: str) -> bytes:
 def test_a_sealed_file_passes_and_no_flipped_bit_does(rest: str, data: st.DataObject) -> None:
     whole = sealed(rest)
     check_seal(whole, "digest", within=len(whole))
-    position = data.draw(st.integers(len('{"digest":') + 1, len(whole) - 1))
+    position = data.draw(st.integers(0, len(whole) - 1))
     bit = 1 << data.draw(st.integers(0, 7))
     flipped = whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :]
-    if b'"digest": "' in flipped:
-        in_digest = len('{"digest": "') <= position < len('{"digest": "') + 64
-        letter = bytes([flipped[position]])
-        if in_digest and letter not in b"0123456789abcdef":
-            return  # no digest any more, and nothing else has changed
-        if flipped[len('{"digest": "') + 64 : len('{"digest": "') + 65] != b'"':
-            return  # the same
-        with pytest.raises(ValueError, match=r"a SHA-256 of [0-9a-f]{64}, not"):
+    if b"digest" in flipped[:20]:  # else it is a file that never had one
+        with pytest.raises(ValueError, match="SHA-256"):
             check_seal(flipped, "digest", within=len(flipped))
 
 
@@ -41,6 +35,6 @@ def test_the_digest_is_that_of_the_file_with_zeros_in_its_place() -> None:
 def test_a_file_without_a_digest_where_it_should_lie_passes() -> None:
     check_seal(b'{"rest": 1}', "digest", within=100)
     damaged = sealed("x").replace(b"x", b"y")
-    check_seal(damaged, "digest", within=20)
+    check_seal(b"{}" + damaged, "digest", within=2)
     with pytest.raises(ValueError, match="a SHA-256 of"):
         check_seal(damaged, "digest", within=len(damaged))
