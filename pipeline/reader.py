@@ -6,6 +6,7 @@ Axes: N samples of the split, S shards, M members of a sample, B samples that ar
 """
 
 import mmap
+import os
 import resource
 import sys
 import threading
@@ -64,6 +65,7 @@ class IndexedReader:
         self.manifest = manifest
         self._folder = folder
         self._shards = tuple(shards)
+        self._paths = tuple(os.fspath(folder / shard.name) for shard in self._shards)
         _allow_files(len(self._shards))
         for shard in self._shards:
             check_length(folder, shard)
@@ -200,11 +202,17 @@ class IndexedReader:
             VerificationError: If it is missing or has another length.
         """
         shard = self._shards[number]
-        time_ns = check_length(self._folder, shard)
-        if self._times_ns.setdefault(number, time_ns) != time_ns:
+        try:
+            found = os.stat(self._paths[number])
+        except FileNotFoundError:
+            check_length(self._folder, shard)
+            raise
+        if found.st_size != shard.num_bytes:
+            check_length(self._folder, shard)
+        if self._times_ns.setdefault(number, found.st_mtime_ns) != found.st_mtime_ns:
             end = int(self._ends_S[number])
             self._is_checked_N[end - len(shard.samples) : end] = False
-            self._times_ns[number] = time_ns
+            self._times_ns[number] = found.st_mtime_ns
 
     def _map(self, number: int) -> Pixels:
         with self._lock:
@@ -289,31 +297,26 @@ def _allow_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
 
 
-def check_length(folder: Path, shard: ShardRecord) -> int:
+def check_length(folder: Path, shard: ShardRecord) -> None:
     """Check that a shard is there with its full length.
-
-    Returns:
-        When it was written to, nanoseconds of the system's clock.
 
     Raises:
         VerificationError: If it is not.
     """
     path = folder / shard.name
     try:
-        found = path.stat()
+        size = path.stat().st_size
     except FileNotFoundError:
         raise VerificationError(
             f"every shard of the manifest must be there; got none at {path}. "
             "Run the same srp-data build-shards command again to rebuild it."
         ) from None
-    size = found.st_size
     if size != shard.num_bytes:
         raise VerificationError(
             f"a shard must have the length that was written; got {size} bytes, not "
             f"{shard.num_bytes}, in {path} (broken from offset {_break_of(shard, size)}). "
             "Run the same srp-data build-shards command again to rebuild it."
         )
-    return found.st_mtime_ns
 
 
 def _break_of(shard: ShardRecord, size: int) -> str:
