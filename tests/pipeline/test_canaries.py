@@ -281,17 +281,21 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path) -> N
 
 
 def addresses(marker: Path) -> list[str]:
-    command = f"mkdir {marker}"
+    command, bare = f"mkdir {marker}", f">{marker}"  # the shell's shortest program has no space
+    local = [s for s in SCHEMES if s not in REMOTE]
+    plain = [f"{s}:{bare}" for s in SCHEMES] + [f"{s}://host/a;{bare}" for s in local]
     schemes = [f"{s}:{command}" for s in SCHEMES] + [f"{s}://host/a; {command}" for s in SCHEMES]
     odd = ["-", f"|{command}", f"$({command})", f"PIPE:{command}", f" pipe:{command}"]
     chains = [f"simplecache::pipe:{command}", f"file::pipe:{command}", "reference://x"]
-    return [*schemes, *odd, *chains]
+    return [*plain, *schemes, *odd, *chains]
 
 
 @pytest.mark.usefixtures("programs")
 def test_the_programs_are_canaries(tmp_path: Path) -> None:
     webdataset.gopen(f"pipe:mkdir {tmp_path}/other").read()
+    webdataset.gopen(f"pipe:>{tmp_path}/file").read()
     assert (tmp_path / "other").is_dir()
+    assert (tmp_path / "file").is_file()
     stream = webdataset.gopen("gs://host/a")
     stream.read()
     (tmp_path / "canary").rmdir()
