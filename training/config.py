@@ -198,7 +198,7 @@ class DistillConfig:
         proposer_lr: Highest learning rate of AdamW.
         epochs: Passes over the loss matrix.
         batch_size: Images a step.
-        balance: Weight of the entropy of the batch's mean choice.
+        balance: Weight of the entropy of the batch's mean choice, falling to 0 over the epochs.
         weight_decay: Of AdamW.
         vflip: Probability that an image is mirrored upside down, losses and all.
         seed: Of weights, order and mirroring.
@@ -212,7 +212,7 @@ class DistillConfig:
     proposer_lr: float = 0.005
     epochs: int = 60
     batch_size: int = 256
-    balance: float = TrainConfig.balance
+    balance: float = 0.2
     weight_decay: float = 0.01
     vflip: float = TrainConfig.vflip
     seed: int = TrainConfig.seed

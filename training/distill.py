@@ -113,7 +113,10 @@ def fit_proposer(
     )
     proposer.train()
     means = []
-    for _ in range(config.epochs):
+    for epoch in range(config.epochs):
+        # At first all images would rush to the crop that is best on average, where no gradient is
+        # left to tell them apart; at the end nothing should keep them from it.
+        balance = config.balance * (1 - epoch / config.epochs)
         order = torch.randperm(len(losses_NK), generator=generator)
         total = 0.0
         for rows_B in torch.split(order, config.batch_size)[:steps]:
@@ -126,7 +129,7 @@ def fit_proposer(
                 proposal = proposer(looked.to(device))
             spread = selection.mean_choice_entropy(proposal.probabilities_BK)
             loss = selection.expected_loss(proposal.probabilities_BK, losses)
-            (loss - config.balance * spread).backward()  # type: ignore[no-untyped-call]
+            (loss - balance * spread).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
