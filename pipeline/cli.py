@@ -123,6 +123,8 @@ def build_shards(source: Path, out: Path, **options: object) -> None:
         result = build(config, on_progress=stages(bars))
     for name in result.passed_over:
         _note(f"passed over {name}: a link, or not an image by its place and name")
+    if result.tried_again:
+        _note(f"tried again, since workers died or hung: {few(result.tried_again)}")
     if result.reused:
         _note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     _print_counts(result.manifest)
