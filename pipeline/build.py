@@ -42,11 +42,13 @@ class BuildResult:
     Attributes:
         manifest: Of everything in the folder.
         reused: Shards that an earlier run had finished.
+        tried_again: Shards that were begun anew because a worker died or hung, once for each.
         passed_over: Files of the source that are not images by their names.
     """
 
     manifest: Manifest
     reused: tuple[str, ...]
+    tried_again: tuple[str, ...]
     passed_over: tuple[str, ...]
 
 
@@ -85,12 +87,18 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         ]
         _require_room(config, sum(task.num_bytes for task in tasks))
         open_records(records, spec)
-        finished.update(_run(tasks, config, on_progress))
+        tried_again: list[str] = []
+        finished.update(_run(tasks, config, on_progress, tried_again))
         built = _describe(spec, fingerprint, source.classes, images, finished)
         check_rejects(config.out, built.rejects, at_most=config.max_rejects)
         publish(config.out, records, built, finished)
         shutil.rmtree(records, ignore_errors=True)  # all is done; a later run removes what is left
-    return BuildResult(manifest=built, reused=reused, passed_over=source.passed_over)
+    return BuildResult(
+        manifest=built,
+        reused=reused,
+        tried_again=tuple(tried_again),
+        passed_over=source.passed_over,
+    )
 
 
 def _describe(
@@ -186,10 +194,15 @@ def _sample_bytes(spec: DataSpec) -> int:
 
 
 def _run(
-    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress
+    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress, tried_again: list[str]
 ) -> Iterator[tuple[str, Finished]]:
     if not tasks:
         return
+
+    def try_again(task: Task, num_done: int, how: str) -> Task:
+        tried_again.append(task.shard.name)
+        return task.try_again(num_done, how)
+
     total = sum(len(task.images) for task in tasks)
     report = partial(_report_images, on_progress, total)
     for result in engines.run_local(
@@ -198,7 +211,7 @@ def _run(
         workers=config.workers,
         timeout_s=config.image_timeout_s,
         on_images=report,
-        try_again=Task.try_again,
+        try_again=try_again,
     ):
         yield result.shard.name, result
     report(total)

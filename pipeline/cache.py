@@ -88,7 +88,7 @@ class ShardCache:
         for left in self.folder.glob(f".{path.name}.*.partial"):  # whoever wrote it was killed
             left.unlink(missing_ok=True)
         digest = hashlib.sha256()
-        with whole_file(path) as file:
+        with whole_file(path, num_bytes=shard.num_bytes) as file:
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)

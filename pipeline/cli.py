@@ -128,6 +128,8 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=stages(bars))
     _note_passed_over(result.passed_over)
+    if result.tried_again:
+        note(f"tried again, since workers died or hung: {few(result.tried_again)}")
     if result.reused:
         note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     if as_json:

@@ -85,6 +85,7 @@ def test_a_build_that_loses_a_worker_once_ends_in_the_bytes_of_an_unbroken_one(
     assert (tmp_path / "marker").exists(), "no worker was lost"
     make_shards(own_tree, tmp_path / "unbroken", shard_mib=1)
     assert built.manifest.rejects == ()
+    assert len(built.tried_again) == 1
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
 
 
@@ -132,6 +133,21 @@ def test_a_decoder_that_takes_many_images_at_a_time_still_has_the_right_one_quar
     built = build_poisoned(own_tree, tmp_path / "out", **options)
     assert [reject.path for reject in built.manifest.rejects] == [VICTIM]
     assert built.manifest.num_samples("train") == 17
+
+
+def test_the_command_says_that_workers_were_lost_and_what_became_of_it(
+    own_tree: Path, srp_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.build.write_one", write_poisoned)
+    poison(own_tree / VICTIM, "kill")
+    sizes = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8")
+    result = srp_data("build-shards", own_tree, tmp_path / "out", *sizes, "--max-rejects=1")
+    assert result.exit_code == 0
+    shard = "train-000000.tar"
+    assert f"tried again, since workers died or hung: {shard}, {shard}\n" in result.stderr
+    assert f"rejected {VICTIM}: a worker died on it twice\n" in result.stdout
+    refused = srp_data("build-shards", own_tree, tmp_path / "other", *sizes)
+    assert refused.exit_code == 4
 
 
 def test_many_poisonous_images_beside_each_other_are_each_found(
