@@ -171,8 +171,9 @@ def distill(
     default="",
     help="Run whose classifier every run begins with; {seed} in it is the run's.  [default: none]",
 )
+@AS_JSON
 @with_options(MACHINE)
-def study(shards: Path, profile: str, output: Path, **options: Any) -> None:
+def study(shards: Path, profile: str, output: Path, as_json: bool, **options: Any) -> None:
     """Compare ways to choose on SHARDS.
 
     The predecessor, a better policy and fixed crops, over glimpse sizes; the profile choosing fits
@@ -192,9 +193,11 @@ def study(shards: Path, profile: str, output: Path, **options: Any) -> None:
         records = run_study(
             runs, shards=opened, output=output, process=process, on_run=shown.on_run
         )
-    for record in records if process.is_main else ():
-        if record.evaluation is not None:
-            click.echo(f"{record.name}: top-1 {record.evaluation.top1:.2f} %")
+    finished = [(r.name, r.evaluation.top1) for r in records if r.evaluation is not None]
+    if process.is_main and as_json:
+        click.echo(json.dumps({"folder": str(output), "top1": dict(finished)}, indent=1))
+    elif process.is_main:
+        click.echo("\n".join(f"{name}: top-1 {top1:.2f} %" for name, top1 in finished))
 
 
 @main.command()

@@ -3,9 +3,11 @@
 import io
 import os
 import pickle
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from training.checkpoint import load_initial, load_optimizer, load_weights, read
 from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process
+from training.epoch import Progress
 from training.losses import LossMatrix
 from training.paths import RunPaths
 from training.records import EpochRecord, RunRecord, load_record
@@ -27,6 +30,7 @@ from training.resume import open_record, save_epoch
 from training.trainer import Trainer, build_trainer
 
 Tiny = Callable[..., TrainConfig]
+Train = Callable[..., RunRecord]
 EPOCH = EpochRecord(
     epoch=1, train_loss=2.0, train_top1=10.0, val_top1=11.0, images_per_s=1.0, seconds=1.0
 )
@@ -72,7 +76,7 @@ class Killer:
         os._exit(0)
 
 
-def survived(work: Callable[[], None], at: int) -> bool:
+def survived(work: Callable[[], object], at: int) -> bool:
     """Do work in a child that is killed at an operation; says whether it came to its end."""
     child = os.fork()
     if child == 0:
@@ -118,7 +122,7 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
         at += 1
         for path, data in before.items():
             path.write_bytes(data)
-        is_over = survived(lambda: void(save_epoch(trainer, paths, record, 11.0)), at)
+        is_over = survived(partial(save_epoch, trainer, paths, record, 11.0), at)
         meta, found = read_meta(paths.last), load_record(paths.record)
         assert meta.epoch <= len(found.epochs)  # or the epoch would have no record
         for path in (paths.last, paths.best):
@@ -130,8 +134,8 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
         )
         assert len(resumed.epochs) == meta.epoch
         epochs.append(meta.epoch)
-        for partial in paths.folder.glob(".*.partial"):
-            partial.unlink()
+        for aside in paths.folder.glob(".*.partial"):
+            aside.unlink()
         if is_over:
             break
     assert at > 15
@@ -139,8 +143,32 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
     assert set(epochs) == {1, 2}
 
 
-def void(_: object) -> None:
-    pass
+def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command(
+    opened: Shards, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config, whole = tiny(), RunPaths(folder=tmp_path / "whole")
+    expected = train(config, whole.folder)
+    trained = RunPaths(folder=tmp_path / "trained")
+
+    def stop(now: Progress) -> None:
+        if now.stage == "table":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, trained.folder, on_progress=stop)
+    assert load_record(trained.record).evaluation is None
+    at, is_over = 0, False
+    while not is_over:
+        at += 1
+        paths = RunPaths(folder=tmp_path / str(at))
+        shutil.copytree(trained.folder, paths.folder)
+        is_over = survived(partial(train, config, paths.folder, resume=True), at)
+        resumed = train(config, paths.folder, resume=True)
+        assert resumed.evaluation == expected.evaluation
+        for file in ("best", "last", "table"):
+            found, known = (state(getattr(run, file)) for run in (paths, whole))
+            assert all(torch.equal(tensor, found[name]) for name, tensor in known.items())
+    assert at > 12
 
 
 def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
