@@ -22,6 +22,7 @@ from webdataset.gopen import gopen_schemes
 from pipeline import manifest as manifests
 from pipeline.errors import ConfigError, SrpError, VerificationError
 from pipeline.reader import IndexedReader
+from pipeline.seal import NO_DIGEST, seal
 from pipeline.sheet import draw_sheet
 from pipeline.store import open_store
 from pipeline.stream import Stream
@@ -112,7 +113,8 @@ def plant(
     for column, length in zip(columns.values(), lengths, strict=True):
         column[0] = length
     fields["sizes"] = {declare(suffix): column for suffix, column in columns.items()}
-    (folder / "manifest.json").write_text(json.dumps(text))
+    text["manifest_sha256"] = NO_DIGEST
+    (folder / "manifest.json").write_bytes(seal(json.dumps(text).encode(), "manifest_sha256"))
     assert path.read_bytes().endswith(TAR_END)
     return Planted(folder, rf"{shard.name} at offset 0 \(sample {first.key}\)")
 
