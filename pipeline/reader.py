@@ -25,7 +25,7 @@ from pipeline.manifest import Manifest
 from pipeline.resample import Pixels
 from pipeline.schema import LABEL, Sample, decode_sample
 from pipeline.shard import SampleRecord, ShardRecord
-from pipeline.tar import TAR_BLOCK, TAR_END, tar_header, tar_padding
+from pipeline.tar import TAR_BLOCK, TAR_END, is_tar_header, tar_padding
 
 _SPARE_FILES = 64  # file descriptors that the rest of a process needs
 
@@ -243,8 +243,11 @@ class IndexedReader:
         data = whole[record.offset :][: record.length].data
         headers = zip(self._suffixes, record.extents(), strict=True)
         if isal_zlib.crc32(data) != record.crc32 or any(
-            whole[extent.offset - TAR_BLOCK : extent.offset].tobytes()
-            != tar_header(f"{record.key}.{suffix}", extent.size)
+            not is_tar_header(
+                whole[extent.offset - TAR_BLOCK : extent.offset].tobytes(),
+                f"{record.key}.{suffix}",
+                extent.size,
+            )
             for suffix, extent in headers
         ):
             raise changed_bytes(self._shards[number].place_of(record))

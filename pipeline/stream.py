@@ -25,7 +25,7 @@ from pipeline.pieces import Part, Piece, cut_pieces, share_of
 from pipeline.schema import Sample, decode_sample
 from pipeline.shard import SampleRecord
 from pipeline.store import Source, Store
-from pipeline.tar import TAR_BLOCK, TAR_END, tar_header
+from pipeline.tar import TAR_BLOCK, TAR_END, is_tar_header
 
 ALONE = Part()
 
@@ -190,8 +190,8 @@ def _has_members(data: bytes, record: SampleRecord, suffixes: tuple[str, ...]) -
     """Whether the headers are those of the sample's members, in order, and of nothing else."""
     for suffix, extent in zip(suffixes, record.extents(), strict=True):
         header = extent.offset - record.offset - TAR_BLOCK
-        expected = tar_header(f"{record.key}.{suffix}", extent.size)
-        if data[header:][:TAR_BLOCK] != expected:
+        name = f"{record.key}.{suffix}"
+        if not is_tar_header(data[header:][:TAR_BLOCK], name, extent.size):
             return False
     return len(data) == record.length
 

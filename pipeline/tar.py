@@ -42,6 +42,14 @@ def tar_header(name: str, size: int) -> bytes:
     return bytes(header)
 
 
+def is_tar_header(data: bytes, name: str, size: int) -> bool:
+    """Whether a block is the header that `tar_header` makes; of what has none, none is."""
+    try:
+        return data == tar_header(name, size)
+    except ValueError:
+        return False
+
+
 def tar_padding(size: Size) -> Size:
     """Bytes of zeros that follow `size` bytes of data in a tar, for a number or an array."""
     return -size % TAR_BLOCK
