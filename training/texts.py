@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from pipeline.terminal import printable
 from training.audit import Audit
 from training.boxes import BoxFigures
 from training.figures import Spread
@@ -122,7 +123,7 @@ def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str
         ("proposer", evaluation.proposer_macs / 1e6),
         ("classifier", evaluation.classifier_macs / 1e6),
     ]
-    classes = list(zip(class_names, evaluation.top1_classes, strict=True))
+    classes = list(zip(map(printable, class_names), evaluation.top1_classes, strict=True))
     lines = []
     for title, rows in (
         (f"top-1 of {evaluation.num_samples} images, %", accuracies),

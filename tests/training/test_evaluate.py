@@ -18,6 +18,7 @@ from training.evaluate import evaluate_choice, evaluate_run, evaluate_table, mak
 from training.paths import RunPaths
 from training.records import RunRecord
 from training.table import Evaluation, final_prediction
+from training.texts import evaluation_text
 from training.trainer import build_model
 
 Tiny = Callable[..., TrainConfig]
@@ -173,3 +174,14 @@ def test_shards_that_were_moved_are_asked_for(
         "a run's shards must be where it found them; got none at moved/away, seen from here. "
         "Name their folder with --shards."
     )
+
+
+def test_a_class_name_cannot_speak_to_the_terminal(
+    finished: tuple[RunPaths, RunRecord],
+) -> None:
+    _, record = finished
+    assert record.evaluation is not None
+    names = ["\x1b[2Jgone", *(f"class {number}" for number in range(1, 10))]
+    text = evaluation_text(record.evaluation, tuple(names))
+    assert "\x1b" not in text
+    assert "\\x1b[2Jgone" in text
