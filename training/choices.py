@@ -26,6 +26,8 @@ def glimpse_batches(
 ) -> Iterator[Tensor]:
     """Read what the proposer looks at, batch by batch, uint8 `(B, L, S, S)`.
 
+    A batch is valid until the next is asked for; copy what is to be kept.
+
     Args:
         model: Whose proposer it is.
         shards: To read from.

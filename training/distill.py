@@ -114,8 +114,8 @@ def fit_proposer(
     proposer.train()
     means = []
     for epoch in range(config.epochs):
-        # At first all images would rush to the crop that is best on average, where no gradient is
-        # left to tell them apart; at the end nothing should keep them from it.
+        # A softmax that is sure of one crop for all images has no gradient to tell them apart; at
+        # the end nothing should keep it from being sure.
         balance = config.balance * (1 - epoch / config.epochs)
         order = torch.randperm(len(losses_NK), generator=generator)
         total = 0.0

@@ -148,7 +148,7 @@ def fit_and_choose(
     seen = glimpse_batches(model, shards, process, split="train")
     fit_proposer(
         model.proposer,
-        torch.cat([glimpses_BLSS.cpu() for glimpses_BLSS in seen]),
+        torch.cat([glimpses_BLSS.cpu().clone() for glimpses_BLSS in seen]),  # they are used again
         losses_NK,
         model.config,
         counterparts=mirrored_candidates(shards.plan, model.candidates),

@@ -14,6 +14,7 @@ from training.checkpoint import load_weights
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import fill_fold, fit_proposer
+from training.distillation import fit_and_choose
 from training.distributed import Process
 from training.evaluate import evaluate_run
 from training.losses import Judged, LossMatrix
@@ -236,3 +237,20 @@ def test_the_command_prints_the_figures(
     assert result.exit_code == 0, result.output
     assert "how often each crop is chosen" in result.stdout
     assert load_record(base.folder.parent / "typed/record.json").config.policy == "distilled"
+
+
+def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
+    base: RunPaths, opened: Shards, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(policy="distilled", epochs=1)
+    model = build_model(config, opened, alone)
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        distillation, "fit_proposer", lambda _model, seen_NLSS, *_, **__: given.append(seen_NLSS)
+    )
+    monkeypatch.setattr("training.choices.EVALUATION_BATCH", 8)  # so that buffers are used again
+    fit_and_choose(model, torch.zeros(70, 6), opened, process=alone, on_progress=ignore)
+    reader = opened.reader("train")
+    for row in range(70):
+        expected = torch.from_numpy(reader.read(row).small_glimpses[:, 0].copy())
+        assert torch.equal(given[0][row], expected), row
