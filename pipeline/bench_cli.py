@@ -9,13 +9,13 @@ import click
 
 from pipeline.bench_config import BenchConfig, LoadBenchConfig
 from pipeline.peers.roster import NAMES
-from pipeline.terminal import Commands, console, option, progress_bars, stages
+from pipeline.terminal import console, option, progress_bars, stages
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-@click.group(cls=Commands)
+@click.group()
 def bench() -> None:
     """Measure this machine: rates, ratios, and what is possible."""
 

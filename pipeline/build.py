@@ -75,10 +75,12 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         fingerprint = manifest.fingerprint(spec, listing)
         refuse_other_build(config.out, spec, fingerprint)
         records = state / fingerprint
-        planned = plan_shards(images, per_shard=_samples_per_shard(spec))
+        num_bytes = _sample_bytes(spec)
+        per_shard = samples_per_shard(num_bytes, shard_mib=spec.shard_mib)
+        planned = plan_shards(images, per_shard=per_shard)
         finished = finished_before(config.out, records, planned, spec, on_progress)
         reused = tuple(finished)
-        folder, num_bytes = shards_folder(config.out, records), _sample_bytes(spec)
+        folder = shards_folder(config.out, records)
         shared = (folder, records, spec, views, backend)
         tasks = [
             Task(*shared, shard, members, source.classes, len(members) * num_bytes)
@@ -172,16 +174,6 @@ def _scan(
         for split, members in source.images.items()
     }
     return source, images
-
-
-def _samples_per_shard(spec: DataSpec) -> int:
-    return samples_per_shard(
-        spec.plan(),
-        layout=spec.layout,
-        codec=spec.pixel_codec(),
-        glimpse_px=spec.glimpse_size,
-        shard_mib=spec.shard_mib,
-    )
 
 
 def _sample_bytes(spec: DataSpec) -> int:

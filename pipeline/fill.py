@@ -216,7 +216,7 @@ class Filler:
         member = self._row_of[name]
         start = int(located.offsets_MB[member, row])
         stop = start + int(located.sizes_MB[member, row])
-        return self.reader.shard_bytes(int(located.shards_B[row]))[start:stop]
+        return self.reader.mapped.bytes_of(int(located.shards_B[row]))[start:stop]
 
     def _gather_pixels(self, located: Located, out: Arrays) -> None:
         """Copy the raw pixels of all samples at once, past the caches."""
@@ -251,7 +251,7 @@ class Filler:
     def _addresses(self, located: Located, name: str) -> Addresses:
         """Give the addresses of one array of each sample in this process's memory."""
         member = self._row_of[name]
-        bases = [self.reader.shard_address(number) for number in located.shards_B.tolist()]
+        bases = [self.reader.mapped.address_of(number) for number in located.shards_B.tolist()]
         addresses_B: Addresses = np.array(bases, np.int64) + located.offsets_MB[member]
         return addresses_B + NPY_START
 

@@ -19,7 +19,7 @@ class Log:
     def __init__(self) -> None:
         """Begin without a file."""
         self._path: Path | None = None
-        self._told: dict[str, float] = {}
+        self._told: dict[str, tuple[float, int]] = {}
 
     def open(self, path: Path | None) -> None:
         """Append to a file from now on; None appends nowhere.
@@ -42,12 +42,15 @@ class Log:
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """Append how far a stage is: at its start, at its end, and every few seconds."""
-        now = time.monotonic()
-        if self._path is None or (done < total and now - self._told.get(stage, -STAGE_S) < STAGE_S):
+        if self._path is None:
             return
-        if self._told.get(stage) == float("inf") and done >= total:
-            return  # its end has been told
-        self._told[stage] = float("inf") if done >= total else now
+        now, never = time.monotonic(), (-STAGE_S, -1)
+        told, before = self._told.get(stage, never)
+        if done < before:  # it begins again: another epoch, or another run of a study
+            told, before = never
+        if before >= total or (done < total and now - told < STAGE_S):
+            return
+        self._told[stage] = (now, done)
         self.write("stage", stage=stage, done=done, total=total)
 
 

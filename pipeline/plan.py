@@ -128,11 +128,8 @@ def sample_bytes(plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int) 
     return pixels + overhead
 
 
-def samples_per_shard(
-    plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int, shard_mib: int
-) -> int:
-    """Count the samples that fit into a shard of `shard_mib` MiB; at least one."""
-    num_bytes = sample_bytes(plan, layout=layout, codec=codec, glimpse_px=glimpse_px)
+def samples_per_shard(num_bytes: int, *, shard_mib: int) -> int:
+    """Count the samples of `num_bytes` that fit into a shard of `shard_mib` MiB; at least one."""
     return max(1, ((shard_mib << 20) - len(TAR_END)) // num_bytes)
 
 

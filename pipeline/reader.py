@@ -5,11 +5,6 @@ Nothing is unpickled. A cut or flipped shard is an error that names it, never a 
 Axes: N samples of the split, S shards, M members of a sample, B samples that are asked for.
 """
 
-import mmap
-import os
-import resource
-import sys
-import threading
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
@@ -20,14 +15,12 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.arrays import NPY_START, npy_header
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import VerificationError
 from pipeline.manifest import Manifest
-from pipeline.resample import Pixels
+from pipeline.mapped import MappedShards
 from pipeline.schema import LABEL, Sample, decode_sample
 from pipeline.shard import SampleRecord, ShardRecord
-from pipeline.tar import TAR_BLOCK, TAR_END, is_tar_header, tar_padding
-
-_SPARE_FILES = 64  # file descriptors that the rest of a process needs
+from pipeline.tar import TAR_BLOCK, is_tar_header, tar_padding
 
 
 class Located(NamedTuple):
@@ -63,12 +56,8 @@ class IndexedReader:
             VerificationError: If a shard is missing or has another length.
         """
         self.manifest = manifest
-        self._folder = folder
         self._shards = tuple(shards)
-        self._paths = tuple(os.fspath(folder / shard.name) for shard in self._shards)
-        _allow_files(len(self._shards))
-        for shard in self._shards:
-            check_length(folder, shard)
+        self.mapped = MappedShards(folder, self._shards)
         samples = [shard.samples for shard in self._shards]
         self._ends_S = np.cumsum([len(each) for each in samples], dtype=np.int64)
         self.labels_N = _joined([each.labels_N for each in samples])
@@ -87,15 +76,10 @@ class IndexedReader:
 
     def _set_up(self) -> None:
         """Make what belongs to this process alone."""
-        self._maps: dict[int, Pixels] = {}
-        self._addresses: dict[int, int] = {}
-        self._times_ns: dict[int, int] = {}
         self._is_checked_N = np.zeros(len(self), bool)
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_maps", "_addresses", "_times_ns", "_is_checked_N", "_lock")
-        return {name: value for name, value in vars(self).items() if name not in own}
+        return {name: value for name, value in vars(self).items() if name != "_is_checked_N"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -126,7 +110,7 @@ class IndexedReader:
         """
         number, record = self._record(index)
         shard = self._shards[number]
-        self._look_at_file(number)
+        self.mapped.is_as_before(number)  # it is checked all the same
         data = self._check(number, record)
         start = record.offset
         members = {
@@ -156,7 +140,9 @@ class IndexedReader:
         rows_B = np.asarray(indices_B, np.int64)
         shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         for number in set(shards_B.tolist()):
-            self._look_at_file(number)
+            if not self.mapped.is_as_before(number):
+                end = int(self._ends_S[number])
+                self._is_checked_N[end - len(self._shards[number].samples) : end] = False
         for index in rows_B[~self._is_checked_N[rows_B]].tolist():
             number, record = self._record(index)
             self._check_members(number, record)
@@ -173,54 +159,6 @@ class IndexedReader:
         """Name a sample's place for an error."""
         number, record = self._record(index)
         return self._shards[number].place_of(record)
-
-    def shard_bytes(self, number: int) -> Pixels:
-        """View a whole shard, uint8; it is mapped on first use.
-
-        Args:
-            number: Position among the reader's shards.
-        """
-        mapped = self._maps.get(number)
-        return self._map(number) if mapped is None else mapped
-
-    def shard_address(self, number: int) -> int:
-        """Give the address of a shard's first byte in this process's memory.
-
-        Args:
-            number: Position among the reader's shards.
-        """
-        if number not in self._addresses:
-            self._addresses[number] = self.shard_bytes(number).ctypes.data
-        return self._addresses[number]
-
-    def _look_at_file(self, number: int) -> None:
-        """Check that a shard is as long as ever, since reading past its end would kill the process.
-
-        Where it was written to since the last look, its samples count as unchecked.
-
-        Raises:
-            VerificationError: If it is missing or has another length.
-        """
-        shard = self._shards[number]
-        try:
-            found = os.stat(self._paths[number])
-        except FileNotFoundError:
-            check_length(self._folder, shard)
-            raise
-        if found.st_size != shard.num_bytes:
-            check_length(self._folder, shard)
-        if self._times_ns.setdefault(number, found.st_mtime_ns) != found.st_mtime_ns:
-            end = int(self._ends_S[number])
-            self._is_checked_N[end - len(shard.samples) : end] = False
-            self._times_ns[number] = found.st_mtime_ns
-
-    def _map(self, number: int) -> Pixels:
-        with self._lock:
-            if number not in self._maps:
-                with (self._folder / self._shards[number].name).open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._maps[number] = np.frombuffer(mapped, np.uint8)
-            return self._maps[number]
 
     def _record(self, index: int) -> tuple[int, SampleRecord]:
         """Find a sample's shard and record.
@@ -239,7 +177,7 @@ class IndexedReader:
 
         The tar's own headers are compared as well, since other readers go by them.
         """
-        whole = self.shard_bytes(number)
+        whole = self.mapped.bytes_of(number)
         data = whole[record.offset :][: record.length].data
         headers = zip(self._suffixes, record.extents(), strict=True)
         if isal_zlib.crc32(data) != record.crc32 or any(
@@ -280,55 +218,6 @@ def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
     if len(numbers) == 1 and all(column.strides == (0,) for column in columns):
         return np.broadcast_to(np.int64(numbers.pop()), sum(map(len, columns)))
     return np.concatenate(columns)
-
-
-def _allow_files(count: int) -> None:
-    """Raise this process's own limit on open files by the number of its new shards.
-
-    Raises:
-        ConfigError: If the system does not let it.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return
-    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-    if most < count + _SPARE_FILES:
-        raise ConfigError(
-            f"every shard is a file that stays open; got {count} shards where this system allows "
-            f"{most} files. Raise it with ulimit -n, or build shards with a larger --shard-mib."
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
-
-
-def check_length(folder: Path, shard: ShardRecord) -> None:
-    """Check that a shard is there with its full length.
-
-    Raises:
-        VerificationError: If it is not.
-    """
-    path = folder / shard.name
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise VerificationError(
-            f"every shard of the manifest must be there; got none at {path}. "
-            "Run the same srp-data build-shards command again to rebuild it."
-        ) from None
-    if size != shard.num_bytes:
-        raise VerificationError(
-            f"a shard must have the length that was written; got {size} bytes, not "
-            f"{shard.num_bytes}, in {path} (broken from offset {_break_of(shard, size)}). "
-            "Run the same srp-data build-shards command again to rebuild it."
-        )
-
-
-def _break_of(shard: ShardRecord, size: int) -> str:
-    """Say where a shard of another length is broken, and in which sample."""
-    offset = min(size, shard.num_bytes)
-    row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1
-    if row < 0 or offset >= shard.num_bytes - len(TAR_END):
-        return f"{offset}, past its samples"
-    return f"{offset}, sample {shard.samples.key(row)}"
 
 
 def changed_bytes(where: str) -> VerificationError:

@@ -10,7 +10,7 @@ from pipeline.address import RemoteFolder, parse_address
 from pipeline.cache import ShardCache, release
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import FILE_NAME, Manifest
-from pipeline.reader import check_length
+from pipeline.mapped import check_length
 from pipeline.remote import RemoteFile
 from pipeline.shard import ShardRecord
 
@@ -92,7 +92,7 @@ class LocalStore:
         Raises:
             VerificationError: If it is missing or has another length.
         """
-        check_length(self.folder, shard)
+        check_length(self.folder / shard.name, shard)
         path = self.folder / shard.name
         file = path.open("rb")
         file.seek(start)

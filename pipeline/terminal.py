@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
 EXIT_STATUSES = (
-    "Exit status: 0 done, 1 bug, full disk or diverged loss, 2 usage, 3 damaged data, 4 rejects, "
-    "75 preempted (SIGTERM), 130 interrupted (Ctrl-C)."
+    "Exit status: 0 done, 1 bug, full disk or memory, or diverged loss, 2 usage, 3 damaged data, "
+    "4 rejects, 75 preempted (SIGTERM), 130 interrupted (Ctrl-C)."
 )
 TYPED = "srp.typed"  # where a context keeps the words of the command
 BYTES = "MB/s"
@@ -140,6 +140,11 @@ def one_line_errors(resume_command: str = "") -> Iterator[None]:
             f"this command needs a package that is not installed; got none named {name}. "
             "Install the trainer's with: pip install 'srp[train]'",
             ConfigError.exit_status,
+        )
+    except MemoryError:
+        _end(
+            "the work must fit into this machine's memory; got no more of it. Use fewer --workers.",
+            SrpError.exit_status,
         )
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.errno is None:

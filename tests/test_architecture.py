@@ -28,6 +28,7 @@ SEAM = {
     "pipeline.kernels",
     "pipeline.loader",
     "pipeline.log",
+    "pipeline.mapped",
     "pipeline.manifest",
     "pipeline.order",
     "pipeline.pictures",

@@ -181,8 +181,7 @@ def by_map() -> TrainConfig:
     with `--random-epochs`. Not measured yet.
     """
     return TrainConfig(
-        policy="straight-through", proposer="map", glimpse_size=112, balance=0.1,
-        proposer_lr=0.05, proposer_channels=MAP["proposer_channels"],
+        policy="straight-through", balance=0.1, proposer_lr=0.05, **MAP,
     )  # fmt: skip
 
 

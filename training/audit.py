@@ -101,12 +101,14 @@ class Audit:
     @property
     def verdict(self) -> str:
         """Say in one sentence whether to choose."""
-        rivals = [rival for rival in self.rivals if rival.macs <= SAME_COST * self.macs]
-        tests = [rival.test for rival in rivals if rival.test is not None]
-        if not tests:
+        tested = [
+            (rival, rival.test) for rival in self.rivals
+            if rival.test is not None and rival.macs <= SAME_COST * self.macs
+        ]  # fmt: skip
+        if not tested:
             return "Nothing can be said: no run has a table to be compared with."
-        strongest = min((r for r in rivals if r.test is not None), key=lambda rival: rival.points)
-        weakest = max(tests, key=lambda test: test.p)  # choosing must be above every rival
+        strongest, _ = min(tested, key=lambda pair: pair[0].points)
+        weakest = max((test for _, test in tested), key=lambda test: test.p)  # it must beat all
         if strongest.points <= 0:
             return (
                 f"Choosing is not worth it here: take {strongest.name}, "

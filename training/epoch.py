@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DivergedError
+from pipeline.terminal import few
 from training.distributed import gather_ranks, share_buffers, sum_over_ranks
 from training.evaluate import OnImages, count_images
 from training.records import EpochPart, EpochRecord
@@ -17,7 +18,6 @@ from training.stopping import Stop
 from training.trainer import Trainer
 
 REPORT_STEPS = 10  # steps between looks at the loss, each of which waits for the device
-FEW_KEYS = 4
 
 
 class Progress(NamedTuple):
@@ -122,10 +122,8 @@ def _lost(trainer: Trainer, epoch: int, unseen: list[_Seen]) -> DivergedError:
         is_bad_B = ~seen.losses_B.isfinite()
         if is_bad_B.any():
             keys = trainer.batches.keys(seen.rows_B[is_bad_B].tolist())
-            few = ", ".join(keys[:FEW_KEYS])
-            more = f" and {len(keys) - FEW_KEYS} more" if len(keys) > FEW_KEYS else ""
             bad = float(seen.losses_B[is_bad_B][0])
-            fault = f"the training loss must stay a number; got {bad} for {few}{more}"
+            fault = f"the training loss must stay a number; got {bad} for {few(keys)}"
             return _diverged(fault, epoch, seen.step, keys)
     fault = "the training loss must stay a number; got none in another process, which names it"
     return _diverged(fault, epoch, unseen[-1].step)

@@ -24,7 +24,7 @@ from training.study import Run
 from training.table import Table
 from training.trainer import build_model, fold_rows
 
-FIT_EPOCHS = 10  # a third of what `distill` takes, since it is a part of minutes
+FIT_EPOCHS = 10  # a sixth of what `distill` takes, since it is a part of minutes
 
 OnRun = Callable[[Run, int], tuple[OnProgress, OnEpoch]]
 

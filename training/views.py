@@ -140,6 +140,8 @@ def mirror(values: Tensor, draws: Draws, counterparts: Mirrored) -> Tensor:
     across, down = counterparts
     for mirrored_B, places, axis in ((draws.flips_B, across, 3), (draws.vflips_B, down, 2)):
         rows = mirrored_B.nonzero()[:, 0].to(values.device, non_blocking=True)
+        if not len(rows):
+            continue
         moved = values[rows][:, list(places)]
         values[rows] = moved.flip(axis) if values.ndim > axis else moved
     return values

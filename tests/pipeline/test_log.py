@@ -64,6 +64,27 @@ def test_a_long_stage_is_told_every_few_seconds(
     assert told == [0, int(STAGE_S), 2 * int(STAGE_S), 30]
 
 
+def test_a_stage_that_begins_again_is_told_again(tmp_path: Path) -> None:
+    log = Log()
+    log.open(tmp_path / "log.jsonl")
+    for done in (0, 5, 30, 30, 10, 30, 0, 30):
+        log.stage("train", done, 30)
+    told = [line["done"] for line in lines_of(tmp_path / "log.jsonl")]
+    assert told == [0, 30, 10, 30, 0, 30]
+
+
+def test_a_group_of_commands_keeps_the_log_of_the_program(
+    image_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    sizes = ["--images", "4", "--rounds", "0"]
+    result = srp_data("--log", str(path), "bench", "build", str(image_tree), *sizes)
+    assert result.exit_code == 2
+    start, end = lines_of(path)
+    assert start["command"][1:] == ["--log", str(path), "bench", "build", str(image_tree), *sizes]
+    assert f"error: {end['error']}\n" == result.stderr
+
+
 def test_results_are_json_where_it_is_asked_for(
     shards: Path, image_tree: Path, srp_data: Any, tmp_path: Path
 ) -> None:

@@ -11,7 +11,14 @@ from pipeline.codecs import Codec
 from pipeline.config import CANDIDATE_SETS, CODECS, LAYOUTS
 from pipeline.crops import plan_crops
 from pipeline.errors import SourceError
-from pipeline.plan import SourceImage, assign_keys, plan_shards, samples_per_shard, select
+from pipeline.plan import (
+    SourceImage,
+    assign_keys,
+    plan_shards,
+    sample_bytes,
+    samples_per_shard,
+    select,
+)
 from pipeline.schema import member_suffixes
 from pipeline.tar import tar_header
 
@@ -137,9 +144,8 @@ def test_a_shard_keeps_below_its_size(
 ) -> None:
     crop_px, glimpse_px = canvas_px // 2 + 1, canvas_px // 4
     plan = plan_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
-    count = samples_per_shard(
-        plan, layout=layout, codec=Codec(), glimpse_px=glimpse_px, shard_mib=shard_mib
-    )
+    num_bytes = sample_bytes(plan, layout=layout, codec=Codec(), glimpse_px=glimpse_px)
+    count = samples_per_shard(num_bytes, shard_mib=shard_mib)
     if layout == "tensors":
         arrays = [len(plan) * 3 * crop_px**2, len(plan) * crop_px**2]
     else:
@@ -154,7 +160,7 @@ def test_what_a_codec_saves_goes_into_more_samples() -> None:
     plan = plan_crops("five", canvas_px=336, crop_px=224)
     counts = {
         name: samples_per_shard(
-            plan, layout="canvas", codec=Codec(name), glimpse_px=64, shard_mib=128
+            sample_bytes(plan, layout="canvas", codec=Codec(name), glimpse_px=64), shard_mib=128
         )
         for name in CODECS
     }

@@ -160,6 +160,15 @@ def test_an_error_of_the_system_is_one_line_with_place_and_fix(error: OSError, w
     assert words in result.stderr
 
 
+def test_a_full_memory_is_one_line_with_a_fix() -> None:
+    result = fail_with(MemoryError())
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: the work must fit into this machine's memory; got no more of it. "
+        "Use fewer --workers.\n"
+    )
+
+
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours"), ZeroDivisionError()])
 def test_a_bug_is_not_hidden(error: Exception) -> None:
     assert fail_with(error).exception is error

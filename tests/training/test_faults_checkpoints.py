@@ -1,7 +1,6 @@
 """A crash while saving, a flipped bit, a pickle: the last good state stays, and nothing runs."""
 
 import io
-import os
 import pickle
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breaking import forked, kill_at, stepped
 from safetensors.torch import load
 from torch import Tensor
 
@@ -36,56 +36,17 @@ EPOCH = EpochRecord(
 )
 
 
-class Killer:
-    """Kills this process at its n-th write, fsync or rename; a write is broken in the middle."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def tick(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def __enter__(self) -> "Killer":
-        killer, real_fsync, real_replace, real_open = self, os.fsync, Path.replace, Path.open
-
-        class Broken(io.FileIO):
-            def write(self, data: Any) -> int:
-                view = memoryview(data).cast("B")
-                killer.tick()
-                half = super().write(view[: len(view) // 2]) or 0
-                killer.tick()
-                return half + (super().write(view[half:]) or 0)
-
-        def fsync(descriptor: int) -> None:
-            killer.tick()
-            real_fsync(descriptor)
-
-        def move(path: Path, target: Path) -> Path:
-            killer.tick()
-            return real_replace(path, target)
-
-        def opened(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-            return Broken(path, "w") if mode == "wb" else real_open(path, mode, *rest, **named)
-
-        os.fsync, Path.replace, Path.open = fsync, move, opened  # type: ignore[method-assign,assignment]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os._exit(0)
-
-
 def survived(work: Callable[[], object], at: int) -> bool:
     """Do work in a child that is killed at an operation; says whether it came to its end."""
-    child = os.fork()
-    if child == 0:
+
+    def do() -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive the fork
         signal.alarm(60)
-        with Killer(at):
+        with stepped(kill_at(at)):
             work()
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL)
+
+    status = forked(do)
+    assert status in (0, -signal.SIGKILL)
     return status == 0
 
 

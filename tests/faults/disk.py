@@ -14,91 +14,20 @@ import os
 import shutil
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from unittest import mock
 
+from breaking import STEPS, Act, forked, kill_at, stepped, tell
 from click.testing import CliRunner
 
 from pipeline import build as builds
 from pipeline import engines, manifest, server
 from pipeline.cli import main
 
-Act = Callable[[str, Path], None]
-"""Called before each step with its kind and the file; or raises, or never returns."""
-
 OPTIONS = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8", "--workers=1")
-
-
-class File:
-    """A file that takes a step for each call that may write; before a write is stopped, half of
-    it is on the disk."""
-
-    def __init__(self, file: BinaryIO, path: Path, act: Act) -> None:
-        self._file, self._path, self._act = file, path, act
-
-    def write(self, data: bytes) -> int:
-        try:
-            self._act("write", self._path)
-        except BaseException:
-            self._file.write(bytes(data)[: len(data) // 2])
-            raise
-        written = self._file.write(data)
-        self._file.flush()
-        return written
-
-    def flush(self) -> None:
-        self._act("flush", self._path)
-        self._file.flush()
-
-    def close(self) -> None:
-        try:
-            self._act("close", self._path)
-        finally:
-            self._file.close()
-
-    def __enter__(self) -> "File":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-@contextlib.contextmanager
-def stepped(act: Act) -> Iterator[None]:
-    """Call `act` before everything that changes a disk."""
-    real = {name: getattr(os, name) for name in STEPS}
-    real_open = Path.open
-
-    def before(kind: str) -> Callable[..., Any]:
-        def call(target: Any, *args: Any, **options: Any) -> Any:
-            if kind == "unlink" and not (options or os.path.lexists(target)):
-                return real[kind](target)  # there is nothing to be changed
-            act(kind, Path(os.readlink(f"/proc/self/fd/{target}") if kind == "fsync" else target))
-            return real[kind](target, *args, **options)
-
-        return call
-
-    def open_file(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        if "w" not in mode:
-            return real_open(path, mode, *args, **options)
-        act("open", path)
-        return File(real_open(path, mode, *args, **options), path, act)
-
-    with contextlib.ExitStack() as stack:
-        for name in STEPS:
-            stack.enter_context(mock.patch.object(os, name, before(name)))
-        stack.enter_context(mock.patch.object(Path, "open", open_file))
-        yield
-
-
-STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 
 
 @contextlib.contextmanager
@@ -112,15 +41,10 @@ def in_this_process() -> Iterator[None]:
         mock.patch.object(engines, "run_local", run_here),
         mock.patch.object(engines, "count_image"),
         mock.patch.object(server, "start_server"),
-        mock.patch.object(builds, "_samples_per_shard", return_value=2),
+        mock.patch.object(builds, "samples_per_shard", return_value=2),
         mock.patch.object(os, "fsync"),  # no power is cut here, and the disk is slow
     ):
         yield
-
-
-def tell(**found: str) -> None:
-    """Print a line past click, which keeps what its commands print."""
-    os.write(1, json.dumps(found).encode() + b"\n")
 
 
 def run(source: Path, out: Path, *options: str) -> Any:
@@ -151,35 +75,10 @@ def check_promises(out: Path, good: list[Mapping[str, str]]) -> None:
             assert digest == shard.sha256, f"the manifest does not describe {shard.name}"
 
 
-def forked(do: Callable[[], None]) -> int:
-    """Run in a child; return how it ended."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    try:
-        do()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
 def prepare(out: Path, before: str | None) -> None:
     shutil.rmtree(out, ignore_errors=True)
     if before:
         shutil.copytree(before, out)
-
-
-def kill_at(number: int) -> Act:
-    steps = iter(range(1, number + 1))
-
-    def act(kind: str, path: Path) -> None:
-        # Flushing and closing changes nothing: `File` leaves nothing to be written.
-        if kind not in ("flush", "close") and next(steps) == number:
-            tell(kind=kind, path=str(path))
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return act
 
 
 def kill_everywhere(source: Path, out: Path, *, before: str | None, good: Any) -> None:

@@ -1,0 +1,143 @@
+"""Local shards as memory maps: there with their full length, and looked at again before use."""
+
+import mmap
+import os
+import resource
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.resample import Pixels
+from pipeline.shard import ShardRecord
+from pipeline.tar import TAR_END
+
+_SPARE_FILES = 64  # file descriptors that the rest of a process needs
+
+
+class MappedShards:
+    """The bytes of some shards, each mapped on first use.
+
+    Safe to share among threads, and to send to other processes, which map them anew.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[ShardRecord]) -> None:
+        """Check that every shard is there with its full length.
+
+        Args:
+            folder: Where they lie.
+            shards: Those to map; `number` is a position among them.
+
+        Raises:
+            ConfigError: If they are more than the files that a process may have open.
+            VerificationError: If a shard is missing or has another length.
+        """
+        self._shards = tuple(shards)
+        self._paths = tuple(os.fspath(folder / shard.name) for shard in self._shards)
+        _allow_files(len(self._shards))
+        for path, shard in zip(self._paths, self._shards, strict=True):
+            check_length(path, shard)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make what belongs to this process alone."""
+        self._maps: dict[int, Pixels] = {}
+        self._addresses: dict[int, int] = {}
+        self._times_ns: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shards": self._shards, "_paths": self._paths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_up()
+
+    def is_as_before(self, number: int) -> bool:
+        """Look at a shard's file, since reading past the end of a cut one kills the process.
+
+        Returns:
+            Whether it was not written to since the last look.
+
+        Raises:
+            VerificationError: If it is missing or has another length.
+        """
+        time_ns = check_length(self._paths[number], self._shards[number])
+        before_ns = self._times_ns.get(number, time_ns)
+        self._times_ns[number] = time_ns
+        return time_ns == before_ns
+
+    def bytes_of(self, number: int) -> Pixels:
+        """View a whole shard, uint8; it is mapped on first use."""
+        mapped = self._maps.get(number)
+        return self._map(number) if mapped is None else mapped
+
+    def address_of(self, number: int) -> int:
+        """Give the address of a shard's first byte in this process's memory."""
+        if number not in self._addresses:
+            self._addresses[number] = self.bytes_of(number).ctypes.data
+        return self._addresses[number]
+
+    def _map(self, number: int) -> Pixels:
+        with self._lock:
+            if number not in self._maps:
+                with open(self._paths[number], "rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[number] = np.frombuffer(mapped, np.uint8)
+            return self._maps[number]
+
+
+def check_length(path: str | Path, shard: ShardRecord) -> int:
+    """Check that a shard is there with its full length.
+
+    Returns:
+        When it was written to, by the system's clock, nanoseconds.
+
+    Raises:
+        VerificationError: If it is not.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise VerificationError(
+            f"every shard of the manifest must be there; got none at {path}. "
+            "Run the same srp-data build-shards command again to rebuild it."
+        ) from None
+    if found.st_size != shard.num_bytes:
+        raise VerificationError(
+            f"a shard must have the length that was written; got {found.st_size} bytes, not "
+            f"{shard.num_bytes}, in {path} (broken from offset {_break_of(shard, found.st_size)}). "
+            "Run the same srp-data build-shards command again to rebuild it."
+        )
+    return found.st_mtime_ns
+
+
+def _break_of(shard: ShardRecord, size: int) -> str:
+    """Say where a shard of another length is broken, and in which sample."""
+    offset = min(size, shard.num_bytes)
+    row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1
+    if row < 0 or offset >= shard.num_bytes - len(TAR_END):
+        return f"{offset}, past its samples"
+    return f"{offset}, sample {shard.samples.key(row)}"
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's own limit on open files by the number of its new shards.
+
+    Raises:
+        ConfigError: If the system does not let it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    if most < count + _SPARE_FILES:
+        raise ConfigError(
+            f"every shard is a file that stays open; got {count} shards where this system allows "
+            f"{most} files. Raise it with ulimit -n, or build shards with a larger --shard-mib."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
