@@ -224,10 +224,10 @@ def loss_matrix(
     matrix = LossMatrix.empty(num_samples, num_crops)
     for fold in range(FOLDS):
         below = run.fold(fold)
-        config = replace(base.config, fold=fold)
-        fit(
+        config = replace(base.config, fold=fold, val_interval=base.config.epochs)
+        fit(  # nobody asks how good it is: scoring it would cost a third of its training
             config, shards=shards, paths=below, process=process, resume=True,
-            on_progress=on_progress, on_epoch=on_epoch,
+            on_progress=on_progress, on_epoch=on_epoch, evaluate=False,
         )  # fmt: skip
         model = build_model(config, shards, process)
         load_weights(below.last, model)

@@ -36,6 +36,7 @@ def fit(
     resume: bool,
     on_progress: OnProgress,
     on_epoch: OnEpoch,
+    evaluate: bool = True,
 ) -> RunRecord:
     """Train one run and evaluate it.
 
@@ -47,9 +48,11 @@ def fit(
         resume: Whether to go on from the run's last checkpoint, if it has one.
         on_progress: Told of images as they pass.
         on_epoch: Told of each finished epoch.
+        evaluate: Whether to score the last weights. Without, the run is not finished, and another
+            call finishes it.
 
     Returns:
-        The finished record, which is on disk as well.
+        The record, which is on disk as well.
 
     Raises:
         ConfigError: If the config does not fit the shards, or the run exists already.
@@ -91,6 +94,8 @@ def fit(
         if error.keys and process.is_main:
             write_file(paths.diverged, json.dumps({"keys": error.keys}, indent=1).encode())
         raise
+    if not evaluate:
+        return training.record
     return _finish(
         trainer, shards, paths, training.record, best=training.best, on_progress=on_progress
     )

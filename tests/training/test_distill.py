@@ -139,6 +139,8 @@ def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
     for fold in (0, 1):
         record = load_record(base.fold(fold).record)
         assert record.config.fold == fold
+        assert len(record.epochs) == record.config.epochs
+        assert record.evaluation is None  # nobody asks for it, and it costs time
         model = build_model(record.config, opened, alone)
         load_weights(base.fold(fold).last, model)
         again = LossMatrix.empty(70, 6)
