@@ -212,7 +212,7 @@ class DistillConfig:
     proposer_lr: float = 0.005
     epochs: int = 60
     batch_size: int = 256
-    balance: float = 0.2
+    balance: float = 0.0
     weight_decay: float = 0.01
     vflip: float = TrainConfig.vflip
     seed: int = TrainConfig.seed

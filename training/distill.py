@@ -87,7 +87,10 @@ def fit_proposer(
     looked_counterparts: views.Mirrored,
     on_rows: OnRows,
 ) -> list[float]:
-    """Go down in the exact expectation of the loss over the choice.
+    """Go down in the exact expectation, over the choice, of the classifier's chance of an error.
+
+    That chance, 1 - exp(-loss), is what top-1 counts. The loss itself knows no bounds, so a few
+    images on which it is huge would decide, and all would be shown what is safe for those.
 
     Args:
         proposer: Changed in place.
@@ -100,7 +103,7 @@ def fit_proposer(
         on_rows: Told of samples as they pass.
 
     Returns:
-        The mean loss of the chosen crops in each epoch, as they were chosen then.
+        The mean chance of an error on the chosen crops in each epoch, as they were chosen then.
     """
     device = next(proposer.parameters()).device
     autocast = uses_bfloat16(config, device)
@@ -112,6 +115,7 @@ def fit_proposer(
         optimizer, max_lr=rate, total_steps=config.epochs * steps
     )
     proposer.train()
+    errors_NK = -torch.expm1(-losses_NK)
     means = []
     for epoch in range(config.epochs):
         # A softmax that is sure of one crop for all images has no gradient to tell them apart; at
@@ -124,16 +128,16 @@ def fit_proposer(
                 len(rows_B), hflip=config.hflip, vflip=config.vflip, shift=0, generator=generator
             )
             looked = views.mirror(glimpses_NLSS[rows_B], draws, looked_counterparts)
-            losses = views.mirror(losses_NK[rows_B], draws, counterparts).to(device)
+            errors = views.mirror(errors_NK[rows_B], draws, counterparts).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 proposal = proposer(looked.to(device))
             spread = selection.mean_choice_entropy(proposal.probabilities_BK)
-            loss = selection.expected_loss(proposal.probabilities_BK, losses)
+            loss = selection.expected_loss(proposal.probabilities_BK, errors)
             (loss - balance * spread).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-            total += float(losses.gather(1, proposal.chosen_B[:, None]).sum())
+            total += float(errors.gather(1, proposal.chosen_B[:, None]).sum())
             on_rows(len(rows_B))
         means.append(total * config.epochs / count_fitted(config, len(losses_NK)))
     return means

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_a_proposer_learns_which_crop_loses_least(tiny: Tiny) -> None:
     looked, losses = bright_crops(256, seed=1)
     chosen = proposer(looked).chosen_B
     assert (chosen == losses.argmin(1)).float().mean() > 0.95
+
+
+def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off(tiny: Tiny) -> None:
+    looked = torch.full((64, 4, 8, 8), 50, dtype=torch.uint8)
+    looked[:, 0] = 200
+    losses = torch.full((64, 4), 1.2)
+    losses[:, 0] = 0.05
+    losses[::4, 0] = 20.0  # a mean of 5.0, but right on three of four images
+    proposer = proposer_of(0)
+    config = tiny(epochs=20, batch_size=64, proposer_lr=0.02, hflip=0.0)
+    means = fit_proposer(
+        proposer, looked, losses, config, counterparts=SWAPPED,
+        looked_counterparts=SWAPPED, on_rows=ignore,
+    )  # fmt: skip
+    assert proposer.eval()(looked).chosen_B.eq(0).all()
+    assert means[-1] == pytest.approx(0.25 + 0.75 * -math.expm1(-0.05), abs=1e-5)
 
 
 def test_the_table_is_not_changed_by_mirroring(tiny: Tiny) -> None:
