@@ -14,10 +14,7 @@ from training.config import DistillConfig, TrainConfig
 FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
 RANDOM = "random"  # name of the arm whose classifier proposers are fitted to
 SEEDS = (0, 1, 2, 3, 4)
-# Sees 31 px of a 112 px glimpse at once, 28 % of the canvas; 3.85 M MACs.
-MAP: dict[str, Any] = {
-    "proposer": "map", "glimpse_size": 112, "proposer_channels": (8, 16, 32, 32)
-}  # fmt: skip
+MAP_CHANNELS = (8, 16, 32, 32)  # the last one's neurons see 31 px of the glimpse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,32 +170,38 @@ def random_of_all() -> TrainConfig:
     return TrainConfig(policy="random")
 
 
-def by_map() -> TrainConfig:
+def by_map(side: int) -> TrainConfig:
     """Learn a map of the whole canvas together with the classifier, from nothing.
 
-    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
+    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
     --proposer-channels 8,16,32,32 --balance 0.1 --proposer-lr 0.05`, the first half of the epochs
     with `--random-epochs`. Not measured yet.
     """
     return TrainConfig(
-        policy="straight-through", balance=0.1, proposer_lr=0.05, **MAP,
+        policy="straight-through", balance=0.1, proposer_lr=0.05, **_map(side),
     )  # fmt: skip
 
 
-def tuned() -> TrainConfig:
+def tuned(side: int, *, position_prior: bool = False) -> TrainConfig:
     """Go on with a classifier on what the map that was fitted to it chooses; the map stays.
 
     It stays because `straight-through` unlearns it: on scattered Imagenette two epochs at a
     `--proposer-lr` of 0.001 took what the chosen crops cover of the objects from 75 to 31 %, which
     is chance, while the map stayed as sure of itself.
 
-    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size 112
+    `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
     --proposer-channels 8,16,32,32 --initial-checkpoint RUN --lr 0.03 --proposer-lr 0
     --tau-start 0.5`, RUN a distilled run.
     """
     return TrainConfig(
-        policy="straight-through", lr=0.03, proposer_lr=0.0, tau_start=0.5, **MAP,
+        policy="straight-through", lr=0.03, proposer_lr=0.0, tau_start=0.5,
+        position_prior=position_prior, **_map(side),
     )  # fmt: skip
+
+
+def _map(side: int) -> dict[str, Any]:
+    """Give the options of a map; one as large as a crop costs 0.8 % of a ResNet18 on the crop."""
+    return {"proposer": "map", "glimpse_size": side, "proposer_channels": MAP_CHANNELS}
 
 
 def compare(
@@ -225,27 +228,34 @@ def compare(
             yield Arm(name=f"expected-g{side}", config=expected(side))
 
 
-def choosing() -> Iterator[Arm]:
+def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
     """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
 
-    Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with one
+    Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
     of them, and `straight-through` learns all from nothing. The whole image and the centre crop
     are trained for as long as `tuned` and what it begins with together.
+
+    Args:
+        side: Of the crops and of the map's glimpse, px.
+        smaller: Sides of other glimpses for the map, px.
     """
     yield Arm(name="whole", config=whole(), rounds=2)
     yield Arm(name="centre", config=centre(), rounds=2)
     yield Arm(name=RANDOM, config=random_of_all())
-    fitted = _distilled(**MAP)
-    yield fitted
-    yield Arm(name="tuned-map-g112", config=tuned(), begins_with=fitted.name)
-    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", (32, 64))):
-        for side in sides:
-            yield _distilled(proposer=kind, glimpse_size=side)
-    yield _distilled(**MAP, position_prior=True)
+    for prior in (False, True):
+        fitted = _distilled(**_map(side), position_prior=prior)
+        config = tuned(side, position_prior=prior)
+        yield fitted
+        name = fitted.name.replace("distilled", "tuned")
+        yield Arm(name=name, config=config, begins_with=fitted.name)
+    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", smaller)):
+        for px in sides:
+            yield _distilled(proposer=kind, glimpse_size=px)
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
-        yield _distilled(**MAP, candidates=candidates)
-    yield Arm(name="straight-through-map-g112", config=by_map(), rounds=2, random_rounds=1)
+        yield _distilled(**_map(side), candidates=candidates)
+    name = f"straight-through-map-g{side}"
+    yield Arm(name=name, config=by_map(side), rounds=2, random_rounds=1)
 
 
 def _distilled(**options: Any) -> Arm:
@@ -276,5 +286,12 @@ PROFILES = {
         arms=tuple(compare((32, 64, 128, 224), (32, 64, 128, 224), with_slow=True)),
     ),
     # When choosing is worth it: Imagenette at canvas 168, scatter at canvas 224, both crop 112.
-    "choosing": Profile(epochs=4, seeds=SEEDS, arms=tuple(choosing()), evaluations=1),
+    "choosing": Profile(
+        epochs=4, seeds=SEEDS, arms=tuple(choosing(112, smaller=(32, 64))), evaluations=1
+    ),
+    # The same for classifiers that learn from nothing on two cores: Imagenette at canvas 112,
+    # crop 64.
+    "choosing-64": Profile(
+        epochs=8, seeds=SEEDS, arms=tuple(choosing(64, smaller=(16, 32))), evaluations=1
+    ),
 }  # fmt: skip

@@ -176,9 +176,9 @@ def distill(
 def study(shards: Path, profile: str, output: Path, as_json: bool, **options: Any) -> None:
     """Compare ways to choose on SHARDS.
 
-    The predecessor, a better policy and fixed crops, over glimpse sizes; the profile choosing fits
-    proposers of every kind. Every run leaves a record. Run the same command again to go on where
-    it stopped.
+    The predecessor, a better policy and fixed crops, over glimpse sizes; the profiles choosing and
+    choosing-64 fit proposers of every kind. Every run leaves a record. Run the same command again
+    to go on where it stopped.
     """
     from training.arms import PROFILES
     from training.data import Shards

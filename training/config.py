@@ -18,7 +18,7 @@ POLICIES = (*SELECTING, DISTILLED, *FIXED)
 FOLDS = 2  # of the training split, each left out by the classifier that tells its losses
 PROPOSERS = ("crops", "joint", "map")
 SCHEDULES = ("onecycle", "cosine", "step")
-PROFILE_NAMES = ("smoke", "quick", "full", "choosing")
+PROFILE_NAMES = ("smoke", "quick", "full", "choosing", "choosing-64")
 DEVICES = ("auto", "cpu", "cuda")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

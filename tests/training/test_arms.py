@@ -10,6 +10,7 @@ SIZES = {
     "quick": (168, 112, "full+five"),
     "full": (336, 224, "full+five"),
     "choosing": (168, 112, "full+grid3"),
+    "choosing-64": (112, 64, "full+grid3"),
 }
 
 
@@ -66,8 +67,11 @@ def test_what_is_distilled_stands_behind_the_classifier_that_it_is_fitted_to(nam
             )  # fmt: skip
 
 
-def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_crops() -> None:
-    choosing = PROFILES["choosing"]
+@pytest.mark.parametrize("name", ["choosing", "choosing-64"])
+def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_crops(
+    name: str,
+) -> None:
+    choosing = PROFILES[name]
     assert len(set(choosing.seeds)) == 5
     assert {arm.config.policy for arm in choosing.arms} >= {"whole", "centre", "random"}
     fitted = {
