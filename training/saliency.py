@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,6 +23,7 @@ from training.distributed import Process
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
 
+SMOOTHED = 3  # cells a side
 COLOURS = "magma"  # perceptually ordered: dark is low, bright is high
 OPACITY = 0.65
 ENDS = (1, 99)  # percentiles of the maps at the ends of the colours, past single cells
@@ -62,8 +64,14 @@ def read_maps(
 
 @torch.inference_mode()
 def saliency_maps(proposer: MapProposer, glimpses_BLSS: Tensor) -> Tensor:
-    """Map uint8 glimpses, float32 `(B, M, N)` in logits."""
-    return proposer.saliency(glimpses_BLSS[:, 0].float() / 255).cpu()
+    """Map uint8 glimpses, each cell with the eight around it, float32 `(B, M, N)` in logits.
+
+    A crop's score averages dozens of cells, so nothing in training makes a single one right.
+    """
+    maps_BMN = proposer.saliency(glimpses_BLSS[:, 0].float() / 255)
+    return F.avg_pool2d(
+        maps_BMN[:, None], SMOOTHED, stride=1, padding=SMOOTHED // 2, count_include_pad=False
+    )[:, 0].cpu()
 
 
 def peaks(maps_BMN: Tensor) -> list[Point]:
