@@ -14,6 +14,7 @@ from training.config import DistillConfig, TrainConfig
 FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
 RANDOM = "random"  # name of the arm whose classifier proposers are fitted to
 SEEDS = (0, 1, 2, 3, 4)
+BEGUN_LR = 0.03  # a classifier that begins with another's would forget it at higher rates
 MAP_CHANNELS = (8, 16, 32, 32)  # the last one's neurons see 31 px of the glimpse
 
 
@@ -194,7 +195,7 @@ def tuned(side: int, *, position_prior: bool = False) -> TrainConfig:
     --tau-start 0.5`, RUN a distilled run.
     """
     return TrainConfig(
-        policy="straight-through", lr=0.03, proposer_lr=0.0, tau_start=0.5,
+        policy="straight-through", lr=BEGUN_LR, proposer_lr=0.0, tau_start=0.5,
         position_prior=position_prior, **_map(side),
     )  # fmt: skip
 
@@ -233,7 +234,8 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
 
     Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
     of them, and `straight-through` learns all from nothing. The whole image and the centre crop
-    are trained for as long as `tuned` and what it begins with together.
+    are trained for as long as `tuned` and what it begins with together, from nothing and, since
+    random crops may be the better school, on top of them (`whole-tuned`, `centre-tuned`).
 
     Args:
         side: Of the crops and of the map's glimpse, px.
@@ -242,6 +244,9 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
     yield Arm(name="whole", config=whole(), rounds=2)
     yield Arm(name="centre", config=centre(), rounds=2)
     yield Arm(name=RANDOM, config=random_of_all())
+    for name, fixed in (("whole", whole()), ("centre", centre())):
+        config = replace(fixed, lr=BEGUN_LR)
+        yield Arm(name=f"{name}-tuned", config=config, begins_with=RANDOM)
     for prior in (False, True):
         fitted = _distilled(**_map(side), position_prior=prior)
         config = tuned(side, position_prior=prior)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DivergedError
-from training.arms import Arm, Profile
+from training.arms import BEGUN_LR, Arm, Profile
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
@@ -17,7 +17,6 @@ from training.paths import RunPaths
 from training.records import RunRecord
 
 FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own
-BEGUN_LR = 0.03  # a classifier that begins with another's would forget it at higher rates
 FORWARD = 4  # images that are only looked at cost as much as one that is learnt from
 
 
