@@ -24,14 +24,13 @@ from pipeline.terminal import (
     BYTES,
     EXIT_STATUSES,
     Commands,
-    few,
     note,
     option,
-    printable,
     progress_bars,
     stages,
 )
 from pipeline.verify_cli import counts_of, verify
+from pipeline.wording import few, printable
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest

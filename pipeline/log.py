@@ -40,13 +40,17 @@ class Log:
         with self._path.open("a") as file:
             file.write(json.dumps({**head, **fields}, default=str) + "\n")
 
+    def begin(self) -> None:
+        """Forget how far stages were: what is told from now on is of other work."""
+        self._told.clear()
+
     def stage(self, stage: str, done: int, total: int) -> None:
         """Append how far a stage is: at its start, at its end, and every few seconds."""
         if self._path is None:
             return
         now, never = time.monotonic(), (-STAGE_S, -1)
         told, before = self._told.get(stage, never)
-        if done < before:  # it begins again: another epoch, or another run of a study
+        if done < before:  # it begins again, such as an epoch of the next fold
             told, before = never
         if before >= total or (done < total and now - told < STAGE_S):
             return

@@ -47,7 +47,6 @@ class MappedShards:
         """Make what belongs to this process alone."""
         self._maps: dict[int, Pixels] = {}
         self._addresses: dict[int, int] = {}
-        self._times_ns: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,19 +56,16 @@ class MappedShards:
         vars(self).update(state)
         self._set_up()
 
-    def is_as_before(self, number: int) -> bool:
+    def written_ns(self, number: int) -> int:
         """Look at a shard's file, since reading past the end of a cut one kills the process.
 
         Returns:
-            Whether it was not written to since the last look.
+            When it was last written to, by the system's clock, nanoseconds.
 
         Raises:
             VerificationError: If it is missing or has another length.
         """
-        time_ns = check_length(self._paths[number], self._shards[number])
-        before_ns = self._times_ns.get(number, time_ns)
-        self._times_ns[number] = time_ns
-        return time_ns == before_ns
+        return check_length(self._paths[number], self._shards[number])
 
     def bytes_of(self, number: int) -> Pixels:
         """View a whole shard, uint8; it is mapped on first use."""

@@ -77,9 +77,11 @@ class IndexedReader:
     def _set_up(self) -> None:
         """Make what belongs to this process alone."""
         self._is_checked_N = np.zeros(len(self), bool)
+        self._written_ns: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_is_checked_N"}
+        own = ("_is_checked_N", "_written_ns")
+        return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -110,7 +112,7 @@ class IndexedReader:
         """
         number, record = self._record(index)
         shard = self._shards[number]
-        self.mapped.is_as_before(number)  # it is checked all the same
+        self._look_at(number)
         data = self._check(number, record)
         start = record.offset
         members = {
@@ -140,9 +142,7 @@ class IndexedReader:
         rows_B = np.asarray(indices_B, np.int64)
         shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         for number in set(shards_B.tolist()):
-            if not self.mapped.is_as_before(number):
-                end = int(self._ends_S[number])
-                self._is_checked_N[end - len(self._shards[number].samples) : end] = False
+            self._look_at(number)
         for index in rows_B[~self._is_checked_N[rows_B]].tolist():
             number, record = self._record(index)
             self._check_members(number, record)
@@ -159,6 +159,15 @@ class IndexedReader:
         """Name a sample's place for an error."""
         number, record = self._record(index)
         return self._shards[number].place_of(record)
+
+    def _look_at(self, number: int) -> None:
+        """Forget what was checked of a shard that was written to since the last look."""
+        written_ns = self.mapped.written_ns(number)
+        if self._written_ns.get(number, written_ns) != written_ns:
+            end = int(self._ends_S[number])
+            self._is_checked_N[end - len(self._shards[number].samples) : end] = False
+        # Stored last: another thread that sees the new time must find nothing checked.
+        self._written_ns[number] = written_ns
 
     def _record(self, index: int) -> tuple[int, SampleRecord]:
         """Find a sample's shard and record.

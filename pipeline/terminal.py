@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ import click
 
 from pipeline.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
 from pipeline.log import LOG
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,10 @@ EXIT_STATUSES = (
 TYPED = "srp.typed"  # where a context keeps the words of the command
 BYTES = "MB/s"
 OWN_PACKAGES = ("", "pipeline", "training")
+FULL_MEMORY = (
+    "the work must fit into this machine's memory; got no more of it. Free some, or use fewer "
+    "--workers where the command has them."
+)
 STAGE_UNITS = {
     "reading the archive": BYTES,
     "checking finished shards": "shards/s",
@@ -142,10 +147,7 @@ def one_line_errors(resume_command: str = "") -> Iterator[None]:
             ConfigError.exit_status,
         )
     except MemoryError:
-        _end(
-            "the work must fit into this machine's memory; got no more of it. Use fewer --workers.",
-            SrpError.exit_status,
-        )
+        _end(FULL_MEMORY, SrpError.exit_status)
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
@@ -179,24 +181,6 @@ def note(text: str) -> None:
     """Tell people, not programs, who have the log."""
     console().print(printable(text), soft_wrap=True)
     LOG.write("note", text=printable(text))
-
-
-def printable(text: str) -> str:
-    """Put a text that may hold file names on one line that says to a terminal what it says to us.
-
-    What is not printable is spelt out: escape sequences, which terminals obey, marks that turn the
-    direction of writing, and bytes that are no text.
-    """
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in " ".join(text.split())
-    )
-
-
-def few(names: Sequence[str]) -> str:
-    """List the first names, and count the rest."""
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest
 
 
 AS_JSON = click.option(
@@ -280,6 +264,7 @@ def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progre
 def stages(bars: "Progress") -> Callable[[str, int, int], None]:
     """Show each stage of a command as a bar of its own."""
     tasks: dict[str, TaskID] = {}
+    LOG.begin()
 
     def report(stage: str, done: int, total: int) -> None:
         if stage not in tasks:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.config import BuildConfig
-from pipeline.terminal import AS_JSON, note, printable, progress_bars, stages
+from pipeline.terminal import AS_JSON, note, progress_bars, stages
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest

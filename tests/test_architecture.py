@@ -44,6 +44,7 @@ SEAM = {
     "pipeline.stream",
     "pipeline.tar",
     "pipeline.terminal",
+    "pipeline.wording",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {

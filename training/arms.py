@@ -166,7 +166,7 @@ def expected(glimpse_size: int) -> TrainConfig:
 def random_of_all() -> TrainConfig:
     """Show a random one of all the shards' crops: the classifier that proposers are fitted to.
 
-    `srp-train from SHARDS --policy random`. Of scattered Imagenette: `training/results/scatter`.
+    `srp-train from SHARDS --policy random`. Of scattered Imagenette: `training/results`.
     """
     return TrainConfig(policy="random")
 
@@ -234,8 +234,9 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
 
     Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
     of them, and `straight-through` learns all from nothing. The whole image and the centre crop
-    are trained for as long as `tuned` and what it begins with together, from nothing and, since
-    random crops may be the better school, on top of them (`whole-tuned`, `centre-tuned`).
+    are trained for as long as `tuned` and what it begins with, from nothing and, since random
+    crops may be the better school, on top of them (`whole-tuned`, `centre-tuned`). The folds, two
+    trainings on half of the images each, which only the choice needs, are not set against them.
 
     Args:
         side: Of the crops and of the map's glimpse, px.

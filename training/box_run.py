@@ -15,7 +15,7 @@ from training.distributed import Process
 from training.evaluate import OnImages, count_images
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
-from training.saliency import peaks, saliency_maps
+from training.saliency import peaks, saliency_maps, smoothed
 from training.table import Table
 
 
@@ -91,6 +91,6 @@ def _choices(
     for glimpses_BLSS in glimpses:
         chosen += choose(model, glimpses_BLSS).argmax(1).tolist()
         if isinstance(model.proposer, MapProposer):
-            highest += peaks(saliency_maps(model.proposer, glimpses_BLSS))
+            highest += peaks(smoothed(saliency_maps(model.proposer, glimpses_BLSS)))
         on_images(len(glimpses_BLSS))
     return chosen, highest

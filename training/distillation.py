@@ -16,7 +16,7 @@ from training.distill import count_fitted, fill_fold, fit_proposer, judge
 from training.distributed import Process
 from training.epoch import OnProgress, counting
 from training.evaluate import evaluation_of
-from training.loop import OnEpoch, fit
+from training.loop import OnEpoch, train
 from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier, candidate_indices
 from training.paths import RunPaths
@@ -225,9 +225,9 @@ def loss_matrix(
     for fold in range(FOLDS):
         below = run.fold(fold)
         config = replace(base.config, fold=fold, val_interval=base.config.epochs)
-        fit(  # nobody asks how good it is: scoring it would cost a third of its training
-            config, shards=shards, paths=below, process=process, resume=True,
-            on_progress=on_progress, on_epoch=on_epoch, evaluate=False,
+        train(  # nobody asks how good it is: scoring it would cost a third of its training
+            config, shards=shards, paths=below, process=process, on_progress=on_progress,
+            on_epoch=on_epoch,
         )  # fmt: skip
         model = build_model(config, shards, process)
         load_weights(below.last, model)

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 # Of glibc's malloc.h; it takes no larger threshold than this one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
+CPU_ALLOCATOR = "DefaultCPUAllocator: "  # what torch's error names where a CPU's memory is full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,15 @@ def started(device: str) -> Iterator[Process]:
 
 @contextmanager
 def _told_of_memory() -> Iterator[None]:
-    """Say what to do about a device that is too small."""
+    """Say what to do about a device that is too small; on CPUs torch has no error of its own."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        _, names_cpu, told = str(error).partition(CPU_ALLOCATOR)
+        if not names_cpu and not isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ConfigError(
-            f"a step must fit the device's memory; got {str(error).split('.')[0]}. "
+            f"a step must fit the device's memory; got {(told or str(error)).split('.')[0]}. "
             "Lower --batch-size."
         ) from error
 

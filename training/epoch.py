@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DivergedError
-from pipeline.terminal import few
+from pipeline.wording import few
 from training.distributed import gather_ranks, share_buffers, sum_over_ranks
 from training.evaluate import OnImages, count_images
 from training.records import EpochPart, EpochRecord

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from pipeline.durable import write_file
-from pipeline.errors import ConfigError, DivergedError, PreemptedRunError, StoppedRunError
+from pipeline.errors import DivergedError, PreemptedRunError, StoppedRunError
 from training.checkpoint import load_initial
-from training.config import DISTILLED, TRAINED, TrainConfig
+from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process, sum_over_ranks, wait_for_main
 from training.epoch import OnProgress, counting, epoch_record, train_epoch
@@ -36,7 +36,6 @@ def fit(
     resume: bool,
     on_progress: OnProgress,
     on_epoch: OnEpoch,
-    evaluate: bool = True,
 ) -> RunRecord:
     """Train one run and evaluate it.
 
@@ -48,8 +47,6 @@ def fit(
         resume: Whether to go on from the run's last checkpoint, if it has one.
         on_progress: Told of images as they pass.
         on_epoch: Told of each finished epoch.
-        evaluate: Whether to score the last weights. Without, the run is not finished, and another
-            call finishes it.
 
     Returns:
         The record, which is on disk as well.
@@ -60,15 +57,46 @@ def fit(
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
         StoppedRunError: If SIGTERM or Ctrl-C came while it trained; all steps are saved.
     """
-    if config.policy == DISTILLED:
-        raise ConfigError(
-            f"a training must have one of the policies {', '.join(TRAINED)}; got {DISTILLED}, "
-            "which is fitted to a finished run. Use: srp-train distill RUN"
-        )
     started = time.monotonic()
     record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
     if record.evaluation is not None:
         return record
+    done = _train(config, record, shards, paths, process, started, on_progress, on_epoch)
+    return _finish(
+        done.trainer, shards, paths, done.record, best=done.best, on_progress=on_progress
+    )
+
+
+def train(
+    config: TrainConfig,
+    *,
+    shards: Shards,
+    paths: RunPaths,
+    process: Process,
+    on_progress: OnProgress,
+    on_epoch: OnEpoch,
+) -> None:
+    """Train a run, or go on with it, and leave its last weights unscored; `fit` would finish it.
+
+    Arguments and errors are those of `fit`.
+    """
+    started = time.monotonic()
+    record = open_record(config, shards=shards, paths=paths, process=process, resume=True)
+    if record.evaluation is None:
+        _train(config, record, shards, paths, process, started, on_progress, on_epoch)
+
+
+def _train(
+    config: TrainConfig,
+    record: RunRecord,
+    shards: Shards,
+    paths: RunPaths,
+    process: Process,
+    started: float,
+    on_progress: OnProgress,
+    on_epoch: OnEpoch,
+) -> "_Training":
+    """Train what is left of a run."""
     trainer = build_trainer(config, shards, process)
     best, part = 0.0, None
     if paths.last.exists():
@@ -94,11 +122,7 @@ def fit(
         if error.keys and process.is_main:
             write_file(paths.diverged, json.dumps({"keys": error.keys}, indent=1).encode())
         raise
-    if not evaluate:
-        return training.record
-    return _finish(
-        trainer, shards, paths, training.record, best=training.best, on_progress=on_progress
-    )
+    return training
 
 
 class _StopValidatingError(Exception):

@@ -43,6 +43,7 @@ class _RunBars:
     def __init__(self, bars: Bars, epochs: int) -> None:
         self.bars, self.epochs = bars, epochs
         self.tasks: dict[str, TaskID] = {}
+        LOG.begin()
 
     def on_progress(self, now: Progress) -> None:
         training = now.stage == "train"

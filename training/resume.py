@@ -12,7 +12,7 @@ from training.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from training.config import TrainConfig
+from training.config import DISTILLED, TRAINED, TrainConfig
 from training.data import Shards
 from training.distributed import Process, wait_for_main
 from training.paths import RunPaths
@@ -30,7 +30,17 @@ from training.trainer import Trainer
 def open_record(
     config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process, resume: bool
 ) -> RunRecord:
-    """Start a record, or take up the one that is there."""
+    """Start a record, or take up the one that is there.
+
+    Raises:
+        ConfigError: If there is one and it is not to be resumed, or the policy trains nothing.
+        CheckpointError: If the one that is there is of another run, or damaged.
+    """
+    if config.policy == DISTILLED:
+        raise ConfigError(
+            f"a training must have one of the policies {', '.join(TRAINED)}; got {DISTILLED}, "
+            "which is fitted to a finished run. Use: srp-train distill RUN"
+        )
     if paths.last.exists():
         if not resume:
             raise ConfigError(

@@ -64,14 +64,18 @@ def read_maps(
 
 @torch.inference_mode()
 def saliency_maps(proposer: MapProposer, glimpses_BLSS: Tensor) -> Tensor:
-    """Map uint8 glimpses, each cell with the eight around it, float32 `(B, M, N)` in logits.
+    """Map uint8 glimpses, float32 `(B, M, N)` in logits."""
+    return proposer.saliency(glimpses_BLSS[:, 0].float() / 255).cpu()
+
+
+def smoothed(maps_BMN: Tensor) -> Tensor:
+    """Average each cell with the eight around it, at the edges with those that are there.
 
     A crop's score averages dozens of cells, so nothing in training makes a single one right.
     """
-    maps_BMN = proposer.saliency(glimpses_BLSS[:, 0].float() / 255)
     return F.avg_pool2d(
         maps_BMN[:, None], SMOOTHED, stride=1, padding=SMOOTHED // 2, count_include_pad=False
-    )[:, 0].cpu()
+    )[:, 0]
 
 
 def peaks(maps_BMN: Tensor) -> list[Point]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.terminal import printable
+from pipeline.wording import printable
 from training.audit import Audit
 from training.boxes import BoxFigures
 from training.figures import Spread
@@ -72,7 +72,7 @@ def _box_lines(boxes: BoxFigures) -> Iterator[str]:
     yield _line("chosen crops with the middle of a box inside", f"{100 * boxes.pointing:.1f}")
     yield _line("random crops with it", f"{100 * boxes.pointing_random:.1f}")
     if boxes.pointing_map is not None:
-        yield _line("maps with their maximum inside a box", f"{100 * boxes.pointing_map:.1f}")
+        yield _line("smoothed maps with their maximum in a box", f"{100 * boxes.pointing_map:.1f}")
         yield _line("images with their middle inside one", f"{100 * boxes.pointing_centre:.1f}")
     if boxes.top1 is not None:
         yield _line("top-1 of the chosen crop", f"{boxes.top1:.1f}")

@@ -185,3 +185,18 @@ def test_a_shard_that_is_damaged_while_it_is_read_is_named_at_the_next_sample(
         reader.locate(rows)
     with pytest.raises(VerificationError, match=shard.name):
         reader.read(2)
+
+
+def test_a_look_at_another_sample_hides_no_damage(
+    own: tuple[Path, Manifest, ShardRecord, bytes],
+) -> None:
+    folder, manifest, shard, data = own
+    reader = IndexedReader(folder, manifest, [shard])
+    reader.locate([2])
+    position = shard.samples[2].offset + 600
+    with (folder / shard.name).open("r+b") as file:
+        file.seek(position)
+        file.write(bytes([data[position] ^ 8]))
+    reader.read(0)
+    with pytest.raises(VerificationError, match=shard.samples[2].key):
+        reader.locate([2])

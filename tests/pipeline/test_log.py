@@ -73,6 +73,16 @@ def test_a_stage_that_begins_again_is_told_again(tmp_path: Path) -> None:
     assert told == [0, 30, 10, 30, 0, 30]
 
 
+def test_a_stage_of_one_report_is_told_of_each_run(tmp_path: Path) -> None:
+    log = Log()
+    log.open(tmp_path / "log.jsonl")
+    for _run in range(3):
+        log.begin()
+        log.stage("val", 20, 20)
+        log.stage("val", 20, 20)
+    assert [line["done"] for line in lines_of(tmp_path / "log.jsonl")] == [20, 20, 20]
+
+
 def test_a_group_of_commands_keeps_the_log_of_the_program(
     image_tree: Path, srp_data: Any, tmp_path: Path
 ) -> None:

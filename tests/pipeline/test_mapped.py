@@ -33,21 +33,12 @@ def test_shards_are_mapped_anew_in_another_process(
     assert sent.address_of(0) != mapped.address_of(0)
 
 
-def test_a_shard_that_was_written_to_is_told_once(
-    records: tuple[ShardRecord, ...], tmp_path: Path
-) -> None:
-    mapped = MappedShards(tmp_path, records)
-    assert mapped.is_as_before(0)
-    os.utime(tmp_path / records[0].name, ns=(1, 1))
-    assert [mapped.is_as_before(0), mapped.is_as_before(0)] == [False, True]
-
-
 @pytest.mark.parametrize("in_use", [False, True])
 def test_a_cut_or_missing_shard_is_named_with_the_place(
     in_use: bool, records: tuple[ShardRecord, ...], tmp_path: Path
 ) -> None:
     def look() -> None:
-        mapped.is_as_before(0) if in_use else MappedShards(tmp_path, records)
+        mapped.written_ns(0) if in_use else MappedShards(tmp_path, records)
 
     mapped = MappedShards(tmp_path, records)
     path, samples = tmp_path / records[0].name, records[0].samples

@@ -81,7 +81,7 @@ def test_a_map_lies_over_the_canvases_with_its_scale(html: str, by_map: Audited)
     assert page.heat is not None
     assert html.count('class="heat"') == len(page.sheet) == 8
     assert f"{page.heat.high:.2f}</span>" in html
-    assert "the map’s maximum lies in a box" in html
+    assert "the smoothed map’s maximum lies in a box" in html
 
 
 def test_other_proposers_show_the_chosen_box_alone(

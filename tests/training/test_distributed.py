@@ -41,6 +41,19 @@ def test_one_process_is_the_normal_case(alone: Process) -> None:
     wait_for_main(alone)
 
 
+def test_a_full_memory_is_told_with_what_to_lower_and_other_errors_are_not_hidden() -> None:
+    with pytest.raises(ConfigError) as caught, started("cpu"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert str(caught.value) == (
+        "a step must fit the device's memory; got can't allocate memory: you tried to allocate "
+        f"{1 << 60} bytes. Lower --batch-size."
+    )
+    with pytest.raises(ConfigError, match=r"got CUDA out of memory\. Lower"), started("cpu"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has")
+    with pytest.raises(RuntimeError, match="ours"), started("cpu"):
+        raise RuntimeError("ours")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused_with_what_to_type() -> None:
     with pytest.raises(ConfigError) as caught, started("cuda"):

@@ -12,8 +12,8 @@ from PIL import Image
 from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process
-from training.proposer import MapProposer, mean_over_boxes
-from training.saliency import HEAT_PX, draw_heat, peaks, read_maps, saliency_maps
+from training.proposer import mean_over_boxes
+from training.saliency import HEAT_PX, draw_heat, peaks, read_maps, smoothed
 from training.trainer import build_model
 
 
@@ -55,18 +55,13 @@ def test_maps_that_say_nothing_are_drawn_as_well() -> None:
     assert len(draw_heat(torch.zeros(3, 4, 4)).images) == 3
 
 
-def test_a_cell_is_told_with_those_around_it(
-    opened: Shards, alone: Process, tiny: Callable[..., TrainConfig]
-) -> None:
-    proposer = build_model(tiny(proposer="map"), opened, alone).eval().proposer
-    assert isinstance(proposer, MapProposer)
-    glimpses_BLSS = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
-    with torch.inference_mode():
-        raw_BMN = proposer.saliency(glimpses_BLSS[:, 0] / 255)
-    shown_BMN = saliency_maps(proposer, glimpses_BLSS)
+def test_a_cell_is_smoothed_with_those_around_it_that_are_there() -> None:
+    maps_BMN = torch.rand(3, 4, 5)
+    found_BMN = smoothed(maps_BMN)
+    assert found_BMN.shape == maps_BMN.shape
     for b, m, n in [(0, 0, 0), (1, 1, 2), (2, 3, 1)]:
-        around = raw_BMN[b, max(m - 1, 0) : m + 2, max(n - 1, 0) : n + 2]
-        torch.testing.assert_close(shown_BMN[b, m, n], around.mean())
+        around = maps_BMN[b, max(m - 1, 0) : m + 2, max(n - 1, 0) : n + 2]
+        torch.testing.assert_close(found_BMN[b, m, n], around.mean())
 
 
 def test_only_a_map_proposer_has_maps(
