@@ -84,6 +84,15 @@ def test_a_map_lies_over_the_canvases_with_its_scale(html: str, by_map: Audited)
     assert "the smoothed map’s maximum lies in a box" in html
 
 
+def test_a_prior_is_named_beside_the_map(html: str, by_map: Audited) -> None:
+    page = make_audit_page(by_map)
+    config = replace(page.run.record.config, position_prior=True)
+    run = replace(page.run, record=replace(page.run.record, config=config))
+    assert "A crop’s score is the map’s mean over it.</p>" in html
+    told = "mean over it, and what its place has learnt to be worth.</p>"
+    assert told in render_audit(replace(page, run=run))
+
+
 def test_other_proposers_show_the_chosen_box_alone(
     finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process
 ) -> None:
