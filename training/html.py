@@ -1,9 +1,13 @@
 """Fill in the templates: how every page writes its numbers; everything but SVGs is escaped."""
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from training.figures import Spread
 from training.paired import write_p
@@ -28,6 +32,19 @@ def fill_template(name: str, page: object) -> str:
         "once": _once, "option": _option,
     }  # fmt: skip
     return environment.get_template(name).render(page=page) + "\n"
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Put a picture into the page itself.
+
+    Args:
+        picture: To show.
+        kind: Pillow's name of the format, `JPEG` or `PNG`.
+        options: For the format's writer in Pillow.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def write_spread(value: Spread | None, digits: int = 1, alone: str = "") -> str:

@@ -3,8 +3,6 @@
 Axes: B samples, L glimpses that are looked at, S glimpse px, M and N rows and columns of a map.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ from training.boxes import Point
 from training.choices import glimpse_batches
 from training.data import Shards
 from training.distributed import Process
+from training.html import data_uri
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
 
@@ -95,8 +94,8 @@ def draw_heat(maps_BMN: Tensor) -> HeatMaps:
     shares = np.clip((centred - low) / max(high - low, FLAT), 0, 1)
     strip = np.linspace(0, 1, LEGEND_PX[0], dtype=np.float32)[None]
     return HeatMaps(
-        images=tuple(_data_uri(_colour(_enlarge(share))) for share in shares),
-        legend=_data_uri(_colour(strip)),
+        images=tuple(data_uri(_colour(_enlarge(share)), "PNG") for share in shares),
+        legend=data_uri(_colour(strip), "PNG"),
         low=low,
         high=high,
     )
@@ -110,9 +109,3 @@ def _enlarge(map_MN: NDArray[np.float32]) -> NDArray[np.float32]:
 def _colour(share: NDArray[np.float32]) -> Image.Image:
     rgba = mpl.colormaps[COLOURS](share, alpha=OPACITY, bytes=True)
     return Image.fromarray(np.ascontiguousarray(rgba))
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

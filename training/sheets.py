@@ -3,8 +3,6 @@
 The images are drawn by a fixed seed, not picked. Axes: N samples, K candidates.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from pipeline.reader import IndexedReader
 from pipeline.resample import Pixels
 from training.data import Shards
 from training.figures import Run
+from training.html import data_uri
 from training.model import candidate_indices
 from training.table import Table, final_prediction
 
@@ -122,7 +121,7 @@ def _row(
     crops = tuple(
         CropPicture(
             name=plan.names[k],
-            image=_data_uri(_picture(sample.crops[k]), CROP_PX),
+            image=_shown(_picture(sample.crops[k]), CROP_PX),
             probability=probability,
             is_chosen=position == chosen,
         )
@@ -133,7 +132,7 @@ def _row(
         true_name=names[sample.label],
         predicted_name=names[predicted],
         is_right=predicted == sample.label,
-        canvas=_data_uri(_canvas(sample.crops, plan), CANVAS_PX),
+        canvas=_shown(_canvas(sample.crops, plan), CANVAS_PX),
         place=Place(
             left=100 * x0, top=100 * y0, width=100 * (x1 - x0), height=100 * (y1 - y0)
         ),
@@ -155,9 +154,7 @@ def _picture(crop_CHW: Pixels) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(crop_CHW.transpose(1, 2, 0)))
 
 
-def _data_uri(picture: Image.Image, side_px: int) -> str:
-    buffer = io.BytesIO()
+def _shown(picture: Image.Image, side_px: int) -> str:
     if picture.width > side_px:
         picture = picture.resize((side_px, side_px), Image.Resampling.LANCZOS)
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(picture, "JPEG", quality=JPEG_QUALITY)
