@@ -180,9 +180,9 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
     choosing-64 fit proposers of every kind. Every run leaves a record. Run the same command again
     to go on where it stopped.
     """
-    from training.arms import PROFILES
     from training.data import Shards
     from training.distributed import started
+    from training.profiles import PROFILES
     from training.progress import StudyBars
     from training.study import plan_runs, run_study
 

@@ -57,11 +57,10 @@ def fit(
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
         StoppedRunError: If SIGTERM or Ctrl-C came while it trained; all steps are saved.
     """
-    started = time.monotonic()
     record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
     if record.evaluation is not None:
         return record
-    done = _train(config, record, shards, paths, process, started, on_progress, on_epoch)
+    done = _train(config, record, shards, paths, process, on_progress, on_epoch)
     return _finish(
         done.trainer, shards, paths, done.record, best=done.best, on_progress=on_progress
     )
@@ -80,10 +79,9 @@ def train(
 
     Arguments and errors are those of `fit`.
     """
-    started = time.monotonic()
     record = open_record(config, shards=shards, paths=paths, process=process, resume=True)
     if record.evaluation is None:
-        _train(config, record, shards, paths, process, started, on_progress, on_epoch)
+        _train(config, record, shards, paths, process, on_progress, on_epoch)
 
 
 def _train(
@@ -92,11 +90,11 @@ def _train(
     shards: Shards,
     paths: RunPaths,
     process: Process,
-    started: float,
     on_progress: OnProgress,
     on_epoch: OnEpoch,
 ) -> "_Training":
     """Train what is left of a run."""
+    started = time.monotonic()
     trainer = build_trainer(config, shards, process)
     best, part = 0.0, None
     if paths.last.exists():

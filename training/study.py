@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DivergedError
-from training.arms import BEGUN_LR, Arm, Profile
+from training.arms import BEGUN_LR
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
@@ -14,6 +14,7 @@ from training.epoch import OnProgress
 from training.loop import OnEpoch, fit
 from training.model import candidate_indices
 from training.paths import RunPaths
+from training.profiles import Arm, Profile
 from training.records import RunRecord
 
 FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError
 from training import loop
-from training.arms import PROFILES, Arm, Profile, compare
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distributed import Process
 from training.epoch import OnProgress
 from training.loop import OnEpoch
 from training.paths import RunPaths
+from training.profiles import PROFILES, Arm, Profile, compare
 from training.records import RunRecord, load_record
 from training.study import Run, plan_runs, run_study
 

@@ -1,9 +1,9 @@
 import pytest
 
 from pipeline.crops import plan_crops
-from training.arms import PROFILES, RANDOM
 from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
 from training.model import candidate_indices
+from training.profiles import PROFILES, RANDOM
 
 SIZES = {
     "smoke": (96, 64, "full+five"),
