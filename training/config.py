@@ -209,9 +209,9 @@ class DistillConfig:
     position_prior: bool = TrainConfig.position_prior
     glimpse_size: int | None = TrainConfig.glimpse_size
     proposer_channels: tuple[int, ...] = TrainConfig.proposer_channels
-    proposer_lr: float = 0.005
+    proposer_lr: float = 0.02
     epochs: int = 60
-    batch_size: int = 256
+    batch_size: int = 64
     balance: float = 0.0
     weight_decay: float = 0.01
     vflip: float = TrainConfig.vflip

@@ -21,9 +21,12 @@ from training.distributed import Process
 from training.evaluate import EVALUATION_BATCH, all_logits, crop_batches
 from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier
-from training.proposer import Proposer
+from training.proposer import Proposal, Proposer
 from training.table import crop_losses
 from training.trainer import fold_rows, uses_bfloat16
+
+TARGET_TAU = 0.3  # a crop whose chance of an error is lower by this is wanted e times as often
+SOFT_SHARE = 2 / 3  # of the epochs; the others make the choice sure
 
 OnRows = Callable[[int], None]
 """Called with a number of samples that have passed."""
@@ -87,10 +90,12 @@ def fit_proposer(
     looked_counterparts: views.Mirrored,
     on_rows: OnRows,
 ) -> list[float]:
-    """Go down in the exact expectation, over the choice, of the classifier's chance of an error.
+    """Teach a proposer to choose as the classifier's chances of an error ask for.
 
-    That chance, 1 - exp(-loss), is what top-1 counts. The loss itself knows no bounds, so a few
-    images on which it is huge would decide, and all would be shown what is safe for those.
+    Such a chance, 1 - exp(-loss), is what top-1 counts. The loss itself knows no bounds, so a few
+    images on which it is huge would decide, and all would be shown what is safe for those. First
+    the choice is drawn towards a softmax of these chances, for a choice that is sure and wrong
+    learns from nothing else; then it goes down in the exact expectation of the chance.
 
     Args:
         proposer: Changed in place.
@@ -118,9 +123,6 @@ def fit_proposer(
     errors_NK = -torch.expm1(-losses_NK)
     means = []
     for epoch in range(config.epochs):
-        # A softmax that is sure of one crop for all images has no gradient to tell them apart; at
-        # the end nothing should keep it from being sure.
-        balance = config.balance * (1 - epoch / config.epochs)
         order = torch.randperm(len(losses_NK), generator=generator)
         total = 0.0
         for rows_B in torch.split(order, config.batch_size)[:steps]:
@@ -131,9 +133,8 @@ def fit_proposer(
             errors = views.mirror(errors_NK[rows_B], draws, counterparts).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 proposal = proposer(looked.to(device))
-            spread = selection.mean_choice_entropy(proposal.probabilities_BK)
-            loss = selection.expected_loss(proposal.probabilities_BK, errors)
-            (loss - balance * spread).backward()  # type: ignore[no-untyped-call]
+            loss = _loss(proposal, errors, past=epoch / config.epochs, balance=config.balance)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -141,3 +142,14 @@ def fit_proposer(
             on_rows(len(rows_B))
         means.append(total * config.epochs / count_fitted(config, len(losses_NK)))
     return means
+
+
+def _loss(proposal: Proposal, errors_BK: Tensor, *, past: float, balance: float) -> Tensor:
+    """Judge a batch's choice when a share of the epochs is past."""
+    if past < SOFT_SHARE:
+        loss = selection.soft_target_loss(proposal.scores_BK, errors_BK, TARGET_TAU)
+    else:
+        loss = selection.expected_loss(proposal.probabilities_BK, errors_BK)
+    # A softmax that is sure of one crop for all images has no gradient to tell them apart; at the
+    # end nothing should keep it from being sure.
+    return loss - balance * (1 - past) * selection.mean_choice_entropy(proposal.probabilities_BK)

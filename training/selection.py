@@ -49,6 +49,20 @@ def expected_loss(probabilities_BK: Tensor, losses_BK: Tensor) -> Tensor:
     return (probabilities_BK * losses_BK).sum(1).mean()
 
 
+def soft_target_loss(scores_BK: Tensor, errors_BK: Tensor, temperature: float) -> Tensor:
+    """Compare the choice with the one that the known chances of an error ask for, a scalar.
+
+    It is the cross-entropy of the choice with softmax(-errors / temperature). A choice that is sure
+    and wrong still has a gradient, which the expected loss denies it. The cooler, the more a noisy
+    best crop counts.
+
+    Source: Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach, the
+    loss of ListNet on top one probabilities; the temperature is ours.
+    """
+    targets_BK = (-errors_BK / temperature).softmax(1)
+    return F.cross_entropy(scores_BK, targets_BK)
+
+
 def leave_one_out_loss(log_probabilities_BM: Tensor, losses_BM: Tensor) -> Tensor:
     """Estimate the gradient of the expected loss from M >= 2 crops drawn with replacement.
 

@@ -87,6 +87,34 @@ def test_the_expected_loss_and_its_gradients_equal_brute_force() -> None:
     torch.testing.assert_close(losses.grad, p / BATCH)
 
 
+def test_the_soft_target_loss_and_its_gradient_equal_brute_force() -> None:
+    logits = scores().double().detach().requires_grad_()
+    errors = torch.rand(BATCH, CROPS, generator=seeded(3), dtype=torch.float64)
+    loss = selection.soft_target_loss(logits, errors, 0.3)
+    loss.backward()
+    p, wanted = logits.detach().softmax(1), (-errors / 0.3).softmax(1)
+    value = -sum(
+        wanted[b, k] * p[b, k].log() for b in range(BATCH) for k in range(CROPS)
+    ) / BATCH  # fmt: skip
+    assert loss.item() == pytest.approx(float(value))
+    torch.testing.assert_close(logits.grad, (p - wanted) / BATCH)
+
+
+def test_a_choice_that_is_sure_and_wrong_learns_from_soft_targets_alone() -> None:
+    errors = torch.tensor([[1.0, 0.0]])
+    pulls = []
+    for loss_of in (
+        lambda logits: selection.expected_loss(logits.softmax(1), errors),
+        lambda logits: selection.soft_target_loss(logits, errors, 0.3),
+    ):
+        logits = torch.tensor([[20.0, -20.0]], requires_grad=True)
+        loss_of(logits).backward()
+        assert logits.grad is not None
+        pulls.append(float(logits.grad.abs().max()))
+    assert pulls[0] < 1e-12
+    assert pulls[1] > 0.9
+
+
 @pytest.mark.parametrize(("num_crops", "num_draws"), [(3, 2), (4, 2), (3, 3)])
 def test_the_leave_one_out_gradient_is_unbiased(num_crops: int, num_draws: int) -> None:
     logits = torch.randn(1, num_crops, generator=seeded(4), dtype=torch.float64).requires_grad_()
