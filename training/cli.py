@@ -122,7 +122,7 @@ def distill(
     run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
     workers: int, device: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Fit a proposer to RUN's losses, in seconds.
+    """Fit a proposer to RUN's losses, in minutes.
 
     RUN is a classifier that was trained with --policy random. The first time, two classifiers are
     trained on half of the images each, to tell what RUN would lose on crops of images that it has

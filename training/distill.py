@@ -2,7 +2,7 @@
 
 The classifier was trained on random crops. What it loses on every crop of every training image is
 computed once, by classifiers that have not seen the image, and stored beside the run; then any
-proposer is fitted to that table in seconds, without running the classifier again.
+proposer is fitted to that table in minutes, without running the classifier again.
 
 Axes: N samples of the training split, B of a batch, K candidates, L that are looked at, S glimpse
 px.

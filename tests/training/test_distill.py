@@ -14,7 +14,7 @@ from training import distillation
 from training.checkpoint import load_weights
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
-from training.distill import fill_fold, fit_proposer
+from training.distill import TARGET_TAU, fill_fold, fit_proposer
 from training.distillation import fit_and_choose
 from training.distributed import Process
 from training.evaluate import evaluate_run
@@ -85,6 +85,27 @@ def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off(tiny: T
     )  # fmt: skip
     assert proposer.eval()(looked).chosen_B.eq(0).all()
     assert means[-1] == pytest.approx(0.25 + 0.75 * -math.expm1(-0.05), abs=1e-5)
+
+
+def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny: Tiny) -> None:
+    looked, losses = bright_crops(512, seed=0)
+    proposer = CropProposer(
+        channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
+        has_prior=True,
+    )  # fmt: skip
+    assert proposer.prior is not None
+    with torch.no_grad():
+        proposer.prior[2] = 30.0  # the expected error has no gradient from here
+    fit_proposer(
+        proposer, looked, losses, tiny(epochs=24, batch_size=16, proposer_lr=0.1),
+        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
+    )  # fmt: skip
+    looked, losses = bright_crops(256, seed=1)
+    proposal = proposer.eval()(looked)
+    assert (proposal.chosen_B == losses.argmin(1)).float().mean() > 0.95
+    # Soft targets alone would ask for no more than this.
+    wanted = ((losses.neg().exp() - 1) / TARGET_TAU).softmax(1).amax(1).mean()
+    assert proposal.probabilities_BK.amax(1).mean() > 0.5 + wanted / 2
 
 
 def test_the_table_is_not_changed_by_mirroring(tiny: Tiny) -> None:
