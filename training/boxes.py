@@ -33,10 +33,11 @@ class BoxFigures:
         pointing: Share of the images whose chosen crop has the middle of a box inside it.
         pointing_random: The same of a random crop, the exact expectation.
         pointing_map: The pointing game: share of the images whose map has its maximum inside a
-            box. The maximum is one point, the middle of the cell that is highest, taken with the
-            eight around it, the first of equals in reading order; a cell is the part of the image
-            that the crops' scores take it for, 1/N of its width by 1/M of its height. A box holds
-            its left and upper edges, not the others. None where the proposer has no map.
+            box. The maximum is one point, the middle of the cell that is highest, the first of
+            equals in reading order, of the map upsampled to 57 x 57 cells and averaged over a
+            window of a third of its sides; a cell is the part of the image that the crops' scores
+            take it for, 1/N of its width by 1/M of its height. A box holds its left and upper
+            edges, not the others. None where the proposer has no map.
         pointing_centre: The same of the middle of the image, which needs no map.
         top1: Of the chosen crop on these images, %; None where they are not those of the table.
         top1_best: Of the crop that fits an object best, by the intersection over the union, %:

@@ -22,7 +22,8 @@ from training.html import data_uri
 from training.model import SelectiveClassifier
 from training.proposer import MapProposer
 
-SMOOTHED = 3  # cells a side
+FINE = 57  # cells a side of a map in which a peak is sought
+WINDOW = 19  # of them, a third of the side
 COLOURS = "magma"  # perceptually ordered: dark is low, bright is high
 OPACITY = 0.65
 ENDS = (1, 99)  # percentiles of the maps at the ends of the colours, past single cells
@@ -68,13 +69,17 @@ def saliency_maps(proposer: MapProposer, glimpses_BLSS: Tensor) -> Tensor:
 
 
 def smoothed(maps_BMN: Tensor) -> Tensor:
-    """Average each cell with the eight around it, at the edges with those that are there.
+    """Upsample maps bilinearly, and average over a window of a third of the sides.
 
-    A crop's score averages dozens of cells, so nothing in training makes a single one right.
+    A crop's score averages many cells, so nothing in training makes a single one right. A map
+    counts from its own mean, which it is taken for beyond the edges.
+
+    Returns:
+        Float32 `(B, 57, 57)`.
     """
-    return F.avg_pool2d(
-        maps_BMN[:, None], SMOOTHED, stride=1, padding=SMOOTHED // 2, count_include_pad=False
-    )[:, 0]
+    centred_B1MN = (maps_BMN - maps_BMN.mean((1, 2), keepdim=True))[:, None]
+    fine = F.interpolate(centred_B1MN, size=(FINE, FINE), mode="bilinear", align_corners=False)
+    return F.avg_pool2d(fine, WINDOW, stride=1, padding=WINDOW // 2)[:, 0]
 
 
 def peaks(maps_BMN: Tensor) -> list[Point]:

@@ -55,13 +55,27 @@ def test_maps_that_say_nothing_are_drawn_as_well() -> None:
     assert len(draw_heat(torch.zeros(3, 4, 4)).images) == 3
 
 
-def test_a_cell_is_smoothed_with_those_around_it_that_are_there() -> None:
-    maps_BMN = torch.rand(3, 4, 5)
+@pytest.mark.parametrize("sides", [(7, 7), (14, 14), (4, 5)])
+def test_a_smoothed_map_weighs_what_a_window_holds(sides: tuple[int, int]) -> None:
+    maps_BMN = torch.rand(3, *sides)
     found_BMN = smoothed(maps_BMN)
-    assert found_BMN.shape == maps_BMN.shape
-    for b, m, n in [(0, 0, 0), (1, 1, 2), (2, 3, 1)]:
-        around = maps_BMN[b, max(m - 1, 0) : m + 2, max(n - 1, 0) : n + 2]
-        torch.testing.assert_close(found_BMN[b, m, n], around.mean())
+    for b in range(3):
+        picture = Image.fromarray((maps_BMN[b] - maps_BMN[b].mean()).numpy())
+        fine = np.asarray(picture.resize((57, 57), Image.Resampling.BILINEAR))
+        padded = np.pad(fine, 9)
+        for m, n in [(0, 0), (0, 56), (28, 30), (56, 56)]:
+            expected = padded[m : m + 19, n : n + 19].mean()
+            assert found_BMN[b, m, n].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_peak_of_a_smoothed_map_lies_in_the_middle_of_what_is_high() -> None:
+    maps_BMN = torch.full((2, 7, 7), 50.0)  # a map counts from its own mean, whatever that is
+    maps_BMN[0, 1:4, 3:6] += 9
+    maps_BMN[1, 0, 6] += 9
+    (inner, corner) = peaks(smoothed(maps_BMN))
+    assert inner == pytest.approx((4.5 / 7, 2.5 / 7), abs=0.02)
+    assert corner[0] > 5 / 7
+    assert corner[1] < 2 / 7
 
 
 def test_only_a_map_proposer_has_maps(
