@@ -1,9 +1,13 @@
+from operator import attrgetter
+
 import pytest
 
 from pipeline.crops import plan_crops
+from training.arms import tuned
 from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
-from training.model import candidate_indices
+from training.model import SelectiveClassifier, candidate_indices
 from training.profiles import PROFILES, RANDOM
+from training.table import count_macs
 
 SIZES = {
     "smoke": (96, 64, "full+five"),
@@ -62,9 +66,10 @@ def test_what_is_distilled_stands_behind_the_classifier_that_it_is_fitted_to(nam
             earlier = arms[names.index(arm.begins_with)]
             assert names.index(arm.begins_with) < position
             kind = earlier.distilled or earlier.config
-            assert (kind.proposer, kind.glimpse_size, kind.position_prior) == (
-                arm.config.proposer, arm.config.glimpse_size, arm.config.position_prior
-            )  # fmt: skip
+            of_proposer = attrgetter(
+                "proposer", "proposer_channels", "glimpse_size", "position_prior"
+            )
+            assert of_proposer(kind) == of_proposer(arm.config)
 
 
 @pytest.mark.parametrize("name", ["choosing", "choosing-64"])
@@ -81,3 +86,11 @@ def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_cr
     }
     assert {kind for kind, _ in fitted} == set(PROPOSERS)
     assert {has_prior for _, has_prior in fitted} == {False, True}
+
+
+@pytest.mark.parametrize("side", [64, 112])
+def test_a_map_as_large_as_the_crop_costs_at_most_a_hundredth_of_the_classifier(side: int) -> None:
+    plan = plan_crops("full+grid3", canvas_px=2 * side, crop_px=side)
+    model = SelectiveClassifier(tuned(side), plan=plan, num_classes=10, glimpse_px=side)
+    proposer, classifier = count_macs(model, glimpse_px=side, crop_px=side)
+    assert 0 < proposer <= classifier / 100
