@@ -127,9 +127,8 @@ def tuned(side: int, *, position_prior: bool = False) -> TrainConfig:
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
     --proposer-channels 8,16,32,48,64 --initial-checkpoint RUN --lr 0.03 --proposer-lr 0
-    --tau-start 0.5`, RUN a distilled run. Scattered Imagenette, SIDE 112: 70.2 % (1 seed; 65.5 ±
-    0.5 % with a map that was fitted otherwise, 3 seeds), 15 min on one AMD EPYC core; Imagenette
-    with the prior, SIDE 64: `training/results`.
+    --tau-start 0.5`, RUN a distilled run. Scattered Imagenette, SIDE 112: 70.2 ± 0.2 % (4
+    seeds), 15 min on one AMD EPYC core; Imagenette with the prior, SIDE 64: `training/results`.
     """
     return TrainConfig(
         policy="straight-through", lr=BEGUN_LR, proposer_lr=0.0, tau_start=0.5,
