@@ -102,13 +102,15 @@ class Audit:
     def verdict(self) -> str:
         """Say in one sentence whether to choose."""
         tested = [
-            (rival, rival.test) for rival in self.rivals
+            (rival, rival.test)
+            for rival in sorted(self.rivals, key=lambda rival: rival.points)
             if rival.test is not None and rival.macs <= SAME_COST * self.macs
-        ]  # fmt: skip
+        ]
         if not tested:
             return "Nothing can be said: no run has a table to be compared with."
-        strongest, _ = min(tested, key=lambda pair: pair[0].points)
-        weakest = max((test for _, test in tested), key=lambda test: test.p)  # it must beat all
+        strongest, _ = tested[0]
+        # It must beat all. Of equal tests that of the strongest is told, with its own seeds.
+        weakest = max((test for _, test in tested), key=lambda test: test.p)
         if strongest.points <= 0:
             return (
                 f"Choosing is not worth it here: take {strongest.name}, "

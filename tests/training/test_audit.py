@@ -167,6 +167,22 @@ def test_what_is_said_of_a_rival_is_of_the_seeds_that_both_have(make_run: Make) 
     assert "(McNemar mid-p, seed 1: p < 0.001)" in both.verdict
 
 
+def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
+    make_run: Make,
+) -> None:
+    arm = arm_of(make_run, [seeing_one(seed, choice="best") for seed in range(3)])
+    strong = seeing_one(0, choice="full")
+    strong.predicted_NK[:200] = 0
+    whole = [
+        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), table=strong)
+        for seed in (0, 2)
+    ]
+    found = audit(arm, group_arms(whole))
+    alike = replace(found, rivals=tuple(one._replace(macs=found.macs) for one in found.rivals))
+    assert "against whole, a classifier of its own" in alike.verdict
+    assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001)." in alike.verdict
+
+
 def test_it_is_json_and_text(make_run: Make) -> None:
     found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
     fields = json.loads(json.dumps(found.to_json()))
