@@ -23,7 +23,7 @@ from training.model import SelectiveClassifier
 from training.proposer import MapProposer
 
 FINE = 57  # cells a side of a map in which a peak is sought
-WINDOW = 19  # of them, a third of the side
+WINDOW = FINE // 3  # of them, odd
 COLOURS = "magma"  # perceptually ordered: dark is low, bright is high
 OPACITY = 0.65
 ENDS = (1, 99)  # percentiles of the maps at the ends of the colours, past single cells
