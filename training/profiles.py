@@ -136,9 +136,10 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
         yield fitted
         name = fitted.name.replace("distilled", "tuned")
         yield Arm(name=name, config=config, begins_with=fitted.name)
-    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", smaller)):
-        for px in sides:
-            yield _distilled(proposer=kind, glimpse_size=px)
+    for kind, px in (("crops", 16), ("crops", 32), ("joint", 32)):
+        yield _distilled(proposer=kind, glimpse_size=px)
+    for px in smaller:
+        yield _distilled(**map_options(px))
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
         yield _distilled(**map_options(side), candidates=candidates)
