@@ -4,14 +4,10 @@ The question is the predecessor's: does choosing a crop by a small gray glimpse 
 small may the glimpse be?
 """
 
-from typing import Any
-
 from training.config import TrainConfig
 
 FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
 BEGUN_LR = 0.03  # a classifier that begins with another's would forget it at higher rates
-MAPS = ((112, (8, 16, 32, 48, 64)), (56, (8, 16, 32, 32)), (0, (8, 16, 32)))
-"""From which glimpse on, px, a map has which channels; its neurons see 63, 31 and 15 px."""
 
 
 def whole() -> TrainConfig:
@@ -109,11 +105,11 @@ def by_map(side: int) -> TrainConfig:
     """Learn a map of the whole canvas together with the classifier, from nothing.
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
-    --proposer-channels 8,16,32,48,64 --balance 0.1 --proposer-lr 0.05`, below 112 px 8,16,32,32,
-    the first half of the epochs with `--random-epochs`. Not measured yet.
+    --balance 0.1 --proposer-lr 0.05`, the first half of the epochs with `--random-epochs`. Not
+    measured yet.
     """
     return TrainConfig(
-        policy="straight-through", balance=0.1, proposer_lr=0.05, **map_options(side),
+        policy="straight-through", proposer="map", glimpse_size=side, balance=0.1, proposer_lr=0.05,
     )  # fmt: skip
 
 
@@ -125,23 +121,11 @@ def tuned(side: int, *, position_prior: bool = False) -> TrainConfig:
     is chance, while the map stayed as sure of itself.
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
-    --proposer-channels 8,16,32,48,64 --initial-checkpoint RUN --lr 0.03 --proposer-lr 0
-    --tau-start 0.5`, below 112 px 8,16,32,32; RUN is a distilled run. Scattered Imagenette, SIDE
-    112: 70.2 ± 0.2 % (4 seeds), 15 min on one AMD EPYC core; Imagenette with the prior, SIDE 64:
-    `training/results`.
+    --initial-checkpoint RUN --lr 0.03 --proposer-lr 0 --tau-start 0.5`; RUN is a distilled run.
+    Scattered Imagenette, SIDE 112: 70.2 ± 0.2 % (4 seeds), 15 min on one AMD EPYC core; Imagenette
+    with the prior, SIDE 64: `training/results`.
     """
     return TrainConfig(
-        policy="straight-through", lr=BEGUN_LR, proposer_lr=0.0, tau_start=0.5,
-        position_prior=position_prior, **map_options(side),
+        policy="straight-through", proposer="map", glimpse_size=side, lr=BEGUN_LR, proposer_lr=0.0,
+        tau_start=0.5, position_prior=position_prior,
     )  # fmt: skip
-
-
-def map_options(side: int) -> dict[str, Any]:
-    """Give the options of a map, as deep as leaves it 7 x 7 cells (4 x 4 at 16 px).
-
-    Its neurons must see more than an object: on scattered Imagenette, whose objects have 28 to 45
-    px of a glimpse of 112, 63 px in place of 31 gain 0.8 points on training images held out. Such
-    a map as large as a crop costs 0.8 % of a ResNet18 on the crop.
-    """
-    channels = next(channels for least, channels in MAPS if side >= least)
-    return {"proposer": "map", "glimpse_size": side, "proposer_channels": channels}

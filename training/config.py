@@ -44,7 +44,8 @@ class TrainConfig:
             from the crops on reading.
         pad_glimpses: Whether the proposer sees glimpses padded to the crop's size, as the
             predecessor's did. Without, it computes less and sees the same.
-        proposer_channels: Of the proposer's convolutions, the first after the gray input.
+        proposer_channels: Of the proposer's convolutions, the first after the gray input; None
+            takes what suits it and its glimpses; see `training.proposer.suited_channels`.
         tau_start: Temperature of the Gumbel-Softmax at the first step.
         tau_end: The same at the last step; geometric in between.
         balance: Weight of the entropy of the batch's mean choice, which keeps all crops in use.
@@ -86,7 +87,7 @@ class TrainConfig:
     position_prior: bool = False
     glimpse_size: int | None = None
     pad_glimpses: bool = False
-    proposer_channels: tuple[int, ...] = (8, 16, 32)
+    proposer_channels: tuple[int, ...] | None = None
     tau_start: float = 1.0
     tau_end: float = 0.5
     balance: float = 0.0
@@ -154,7 +155,7 @@ class TrainConfig:
     def _check_floors(self) -> None:
         floors: tuple[tuple[str, float | None, float], ...] = (
             ("--glimpse-size", self.glimpse_size, 1),
-            ("--proposer-channels", min(self.proposer_channels, default=0), 1),
+            ("--proposer-channels", _least(self.proposer_channels), 1),
             ("--tau-start", self.tau_start, 1e-3),
             ("--tau-end", self.tau_end, 1e-3),
             ("--balance", self.balance, 0),
@@ -194,7 +195,7 @@ class DistillConfig:
         proposer: What scores the crops.
         position_prior: Whether each candidate has a learnt score of its own.
         glimpse_size: Side of the glimpses, px; None takes those of the shards.
-        proposer_channels: Of the proposer's convolutions.
+        proposer_channels: Of the proposer's convolutions; None takes what suits it.
         proposer_lr: Highest learning rate of AdamW.
         epochs: Passes over the loss matrix.
         batch_size: Images a step.
@@ -208,7 +209,7 @@ class DistillConfig:
     proposer: str = TrainConfig.proposer
     position_prior: bool = TrainConfig.position_prior
     glimpse_size: int | None = TrainConfig.glimpse_size
-    proposer_channels: tuple[int, ...] = TrainConfig.proposer_channels
+    proposer_channels: tuple[int, ...] | None = TrainConfig.proposer_channels
     proposer_lr: float = 0.02
     epochs: int = 60
     batch_size: int = 64
@@ -234,6 +235,10 @@ class HeadroomConfig:
         """Refuse a limit that leaves a split empty."""
         if self.limit < 1:
             raise ConfigError(f"--limit must be at least 1; got {self.limit}.")
+
+
+def _least(values: tuple[int, ...] | None) -> int | None:
+    return None if values is None else min(values, default=0)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:

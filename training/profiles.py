@@ -11,7 +11,6 @@ from training.arms import (
     by_map,
     centre,
     expected,
-    map_options,
     predecessor,
     random_crop,
     random_of_all,
@@ -131,18 +130,17 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
         config = replace(fixed, lr=BEGUN_LR)
         yield Arm(name=f"{name}-tuned", config=config, begins_with=RANDOM)
     for prior in (False, True):
-        fitted = _distilled(**map_options(side), position_prior=prior)
+        fitted = _distilled(proposer="map", glimpse_size=side, position_prior=prior)
         config = tuned(side, position_prior=prior)
         yield fitted
         name = fitted.name.replace("distilled", "tuned")
         yield Arm(name=name, config=config, begins_with=fitted.name)
-    for kind, px in (("crops", 16), ("crops", 32), ("joint", 32)):
-        yield _distilled(proposer=kind, glimpse_size=px)
-    for px in smaller:
-        yield _distilled(**map_options(px))
+    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", smaller)):
+        for px in sides:
+            yield _distilled(proposer=kind, glimpse_size=px)
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
-        yield _distilled(**map_options(side), candidates=candidates)
+        yield _distilled(proposer="map", glimpse_size=side, candidates=candidates)
     name = f"straight-through-map-g{side}"
     yield Arm(name=name, config=by_map(side), rounds=2, random_rounds=1)
 

@@ -15,6 +15,9 @@ from pipeline.errors import ConfigError
 from training.config import TrainConfig
 
 CONTEXT = 32  # features of a glimpse that is compared with the others
+CROP_CHANNELS = (8, 16, 32)  # the predecessor's
+MAP_CHANNELS = ((112, (8, 16, 32, 48, 64)), (56, (8, 16, 32, 32)), (0, (8, 16, 32)))
+"""From which glimpse on, px, a map has which channels; its neurons see 63, 31 and 15 px."""
 
 
 class Proposal(NamedTuple):
@@ -230,6 +233,19 @@ def looked_at(config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...]) 
     return (plan.names.index(FULL),)
 
 
+def suited_channels(kind: str, glimpse_px: int) -> tuple[int, ...]:
+    """Give the channels of a proposer that are taken where none are asked for.
+
+    A map is as deep as leaves it 7 x 7 cells (4 x 4 at 16 px), since its neurons must see more
+    than an object: on scattered Imagenette, whose objects have 28 to 45 px of a glimpse of 112,
+    seeing 63 px in place of 31 gains 0.8 points on training images held out. Such a map costs
+    0.8 % of a ResNet18 on a crop as large as its glimpse.
+    """
+    if kind != "map":
+        return CROP_CHANNELS
+    return next(channels for least, channels in MAP_CHANNELS if glimpse_px >= least)
+
+
 def make_proposer(
     config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...], *, glimpse_px: int
 ) -> Proposer:
@@ -243,12 +259,13 @@ def make_proposer(
         "candidates": candidates,
         "has_prior": config.position_prior,
     }
+    channels = config.proposer_channels or suited_channels(config.proposer, glimpse_px)
     if config.proposer == "map":
         boxes = tuple(plan.normalised()[k] for k in candidates)
-        return MapProposer(channels=config.proposer_channels, boxes=boxes, **places)
+        return MapProposer(channels=channels, boxes=boxes, **places)
     kind = {"crops": CropProposer, "joint": JointProposer}[config.proposer]
     return kind(
-        channels=config.proposer_channels,
+        channels=channels,
         glimpse_px=glimpse_px,
         padded_px=plan.crop_px if config.pad_glimpses else glimpse_px,
         **places,

@@ -1,14 +1,12 @@
 from operator import attrgetter
 
 import pytest
-import torch
 
 from pipeline.crops import plan_crops
-from training.arms import map_options, tuned
+from training.arms import tuned
 from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
 from training.model import SelectiveClassifier, candidate_indices
 from training.profiles import PROFILES, RANDOM
-from training.proposer import MapProposer
 from training.table import count_macs
 
 SIZES = {
@@ -96,14 +94,3 @@ def test_a_map_as_large_as_the_crop_costs_at_most_a_hundredth_of_the_classifier(
     model = SelectiveClassifier(tuned(side), plan=plan, num_classes=10, glimpse_px=side)
     proposer, classifier = count_macs(model, glimpse_px=side, crop_px=side)
     assert 0 < proposer <= classifier / 100
-
-
-@pytest.mark.parametrize("side", [16, 32, 56, 64, 112, 224])
-def test_a_map_is_as_deep_as_leaves_it_cells_enough(side: int) -> None:
-    channels = map_options(side)["proposer_channels"]
-    proposer = MapProposer(
-        channels=channels, boxes=((0, 0, 1, 1),), num_held=1, candidates=(0,), has_prior=False
-    )
-    cells = proposer.saliency(torch.zeros(1, side, side)).shape[-1]
-    assert cells >= (7 if side >= 32 else 4)
-    assert side > 112 or cells < 14  # one halving more would leave too few

@@ -6,13 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline.crops import plan_crops
 from pipeline.errors import ConfigError
+from training.config import TrainConfig
 from training.proposer import (
     CropProposer,
     JointProposer,
     MapProposer,
     Proposer,
+    make_proposer,
     mean_over_boxes,
+    suited_channels,
 )
 
 PLACES: dict[str, Any] = {"num_held": 5, "candidates": (0, 1, 2, 3, 4), "has_prior": False}
@@ -155,3 +159,31 @@ def test_the_map_has_a_prior_of_places_as_well() -> None:
     proposer(glimpses(2, 1, 16, 16)).scores_BK[:, 1].sum().backward()
     assert proposer.prior.grad is not None
     assert proposer.prior.grad.tolist() == [0, 0, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("side", [16, 32, 56, 64, 112, 224])
+def test_a_map_is_as_deep_as_leaves_it_cells_enough(side: int) -> None:
+    wanted = MAP | {"channels": suited_channels("map", side), "has_prior": False}
+    proposer = MapProposer(**wanted).eval()
+    cells = proposer.saliency(torch.zeros(1, side, side)).shape[-1]
+    assert cells >= (7 if side >= 32 else 4)
+    assert side > 112 or cells < 14  # one halving more would leave too few
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "made"),
+    [
+        ("map", None, (8, 16, 32, 48, 64)),
+        ("map", (4, 8), (4, 8)),
+        ("crops", None, (8, 16, 32)),
+        ("joint", None, (8, 16, 32)),
+    ],
+)
+def test_a_proposer_has_the_channels_asked_for_or_those_that_suit_it(
+    kind: str, asked: tuple[int, ...] | None, made: tuple[int, ...]
+) -> None:
+    plan = plan_crops("full+five", canvas_px=160, crop_px=112)
+    config = TrainConfig(proposer=kind, proposer_channels=asked)
+    proposer = make_proposer(config, plan, tuple(range(6)), glimpse_px=112)
+    layers = [layer for layer in proposer.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert tuple(layer.num_features for layer in layers) == made
