@@ -134,6 +134,11 @@ class TrainConfig:
                 "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
                 "the others; got 1. Use --num-draws 2."
             )
+        if self.policy in SELECTING and self.epochs <= self.random_epochs:
+            raise ConfigError(
+                "--random-epochs must be fewer than --epochs, or no choice is learnt; got "
+                f"{self.random_epochs} of {self.epochs}. Lower it, or use --policy random."
+            )
         if self.pad_glimpses and self.proposer == "map":
             raise ConfigError(
                 "--pad-glimpses must go with a proposer that sees crops; got --proposer map. "

@@ -29,6 +29,7 @@ from training.paths import RunPaths
         ("hflip", 1.1, "--hflip must be 0 to 1; got 1.1."),
         ("smoothing", float("nan"), "--smoothing must be 0 to 1; got nan."),
         ("num_draws", 1, "--num-draws must be 0 (exact) or at least 2, "),
+        ("random_epochs", 20, "--random-epochs must be fewer than --epochs, or no choice is "),
         ("std", (1.0, 0.0, 1.0), "--std must be above 0; got (1.0, 0.0, 1.0)."),
     ],
 )
