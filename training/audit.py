@@ -108,13 +108,14 @@ class Audit:
         ]
         if not tested:
             return "Nothing can be said: no run has a table to be compared with."
-        strongest, _ = tested[0]
+        strongest, its_test = tested[0]
         # It must beat all. Of equal tests that of the strongest is told, with its own seeds.
         weakest = max((test for _, test in tested), key=lambda test: test.p)
         if strongest.points <= 0:
             return (
                 f"Choosing is not worth it here: take {strongest.name}, "
-                f"{-strongest.points:.1f} points above the chosen crop at no more compute."
+                f"{-strongest.points:.1f} points above the chosen crop at no more compute "
+                f"({its_test.told})."
             )
         if weakest.p >= SIGNIFICANCE:
             return (

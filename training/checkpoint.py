@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.durable import write_file
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.manifest import DataSpec, Manifest
 from pipeline.seal import NO_DIGEST, check_seal, seal
 from training.config import TrainConfig, config_from_json, config_to_json
@@ -125,6 +125,8 @@ def read_meta(path: Path) -> CheckpointMeta:
             best_top1=float(fields["best_top1"]),
             part=_part(fields.get("part")),
         )
+    except ConfigError as error:
+        raise CheckpointError(f"{error} It is in {path}.") from error
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
@@ -186,7 +188,7 @@ def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
         raise _damaged(path, error) from error
 
 
-def load_initial(path: Path, model: nn.Module) -> None:
+def load_initial(path: Path, model: nn.Module, *, with_proposer: bool = False) -> None:
     """Begin with another run's classifier, which may have learnt on other images and sizes.
 
     Its proposer is taken as well where it has the same weights to fill, which a proposer of the
@@ -195,9 +197,11 @@ def load_initial(path: Path, model: nn.Module) -> None:
     Args:
         path: Folder of a run, or one of its checkpoints.
         model: Changed in place.
+        with_proposer: Whether there must be such a proposer.
 
     Raises:
-        CheckpointError: If there is none, or its classifier is of another kind or class count.
+        CheckpointError: If there is none, its classifier is of another kind or class count, or its
+            proposer is not as it must be.
     """
     file = RunPaths(folder=path).last if path.is_dir() else path
     read_meta(file)  # a file that is no checkpoint is told apart from one that does not fit
@@ -213,6 +217,12 @@ def load_initial(path: Path, model: nn.Module) -> None:
                 "--initial-checkpoint must hold a classifier of the same --model and number of "
                 f"classes; got another in {file}. Use a run with the same --model on the same "
                 "classes."
+            )
+        elif with_proposer:
+            raise CheckpointError(
+                "--proposer-lr 0 keeps a proposer as --initial-checkpoint holds it; got none like "
+                f"that in {file}. Use that run's --proposer, --proposer-channels, "
+                "--glimpse-size and --position-prior, or another --proposer-lr."
             )
 
 

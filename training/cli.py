@@ -122,12 +122,12 @@ def distill(
     run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
     workers: int, device: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Fit a proposer to RUN's losses, in minutes.
+    """Fit a proposer to RUN's losses.
 
     RUN is a classifier that was trained with --policy random. The first time, two classifiers are
     trained on half of the images each, to tell what RUN would lose on crops of images that it has
-    not seen. That table stays beside RUN: any other proposer, of any glimpse size, is fitted to
-    it without training a classifier again.
+    not seen, which takes as long as RUN did. That table stays beside RUN: any other proposer, of
+    any glimpse size, is fitted to it in minutes.
     """
     from training.distillation import distill as distill_run
     from training.distributed import started
@@ -136,8 +136,9 @@ def distill(
     from training.records import load_record
 
     wanted = DistillConfig(**options)
-    paths = _paths(output, experiment or f"distilled-{wanted.proposer}-s{wanted.seed}")
     base = load_record(RunPaths(folder=run).record)
+    seed = base.config.seed if wanted.seed is None else wanted.seed
+    paths = _paths(output, experiment or f"distilled-{wanted.proposer}-s{seed}")
     with started(device) as process, _bars(process.is_main) as bars:
         on_progress, on_epoch = run_reporters(bars, base.config.epochs)
         record = distill_run(

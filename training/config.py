@@ -207,7 +207,7 @@ class DistillConfig:
         balance: Weight of the entropy of the batch's mean choice, falling to 0 over the epochs.
         weight_decay: Of AdamW.
         vflip: Probability that an image is mirrored upside down, losses and all.
-        seed: Of weights, order and mirroring.
+        seed: Of weights, order and mirroring; None takes the run's.
     """
 
     candidates: str | None = None
@@ -221,7 +221,7 @@ class DistillConfig:
     balance: float = 0.0
     weight_decay: float = 0.01
     vflip: float = TrainConfig.vflip
-    seed: int = TrainConfig.seed
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +262,7 @@ def config_from_json(fields: dict[str, Any]) -> TrainConfig:
         tuples[name] = tuple(value) if isinstance(value, list) else value
     try:
         return TrainConfig(**tuples)
-    except TypeError as error:
+    except (ConfigError, TypeError) as error:
         raise ConfigError(
             f"a run's config must fit this version of srp; got {error}. "
             "Train the run again, or use the version that wrote it."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
 from training.choices import choose, glimpse_batches
 from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
@@ -22,7 +22,7 @@ from training.model import SelectiveClassifier, candidate_indices
 from training.paths import RunPaths
 from training.records import RunRecord, current_commit, describe_hardware, load_record
 from training.table import Table
-from training.trainer import Trainer, build_model, build_trainer, fold_rows
+from training.trainer import Trainer, build_model, build_trainer, fold_rows, settled
 from training.views import mirrored_candidates
 
 
@@ -59,18 +59,18 @@ def distill(
     started = time.monotonic()
     base = load_record(run.record)
     base = replace(base, config=replace(base.config, workers=workers))
-    config = _config(base.config, wanted)
+    config = settled(_config(base.config, wanted), shards)
     if resume and paths.record.exists():
         return _finished(paths, config)
     _check(base, run, paths, process)
-    check_fits(read_meta(run.last), shards.manifest, shards.folder)
+    _check_shards(base, run, shards)
+    columns = _columns(base, config, shards, run)
+    trainer = build_trainer(config, shards, process)  # fails before anything is trained
+    load_weights(run.last, trainer.model.classifier, "classifier.")
     matrix = loss_matrix(
         run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
     )
     judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
-    columns = _columns(base, config, shards, run)
-    trainer = build_trainer(config, shards, process)
-    load_weights(run.last, trainer.model.classifier, "classifier.")
     chosen_NK = fit_and_choose(
         trainer.model, matrix.losses_NK[:, columns], shards, process=process,
         on_progress=on_progress,
@@ -81,6 +81,7 @@ def distill(
         base,
         name=paths.folder.name,
         config=config,
+        shards=str(shards.folder),
         commit=current_commit(),
         hardware=describe_hardware(process.device),
         epochs=(),
@@ -95,6 +96,7 @@ def _config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
     """Describe the whole: a classifier's options but for what the proposer is fitted with."""
     fields: dict[str, Any] = {**vars(wanted)}
     fields["candidates"] = wanted.candidates or base.candidates
+    fields["seed"] = base.seed if wanted.seed is None else wanted.seed
     return replace(base, policy=DISTILLED, **fields)
 
 
@@ -199,6 +201,17 @@ def _check(base: RunRecord, run: RunPaths, paths: RunPaths, process: Process) ->
         raise ConfigError(
             f"a run must not be overwritten; got one in {paths.folder} already. "
             "Name another --experiment."
+        )
+
+
+def _check_shards(base: RunRecord, run: RunPaths, shards: Shards) -> None:
+    """Make sure that the losses beside a run are of the images that lie in the shards."""
+    check_fits(read_meta(run.last), shards.manifest, shards.folder)
+    if base.data.fingerprint != shards.manifest.fingerprint:
+        raise CheckpointError(
+            "a run must be distilled on the shards that it was trained on, which its losses are "
+            f"of; got others in {shards.folder}. Name the run's own with --shards, or train one "
+            "on these."
         )
 
 

@@ -20,7 +20,7 @@ from training.loop import OnEpoch, fit
 from training.losses import LossMatrix
 from training.model import candidate_indices
 from training.paths import RunPaths
-from training.study import Run
+from training.study import FORWARD, Run
 from training.table import Table
 from training.trainer import build_model, fold_rows
 
@@ -68,18 +68,19 @@ def plan_parts(
         Run(
             name=f"half-{half}",
             config=replace(base, fold=half, seed=wanted.seed + half),
-            cost=wanted.epochs * (num_train // FOLDS) + num_crops * num_val // 4,
+            cost=wanted.epochs * (num_train // FOLDS) + num_crops * num_val // FORWARD,
         )
         for half in range(FOLDS)
     ]
     fitted = DistillConfig(
+        candidates=wanted.candidates,
         proposer="map" if "full" in shards.plan.names else "crops",
         position_prior=True,
         epochs=FIT_EPOCHS,
         seed=wanted.seed,
     )
     proposer = replace(base, policy=DISTILLED, **vars(fitted))
-    return (*halves, Run(name="proposer", config=proposer, cost=num_crops * num_train // 4))
+    return (*halves, Run(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD))
 
 
 def _check_images(wanted: HeadroomConfig, shards: Shards) -> None:

@@ -22,7 +22,7 @@ from training.paths import RunPaths
 from training.records import EpochPart, EpochRecord, RunRecord
 from training.resume import load_last, open_record, save_epoch, save_part
 from training.stopping import Stop, noted_signals
-from training.trainer import Trainer, build_trainer
+from training.trainer import Trainer, build_trainer, settled
 
 OnEpoch = Callable[[EpochRecord], None]
 
@@ -57,6 +57,7 @@ def fit(
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
         StoppedRunError: If SIGTERM or Ctrl-C came while it trained; all steps are saved.
     """
+    config = settled(config, shards)
     record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
     if record.evaluation is not None:
         return record
@@ -79,6 +80,7 @@ def train(
 
     Arguments and errors are those of `fit`.
     """
+    config = settled(config, shards)
     record = open_record(config, shards=shards, paths=paths, process=process, resume=True)
     if record.evaluation is None:
         _train(config, record, shards, paths, process, on_progress, on_epoch)
@@ -100,7 +102,8 @@ def _train(
     if paths.last.exists():
         best, part = load_last(trainer, paths, record)
     elif config.initial_checkpoint:
-        load_initial(Path(config.initial_checkpoint), trainer.model)
+        held = config.selects and config.proposer_lr == 0
+        load_initial(Path(config.initial_checkpoint), trainer.model, with_proposer=held)
     try:
         with noted_signals() as stop:
             training = _Training(

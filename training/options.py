@@ -42,7 +42,8 @@ def _field(names: str, kind: Any, text: str, config: type = TrainConfig) -> Call
     """Make the option for one field of a config; its default is the field's own."""
     field = names.split()[-1].removeprefix("--").split("/")[0].replace("-", "_")
     default = getattr(config, field)
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default is not None
+    joined = isinstance(default, tuple)
+    shown = ",".join(map(str, default)) if joined else default not in (None, "")
     return click.option(
         *names.split(), field, type=kind, default=default, show_default=shown, help=text
     )
@@ -62,7 +63,7 @@ TRAINING = (
     _field("--pad-glimpses/--no-pad-glimpses", bool,
            "Show the proposer glimpses padded to the crop's size, as the predecessor did."),
     _field("--proposer-channels", Joined(int),
-           "Of the proposer's convolutions.  [default: what suits it]"),
+           "Of the proposer's convolutions.  [default: 8,16,32; of a map by its glimpse]"),
     _field("--tau-start", float, "Gumbel-Softmax temperature at the first step."),
     _field("--tau-end", float, "Gumbel-Softmax temperature at the last step."),
     _field("--balance", float, "Weight of the entropy of the batch's mean choice."),
@@ -102,7 +103,7 @@ DISTILLING = (
            "Give each crop a learnt score of its own, whatever it shows."),
     _field("--glimpse-size", int, "Side of a glimpse, px.  [default: the shards']"),
     _field("--proposer-channels", Joined(int),
-           "Of the proposer's convolutions.  [default: what suits it]"),
+           "Of the proposer's convolutions.  [default: 8,16,32; of a map by its glimpse]"),
     _field("--proposer-lr", float, "Highest learning rate of AdamW.", DistillConfig),
     _field("--epochs", int, "Passes over the loss matrix.", DistillConfig),
     _field("-b --batch-size", int, "Images a step.", DistillConfig),
@@ -111,7 +112,7 @@ DISTILLING = (
            DistillConfig),
     _field("--weight-decay", float, "Of AdamW.", DistillConfig),
     _field("--vflip", float, "Probability of mirroring an image upside down, 0 to 1."),
-    _field("--seed", int, "Of weights, order and mirroring."),
+    _field("--seed", int, "Of weights, order and mirroring.  [default: the run's]", DistillConfig),
 )  # fmt: skip
 ESTIMATING = (
     _field("--candidates", str,

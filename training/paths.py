@@ -35,7 +35,7 @@ class RunPaths:
 
     @property
     def last(self) -> Path:
-        """Checkpoint of the last finished epoch."""
+        """Checkpoint of the last step that was saved."""
         return self.folder / "last.safetensors"
 
     @property

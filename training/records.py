@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.durable import write_file
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.manifest import DataSpec, Manifest
 from training.config import TrainConfig, config_from_json, config_to_json
 from training.table import Evaluation
@@ -146,6 +146,8 @@ def load_record(path: Path) -> RunRecord:
             f"a run must have a record; got none at {path}. "
             "Name the folder of a run, or train one: srp-train from SHARDS"
         ) from None
+    except ConfigError as error:
+        raise CheckpointError(f"{error} It is in {path}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"a run's record must be whole; got {type(error).__name__}: {error} in {path}. "

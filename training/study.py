@@ -138,8 +138,12 @@ def run_study(
     Raises:
         DivergedError: After the last run, if the loss of any stopped being a number.
     """
-    records, diverged = [], []
+    records = []
+    failed: dict[str, str] = {}
     for position, run in enumerate(runs):
+        if run.base in failed:
+            failed[run.name] = f"not run, since {run.base} is not finished"
+            continue
         on_progress, on_epoch = on_run(run, position)
         try:
             records.append(
@@ -149,10 +153,11 @@ def run_study(
                 )
             )  # fmt: skip
         except DivergedError as error:  # one arm's failure is a result; the others go on
-            diverged.append(f"{run.name} ({error})")
-    if diverged:
+            failed[run.name] = str(error)
+    if failed:
+        told = " | ".join(f"{name} ({why})" for name, why in failed.items())
         raise DivergedError(
-            f"{len(diverged)} of {len(runs)} runs diverged: {' | '.join(diverged)} "
+            f"{len(failed)} of {len(runs)} runs diverged, or needed one that did: {told} "
             f"The other runs are finished, in {output}."
         )
     return records

@@ -1,6 +1,6 @@
 """Everything that one run holds in memory, built from its config and its shards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from training.config import FOLDS, TrainConfig
 from training.data import BatchReader, Shards, TrainingBatches
 from training.distributed import Process, parallel
 from training.model import SelectiveClassifier
+from training.proposer import suited_channels
 from training.schedule import make_scheduler
 from training.views import Mirrored, mirrored_candidates
 
@@ -130,6 +131,15 @@ def batch_reader(
     )
     reader = shards.reader(split)
     return BatchReader(reader, content, workers=config.workers, device=process.device)
+
+
+def settled(config: TrainConfig, shards: Shards) -> TrainConfig:
+    """Fill in the proposer's channels where none are asked for: a record says what was run."""
+    if config.proposer_channels is not None:
+        return config
+    kind = config.proposer if config.selects else "crops"
+    channels = suited_channels(kind, glimpse_side(config, shards))
+    return replace(config, proposer_channels=channels)
 
 
 def glimpse_side(config: TrainConfig, shards: Shards) -> int:

@@ -94,6 +94,7 @@ def test_a_choice_below_a_fixed_crop_is_not(make_run: Make) -> None:
         "Choosing is not worth it here: take the whole image, same classifier, "
     )
     assert rivals(found)["the whole image"].points < 0
+    assert found.verdict.endswith("at no more compute (McNemar mid-p, seed 0: p < 0.001).")
 
 
 def test_a_gain_that_may_be_chance_is_not_claimed(make_run: Make) -> None:

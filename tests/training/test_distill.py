@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -249,6 +250,23 @@ def test_candidates_that_the_classifier_was_not_trained_on_are_refused(
     train(tiny(policy="random", epochs=1, candidates="five"), few.folder)
     with pytest.raises(ConfigError, match=r"some of the run's; got full, .* Name some of top-left"):
         distill("none", of=few, candidates="full,centre")
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
+    train: Train, tiny: Tiny, distill: Callable[..., RunRecord], opened: Shards, tmp_path: Path
+) -> None:
+    run = RunPaths(folder=tmp_path / "fresh")
+    train(tiny(policy="random", epochs=1), run.folder)
+    before = sorted(run.folder.rglob("*"))
+    for options in ({"candidates": "middle"}, {"glimpse_size": 1000}, {"glimpse_size": 2}):
+        with pytest.raises(ConfigError):
+            distill("none", of=run, **options)
+    fields = json.loads(run.record.read_text())
+    fields["data"]["fingerprint"] = "0" * 64
+    run.record.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=r"on the shards that it was trained on, which its"):
+        distill("none", of=run)
+    assert sorted(run.folder.rglob("*")) == before
 
 
 def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None:

@@ -193,6 +193,14 @@ def test_shards_without_the_whole_image_are_judged_by_a_proposer_of_crops(
     assert (proposer.config.proposer, proposer.config.position_prior) == ("crops", True)
 
 
+def test_some_of_the_crops_can_be_asked_for(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    few = ("--candidates", "top-left,centre,full")
+    result = srp_train("headroom", scene_shards, "--output", tmp_path, *QUICK, *few, "--json")
+    assert result.exit_code == 0, result.output
+
+
 def test_several_processes_are_refused(opened: Shards, alone: Process, tmp_path: Path) -> None:
     parts = plan_parts(HeadroomConfig(batch_size=8), opened, workers=1, device="cpu")
     two = Process(rank=0, world_size=2, device=alone.device)

@@ -473,3 +473,17 @@ def test_an_initial_checkpoint_that_does_not_fit_is_refused(
     (tmp_path / "noise").write_bytes(b"\x80\x04." * 100)  # a pickle's first bytes
     with pytest.raises(CheckpointError, match=r"a whole safetensors file that srp wrote; got"):
         train(tiny(initial_checkpoint=str(tmp_path / "noise")), tmp_path / "damaged")
+    held = tiny(initial_checkpoint=folder, proposer="joint", proposer_lr=0.0)
+    with pytest.raises(CheckpointError, match=r"--proposer-lr 0 keeps a proposer as .* got none"):
+        train(held, tmp_path / "unlike")
+
+
+def test_a_proposer_that_is_held_stays_as_it_was(
+    tiny: Tiny, train: Train, tmp_path: Path, finished: tuple[RunPaths, RunRecord]
+) -> None:
+    config = tiny(initial_checkpoint=str(finished[0].folder), proposer_lr=0.0)
+    train(config, tmp_path / "held")
+    begun, after = load_file(finished[0].last), load_file(tmp_path / "held/last.safetensors")
+    names = [name for name in after if name.startswith("model.proposer.")]
+    assert any("running_mean" in name for name in names)
+    assert all(torch.equal(begun[name], after[name]) for name in names)

@@ -1,13 +1,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import ConfigError
-from training import loop
+from pipeline.errors import ConfigError, DivergedError
+from training import loop, study
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distributed import Process
@@ -17,6 +18,7 @@ from training.paths import RunPaths
 from training.profiles import PROFILES, Arm, Profile, compare
 from training.records import RunRecord, load_record
 from training.study import Run, plan_runs, run_study
+from training.trainer import settled
 
 
 def quiet(_run: Run, _position: int) -> tuple[OnProgress, OnEpoch]:
@@ -113,7 +115,7 @@ def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
     assert [record.name for record in records] == [run.name for run in runs]
     for run, record in zip(runs, records, strict=True):
         assert record.evaluation is not None
-        assert record.config == run.config
+        assert record.config == settled(run.config, opened)
         assert load_record(RunPaths(folder=tmp_path / run.name).record) == record
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -168,6 +170,32 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
     runs[1] = replace(runs[1], distilled=DistillConfig(proposer="joint", seed=3))
     with pytest.raises(ConfigError, match=r"got other options in .*distilled-map-s3\. Delete"):
         study()
+
+
+def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
+    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = (*DISTILLED.arms, Arm(name="alone", config=TrainConfig(policy="random")))
+    planned = plan_runs(replace(DISTILLED, arms=arms), opened, device="cpu", workers=1)
+    real, begun = study.fit, []
+
+    def fit_or_diverge(config: TrainConfig, *, paths: RunPaths, **rest: Any) -> RunRecord:
+        begun.append(paths.folder.name)
+        if paths.folder.name == "random-s0":
+            raise DivergedError("a loss that is no number.")
+        small = replace(config, model="test_resnet", batch_size=16, amp=False)
+        return real(small, paths=paths, **rest)
+
+    monkeypatch.setattr(study, "fit", fit_or_diverge)
+    with pytest.raises(DivergedError) as caught:
+        run_study(planned, shards=opened, output=tmp_path, process=alone, on_run=quiet)
+    assert begun == ["random-s0", "alone-s0"]
+    assert str(caught.value) == (
+        "3 of 4 runs diverged, or needed one that did: random-s0 (a loss that is no number.) | "
+        "distilled-map-s0 (not run, since random-s0 is not finished) | "
+        "tuned-s0 (not run, since distilled-map-s0 is not finished) "
+        f"The other runs are finished, in {tmp_path}."
+    )
 
 
 def test_every_run_begins_with_the_classifier_of_its_seed(opened: Shards) -> None:
