@@ -13,6 +13,7 @@ from training.config import TrainConfig
 from training.data import Shards
 from training.paths import RunPaths
 from training.records import DataRecord, RunRecord, current_commit, describe_hardware, load_record
+from training.trainer import settled
 
 
 def test_a_finished_record_survives_its_file(
@@ -37,7 +38,8 @@ def test_a_record_says_what_was_run_on_what_and_what_came_out(
 ) -> None:
     _, record = finished
     assert record.name == "finished"
-    assert record.config == tiny(epochs=2)
+    assert record.config == settled(tiny(epochs=2), opened)
+    assert record.config.proposer_channels  # a record says what was run
     assert record.data == DataRecord.of(opened.manifest)
     assert (record.data.num_train, record.data.num_val) == (70, 29)
     assert record.data.fingerprint == opened.manifest.fingerprint
