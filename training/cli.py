@@ -130,6 +130,7 @@ def distill(
     any glimpse size, is fitted to it in minutes.
     """
     from training.distillation import distill as distill_run
+    from training.distillation import distilled_config
     from training.distributed import started
     from training.evaluate import shards_of
     from training.progress import run_reporters
@@ -137,7 +138,7 @@ def distill(
 
     wanted = DistillConfig(**options)
     base = load_record(RunPaths(folder=run).record)
-    seed = base.config.seed if wanted.seed is None else wanted.seed
+    seed = distilled_config(base.config, wanted).seed
     paths = _paths(output, experiment or f"distilled-{wanted.proposer}-s{seed}")
     with started(device) as process, _bars(process.is_main) as bars:
         on_progress, on_epoch = run_reporters(bars, base.config.epochs)

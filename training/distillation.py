@@ -59,7 +59,7 @@ def distill(
     started = time.monotonic()
     base = load_record(run.record)
     base = replace(base, config=replace(base.config, workers=workers))
-    config = settled(_config(base.config, wanted), shards)
+    config = settled(distilled_config(base.config, wanted), shards)
     if resume and paths.record.exists():
         return _finished(paths, config)
     _check(base, run, paths, process)
@@ -92,8 +92,11 @@ def distill(
     return record
 
 
-def _config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
-    """Describe the whole: a classifier's options but for what the proposer is fitted with."""
+def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
+    """Describe the whole: a classifier's options but for what the proposer is fitted with.
+
+    Candidates and seed that were not asked for are the classifier's.
+    """
     fields: dict[str, Any] = {**vars(wanted)}
     fields["candidates"] = wanted.candidates or base.candidates
     fields["seed"] = base.seed if wanted.seed is None else wanted.seed

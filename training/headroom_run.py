@@ -9,10 +9,10 @@ from pathlib import Path
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.shard import Samples
 from training.checkpoint import load_weights
-from training.config import DISTILLED, FOLDS, DistillConfig, HeadroomConfig, TrainConfig
+from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data import Shards
 from training.distill import fill_fold
-from training.distillation import fit_and_choose
+from training.distillation import distilled_config, fit_and_choose
 from training.distributed import Process
 from training.epoch import OnProgress, counting
 from training.headroom import Headroom, headroom
@@ -73,13 +73,12 @@ def plan_parts(
         for half in range(FOLDS)
     ]
     fitted = DistillConfig(
-        candidates=wanted.candidates,
         proposer="map" if "full" in shards.plan.names else "crops",
         position_prior=True,
         epochs=FIT_EPOCHS,
         seed=wanted.seed,
     )
-    proposer = replace(base, policy=DISTILLED, **vars(fitted))
+    proposer = distilled_config(base, fitted)
     return (*halves, Run(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD))
 
 

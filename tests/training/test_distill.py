@@ -258,8 +258,13 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
     run = RunPaths(folder=tmp_path / "fresh")
     train(tiny(policy="random", epochs=1), run.folder)
     before = sorted(run.folder.rglob("*"))
-    for options in ({"candidates": "middle"}, {"glimpse_size": 1000}, {"glimpse_size": 2}):
-        with pytest.raises(ConfigError):
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"candidates": "middle"}, r"--candidates must be in the shards; got 'middle'"),
+        ({"glimpse_size": 1000}, r"glimpse size must fit the crop; got --glimpse-size 1000"),
+        ({"glimpse_size": 2}, r"a glimpse must be large enough for the proposer; got"),
+    )
+    for options, message in refused:
+        with pytest.raises(ConfigError, match=message):
             distill("none", of=run, **options)
     fields = json.loads(run.record.read_text())
     fields["data"]["fingerprint"] = "0" * 64
