@@ -11,6 +11,7 @@ from training.arms import (
     by_map,
     centre,
     expected,
+    expected_by_map,
     predecessor,
     random_crop,
     random_of_all,
@@ -34,7 +35,6 @@ class Arm:
         distilled: How a proposer is fitted to the arm `random` of the same seed; None trains.
         begins_with: Name of the arm whose networks of the same seed it begins with, if any.
         rounds: How many times the profile's epochs it is trained for.
-        random_rounds: How many of them at the start train the classifier on random crops.
     """
 
     name: str
@@ -42,7 +42,6 @@ class Arm:
     distilled: DistillConfig | None = None
     begins_with: str | None = None
     rounds: int = 1
-    random_rounds: int = 0
 
     @property
     def base(self) -> str | None:
@@ -114,7 +113,8 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
     """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
 
     Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
-    of them, and `straight-through` learns all from nothing. The whole image and the centre crop
+    of them; `straight-through` and `expected` go on with that classifier and learn a map meanwhile,
+    for as many epochs. The whole image and the centre crop
     are trained for as long as `tuned` and what it begins with, from nothing and, since random
     crops may be the better school, on top of them (`whole-tuned`, `centre-tuned`). The folds, two
     trainings on half of the images each, which only the choice needs, are not set against them.
@@ -141,8 +141,8 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
     yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
     for candidates in ("five", "full+five", "grid3"):
         yield _distilled(proposer="map", glimpse_size=side, candidates=candidates)
-    name = f"straight-through-map-g{side}"
-    yield Arm(name=name, config=by_map(side), rounds=2, random_rounds=1)
+    for policy, config in (("straight-through", by_map(side)), ("expected", expected_by_map(side))):
+        yield Arm(name=f"{policy}-map-g{side}", config=config, begins_with=RANDOM)
 
 
 def _distilled(**options: Any) -> Arm:

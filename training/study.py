@@ -76,7 +76,6 @@ def plan_runs(
             config = replace(
                 arm.config,
                 epochs=count,
-                random_epochs=arm.random_rounds * round_epochs,
                 val_interval=max(1, count // profile.evaluations),
                 lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
                 initial_checkpoint=initial_checkpoint.replace("{seed}", str(seed)),

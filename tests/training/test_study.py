@@ -41,18 +41,15 @@ def test_an_arm_is_trained_for_its_rounds_and_evaluated_as_often_as_the_profile_
     once, twice = TrainConfig(policy="random"), TrainConfig(proposer="map")
     profile = Profile(
         epochs=4, seeds=(0,), evaluations=2,
-        arms=(
-            Arm(name="once", config=once),
-            Arm(name="twice", config=twice, rounds=2, random_rounds=1),
-        ),
+        arms=(Arm(name="once", config=once), Arm(name="twice", config=twice, rounds=2)),
     )  # fmt: skip
 
-    def planned(epochs: int | None) -> list[tuple[int, int, int]]:
+    def planned(epochs: int | None) -> list[tuple[int, int]]:
         runs = plan_runs(profile, opened, device="cpu", workers=1, epochs=epochs)
-        return [(r.config.epochs, r.config.random_epochs, r.config.val_interval) for r in runs]
+        return [(run.config.epochs, run.config.val_interval) for run in runs]
 
-    assert planned(None) == [(4, 0, 2), (8, 4, 4)]
-    assert planned(1) == [(1, 0, 1), (2, 1, 1)]
+    assert planned(None) == [(4, 2), (8, 4)]
+    assert planned(1) == [(1, 1), (2, 1)]
 
 
 def test_arms_are_run_with_those_that_they_need_and_unknown_ones_are_refused(
