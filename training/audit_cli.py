@@ -11,10 +11,9 @@ from typing import Any
 import click
 
 from pipeline.terminal import AS_JSON, progress_bars, stages
-from training.options import MACHINE, with_options
+from training.options import MACHINE, PATH, with_options
 from training.paths import RunPaths
 
-PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)
 SHARDS = click.option(
     "--shards", type=PATH, help="Folder of shards.  [default: where the run found them]"

@@ -15,7 +15,7 @@ from pipeline.terminal import AS_JSON, EXIT_STATUSES, Commands, progress_bars
 from training.audit_cli import audit, evaluate
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
 from training.headroom_cli import headroom
-from training.options import DISTILLING, MACHINE, TRAINING, Joined, with_options
+from training.options import DISTILLING, MACHINE, PATH, TRAINING, Joined, with_options
 from training.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from training.records import RunRecord
 
-PATH = click.Path(path_type=Path)
 OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
 )

@@ -20,6 +20,7 @@ PROPOSERS = ("crops", "joint", "map")
 SCHEDULES = ("onecycle", "cosine", "step")
 PROFILE_NAMES = ("smoke", "quick", "full", "choosing", "choosing-64")
 DEVICES = ("auto", "cpu", "cuda")
+MACHINE_FIELDS = ("workers", "device")  # of a config; they change no figure but the speed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from training.config import POLICIES, TrainConfig
+from training.config import MACHINE_FIELDS, POLICIES, TrainConfig
 from training.records import RunRecord
 from training.table import Evaluation, Table
 
-FREE_OPTIONS = ("seed", "workers", "device")  # they may differ within an arm
+FREE_OPTIONS = ("seed", *MACHINE_FIELDS)  # they may differ within an arm
 SEED_SUFFIX = re.compile(r"-s(\d+)$")
 
 

@@ -8,10 +8,9 @@ import click
 
 from pipeline.terminal import AS_JSON, progress_bars
 from training.config import HeadroomConfig
-from training.options import ESTIMATING, MACHINE, with_options
+from training.options import ESTIMATING, MACHINE, PATH, with_options
 
 FIGURES = "{task.fields[figures]}"
-PATH = click.Path(path_type=Path)
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """The options of TrainConfig, one for each field; their defaults are the fields' own."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,8 @@ from training.config import (
     HeadroomConfig,
     TrainConfig,
 )
+
+PATH = click.Path(path_type=Path)
 
 
 class Joined(click.ParamType[Any]):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 from training.checkpoint import (
@@ -12,7 +13,7 @@ from training.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from training.config import DISTILLED, TRAINED, TrainConfig
+from training.config import DISTILLED, MACHINE_FIELDS, TRAINED, TrainConfig
 from training.data import Shards
 from training.distributed import Process, wait_for_main
 from training.paths import RunPaths
@@ -72,11 +73,10 @@ def open_record(
 def _check_same(
     record: RunRecord, config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process
 ) -> None:
-    free = ("workers", "device")  # these change no figure but the speed
     changed = [
         f"--{name.replace('_', '-')} {getattr(record.config, name)} there, {value} asked for"
         for name, value in vars(config).items()
-        if name not in free and getattr(record.config, name) != value
+        if name not in MACHINE_FIELDS and not _alike(name, getattr(record.config, name), value)
     ]
     if record.data.fingerprint != shards.manifest.fingerprint:
         changed.append(f"shards of other images or options in {shards.folder}")
@@ -87,6 +87,12 @@ def _check_same(
             f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
             f"{paths.folder}. Use the run's options, or name another --experiment."
         )
+
+
+def _alike(name: str, there: Any, asked: Any) -> bool:
+    if name == "initial_checkpoint" and there and asked:  # one place has many spellings
+        return Path(there).resolve() == Path(asked).resolve()
+    return bool(there == asked)
 
 
 def load_last(

@@ -253,6 +253,20 @@ def test_a_run_is_not_resumed_with_other_options(
     )
 
 
+def test_a_run_is_resumed_by_another_spelling_of_what_it_began_with_and_by_nothing_else(
+    finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = finished[0].folder
+    record = train(tiny(initial_checkpoint=str(folder)), tmp_path / "run")
+    monkeypatch.chdir(folder.parent)
+    again = train(tiny(initial_checkpoint=folder.name), tmp_path / "run", resume=True)
+    assert again == record
+    for other in ("", "other"):
+        with pytest.raises(ConfigError, match=r"got --initial-checkpoint .* there, .* asked for"):
+            train(tiny(initial_checkpoint=other), tmp_path / "run", resume=True)
+
+
 def test_a_run_is_not_resumed_on_other_images(
     finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Tiny, train: Train
 ) -> None:
