@@ -188,8 +188,13 @@ class TrainConfig:
 
     @property
     def selects(self) -> bool:
-        """Whether there is a proposer to train."""
+        """Whether there is a proposer."""
         return self.policy in (*SELECTING, DISTILLED)
+
+    @property
+    def holds_proposer(self) -> bool:
+        """Whether there is one that stays as it was."""
+        return self.selects and self.proposer_lr == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def train_epoch(
         DivergedError: If a loss or a weight stopped being a number.
     """
     trainer.model.train()
-    if trainer.model.proposer is not None and trainer.config.proposer_lr == 0:
+    if trainer.model.proposer is not None and trainer.config.holds_proposer:
         trainer.model.proposer.eval()  # it is held, and so are the averages of its batch norms
     process, per_step = trainer.process, trainer.config.batch_size * trainer.process.world_size
     sums = torch.tensor(begun.sums_of(process.rank), dtype=torch.float64, device=process.device)

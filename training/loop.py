@@ -102,8 +102,8 @@ def _train(
     if paths.last.exists():
         best, part = load_last(trainer, paths, record)
     elif config.initial_checkpoint:
-        held = config.selects and config.proposer_lr == 0
-        load_initial(Path(config.initial_checkpoint), trainer.model, with_proposer=held)
+        source = Path(config.initial_checkpoint)
+        load_initial(source, trainer.model, with_proposer=config.holds_proposer)
     try:
         with noted_signals() as stop:
             training = _Training(

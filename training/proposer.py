@@ -246,6 +246,16 @@ def suited_channels(kind: str, glimpse_px: int) -> tuple[int, ...]:
     return next(channels for least, channels in MAP_CHANNELS if glimpse_px >= least)
 
 
+def _check_cells(channels: tuple[int, ...], glimpse_px: int) -> None:
+    halvings = len(channels) - 1
+    if glimpse_px <= 2**halvings:
+        raise ConfigError(
+            "a map must have at least 2 x 2 cells, or all crops are alike to it; got one cell, by "
+            f"--glimpse-size {glimpse_px} px and {len(channels)} convolutions, all but one of "
+            f"stride 2. Use at least {2**halvings + 1} px, or fewer --proposer-channels."
+        )
+
+
 def make_proposer(
     config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...], *, glimpse_px: int
 ) -> Proposer:
@@ -261,6 +271,7 @@ def make_proposer(
     }
     channels = config.proposer_channels or suited_channels(config.proposer, glimpse_px)
     if config.proposer == "map":
+        _check_cells(channels, glimpse_px)
         boxes = tuple(plan.normalised()[k] for k in candidates)
         return MapProposer(channels=channels, boxes=boxes, **places)
     kind = {"crops": CropProposer, "joint": JointProposer}[config.proposer]

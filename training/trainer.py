@@ -68,6 +68,11 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
             f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
             f"px in {shards.folder}. Lower --shift."
         )
+    if config.holds_proposer and not config.initial_checkpoint:
+        raise ConfigError(
+            "--proposer-lr 0 holds the proposer, which must have learnt to choose before; got no "
+            "--initial-checkpoint. Name the run that it learnt in, or raise --proposer-lr."
+        )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
     reader = batch_reader(config, shards, model, "train", process)

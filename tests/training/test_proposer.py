@@ -187,3 +187,19 @@ def test_a_proposer_has_the_channels_asked_for_or_those_that_suit_it(
     proposer = make_proposer(config, plan, tuple(range(6)), glimpse_px=112)
     layers = [layer for layer in proposer.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert tuple(layer.num_features for layer in layers) == made
+
+
+@pytest.mark.parametrize("num_convolutions", [2, 3, 5])
+def test_a_map_of_one_cell_is_refused_with_the_smallest_glimpse_that_gives_more(
+    num_convolutions: int,
+) -> None:
+    plan = plan_crops("full+five", canvas_px=224, crop_px=112)
+    config = TrainConfig(proposer="map", proposer_channels=(2,) * num_convolutions)
+    least = 2 ** (num_convolutions - 1) + 1
+    proposer = make_proposer(config, plan, (0, 1), glimpse_px=least)
+    assert isinstance(proposer, MapProposer)
+    assert proposer.eval().saliency(glimpses(1, least, least) / 255).shape == (1, 2, 2)
+    with pytest.raises(ConfigError, match="a map must have at least 2 x 2 cells") as caught:
+        make_proposer(config, plan, (0, 1), glimpse_px=least - 1)
+    assert f"--glimpse-size {least - 1} px" in str(caught.value)
+    assert f"Use at least {least} px" in str(caught.value)

@@ -93,6 +93,10 @@ def test_optimizers_take_their_names_from_timm(
             "for 70 images. Lower --batch-size.",
         ),
         ({"glimpse_size": 33}, "glimpse size must fit the crop; got --glimpse-size 33 px for "),
+        (
+            {"proposer_lr": 0.0},
+            "--proposer-lr 0 holds the proposer, which must have learnt to choose ",
+        ),
         ({"glimpse_size": 14}, "a glimpse must be large enough for the proposer; got "),
     ],
 )
