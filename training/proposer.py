@@ -146,6 +146,8 @@ class MapProposer(Proposer):
     """A saliency map of the whole canvas, averaged over each candidate's box.
 
     It reads one glimpse, that of the whole canvas, and knows no candidate: one map serves any.
+    A candidate that others tile, as four corners may tile the whole canvas, is never above the best
+    of them: only a prior can make it the choice.
 
     Source: the map is after Yohanandan et al. 2018, Saliency Preservation in Low-Resolution
     Grayscale Images, though learnt from labels alone.

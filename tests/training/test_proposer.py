@@ -189,6 +189,16 @@ def test_a_proposer_has_the_channels_asked_for_or_those_that_suit_it(
     assert tuple(layer.num_features for layer in layers) == made
 
 
+@given(seed=st.integers(0, 2**32), side=st.integers(2, 15))
+def test_what_others_tile_is_never_above_the_best_of_them(seed: int, side: int) -> None:
+    saliency = torch.randn(1, side, side, generator=torch.Generator().manual_seed(seed))
+    plan = plan_crops("full+five", canvas_px=224, crop_px=112)
+    scores = mean_over_boxes(saliency, torch.tensor(plan.normalised()))[0]
+    corners = [k for k, name in enumerate(plan.names) if "-" in name]
+    assert len(corners) == 4
+    assert scores[plan.names.index("full")] <= scores[corners].max() + 1e-5
+
+
 @pytest.mark.parametrize("num_convolutions", [2, 3, 5])
 def test_a_map_of_one_cell_is_refused_with_the_smallest_glimpse_that_gives_more(
     num_convolutions: int,
