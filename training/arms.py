@@ -110,8 +110,9 @@ def by_map(side: int) -> TrainConfig:
     (`training/README.md`).
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
-    --initial-checkpoint RUN --lr 0.03 --proposer-lr 0.5`; RUN is a run of random crops. Figures:
-    `training/results`.
+    --initial-checkpoint RUN --lr 0.03 --proposer-lr 0.5`; RUN is a run of random crops.
+    Scattered Imagenette, SIDE 112: 46.2 ± 3.0 % (4 seeds), below its centre crop; 15 to 19 min on one
+    AMD EPYC core.
     """
     return TrainConfig(
         policy="straight-through", proposer="map", glimpse_size=side, lr=BEGUN_LR, proposer_lr=0.5,
@@ -124,7 +125,8 @@ def expected_by_map(side: int) -> TrainConfig:
     Without a balance it takes the centre always; exact, it would classify every crop.
 
     `srp-train from SHARDS --policy expected --num-draws 2 --balance 0.3`, the rest as `by_map`.
-    Figures: `training/results`.
+    Scattered Imagenette, SIDE 112: 41.8 ± 0.7 % (5 seeds), below its centre crop; 23 to 26 min on
+    one AMD EPYC core.
     """
     return replace(by_map(side), policy="expected", num_draws=2, balance=0.3)
 
