@@ -107,7 +107,7 @@ def by_map(side: int) -> TrainConfig:
     """Learn a map of the whole canvas by `straight-through`, with a classifier of random crops.
 
     The proposer's rate is of those that learnt most on training images held out
-    (`training/README.md`).
+    (`training/results/README.md`).
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
     --initial-checkpoint RUN --lr 0.03 --proposer-lr 0.5`; RUN is a run of random crops.

@@ -226,7 +226,7 @@ class DistillConfig:
     batch_size: int = 64
     balance: float = 0.0
     weight_decay: float = 0.01
-    vflip: float = TrainConfig.vflip
+    vflip: float = 0.5  # a map of few images is kept from learning them by heart
     seed: int | None = None
 
 

@@ -24,8 +24,6 @@ from training.study import FORWARD, Run
 from training.table import Table
 from training.trainer import build_model, fold_rows
 
-VFLIP = 0.5  # a map of few images is kept from learning them by heart
-
 OnRun = Callable[[Run, int], tuple[OnProgress, OnEpoch]]
 
 
@@ -75,7 +73,6 @@ def plan_parts(
     fitted = DistillConfig(
         proposer="map" if "full" in shards.plan.names else "crops",
         position_prior=True,
-        vflip=VFLIP,
         seed=wanted.seed,
     )
     proposer = distilled_config(base, fitted)

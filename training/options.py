@@ -114,7 +114,8 @@ DISTILLING = (
            "Weight of the entropy of the batch's mean choice, falling to 0 over the epochs.",
            DistillConfig),
     _field("--weight-decay", float, "Of AdamW.", DistillConfig),
-    _field("--vflip", float, "Probability of mirroring an image upside down, 0 to 1."),
+    _field("--vflip", float, "Probability of mirroring an image upside down, 0 to 1.",
+           DistillConfig),
     _field("--seed", int, "Of weights, order and mirroring.  [default: the run's]", DistillConfig),
 )  # fmt: skip
 ESTIMATING = (

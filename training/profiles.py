@@ -114,10 +114,10 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
 
     Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
     of them; `straight-through` and `expected` go on with that classifier and learn a map meanwhile,
-    for as many epochs. The whole image and the centre crop
-    are trained for as long as `tuned` and what it begins with, from nothing and, since random
-    crops may be the better school, on top of them (`whole-tuned`, `centre-tuned`). The folds, two
-    trainings on half of the images each, which only the choice needs, are not set against them.
+    for as many epochs. The whole image and the centre crop are trained for as long as `tuned` and
+    what it begins with, from nothing and, since random crops may be the better school, on top of
+    them (`whole-tuned`, `centre-tuned`). The folds, two trainings on half of the images each, which
+    only the choice needs, are not set against them.
 
     Args:
         side: Of the crops and of the map's glimpse, px.
@@ -146,7 +146,7 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
 
 
 def _distilled(**options: Any) -> Arm:
-    wanted = DistillConfig(**options, vflip=0.5)
+    wanted = DistillConfig(**options)
     parts = (
         "distilled",
         wanted.proposer,

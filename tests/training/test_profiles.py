@@ -65,6 +65,7 @@ def test_what_is_distilled_stands_behind_the_classifier_that_it_is_fitted_to(nam
         if arm.begins_with is not None:
             earlier = arms[names.index(arm.begins_with)]
             assert names.index(arm.begins_with) < position
+            assert (earlier.distilled is not None) == arm.config.holds_proposer
             if earlier.distilled is not None:  # its proposer is gone on with
                 of_proposer = attrgetter(
                     "proposer", "proposer_channels", "glimpse_size", "position_prior"
