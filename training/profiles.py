@@ -117,25 +117,24 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
     for as many epochs. The whole image and the centre crop are trained for as long as `tuned` and
     what it begins with, from nothing and, since random crops may be the better school, on top of
     them (`whole-tuned`, `centre-tuned`). The folds, two trainings on half of the images each, which
-    only the choice needs, are not set against them. `long` is both for twice as many epochs.
+    only the choice needs, are not set against them.
 
     Args:
         side: Of the crops and of the map's glimpse, px.
         smaller: Sides of other glimpses for the map, px.
     """
+    yield Arm(name="whole", config=whole(), rounds=2)
+    yield Arm(name="centre", config=centre(), rounds=2)
     yield Arm(name=RANDOM, config=random_of_all())
     for name, fixed in (("whole", whole()), ("centre", centre())):
-        yield Arm(name=name, config=fixed, rounds=2)
-        yield Arm(name=f"{name}-long", config=fixed, rounds=4)
         config = replace(fixed, lr=BEGUN_LR)
         yield Arm(name=f"{name}-tuned", config=config, begins_with=RANDOM)
     for prior in (False, True):
         fitted = _distilled(proposer="map", glimpse_size=side, position_prior=prior)
         config = tuned(side, position_prior=prior)
         yield fitted
-        for kind, rounds in (("tuned", 1), ("tuned-long", 3)):
-            name = fitted.name.replace("distilled", kind)
-            yield Arm(name=name, config=config, begins_with=fitted.name, rounds=rounds)
+        name = fitted.name.replace("distilled", "tuned")
+        yield Arm(name=name, config=config, begins_with=fitted.name)
     for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", smaller)):
         for px in sides:
             yield _distilled(proposer=kind, glimpse_size=px)
