@@ -1,8 +1,8 @@
 """Where the K candidate crops of a canvas lie, and how crops and glimpses are cut.
 
-The reference is torchvision on PIL images: `Resize((C, C)) -> FiveCrop(c)` for the originals and
-`Resize((s, s)) -> Grayscale -> Pad` of each crop for the glimpses. `resample` gives Pillow's own
-pixels, so the results are equal bit for bit.
+The reference is torchvision on PIL images: `Resize((C, C)) -> FiveCrop(c)` for the originals,
+`Resize((c, c))` of the image itself for `full`, and `Resize((s, s)) -> Grayscale -> Pad` of each
+crop for the glimpses. `resample` gives Pillow's own pixels, so the results are equal bit for bit.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.config import CANDIDATE_SETS
 from pipeline.errors import ConfigError
-from pipeline.resample import Pixels, gray, is_exact, resize, resize_windows
+from pipeline.resample import Pixels, SourceBox, gray, is_exact, resize, resize_windows
 
 FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
 STRIPS = (
@@ -64,6 +64,22 @@ class CropPlan:
     def resized(self) -> tuple[int, ...]:
         """Candidates whose pixels cannot be cut from the canvas, in order."""
         return tuple(k for k in range(len(self)) if not self.is_cut(k))
+
+    def source_box(self, candidate: int, *, width: int, height: int) -> SourceBox:
+        """Find a candidate in the image that the canvas is made of, px.
+
+        Args:
+            candidate: Index on axis K.
+            width: Of the upright source image, px.
+            height: The same, px.
+        """
+        box, side = self.boxes[candidate], self.canvas_px
+        return (
+            box.x0 * width / side,
+            box.y0 * height / side,
+            box.x1 * width / side,
+            box.y1 * height / side,
+        )
 
     def normalised(self) -> tuple[tuple[float, float, float, float], ...]:
         """Give the boxes as fractions of the canvas side, `(x0, y0, x1, y1)`."""
@@ -164,13 +180,25 @@ def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
     return canvas_HWC[box.y0 : box.y1, box.x0 : box.x1]
 
 
-def resized_crops(canvas_HWC: Pixels, plan: CropPlan) -> Pixels:
-    """Make the crops that are not plain windows, uint8 `(R, 3, crop, crop)` in plan order."""
+def resized_crops(source_HWC: Pixels, plan: CropPlan) -> Pixels:
+    """Make the crops that are not plain windows of the canvas.
+
+    They are resized once, from the source image: from the canvas they would be blurred twice.
+
+    Args:
+        source_HWC: The upright source image, uint8 `(height, width, 3)`, RGB.
+        plan: Where the crops lie.
+
+    Returns:
+        Uint8 `(R, 3, crop, crop)` in the order of the plan, each bit for bit Pillow's
+        `image.resize((crop, crop), BILINEAR, box)` with the box of `CropPlan.source_box`.
+    """
+    height, width, _ = source_HWC.shape
     shape = (len(plan.resized), 3, plan.crop_px, plan.crop_px)
     crops_RCHW = np.empty(shape, np.uint8)
     for row, candidate in enumerate(plan.resized):
-        crop_HWC = resize(cut(canvas_HWC, plan.boxes[candidate]), plan.crop_px)
-        crops_RCHW[row] = crop_HWC.transpose(2, 0, 1)
+        box = plan.source_box(candidate, width=width, height=height)
+        crops_RCHW[row] = resize(source_HWC, plan.crop_px, box).transpose(2, 0, 1)
     return crops_RCHW
 
 

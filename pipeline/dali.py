@@ -21,11 +21,11 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined] # its own stub lacks it
 
-from pipeline.crops import Box
+from pipeline.crops import CropPlan
 from pipeline.decode import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
 from pipeline.errors import ConfigError, ImageError, SrpError
 from pipeline.jpeg import is_sound
-from pipeline.resample import Pixels, edge_weight, goes_down_first, resize
+from pipeline.resample import SourceBox, edge_weight
 
 BATCH = 32  # more is no faster on the CPU
 BATCH_PIXELS = 100_000_000  # 300 MB decoded
@@ -136,16 +136,15 @@ class DaliDecoder:
                 graph, device=self._device, num_threads=self._num_threads
             )
         if self._device == "gpu":
-            edges = edge_weights(sizes, self._spec.plan.canvas_px)
+            places = source_places(sizes, self._spec.plan)
             return views_from(
-                self._pipeline.run(data=data, edges=edges), sizes, self._spec.plan.crop_px
+                self._pipeline.run(data=data, places=places), sizes, self._spec.plan.crop_px
             )
         (images,) = self._pipeline.run(data=data)
-        return [self._views(np.asarray(images[number]), size) for number, size in enumerate(sizes)]
-
-    def _views(self, rgb: Pixels, size: Size) -> Views:
-        canvas = resize(rgb, self._spec.plan.canvas_px)
-        return views_of(canvas, self._spec, width=size[0], height=size[1])
+        return [
+            views_of(np.asarray(images[number]), self._spec, width=width, height=height)
+            for number, (width, height) in enumerate(sizes)
+        ]
 
 
 def _batches(files: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -183,7 +182,7 @@ def _decoded(data: Node, device: str) -> Node:
 def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
     """Define everything from bytes to views on one device.
 
-    Its inputs are `data`, files, and `edges`, what `edge_weights` gives for them. Its outputs
+    Its inputs are `data`, files, and `places`, what `source_places` gives for them. Its outputs
     are the canvas `(C, C, 3)`, the candidates that are not windows `(R, c, c, 3)`, if any, and
     the glimpses `(K, s, s, 1)`.
     """
@@ -191,15 +190,25 @@ def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
 
     def graph() -> tuple[Node, ...]:
         data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
-        edges = fn.external_source(name="edges", dtype=types.FLOAT, ndim=1)
-        edges = edges.gpu() if device == "gpu" else edges
+        places = fn.external_source(name="places", dtype=types.FLOAT, ndim=3, device="cpu")
         image = _decoded(data, device)
-        canvas = _resized(image, plan.canvas_px, edges[0], edges[1], device)
-        crops = [_crop(canvas, box, plan.crop_px, device) for box in plan.boxes]
-        resized = [crops[k] for k in plan.resized]
-        edge = edge_weight(plan.crop_px, spec.glimpse_px)
+        canvas = _source_part(image, places[0], plan.canvas_px, device)
+        resized = [
+            _source_part(image, places[1 + row], plan.crop_px, device)
+            for row in range(len(plan.resized))
+        ]
+        rows = {candidate: row for row, candidate in enumerate(plan.resized)}
+        crops = [
+            resized[rows[k]] if k in rows else canvas[box.y0 : box.y1, box.x0 : box.x1]
+            for k, box in enumerate(plan.boxes)
+        ]
+        weight = edge_weight(plan.crop_px, spec.glimpse_px)
         stacked = fn.stack(*crops, axis_name="F")
-        colours = _resized(stacked, spec.glimpse_px, edge, edge, device, axes=(2, 1))
+        colours = stacked
+        for axis in (2, 1):
+            colours = _one_pass(
+                colours, axis, spec.glimpse_px, device, axes=(2, 1), edges=(weight, weight)
+            )
         luma = fn.coord_transform(colours, M=list(LUMA), T=[0.5], dtype=types.FLOAT)
         gray = fn.cast(dali_math.floor(luma), dtype=types.UINT8)
         return (canvas, *([fn.stack(*resized)] if resized else []), gray)
@@ -207,48 +216,57 @@ def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
     return graph
 
 
-def _crop(canvas: Node, box: Box, crop_px: int, device: str) -> Node:
-    window = canvas[box.y0 : box.y1, box.x0 : box.x1]
-    across, down = (edge_weight(n, crop_px) for n in (box.x1 - box.x0, box.y1 - box.y0))
-    width, height = box.x1 - box.x0, box.y1 - box.y0
-    if (width, height) == (crop_px, crop_px):
-        return window
-    down_first = goes_down_first(height, width, crop_px)
-    return _resized(window, crop_px, across, down, device, down_first=down_first)
-
-
-def _resized(
-    image: Node,
-    side_px: int,
-    across: Node,
-    down: Node,
-    device: str,
-    *,
-    axes: tuple[int, int] = (1, 0),
-    down_first: bool = False,
-) -> Node:
-    """Resize as Pillow: across and then down, rounding in between.
+def _source_part(image: Node, places: Node, side_px: int, device: str) -> Node:
+    """Resize a part of the source as Pillow: across and then down, rounding in between.
 
     Args:
-        image: `(H, W, 3)`, or frames of it.
+        image: `(H, W, 3)`.
+        places: Of one part, from `source_places`.
         side_px: Side of the square, px.
-        across: Edge weight of the width.
-        down: Edge weight of the height.
         device: `cpu` or `gpu`.
-        axes: Which ones are width and height.
-        down_first: The other order of the passes; see `resample.goes_down_first`.
     """
-    passes = [(axes[0], across), (axes[1], down)]
-    for axis, edge in reversed(passes) if down_first else passes:
-        image = _one_pass(image, axis, side_px, edge, device, axes)
+    for axis in (1, 0):
+        place = places[1 - axis]
+        edges = [place[2], place[3]]
+        if device == "gpu":
+            edges = [edge.gpu() for edge in edges]
+        image = _one_pass(
+            image, axis, side_px, device, axes=(1, 0), edges=edges, part=(place[0], place[1])
+        )
     return image
 
 
 def _one_pass(
-    image: Node, axis: int, side_px: int, edge: Node, device: str, axes: tuple[int, int]
+    image: Node,
+    axis: int,
+    side_px: int,
+    device: str,
+    *,
+    axes: tuple[int, int],
+    edges: Sequence[Node],
+    part: tuple[Node, Node] | None = None,
 ) -> Node:
+    """Resize one axis.
+
+    Args:
+        image: `(H, W, 3)`, or frames of it.
+        axis: Which one.
+        side_px: Length that it gets, px.
+        device: `cpu` or `gpu`.
+        axes: Which ones are width and height.
+        edges: What `edge_weight` says of its start and its end.
+        part: Where its part begins and ends, px; None takes all of it.
+    """
     size = image.shape(dtype=types.FLOAT)
     width, height = (side_px if axis == other else size[other] for other in axes)
+    region = {}
+    if part is not None:  # of an image, whose axes begin with height and width
+        start, stop = part
+        zero = 0.0 * start
+        region = {
+            "roi_start": fn.stack(start, zero) if axis == 0 else fn.stack(zero, start),
+            "roi_end": fn.stack(stop, size[1]) if axis == 0 else fn.stack(size[0], stop),
+        }
     smooth = fn.resize(
         image,
         resize_x=width,
@@ -256,6 +274,7 @@ def _one_pass(
         interp_type=types.INTERP_TRIANGULAR,
         antialias=True,
         dtype=types.FLOAT,
+        **region,
     )
     before = (slice(None),) * axis
     first, last = image[(*before, slice(0, 1))], image[(*before, slice(-1, None))]
@@ -263,15 +282,40 @@ def _one_pass(
     shape[axis] = side_px
     ends = np.eye(side_px, dtype=np.float32)
     at_start, at_end = (
-        types.Constant(end.reshape(shape), device=device) * edge for end in (ends[0], ends[-1])
+        types.Constant(end.reshape(shape), device=device) * edge
+        for end, edge in zip((ends[0], ends[-1]), edges, strict=True)
     )
     unpadded = smooth + at_start * (smooth - first) + at_end * (smooth - last)
     return fn.cast(unpadded + HALF_UP, dtype=types.UINT8)
 
 
-def edge_weights(sizes: Sequence[Size], side_px: int) -> list[npt.NDArray[np.float32]]:
-    """Give `edge_weight` of each image's width and height, float32 `(2,)`."""
-    return [np.array([edge_weight(n, side_px) for n in size], np.float32) for size in sizes]
+def source_places(sizes: Sequence[Size], plan: CropPlan) -> list[npt.NDArray[np.float32]]:
+    """Say where the canvas and the resized candidates lie in each image.
+
+    Returns:
+        For each image float32 `(1 + R, 2, 4)`: for the canvas and then each resized candidate,
+        across and then down, the start and the end, px, and the `edge_weight` of both.
+    """
+    return [
+        np.array(
+            [_places((0, 0, *size), size, plan.canvas_px)]
+            + [
+                _places(plan.source_box(k, width=size[0], height=size[1]), size, plan.crop_px)
+                for k in plan.resized
+            ],
+            np.float32,
+        )
+        for size in sizes
+    ]
+
+
+def _places(box: SourceBox, size: Size, side_px: int) -> list[list[float]]:
+    """Place what becomes a square of `side_px`, across and down."""
+    places = []
+    for start, stop, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        weight = edge_weight(stop - start, side_px)  # none comes off where the image goes on
+        places.append([start, stop, weight * (start == 0), weight * (stop == length)])
+    return places
 
 
 def views_from(outputs: Sequence[Any], sizes: Sequence[Size], crop_px: int) -> list[Views]:

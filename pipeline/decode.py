@@ -8,7 +8,8 @@ Every decoder keeps these, and the manifest records them:
 - 16-bit gray keeps its high byte. Float images are refused.
 - Alpha is dropped, as torchvision's loader does; of an animation the first frame counts.
 - More than `max_pixels` pixels are refused before any is allocated.
-- Then one antialiased bilinear resize to the square canvas; the aspect is not kept.
+- Then one antialiased bilinear resize to the square canvas, and one of each candidate that is no
+  window of it; the aspect is not kept.
 
 Pillow opens every file, whoever decodes it, and what is not a plain JPEG it decodes itself.
 """
@@ -119,13 +120,8 @@ class PillowDecoder:
             width, height = upright_size(image, self._spec)
             is_plain = is_turbo and is_plain_jpeg(image, self._spec)
             plain = _read_plain(data) if is_plain else None
-            rgb = self._read(image) if plain is None else plain
-        side = self._spec.plan.canvas_px
-        if isinstance(rgb, Image.Image):
-            canvas = np.asarray(rgb.resize((side, side), Image.Resampling.BILINEAR))
-        else:
-            canvas = resize(rgb, side)
-        return views_of(canvas, self._spec, width=width, height=height)
+            source_HWC = np.asarray(self._read(image)) if plain is None else plain
+        return views_of(source_HWC, self._spec, width=width, height=height)
 
     def _read(self, image: Image.Image) -> Image.Image:
         if self._spec.draft:
@@ -143,9 +139,17 @@ def _read_plain(data: bytes) -> Pixels | None:
     return pixels
 
 
-def views_of(canvas: Pixels, spec: ViewSpec, *, width: int, height: int) -> Views:
-    """Cut a canvas into what shards hold of it."""
-    resized = resized_crops(canvas, spec.plan)
+def views_of(source_HWC: Pixels, spec: ViewSpec, *, width: int, height: int) -> Views:
+    """Make what shards hold of an image.
+
+    Args:
+        source_HWC: Its upright pixels, uint8, RGB; smaller than the file's where it is a draft.
+        spec: What is asked for.
+        width: Of the file's image, upright, px.
+        height: The same, px.
+    """
+    canvas = resize(source_HWC, spec.plan.canvas_px)
+    resized = resized_crops(source_HWC, spec.plan)
     return Views(
         canvas=canvas,
         resized=resized,

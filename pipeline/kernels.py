@@ -22,14 +22,12 @@ _HALF = 1 << (_BITS - 1)
 _BLOCK = 16  # rows that are resized side by side across; 48 bytes fill vector registers
 
 # Numba's signatures: with them everything is compiled on import, once for each machine.
-_WEIGHTS = "Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)"
-_DOWN = "void(Array(uint8, 2, 'C', readonly=True), uint8[:, ::1])"
+_TRIANGLE = "Tuple((int32[::1], int32[::1], int32[:, ::1]))"
+_WEIGHTS = f"{_TRIANGLE}(int64, float32, float32, int64)"
+_DOWN = f"void(Array(uint8, 2, 'C', readonly=True), {_TRIANGLE}, uint8[:, ::1])"
 _TURN = "void(Array(uint8, 3, 'C', readonly=True), int64, int64, uint8[:, ::1])"
-_NARROW = (
-    "void(uint8[:, ::1], int64, int64, int64,"
-    " Tuple((int32[::1], int32[::1], int32[:, ::1])), uint8[:, ::1])"
-)
-_ACROSS = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
+_NARROW = f"void(uint8[:, ::1], int64, int64, int64, {_TRIANGLE}, uint8[:, ::1])"
+_ACROSS = f"void(Array(uint8, 3, 'C', readonly=True), {_TRIANGLE}, uint8[:, ::1])"
 _WINDOWS = "void(Array(uint8, 3, 'C', readonly=True), int64[:, ::1], int64, uint8[:, :, ::1])"
 _LUMA = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
 _ADD_UP = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, :, ::1])"
@@ -48,33 +46,37 @@ def compiled(signature: str) -> Callable[[Any], Any]:
 
 
 @compiled(_WEIGHTS)
-def triangle_weights(num_in, num_out):  # type: ignore[no-untyped-def]
-    """Weigh the inputs of each output: first input, number of inputs, weights."""
-    scale = num_in / num_out
+def triangle_weights(num_in, start, stop, num_out):  # type: ignore[no-untyped-def]
+    """Weigh the inputs of each output: first input, number of inputs, weights.
+
+    The outputs cover the inputs from `start` to `stop`, which are 32-bit floats as in Pillow; those
+    at the ends also blend in what lies beyond.
+    """
+    scale = np.float64(stop - start) / num_out
     reach = max(scale, 1.0)
     starts = np.empty(num_out, np.int32)
     counts = np.empty(num_out, np.int32)
     weights = np.zeros((num_out, int(np.ceil(reach)) * 2 + 1), np.int32)
     shares = np.empty(weights.shape[1])
     for o in range(num_out):
-        centre = (o + 0.5) * scale
-        start = max(int(centre - reach + 0.5), 0)
-        count = min(int(centre + reach + 0.5), num_in) - start
+        centre = start + (o + 0.5) * scale
+        first = max(int(centre - reach + 0.5), 0)
+        count = min(int(centre + reach + 0.5), num_in) - first
         total = 0.0
         for k in range(count):
-            shares[k] = max(1.0 - abs((k + start - centre + 0.5) * (1.0 / reach)), 0.0)
+            shares[k] = max(1.0 - abs((k + first - centre + 0.5) * (1.0 / reach)), 0.0)
             total += shares[k]
         for k in range(count):
             weights[o, k] = int(0.5 + shares[k] / total * (1 << _BITS))
-        starts[o] = start
+        starts[o] = first
         counts[o] = count
     return starts, counts, weights
 
 
 @compiled(_DOWN)
-def down(rows, out):  # type: ignore[no-untyped-def]
+def down(rows, triangle, out):  # type: ignore[no-untyped-def]
     """Resize the first axis; the second holds whole rows of bytes."""
-    starts, counts, weights = triangle_weights(rows.shape[0], out.shape[0])
+    starts, counts, weights = triangle
     sums = np.empty(out.shape[1], np.int32)
     for o in range(out.shape[0]):
         sums[:] = _HALF
@@ -120,9 +122,8 @@ def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped
 
 
 @compiled(_ACROSS)
-def across(image, out):  # type: ignore[no-untyped-def]
+def across(image, triangle, out):  # type: ignore[no-untyped-def]
     """Resize the second axis of `(H, W, 3)` to rows of bytes, `(H, 3 S)`."""
-    triangle = triangle_weights(image.shape[1], out.shape[1] // 3)
     block = np.zeros((image.shape[1], 3 * _BLOCK), np.uint8)
     for top in range(0, image.shape[0], _BLOCK):
         num_rows = min(_BLOCK, image.shape[0] - top)
@@ -133,7 +134,7 @@ def across(image, out):  # type: ignore[no-untyped-def]
 @compiled(_WINDOWS)
 def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
     """Resize windows of one image, turning each of its rows once for all of them."""
-    triangle = triangle_weights(crop_px, out.shape[1])
+    triangle = triangle_weights(crop_px, 0.0, crop_px, out.shape[1])
     block = np.zeros((canvas.shape[1], 3 * _BLOCK), np.uint8)
     narrow = np.empty((len(corners), crop_px, 3 * out.shape[1]), np.uint8)
     for top in range(0, canvas.shape[0], _BLOCK):
@@ -146,7 +147,7 @@ def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
                 rows = narrow[k, top + first - upper : top + last - upper]
                 _narrow(block, left, first, last, triangle, rows)
     for k in range(len(corners)):
-        down(narrow[k], out[k])
+        down(narrow[k], triangle, out[k])
 
 
 @compiled(_LUMA)

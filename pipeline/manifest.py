@@ -20,7 +20,7 @@ from pipeline.schema import member_suffixes, npy_shapes
 from pipeline.seal import NO_DIGEST, check_seal, seal
 from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
 
-FORMAT = "srp-shards/2"
+FORMAT = "srp-shards/3"
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 LARGEST_PX = 1 << 16  # of a side: what JPEG can hold

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+SourceBox = tuple[float, float, float, float]  # left, upper, right, lower, px; as Pillow has them
+Triangle = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 def gray(image_HWC: Pixels) -> Pixels:
@@ -24,39 +26,58 @@ def gray(image_HWC: Pixels) -> Pixels:
     return luma_HW
 
 
-def resize(image_HWC: Pixels, side_px: int) -> Pixels:
-    """Resize to a square as the installed Pillow's bilinear filter does.
+def resize(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pixels:
+    """Resize to a square as `Image.resize` of the installed Pillow does, bilinear.
 
     Args:
         image_HWC: Uint8 `(H, W, 3)`; views with any strides will do.
         side_px: Side of the square, px.
+        box: What to resize; the whole image by default.
 
     Returns:
-        Uint8 `(side, side, 3)`; the image itself if it has that size already.
+        Uint8 `(side, side, 3)`; the image itself if it is that already.
     """
-    if image_HWC.shape[:2] == (side_px, side_px):
+    height, width, _ = image_HWC.shape
+    if (height, width) == (side_px, side_px) and box in (None, (0, 0, width, height)):
         return image_HWC
-    return (
-        resize_exactly(image_HWC, side_px) if is_exact() else _resize_in_pillow(image_HWC, side_px)
-    )
+    if is_exact():
+        return resize_exactly(image_HWC, side_px, box)
+    return _resize_in_pillow(image_HWC, side_px, box)
 
 
-def resize_exactly(image_HWC: Pixels, side_px: int) -> Pixels:
+def resize_exactly(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pixels:
     """Resize as Pillow 13 does, whatever Pillow is installed; arguments as for `resize`."""
     from pipeline import kernels
 
-    image_HWC = np.ascontiguousarray(image_HWC)
     height, width, _ = image_HWC.shape
+    left, upper, right, lower = box or (0, 0, width, height)
+    columns = kernels.triangle_weights(width, left, right, side_px)
+    rows = kernels.triangle_weights(height, upper, lower, side_px)
+    xs, ys = _reach(columns), _reach(rows)
+    image_HWC = np.ascontiguousarray(image_HWC[ys, xs])
+    columns, rows = _shifted(columns, xs.start), _shifted(rows, ys.start)
     out = np.empty((side_px, 3 * side_px), np.uint8)
     if goes_down_first(height, width, side_px):
-        low = np.empty((side_px, width, 3), np.uint8)
-        kernels.down(image_HWC.reshape(height, -1), low.reshape(side_px, -1))
-        kernels.across(low, out)
+        low = np.empty((side_px, image_HWC.shape[1], 3), np.uint8)
+        kernels.down(image_HWC.reshape(len(image_HWC), -1), rows, low.reshape(side_px, -1))
+        kernels.across(low, columns, out)
     else:
-        narrow = np.empty((height, 3 * side_px), np.uint8)
-        kernels.across(image_HWC, narrow)
-        kernels.down(narrow, out)
+        narrow = np.empty((len(image_HWC), 3 * side_px), np.uint8)
+        kernels.across(image_HWC, columns, narrow)
+        kernels.down(narrow, rows, out)
     return out.reshape(side_px, side_px, 3)
+
+
+def _reach(triangle: Triangle) -> slice:
+    """Say which inputs have a weight in any output."""
+    starts, counts, _ = triangle
+    return slice(int(starts[0]), int(starts[-1] + counts[-1]))
+
+
+def _shifted(triangle: Triangle, first: int) -> Triangle:
+    """Count inputs from `first` on."""
+    starts, counts, weights = triangle
+    return starts - np.int32(first), counts, weights
 
 
 def resize_windows(
@@ -85,14 +106,14 @@ def goes_down_first(height: int, width: int, side_px: int) -> bool:
     """Say which pass Pillow runs first; the rounding in between makes it visible.
 
     Source: python-pillow/Pillow#9549, in Pillow 13: down first where the height shrinks by more
-    than twice as much as the width.
+    than twice as much as the width. It goes by the whole image, also where a box of it is resized.
     """
     return height - side_px > 2 * max(width - side_px, 0)
 
 
-def _resize_in_pillow(image_HWC: Pixels, side_px: int) -> Pixels:
+def _resize_in_pillow(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pixels:
     image = Image.fromarray(np.ascontiguousarray(image_HWC))
-    return np.asarray(image.resize((side_px, side_px), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((side_px, side_px), Image.Resampling.BILINEAR, box))
 
 
 @functools.cache
@@ -106,12 +127,13 @@ def is_exact() -> bool:
     shapes = ((40, 30, 36), (31, 53, 20), (53, 31, 20), (24, 24, 36), (300, 9, 8), (9, 300, 8))
     probes = ((rng.integers(0, 256, (h, w, 3), np.uint8), side) for h, w, side in shapes)
     return all(
-        np.array_equal(resize_exactly(image, side), _resize_in_pillow(image, side))
+        np.array_equal(resize_exactly(image, side, box), _resize_in_pillow(image, side, box))
         for image, side in probes
+        for box in (None, (image.shape[1] / 3, 0, 2 * image.shape[1] / 3, image.shape[0]))
     )
 
 
-def edge_weight(num_in: int, num_out: int) -> float:
+def edge_weight(num_in: float, num_out: int) -> float:
     """Weigh the edge pixel that must come off the first and the last output of DALI's passes.
 
     Where one shrinks, DALI repeats the edge pixel beyond the edge, and Pillow leaves those taps

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline import crops
 from pipeline.config import CANDIDATE_SETS
@@ -75,18 +75,55 @@ def test_every_size_gives_torchvisions_five_crops(
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_whole_image_comes_first_and_is_the_canvas_resized_to_the_crop(jpeg: Any) -> None:
-    transforms = pytest.importorskip(
-        "torchvision.transforms", reason="the reference is torchvision, which is not in here"
-    )
+def test_the_whole_image_comes_first_and_the_others_stay_what_they_were(jpeg: Any) -> None:
     whole_and_five = plan_crops("full+five", canvas_px=168, crop_px=112)
+    assert whole_and_five.names[0] == "full"
     canvas = decode(jpeg(1, width=300, height=200), whole_and_five).canvas
     originals, _ = cut(canvas, whole_and_five, glimpse_px=32)
     five, _ = cut(canvas, plan_crops("five", canvas_px=168, crop_px=112), glimpse_px=32)
-    whole = np.asarray(transforms.Resize((112, 112))(Image.fromarray(canvas)))
-    np.testing.assert_array_equal(originals[0], whole.transpose(2, 0, 1))
     np.testing.assert_array_equal(originals[1:], five)
-    assert whole_and_five.names[0] == "full"
+
+
+def assert_resized_once(data: bytes, sizes: tuple[int, int, int]) -> None:
+    """Compare every resized candidate with torchvision's and Pillow's of the image itself."""
+    transforms = pytest.importorskip(
+        "torchvision.transforms", reason="the reference is torchvision, which is not in here"
+    )
+    canvas_px, crop_px, _ = sizes
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    plan = plan_crops("full+strips", canvas_px=canvas_px, crop_px=crop_px)
+    resized = dict(zip(plan.names, decode(data, plan).resized, strict=True))
+    whole = np.asarray(transforms.Resize((crop_px, crop_px))(image))
+    np.testing.assert_array_equal(resized["full"], whole.transpose(2, 0, 1))
+    for name, box in zip(plan.names, plan.boxes, strict=True):
+        sides = (image.width, image.height) * 2
+        place = tuple(edge * side / canvas_px for edge, side in zip(box, sides, strict=True))
+        part = image.resize((crop_px, crop_px), Image.Resampling.BILINEAR, place)
+        np.testing.assert_array_equal(resized[name], np.asarray(part).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("sizes", SIZES[:4])
+def test_what_is_resized_comes_from_the_image_itself_bit_for_bit(
+    sizes: tuple[int, int, int], jpeg: Any
+) -> None:
+    for seed, (width, height) in enumerate([(500, 333), (60, 200), (97, 900), (3, 2), (1, 1)]):
+        data = jpeg(seed, width=width, height=height)
+        assert_resized_once(data, sizes)
+        png, turned = io.BytesIO(), io.BytesIO()
+        picture = Image.open(io.BytesIO(data))
+        picture.save(png, "PNG")
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        picture.save(turned, "JPEG", exif=exif)
+        assert_resized_once(png.getvalue(), sizes)
+        assert_resized_once(turned.getvalue(), sizes)
+
+
+def test_what_is_resized_of_real_photos_comes_from_the_photos_themselves(
+    real_jpegs: list[bytes],
+) -> None:
+    for data in real_jpegs:
+        assert_resized_once(data, SIZES[0])
 
 
 def test_the_five_boxes_are_the_corners_and_the_centre_in_torchvisions_order() -> None:
@@ -108,10 +145,12 @@ def test_strips_are_the_thirds_of_both_axes_resized_to_the_crop() -> None:
     assert (left, middle, right) == (Box(0, 0, 33, 100), Box(33, 0, 67, 100), Box(67, 0, 100, 100))
     assert (upper, level, lower) == (Box(0, 0, 100, 33), Box(0, 33, 100, 67), Box(0, 67, 100, 100))
     assert plan.resized == tuple(range(6))
-    canvas = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
-    resized = crops.resized_crops(canvas, plan)
-    for box, crop_CHW in zip(plan.boxes, resized, strict=True):
-        picture = Image.fromarray(canvas).crop(box).resize((60, 60), Image.Resampling.BILINEAR)
+    source = np.random.default_rng(0).integers(0, 256, (90, 250, 3), np.uint8)
+    resized = crops.resized_crops(source, plan)
+    places = [(0, 0, 82.5, 90), (82.5, 0, 167.5, 90), (167.5, 0, 250, 90)]
+    places += [(0, 0, 250, 29.7), (0, 29.7, 250, 60.3), (0, 60.3, 250, 90)]
+    for place, crop_CHW in zip(places, resized, strict=True):
+        picture = Image.fromarray(source).resize((60, 60), Image.Resampling.BILINEAR, place)
         np.testing.assert_array_equal(crop_CHW, np.asarray(picture).transpose(2, 0, 1))
 
 

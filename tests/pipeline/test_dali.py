@@ -26,8 +26,8 @@ from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 from pipeline.dali import (
     BATCH,
     DaliDecoder,
-    edge_weights,
     make_pipeline,
+    source_places,
     view_graph,
     views_from,
 )
@@ -59,8 +59,8 @@ ENLARGED_PHOTOS = {
 # Both make the same passes in the same order.
 LANDSCAPES = {
     "canvas": Off(0.0015, 1, 1),  # 0.0009
-    "resized": Off(0.0015, 1, 1),  # 0.0010
-    "glimpses": Off(0.0025, 1, 1),  # 0.0016
+    "resized": Off(0.0025, 1, 1),  # 0.0018, of strips 0.0020
+    "glimpses": Off(0.0035, 1, 1),  # 0.0016, of strips 0.0028
 }
 # Pillow 13 goes down first here, and rounds in between. The graph always goes across first.
 PORTRAITS = {
@@ -345,8 +345,8 @@ def in_graph(spec: ViewSpec, files: Sequence[bytes]) -> list[Views]:
     """Run the graph of the GPU on the CPU."""
     sizes = [Image.open(io.BytesIO(data)).size for data in files]
     data = [np.frombuffer(data, np.uint8) for data in files]
-    edges = edge_weights(sizes, spec.plan.canvas_px)
-    return views_from(graph_of(spec).run(data=data, edges=edges), sizes, spec.plan.crop_px)
+    places = source_places(sizes, spec.plan)
+    return views_from(graph_of(spec).run(data=data, places=places), sizes, spec.plan.crop_px)
 
 
 def channels(views: Views, name: str) -> npt.NDArray[np.int64]:

@@ -56,7 +56,7 @@ def test_a_person_finds_spec_candidates_classes_and_counts_at_its_head(
     canvas_shards: Path,
 ) -> None:
     fields = json.loads((canvas_shards / manifests.FILE_NAME).read_text())
-    assert fields["format"] == "srp-shards/2"
+    assert fields["format"] == "srp-shards/3"
     assert fields["spec"]["canvas_size"] == 168
     assert fields["candidates"][5] == {
         "name": "centre",
@@ -141,7 +141,7 @@ def test_a_folder_without_manifest_is_refused_with_the_command_that_makes_it(
 
 def test_another_version_of_the_format_is_refused_as_such(folder: Path) -> None:
     edit(folder, format="srp-shards/9")
-    with pytest.raises(ConfigError, match=r"format srp-shards/2; got 'srp-shards/9'\. Use the ver"):
+    with pytest.raises(ConfigError, match=r"format srp-shards/3; got 'srp-shards/9'\. Use the ver"):
         manifests.load(folder)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import resample
-from pipeline.resample import Pixels, gray, is_exact, resize, resize_exactly
+from pipeline.resample import Pixels, SourceBox, gray, is_exact, resize, resize_exactly
 
 needs_pillow = pytest.mark.skipif(
     not is_exact(), reason="the reference is Pillow >= 13; this environment has another"
@@ -31,6 +31,23 @@ def test_every_size_is_resized_as_pillow_does_it_bit_for_bit(
 ) -> None:
     image = noise(height, width, seed=height)
     np.testing.assert_array_equal(resize_exactly(image, side), in_pillow(image, side))
+
+
+@needs_pillow
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    side=st.integers(1, 60),
+    edges=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+)
+def test_every_box_is_resized_as_pillow_does_it_bit_for_bit(
+    height: int, width: int, side: int, edges: list[float]
+) -> None:
+    image = noise(height, width, seed=height)
+    (left, right), (upper, lower) = sorted(edges[:2]), sorted(edges[2:])
+    box = (left * width, upper * height, right * width, lower * height)
+    expected = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box)
+    np.testing.assert_array_equal(resize_exactly(image, side, box), np.asarray(expected))
 
 
 @needs_pillow
@@ -89,8 +106,8 @@ def test_whatever_pillow_is_installed_is_at_most_one_step_off(
 
 
 def test_a_pillow_with_other_pixels_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rounded(image: Pixels, side: int) -> Pixels:
-        return resize_exactly(image, side) ^ 1
+    def rounded(image: Pixels, side: int, box: SourceBox | None = None) -> Pixels:
+        return resize_exactly(image, side, box) ^ 1
 
     monkeypatch.setattr(resample, "_resize_in_pillow", rounded)
     is_exact.cache_clear()
