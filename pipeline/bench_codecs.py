@@ -17,7 +17,6 @@ from pipeline.codecs import Codec
 from pipeline.config import CODECS, JPEG_SUBSAMPLINGS, BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.resample import Pixels
-from pipeline.schema import CANVAS
 
 _CONTENDERS = {
     **{name: Codec(name) for name in CODECS if name not in ("raw", "jpeg")},
@@ -98,7 +97,7 @@ def _summary(name: str, trials: list[CodecRow]) -> CodecRow:
 def _raw_canvases(shards: Path) -> Iterator[Pixels]:
     folder = manifests.find(shards)
     manifest = manifests.load(folder)
-    suffix = Codec().suffix(CANVAS)
+    suffix = Codec().canvas_suffix
     if suffix not in manifest.suffixes():
         raise ConfigError(
             f"SHARDS must hold raw canvases; got --layout {manifest.spec.layout} --codec "

@@ -33,6 +33,8 @@ EXTENSIONS = {
     "jpeg": "jpg",
 }
 
+IMAGE_CODECS = ("png", "webp", "jpeg")  # what they write is an image file
+
 # What photos take of their raw bytes with some room above: shards are planned before any is
 # encoded.
 _SHARES = {"raw": 1.0, "zstd": 0.45, "png": 0.55, "webp": 0.4, "jpeg": 0.2}
@@ -64,9 +66,16 @@ class Codec(NamedTuple):
     jpeg_quality: int | None = None
     jpeg_subsampling: str | None = None
 
-    def suffix(self, stem: str) -> str:
-        """Name a member: `canvas` becomes `canvas.png`."""
-        return f"{stem}.{EXTENSIONS[self.name]}"
+    @property
+    def canvas_suffix(self) -> str:
+        """Suffix of the canvas: that of a plain image file where it is one, as readers expect."""
+        extension = EXTENSIONS[self.name]
+        return extension if self.name in IMAGE_CODECS else f"canvas.{extension}"
+
+    @property
+    def resized_suffix(self) -> str:
+        """Suffix of the candidates that are no windows of the canvas."""
+        return f"resized.{EXTENSIONS[self.name]}"
 
     @property
     def is_lossy(self) -> bool:

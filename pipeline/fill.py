@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, VerificationError
 from pipeline.order import Indices
 from pipeline.reader import IndexedReader, Located
 from pipeline.resample import Pixels
-from pipeline.schema import CANVAS, GLIMPSES, ORIGINALS, RESIZED, SMALL_GLIMPSES
+from pipeline.schema import GLIMPSES, ORIGINALS, SMALL_GLIMPSES
 
 Addresses = NDArray[np.int64]
 
@@ -80,7 +80,7 @@ class Filler:
                 f"{spec.layout}. Read crops, or build shards with --layout canvas."
             )
         self._codec = spec.pixel_codec()
-        self._canvas, self._resized = self._codec.suffix(CANVAS), self._codec.suffix(RESIZED)
+        self._canvas, self._resized = self._codec.canvas_suffix, self._codec.resized_suffix
         self._is_raw = self._codec.name == "raw"
         self._own = threading.local()  # what a thread decodes into
         self._cuts = _cuts(self._plan, content.candidates)

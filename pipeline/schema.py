@@ -18,8 +18,6 @@ from pipeline.resample import Pixels
 
 ORIGINALS = "originals.npy"
 GLIMPSES = "glimpses.npy"
-CANVAS = "canvas"  # with the suffix of its codec
-RESIZED = "resized"  # the same
 SMALL_GLIMPSES = "small-glimpses.npy"
 LABEL = "cls"
 META = "json"
@@ -31,8 +29,8 @@ def member_suffixes(layout: str, plan: CropPlan, codec: Codec) -> tuple[str, ...
     """List a sample's members in the order in which they lie in the tar."""
     if layout == "tensors":
         return (ORIGINALS, GLIMPSES, LABEL, META)
-    resized = (codec.suffix(RESIZED),) if plan.resized else ()
-    return (codec.suffix(CANVAS), *resized, SMALL_GLIMPSES, LABEL, META)
+    resized = (codec.resized_suffix,) if plan.resized else ()
+    return (codec.canvas_suffix, *resized, SMALL_GLIMPSES, LABEL, META)
 
 
 def npy_shapes(
@@ -46,8 +44,8 @@ def npy_shapes(
         SMALL_GLIMPSES: (len(plan), 1, glimpse_px, glimpse_px),
     }
     if codec.name == "raw":
-        shapes[codec.suffix(CANVAS)] = (canvas, canvas, 3)
-        shapes[codec.suffix(RESIZED)] = (len(plan.resized), crop, crop, 3)
+        shapes[codec.canvas_suffix] = (canvas, canvas, 3)
+        shapes[codec.resized_suffix] = (len(plan.resized), crop, crop, 3)
     return {name: shapes[name] for name in member_suffixes(layout, plan, codec) if name in shapes}
 
 
@@ -153,9 +151,9 @@ def encode_sample(
         members[ORIGINALS] = encode_array(np.stack(crops))
         members[GLIMPSES] = encode_array(pad_glimpses(glimpses, plan.crop_px))
     else:
-        members[codec.suffix(CANVAS)] = _encode_pixels(canvas, codec)
+        members[codec.canvas_suffix] = _encode_pixels(canvas, codec)
         if plan.resized:
-            members[codec.suffix(RESIZED)] = _encode_pixels(resized.transpose(0, 2, 3, 1), codec)
+            members[codec.resized_suffix] = _encode_pixels(resized.transpose(0, 2, 3, 1), codec)
         members[SMALL_GLIMPSES] = encode_array(glimpses)
     members[LABEL] = (str(label).encode(),)
     members[META] = (json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode(),)
@@ -228,10 +226,10 @@ def _decode_crops(
     canvas_HWC, resized_RHWC = _NO_PIXELS, _NO_PIXELS[None]
     canvas_px, crop_px = plan.canvas_px, plan.crop_px
     if any(plan.is_cut(k) for k in chosen):
-        data = members[codec.suffix(CANVAS)]
+        data = members[codec.canvas_suffix]
         canvas_HWC = _decode_pixels(data, codec, (canvas_px, canvas_px, 3), where)
     if not all(plan.is_cut(k) for k in chosen):
-        data, shape = members[codec.suffix(RESIZED)], (len(plan.resized), crop_px, crop_px, 3)
+        data, shape = members[codec.resized_suffix], (len(plan.resized), crop_px, crop_px, 3)
         resized_RHWC = _decode_pixels(data, codec, shape, where)
     return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), plan, chosen)
 

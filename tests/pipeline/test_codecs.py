@@ -63,7 +63,9 @@ def coded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Co
 def test_there_is_a_suffix_and_a_share_for_every_codec_of_the_option() -> None:
     for name in CODECS:
         codec = Codec(name)
-        assert codec.suffix("canvas") == f"canvas.{codecs.EXTENSIONS[name]}"
+        extension = codecs.EXTENSIONS[name]
+        assert codec.canvas_suffix in (extension, f"canvas.{extension}")
+        assert codec.resized_suffix == f"resized.{extension}"
         assert 0 < codec.typical_share <= 1
         assert codec.is_lossy == (name == "jpeg")
         assert bool(codec.library) == (name != "raw")

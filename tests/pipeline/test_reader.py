@@ -175,7 +175,7 @@ def test_the_webdataset_library_reads_the_shards_as_ordinary_ones(tensor_shards:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_webdataset_library_reads_coded_canvases(codec_shards: Path) -> None:
     codec = manifests.load(codec_shards).spec.pixel_codec()
-    canvas, resized = codec.suffix("canvas"), codec.suffix("resized")
+    canvas, resized = codec.canvas_suffix, codec.resized_suffix
     samples = read_all(codec_shards, "val")
     plain = plain_samples(codec_shards, "val")
     assert plain.keys() == samples.keys()
