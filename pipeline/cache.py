@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from pipeline.shard import ShardRecord
 
 _POLL_S = 0.1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Fetch = Callable[[], Generator[bytes, None, None]]
+"""Gives a shard's bytes from the first one on; a new stream at each call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class ShardCache:
         return self.folder / f"{shard.sha256}.tar"
 
     def open(
-        self, shard: ShardRecord, *, chunks: Iterable[bytes], address: str, stop: threading.Event
+        self, shard: ShardRecord, *, fetch: Fetch, address: str, stop: threading.Event
     ) -> BinaryIO:
         """Open a shard; fetch it first if it is not there with its full length.
 
@@ -66,7 +69,7 @@ class ShardCache:
 
         Args:
             shard: What must come.
-            chunks: Its bytes from the store, not touched where it is here already.
+            fetch: Its bytes from the store, not called where it is here already.
             address: Of the shard in the store, for errors.
             stop: Once set, waiting ends in CancelledError.
 
@@ -79,16 +82,20 @@ class ShardCache:
             return file
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{shard.sha256}.lock"), stop):
+            # Another process may remove it again before it is open: each turn fetches anew.
             while not (file := _open_whole(path, shard.num_bytes)):
                 self._make_room(shard.num_bytes)
-                self._fetch(path, shard, chunks, address)
+                self._fetch(path, shard, fetch, address)
         return file
 
-    def _fetch(self, path: Path, shard: ShardRecord, chunks: Iterable[bytes], address: str) -> None:
+    def _fetch(self, path: Path, shard: ShardRecord, fetch: Fetch, address: str) -> None:
         for left in self.folder.glob(f".{path.name}.*.partial"):  # whoever wrote it was killed
             left.unlink(missing_ok=True)
         digest = hashlib.sha256()
-        with whole_file(path, num_bytes=shard.num_bytes) as file:
+        with (
+            whole_file(path, num_bytes=shard.num_bytes) as file,
+            contextlib.closing(fetch()) as chunks,
+        ):
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)

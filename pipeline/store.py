@@ -1,6 +1,8 @@
 """A folder of shards, wherever it lies: its manifest, and its shards front to back."""
 
 import threading
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -145,39 +147,36 @@ class RemoteStore:
             DownloadError: If it cannot be fetched.
             VerificationError: If it is missing or is not what the manifest says.
         """
-        offset = 0 if self.cache else start
-        remote = RemoteFile(
-            self.folder, shard.name, num_bytes=shard.num_bytes, start=offset, stop=stop
-        )
         try:
             if self.cache:
-                return self._open_kept(self.cache, shard, remote, start=start, stop=stop)
+                return self._open_kept(self.cache, shard, start=start, stop=stop)
+            remote = self._file_of(shard, start=start, stop=stop)
             remote.connect()
         except FileNotFoundError as error:
             if error.filename is not None:  # the cache's, not the store's
                 raise
             raise VerificationError(
-                f"every shard of the manifest must be there; got none at {remote.address}. "
-                "Copy the whole folder of shards there again."
+                "every shard of the manifest must be there; got none at "
+                f"{self.folder.locate(shard.name)}. Copy the whole folder of shards there again."
             ) from None
         return _RemoteSource(remote)
 
     def _open_kept(
-        self,
-        cache: ShardCache,
-        shard: ShardRecord,
-        remote: RemoteFile,
-        *,
-        start: int,
-        stop: threading.Event,
+        self, cache: ShardCache, shard: ShardRecord, *, start: int, stop: threading.Event
     ) -> Source:
-        try:
-            file = cache.open(shard, chunks=remote.chunks(), address=remote.address, stop=stop)
-        finally:
-            remote.close()
+        def fetch() -> Generator[bytes, None, None]:
+            with closing(self._file_of(shard, start=0, stop=stop)) as remote:
+                yield from remote.chunks()
+
+        file = cache.open(shard, fetch=fetch, address=self.folder.locate(shard.name), stop=stop)
         file.seek(start)
         path = cache.path_of(shard)
         return _FileSource(file, place=str(path), fix=f"Remove {path} and run the command again.")
+
+    def _file_of(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> RemoteFile:
+        return RemoteFile(
+            self.folder, shard.name, num_bytes=shard.num_bytes, start=start, stop=stop
+        )
 
 
 def _damaged(place: str, what: str) -> VerificationError:

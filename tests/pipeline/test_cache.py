@@ -1,16 +1,21 @@
+import contextlib
 import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
-from pipeline.cache import ShardCache, release
+from pipeline import cache as caches
+from pipeline.cache import Fetch, ShardCache, release
+from pipeline.durable import whole_file
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.shard import ShardRecord
+from pipeline.store import open_store
 
 MIB = 2**20
 
@@ -20,14 +25,23 @@ def shard_of(data: bytes, name: str = "train-000000.tar") -> ShardRecord:
     return ShardRecord(name=name, split="train", num_bytes=len(data), sha256=sha256, samples=())
 
 
+def giving(*chunks: bytes) -> Fetch:
+    """Be a store that gives these bytes each time."""
+
+    def fetch() -> Generator[bytes, None, None]:
+        yield from chunks
+
+    return fetch
+
+
 def put(cache: ShardCache, data: bytes) -> Path:
     """Fetch a shard and let it go."""
     shard = shard_of(data)
-    release(cache.open(shard, chunks=[data], address="a", stop=threading.Event()))
+    release(cache.open(shard, fetch=giving(data), address="a", stop=threading.Event()))
     return cache.path_of(shard)
 
 
-def never() -> Iterator[bytes]:
+def never() -> Generator[bytes, None, None]:
     raise AssertionError("the store was asked")
     yield b""
 
@@ -35,7 +49,7 @@ def never() -> Iterator[bytes]:
 def test_a_kept_shard_is_used_again_without_the_store(tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path / "deep/cache")
     put(cache, b"abc")
-    file = cache.open(shard_of(b"abc"), chunks=never(), address="a", stop=threading.Event())
+    file = cache.open(shard_of(b"abc"), fetch=never, address="a", stop=threading.Event())
     assert file.read() == b"abc"
     release(file)
 
@@ -44,7 +58,9 @@ def test_a_kept_shard_is_used_again_without_the_store(tmp_path: Path) -> None:
 def test_bytes_that_are_not_the_shard_are_not_kept(data: bytes, tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path)
     with pytest.raises(VerificationError, match=rf"3 bytes of sha256 .*; got {len(data)} bytes of"):
-        cache.open(shard_of(b"abc"), chunks=[data], address="http://h/a", stop=threading.Event())
+        cache.open(
+            shard_of(b"abc"), fetch=giving(data), address="http://h/a", stop=threading.Event()
+        )
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     put(cache, b"abc")
 
@@ -68,13 +84,13 @@ def test_threads_that_want_the_same_shard_fetch_it_once(tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path)
     fetches = []
 
-    def chunks() -> Iterator[bytes]:
+    def fetch() -> Generator[bytes, None, None]:
         fetches.append(1)
         yield b"a"
         yield b"bc"
 
     def read(_: int) -> bytes:
-        file = cache.open(shard_of(b"abc"), chunks=chunks(), address="a", stop=threading.Event())
+        file = cache.open(shard_of(b"abc"), fetch=fetch, address="a", stop=threading.Event())
         data = file.read()
         release(file)
         return data
@@ -87,20 +103,51 @@ def test_threads_that_want_the_same_shard_fetch_it_once(tmp_path: Path) -> None:
 def test_a_reader_that_fails_leaves_the_next_one_to_try(tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path)
 
-    def chunks() -> Iterator[bytes]:
+    def fetch() -> Generator[bytes, None, None]:
         yield b"a"
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        cache.open(shard_of(b"abc"), chunks=chunks(), address="a", stop=threading.Event())
+        cache.open(shard_of(b"abc"), fetch=fetch, address="a", stop=threading.Event())
     put(cache, b"abc")
+
+
+@pytest.fixture
+def removed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another process make room, once, right after a fetched shard got its name."""
+
+    @contextlib.contextmanager
+    def write_and_lose(path: Path, **options: int) -> Iterator[BinaryIO]:
+        monkeypatch.setattr(caches, "whole_file", whole_file)
+        with whole_file(path, **options) as file:
+            yield file
+        assert caches._remove_unused(path)
+
+    monkeypatch.setattr(caches, "whole_file", write_and_lose)
+
+
+@pytest.mark.usefixtures("removed_once")
+def test_a_shard_that_is_removed_before_it_is_open_is_fetched_anew(tmp_path: Path) -> None:
+    assert put(ShardCache(folder=tmp_path), b"abc").read_bytes() == b"abc"
+
+
+@pytest.mark.usefixtures("removed_once")
+def test_a_shard_that_is_removed_before_it_is_open_comes_from_the_server_again(
+    web: Any, tmp_path: Path
+) -> None:
+    store = open_store(web.address, cache=tmp_path / "cache")
+    shard = store.load_manifest().shards[0]
+    with contextlib.closing(store.open(shard, start=512, stop=threading.Event())) as source:
+        data = source.read(shard.num_bytes)
+    assert data == (web.folder / shard.name).read_bytes()[512:]
+    assert web.asked_for(shard.name) == ["", ""]
 
 
 def test_a_reader_that_waits_can_be_stopped(tmp_path: Path) -> None:
     cache, shard, stop = ShardCache(folder=tmp_path), shard_of(b"abc"), threading.Event()
     with (tmp_path / f".{shard.sha256}.lock").open("wb") as held, ThreadPoolExecutor(1) as pool:
         fcntl.flock(held, fcntl.LOCK_EX)
-        waiting = pool.submit(cache.open, shard, chunks=never(), address="a", stop=stop)
+        waiting = pool.submit(cache.open, shard, fetch=never, address="a", stop=stop)
         stop.set()
         with pytest.raises(CancelledError):
             waiting.result()
@@ -122,7 +169,7 @@ def test_the_shard_that_was_not_used_for_longest_goes_first(tmp_path: Path) -> N
 def test_a_shard_in_use_stays_even_if_the_cache_is_too_small(tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path, limit_mib=1)
     data = bytes(MIB)
-    file = cache.open(shard_of(data), chunks=[data], address="a", stop=threading.Event())
+    file = cache.open(shard_of(data), fetch=giving(data), address="a", stop=threading.Event())
     later = put(cache, b"1" * MIB)
     assert cache.path_of(shard_of(data)).exists()
     assert later.exists()
@@ -138,7 +185,7 @@ def test_a_name_that_is_no_digest_never_becomes_a_path(tmp_path: Path) -> None:
         name="a.tar", split="train", num_bytes=3, sha256="../../escaped", samples=()
     )
     with pytest.raises(VerificationError, match=r"64 hex digits; got '\.\./\.\./escaped' for a"):
-        cache.open(shard, chunks=[b"abc"], address="a", stop=threading.Event())
+        cache.open(shard, fetch=giving(b"abc"), address="a", stop=threading.Event())
     assert not list(tmp_path.iterdir())
 
 
