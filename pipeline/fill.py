@@ -68,6 +68,7 @@ class Filler:
 
         Raises:
             ConfigError: If canvases are asked for that the shards do not hold.
+            IndexError: If there is no such candidate.
         """
         self.reader = reader
         self.content = content
@@ -83,8 +84,14 @@ class Filler:
         self._canvas, self._resized = self._codec.canvas_suffix, self._codec.resized_suffix
         self._is_raw = self._codec.name == "raw"
         self._own = threading.local()  # what a thread decodes into
-        self._cuts = _cuts(self._plan, content.candidates)
         self._looks = content.candidates if content.looked_at is None else content.looked_at
+        for candidate in (*content.candidates, *self._looks):
+            if not 0 <= candidate < len(self._plan):
+                raise IndexError(
+                    f"a candidate's index must be at least 0 and below {len(self._plan)}; got "
+                    f"{candidate}."
+                )
+        self._cuts = _cuts(self._plan, content.candidates)
         looks_at_all = self._looks == tuple(range(len(self._plan)))
         self._looked = slice(None) if looks_at_all else list(self._looks)
         self._row_of = {name: row for row, name in enumerate(reader.manifest.suffixes())}

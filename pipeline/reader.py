@@ -108,6 +108,7 @@ class IndexedReader:
             candidates: Indices on axis K to read; all by default.
 
         Raises:
+            IndexError: If there is no such sample.
             VerificationError: If the sample's bytes are not those that were written.
         """
         number, record = self._record(index)
@@ -137,9 +138,12 @@ class IndexedReader:
         passed it is checked again by this reader only where its shard's file has changed since.
 
         Raises:
+            IndexError: If there is no such sample; a negative index names none.
             VerificationError: If a sample's bytes are not those that were written.
         """
         rows_B = np.asarray(indices_B, np.int64)
+        if len(rows_B):
+            self._check_indices(int(rows_B.min()), int(rows_B.max()))
         shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         for number in set(shards_B.tolist()):
             self._look_at(number)
@@ -169,14 +173,25 @@ class IndexedReader:
         # Stored last: another thread that sees the new time must find nothing checked.
         self._written_ns[number] = written_ns
 
+    def _check_indices(self, lowest: int, highest: int) -> None:
+        """Refuse what is outside the split, before any address is computed from it.
+
+        Raises:
+            IndexError: If there is no such sample.
+        """
+        if lowest < 0 or highest >= len(self):
+            index = lowest if lowest < 0 else highest
+            raise IndexError(
+                f"a sample's index must be at least 0 and below {len(self)}; got {index}."
+            )
+
     def _record(self, index: int) -> tuple[int, SampleRecord]:
         """Find a sample's shard and record.
 
         Raises:
             IndexError: If there is no such sample.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"a sample's index must be below {len(self)}; got {index}")
+        self._check_indices(index, index)
         number = int(np.searchsorted(self._ends_S, index, side="right"))
         samples = self._shards[number].samples
         return number, samples[index - int(self._ends_S[number]) + len(samples)]

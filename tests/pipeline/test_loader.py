@@ -215,3 +215,33 @@ def test_arrays_of_other_sizes_than_the_manifests_are_refused_before_they_are_co
         f"{member} must be an array of the manifest's sizes; got another in train-000000.tar at "
         f"offset {record.offset} (sample {record.key}). Rebuild the shard."
     )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("index", [-1, -18, 18])
+def test_an_index_outside_the_split_is_refused_also_once_every_sample_was_checked(
+    shards: Path, index: int, compiled: bool
+) -> None:
+    loader = open_loader(shards, compiled=compiled)
+    message = rf"^a sample's index must be at least 0 and below 18; got {index}\.$"
+    for _epoch in range(2):
+        for ask in (
+            lambda: list(loader.batches([np.array([0, index])])),
+            lambda: loader.reader.locate([index]),
+            lambda: loader.reader.read(index),
+            lambda: loader.reader.place_of(index),
+        ):
+            with pytest.raises(IndexError, match=message):
+                ask()
+        read_all(loader)
+    assert loader.reader.locate([]).shards_B.tolist() == []
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("wrong", [{"candidates": (0, 6)}, {"looked_at": (-1,)}])
+def test_a_candidate_that_there_is_not_is_refused_before_its_address_is_computed(
+    shards: Path, wrong: dict[str, tuple[int, ...]], compiled: bool
+) -> None:
+    index = next(iter(wrong.values()))[-1]
+    with pytest.raises(IndexError, match=rf"^a candidate's .* 0 and below 6; got {index}\.$"):
+        open_loader(shards, compiled=compiled, **wrong)
