@@ -167,17 +167,17 @@ def _check_samples(
     """
     shard = piece.shard
     for record in shard.samples[piece.first : piece.stop]:
-        data = _read_exactly(source, record.length)
+        data = read_exactly(source, record.length)
         if isal_zlib.crc32(data) != record.crc32 or not _has_members(data, record, suffixes):
             raise _changed(f"{shard.place_of(record)} in {source.place}", source)
         yield {"url": shard.name, "stream": io.BytesIO(data)}
     if piece.stop == len(shard.samples):
         offset = shard.num_bytes - len(TAR_END)
-        if _read_exactly(source, len(TAR_END) + 1) != TAR_END:
+        if read_exactly(source, len(TAR_END) + 1) != TAR_END:
             raise _changed(f"{shard.name} at offset {offset} (its end) in {source.place}", source)
 
 
-def _read_exactly(source: Source, num_bytes: int) -> bytes:
+def read_exactly(source: Source, num_bytes: int) -> bytes:
     """Read so many bytes; fewer only at the end."""
     parts = []
     while num_bytes and (data := source.read(num_bytes)):

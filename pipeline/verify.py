@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.reader import IndexedReader
 from pipeline.schema import Sample
 from pipeline.shard import ShardRecord
 from pipeline.store import LocalStore, Source, Store, open_store
-from pipeline.stream import Stream
+from pipeline.stream import Stream, read_exactly
 from pipeline.tar import TAR_END
 from pipeline.verified import load_stamps, save_stamps, stamp
 from pipeline.writer import sha256_of
@@ -156,9 +157,18 @@ def _open_shard(
         samples = map(reader.read, range(len(reader)))
         return samples, partial(sha256_of, store.folder / shard.name)
     hashed = _HashedStore(store)
+    if not len(shard.samples):
+        _read_end(hashed, shard)
+        return iter(()), hashed.digest.hexdigest
     alone = replace(manifest, shards=(shard,))
     stream = Stream(store=hashed, manifest=alone, split=shard.split)
     return stream.samples(), hashed.digest.hexdigest
+
+
+def _read_end(store: Store, shard: ShardRecord) -> None:
+    """Read a shard whose images were all rejected, which no stream opens: a tar's end alone."""
+    with closing(store.open(shard, start=0, stop=threading.Event())) as source:
+        read_exactly(source, len(TAR_END) + 1)
 
 
 class _HashedStore:

@@ -183,6 +183,56 @@ def test_another_sha256_at_an_address_is_an_error(web: Any, srp_data: Any, tmp_p
     assert "sha256 must be as in the manifest; got another in train-000000.tar" in result.stderr
 
 
+@pytest.fixture
+def with_empty(
+    own_tree: Path, make_shards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, str]:
+    """Shards of one image each, of which one is unusable, and the name of the shard without it."""
+    (own_tree / "train/dog/dog_001.JPEG").write_bytes(b"no image")
+    monkeypatch.setattr("pipeline.build.samples_per_shard", lambda *_, **__: 1)
+    out = tmp_path / "with-empty"
+    built = make_shards(own_tree, out, max_rejects=1).manifest
+    (empty,) = (shard.name for shard in built.shards if not len(shard.samples))
+    return out, empty
+
+
+def test_a_shard_whose_images_were_all_rejected_passes_here_and_at_an_address(
+    web: Any, srp_data: Any, with_empty: tuple[Path, str]
+) -> None:
+    web.folder, _ = with_empty
+    for place in (web.folder, web.address):
+        result = srp_data("verify", place)
+        assert result.exit_code == 0, result.stderr
+        assert "train: 17 samples of 18 images, 1 rejected, in 18 shards: ok" in result.stdout
+
+
+@pytest.mark.parametrize("position", [0, 1023])
+def test_a_flipped_byte_of_a_shard_without_samples_is_found_here_and_at_an_address(
+    position: int, web: Any, srp_data: Any, with_empty: tuple[Path, str]
+) -> None:
+    web.folder, empty = with_empty
+    flip(web.folder / empty, position)
+    for place in (web.folder, web.address):
+        result = srp_data("verify", place)
+        assert result.exit_code == 3
+        assert f"sha256 must be as in the manifest; got another in {empty}" in result.stderr
+
+
+def test_a_shard_without_samples_that_is_longer_or_missing_at_an_address_is_found(
+    web: Any, srp_data: Any, with_empty: tuple[Path, str]
+) -> None:
+    web.folder, empty = with_empty
+    (web.folder / empty).write_bytes(bytes(1025))
+    assert (
+        f"got 1025 bytes, not 1024, in {web.address}/{empty}"
+        in srp_data("verify", web.address).stderr
+    )
+    (web.folder / empty).unlink()
+    result = srp_data("verify", web.address)
+    assert result.exit_code == 3
+    assert f"got none at {web.address}/{empty}." in result.stderr
+
+
 def test_an_address_that_runs_a_command_is_refused(srp_data: Any, tmp_path: Path) -> None:
     result = srp_data("verify", f"pipe:touch {tmp_path}/ran")
     assert result.exit_code == 2
