@@ -18,7 +18,7 @@ from pipeline.crops import CropPlan, plan_crops
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.schema import member_suffixes, npy_shapes
 from pipeline.seal import NO_DIGEST, check_seal, seal
-from pipeline.shard import ShardRecord, shard_from_json, shard_to_json
+from pipeline.shard import ShardRecord, check_split, shard_from_json, shard_to_json
 
 FORMAT = "srp-shards/3"
 FILE_NAME = "manifest.json"
@@ -200,6 +200,23 @@ def _check_spec(spec: DataSpec) -> None:
         raise ValueError(f"glimpses, crops and canvases of {sizes} px")
 
 
+def _check_names(manifest: Manifest) -> None:
+    """Refuse splits and shards that could not be told apart, or that no split holds.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for split in manifest.splits:
+        check_split(split)
+    seen = set()
+    for shard in manifest.shards:
+        if shard.split not in manifest.num_sources:
+            raise ValueError(f"{shard.name} of {shard.split}, which is none of the splits")
+        if shard.name in seen:
+            raise ValueError(f"{shard.name} twice")
+        seen.add(shard.name)
+
+
 def from_json(text: str | bytes) -> Manifest:
     """Read a manifest.
 
@@ -228,6 +245,7 @@ def from_json(text: str | bytes) -> Manifest:
         rejects=head.rejects,
         shards=tuple(shard_from_json(shard, suffixes) for shard in head.shards),
     )
+    _check_names(manifest)
     for split, counts in head.splits.items():
         if manifest.num_samples(split) != counts.samples:
             raise ValueError(f"{counts.samples} samples of {split}, shards hold another number")

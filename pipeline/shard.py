@@ -3,9 +3,9 @@
 Axes: N samples of the shard, M members of a sample.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import msgspec
@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.tar import TAR_BLOCK, TAR_END, tar_padding
+
+# A name becomes a path, a URL and a line of the terminal: it holds nothing that means more there.
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.tar")
 
 
 class Extent(NamedTuple):
@@ -262,9 +266,20 @@ def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardRecord
     return shard
 
 
+def check_split(name: str) -> None:
+    """Refuse a name of a split that no build writes.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if not _SPLIT.fullmatch(name):
+        raise ValueError(f"split name {name!r}")
+
+
 def _check_shard(shard: ShardRecord, *, num_samples: int) -> None:
-    if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+    if not _NAME.fullmatch(shard.name):
         raise ValueError(f"shard name {shard.name!r}")
+    check_split(shard.split)
     if num_samples != len(shard.samples):
         raise ValueError(f"{num_samples} samples but {len(shard.samples)} keys in {shard.name}")
     lengths_N = shard.samples.lengths_N()

@@ -12,6 +12,7 @@ import pytest
 from pipeline import manifest as manifests
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import DataSpec, Manifest, Reject
+from pipeline.wording import printable
 
 SPEC = DataSpec(
     canvas_size=12,
@@ -167,6 +168,48 @@ def test_a_shard_whose_fields_do_not_agree_is_refused(change: dict[str, Any], fo
     shards = shards_of(folder)
     edit(folder, shards=[shards[0] | change, *shards[1:]])
     with pytest.raises(VerificationError, match=r"must be whole; got .*manifest\.json\. Delete it"):
+        manifests.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\0.tar", "a\n.tar", "a/b.tar", "..tar", ".tar", "a b.tar", "-a.tar", "\x1b[2J.tar", "é.tar"],
+)
+def test_a_shard_whose_name_no_build_writes_is_refused_in_one_line(
+    name: str, folder: Path, srp_data: Any
+) -> None:
+    shards = shards_of(folder)
+    edit(folder, shards=[shards[0] | {"name": name}, *shards[1:]])
+    with pytest.raises(VerificationError) as caught:
+        manifests.load(folder)
+    assert f"got ValueError: shard name {name!r} in {folder}/manifest.json" in str(caught.value)
+    result = srp_data("verify", folder)
+    assert result.exit_code == 3
+    assert result.stderr == f"error: {printable(str(caught.value))}\n"
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a\0", "tr ain", "-train", "a/b", "train.tar"])
+def test_a_split_whose_name_no_build_writes_is_refused(name: str, folder: Path) -> None:
+    splits = json.loads((folder / manifests.FILE_NAME).read_text())["splits"]
+    edit(folder, splits=splits | {name: {"sources": 0, "samples": 0}})
+    with pytest.raises(VerificationError) as caught:
+        manifests.load(folder)
+    assert f"got ValueError: split name {name!r} in {folder}/manifest.json" in str(caught.value)
+
+
+def test_a_shard_of_no_split_of_the_manifest_is_refused(folder: Path) -> None:
+    shards = shards_of(folder)
+    edit(folder, shards=[*shards, shards[0] | {"name": "a.tar", "split": "test"}])
+    with pytest.raises(VerificationError, match=r"a\.tar of test, which is none of the splits in"):
+        manifests.load(folder)
+
+
+def test_a_shard_that_is_named_twice_is_refused(folder: Path) -> None:
+    fields = json.loads((folder / manifests.FILE_NAME).read_text())
+    shards, splits = fields["shards"], fields["splits"]
+    splits["train"]["samples"] += shards[0]["samples"]
+    edit(folder, shards=[*shards, shards[0]], splits=splits)
+    with pytest.raises(VerificationError, match=r"got ValueError: train-000000\.tar twice in"):
         manifests.load(folder)
 
 
