@@ -200,6 +200,8 @@ def _open(url: str, *, start: int) -> tuple[http.client.HTTPResponse, int]:
     if re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
         return response, start
     response.close()
+    if not start:
+        raise _unreachable(url, "HTTP status 206, a part of it where all was asked for,")
     return _open(url, start=0)
 
 

@@ -161,6 +161,25 @@ def test_a_range_that_was_not_asked_for_is_not_appended(server: Server, tmp_path
     assert server.ranges == ["bytes=2500-", ""]
 
 
+@pytest.mark.parametrize("at_hand", [0, 2500])
+@pytest.mark.parametrize("span", [None, "bytes 100-4999/5000", "nonsense"])
+def test_a_server_that_sends_a_part_where_all_was_asked_for_ends_in_one_line(
+    server: Server, tmp_path: Path, span: str | None, at_hand: int
+) -> None:
+    server.answer = lambda handler: handler.reply(206, DATA[100:], Content_Range=span)
+    part = tmp_path / f"{NAME}.tgz.part"
+    part.write_bytes(DATA[:at_hand])
+    message = exactly(
+        "the archive must be reachable; got HTTP status 206, a part of it where all was asked "
+        f"for, from {server.url}/{NAME}.tgz. Check the network, or use a copy: "
+        f"srp-data build-shards /path/to/{NAME}.tgz shards"
+    )
+    with pytest.raises(DownloadError, match=message):
+        download(NAME, tmp_path, base_url=server.url)
+    assert server.ranges == [*(["bytes=2500-"] if at_hand else []), ""]
+    assert not at_hand or part.read_bytes() == DATA[:2500]
+
+
 def test_a_connection_that_ends_early_is_gone_on_with(server: Server, tmp_path: Path) -> None:
     server.answer = short
     with pytest.raises(

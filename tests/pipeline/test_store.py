@@ -70,6 +70,14 @@ def send_from_elsewhere(handler: Any, data: bytes, start: int) -> None:
     handler.answer(data, start=start + 512)
 
 
+def send_part(handler: Any, data: bytes, start: int) -> None:
+    """Answer with a part and do not say which, whatever was asked for."""
+    handler.send_response(206)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
 def announce_less(handler: Any, data: bytes, start: int) -> None:
     handler.answer(data[:-600], start=start)
 
@@ -242,6 +250,15 @@ def test_a_server_that_keeps_failing_ends_in_one_line_with_the_address(
     assert f"{web.address}/{shard.name} at offset 0. Check the address, the network and" in message
     assert "\n" not in message
     assert len(web.asked_for(shard.name)) == (1 if status == 403 else remote.TRIES)
+
+
+def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
+    web: Any, shard: ShardRecord
+) -> None:
+    web.faults = [send_part] * 9
+    with pytest.raises(DownloadError, match=r"got OSError: another range than was asked for from"):
+        keys_of(web.address)
+    assert web.asked_for(shard.name) == [""] * remote.TRIES
 
 
 def test_an_address_where_nobody_listens_ends_in_one_line(web: Any) -> None:
