@@ -4,14 +4,16 @@ tarfile believes what headers say: it allocates a name of any length, fills a sp
 zeros, goes back where a size is negative, and takes a damaged header for the end of the archive.
 """
 
+import io
 import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import Any, Self
 
+from pipeline.durable import named_errors
 from pipeline.errors import SourceError
 
 # Names of 4 KiB and a few attributes fit; tarfile parses such a header in quadratic time.
@@ -44,13 +46,14 @@ def read_members(
         splits: Folders that may stand at the top, without a root around them.
         on_bytes: Told of the archive's bytes that were read, and of all.
 
-    Raises, as reading the members does, what `one_line` turns into a SourceError.
+    Raises, as reading the members does, what `one_line` turns into a SourceError; an error of the
+    system names the archive.
     """
     total = archive.stat().st_size
     limit = MAX_SMALL_BYTES + MAX_RATIO * total
     last = -1
     with (
-        archive.open("rb") as raw,
+        io.BufferedReader(_NamedFile(archive)) as raw,
         tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar,
     ):
         for member in tar:
@@ -68,6 +71,14 @@ def read_members(
 
 class _Hostile(Exception):  # noqa: N818 - never leaves this file
     """What no archive of images needs."""
+
+
+class _NamedFile(io.FileIO):
+    """A file whose errors of reading name it; the system's name none where one is open already."""
+
+    def readinto(self, buffer: Any) -> int:
+        with named_errors(Path(str(self.name))):
+            return super().readinto(buffer)
 
 
 class _Header(tarfile.TarInfo):

@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -241,6 +242,30 @@ def test_an_image_of_more_bytes_than_any_has_is_listed_but_not_copied(
         big.read()
     others = [image for images in source.images.values() for image in images if image is not big]
     assert [image.read() for image in others] == [b"image"] * 2
+
+
+def test_an_archive_that_cannot_be_read_is_named_and_not_the_file_it_is_copied_to(
+    srp_data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tgz"
+    path.symlink_to("/proc/self/mem")  # opens, and fails with EIO at its first byte
+    result = srp_data("build-shards", path, tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: a file could not be read or written; got Input/output error at {path}. "
+        "Check the disk and its cables, and run the same command again."
+    )
+
+
+def test_a_disk_that_fills_up_names_the_file_that_images_are_copied_to(tmp_path: Path) -> None:
+    for size in (1, 1 << 20):  # written when it is closed, and before
+        path = packed(tmp_path, member("root/train/cat/b.JPEG", bytes(size)))
+        scratch = tmp_path / f"out/{size}"
+        scratch.parent.mkdir(exist_ok=True)
+        scratch.symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            open_source(path, scratch=scratch, on_progress=lambda *_: None)
+        assert caught.value.filename == str(scratch)
 
 
 def mended(data: bytes) -> bytes:
