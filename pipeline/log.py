@@ -6,6 +6,7 @@ Each line has `time` (UTC, ISO 8601), `pid` and `event`; the other fields are th
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,20 @@ class Log:
     def __init__(self) -> None:
         """Begin without a file."""
         self._path: Path | None = None
+        self._warn: Callable[[str], None] = lambda _: None
         self._told: dict[str, tuple[float, int]] = {}
 
-    def open(self, path: Path | None) -> None:
+    def open(self, path: Path | None, *, warn: Callable[[str], None]) -> None:
         """Append to a file from now on; None appends nowhere.
 
+        Args:
+            path: Of the file.
+            warn: Told once, should a line not fit: the work goes on without a log.
+
         Raises:
-            OSError: If it cannot be written to.
+            OSError: If it cannot be opened.
         """
-        self._path, self._told = None, {}
+        self._path, self._warn, self._told = None, warn, {}
         if path is not None:
             path.open("a").close()
         self._path = path
@@ -37,8 +43,12 @@ class Log:
         if self._path is None:
             return
         head = {"time": datetime.now(UTC).isoformat(), "pid": os.getpid(), "event": event}
-        with self._path.open("a") as file:
-            file.write(json.dumps({**head, **fields}, default=str) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({**head, **fields}, default=str) + "\n")
+        except OSError as error:
+            path, self._path = self._path, None  # a line may be cut: none is put behind it
+            self._warn(f"the log ends here: {error.strerror} at {path}; the work goes on without")
 
     def begin(self) -> None:
         """Forget how far stages were: what is told from now on is of other work."""

@@ -56,7 +56,7 @@ class Commands(click.Group):
                 type=click.Path(path_type=Path),
                 metavar="FILE",
                 expose_value=False,
-                callback=lambda _context, _option, path: LOG.open(path),
+                callback=lambda _context, _option, path: LOG.open(path, warn=note),
                 help="Append what happens as JSON Lines.  [default: nowhere]",
             )
         )
@@ -172,8 +172,7 @@ def _fix(error: OSError) -> str:
 
 def _end(message: str, status: int) -> NoReturn:
     click.echo(f"error: {printable(message)}", err=True)
-    with contextlib.suppress(OSError):  # the log's own disk may be the one that is full
-        LOG.write("end", status=status, error=printable(message))
+    LOG.write("end", status=status, error=printable(message))
     sys.exit(status)
 
 

@@ -48,6 +48,41 @@ def test_a_log_that_cannot_be_written_is_an_error_at_once(srp_data: Any, tmp_pat
     assert "got No such file or directory at" in result.stderr
 
 
+def test_a_log_whose_disk_is_full_is_warned_of_once_and_ends_no_build(
+    image_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    sizes = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8", "--workers=1")
+    warning = "the log ends here: No space left on device at /dev/full; the work goes on without"
+    build = ("--log", "/dev/full", "build-shards", image_tree, tmp_path / "out", *sizes)
+    for reused in ([], ["reused 2 finished shards: train-000000.tar, val-000000.tar"]):
+        result = srp_data(*build)
+        assert result.exit_code == 0
+        lines = [line for line in result.stderr.splitlines() if "━" not in line]
+        assert lines == [warning, *reused]
+    failed = srp_data("--log", "/dev/full", "verify", tmp_path / "none")
+    assert failed.exit_code == 2
+    assert failed.stderr.splitlines()[0] == warning
+    assert failed.stderr.splitlines()[1].startswith("error: SHARDS must be a folder")
+
+
+def test_a_log_that_breaks_off_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, warnings = tmp_path / "log.jsonl", list[str]()
+    log = Log()
+    log.open(path, warn=warnings.append)
+    log.write("first")
+    path.rename(tmp_path / "kept.jsonl")
+    path.mkdir()
+    log.write("second")
+    path.rmdir()
+    log.write("third")
+    assert [line["event"] for line in lines_of(tmp_path / "kept.jsonl")] == ["first"]
+    assert not path.exists()
+    (warning,) = warnings
+    assert warning.startswith(f"the log ends here: Is a directory at {path};")
+
+
 def test_a_long_stage_is_told_every_few_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +90,7 @@ def test_a_long_stage_is_told_every_few_seconds(
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     log = Log()
     log.stage("unheard", 0, 2)
-    log.open(tmp_path / "log.jsonl")
+    log.open(tmp_path / "log.jsonl", warn=pytest.fail)
     for second in range(31):
         now[0] = float(second)
         log.stage("work", second, 30)
@@ -66,7 +101,7 @@ def test_a_long_stage_is_told_every_few_seconds(
 
 def test_a_stage_that_begins_again_is_told_again(tmp_path: Path) -> None:
     log = Log()
-    log.open(tmp_path / "log.jsonl")
+    log.open(tmp_path / "log.jsonl", warn=pytest.fail)
     for done in (0, 5, 30, 30, 10, 30, 0, 30):
         log.stage("train", done, 30)
     told = [line["done"] for line in lines_of(tmp_path / "log.jsonl")]
@@ -75,7 +110,7 @@ def test_a_stage_that_begins_again_is_told_again(tmp_path: Path) -> None:
 
 def test_a_stage_of_one_report_is_told_of_each_run(tmp_path: Path) -> None:
     log = Log()
-    log.open(tmp_path / "log.jsonl")
+    log.open(tmp_path / "log.jsonl", warn=pytest.fail)
     for _run in range(3):
         log.begin()
         log.stage("val", 20, 20)
