@@ -74,6 +74,7 @@ class ShardCache:
             stop: Once set, waiting ends in CancelledError.
 
         Raises:
+            ConfigError: If the cache is in a file system without locks.
             VerificationError: If other bytes came than were written; they are not kept.
         """
         path = self.path_of(shard)
@@ -128,8 +129,27 @@ class ShardCache:
 def release(file: BinaryIO) -> None:
     """Close what `ShardCache.open` gave."""
     if not file.closed:
-        fcntl.flock(file, fcntl.LOCK_UN)  # a child process may hold a copy of the descriptor
+        with contextlib.suppress(OSError):  # it was never locked where there are no locks
+            fcntl.flock(file, fcntl.LOCK_UN)  # a child process may hold a copy of the descriptor
         file.close()
+
+
+def _lock(file: BinaryIO, how: int) -> None:
+    """Lock a file of the cache.
+
+    Raises:
+        BlockingIOError: If another has it, and waiting was not asked for.
+        ConfigError: If the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"a cache must be in a file system with locks; got {error.strerror} for {file.name}. "
+            "Name a folder on a disk of this machine, or read without a cache."
+        ) from error
 
 
 def _open_whole(path: Path, num_bytes: int) -> BinaryIO | None:
@@ -139,7 +159,7 @@ def _open_whole(path: Path, num_bytes: int) -> BinaryIO | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_SH)
+        _lock(file, fcntl.LOCK_SH)
         status = os.fstat(file.fileno())
         if status.st_nlink and status.st_size == num_bytes:  # not removed meanwhile, not cut
             with contextlib.suppress(OSError):  # a cache that is only read has no use for it
@@ -158,7 +178,7 @@ def _remove_unused(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
     except BlockingIOError:  # somebody reads it
         return False
@@ -173,7 +193,7 @@ def _locked(path: Path, stop: threading.Event) -> Iterator[None]:
     with path.open("wb") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if stop.wait(_POLL_S):

@@ -171,7 +171,7 @@ class RemoteStore:
         file = cache.open(shard, fetch=fetch, address=self.folder.locate(shard.name), stop=stop)
         file.seek(start)
         path = cache.path_of(shard)
-        return _FileSource(file, place=str(path), fix=f"Remove {path} and run the command again.")
+        return _KeptSource(file, place=str(path), fix=f"Remove {path} and run the command again.")
 
     def _file_of(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> RemoteFile:
         return RemoteFile(
@@ -194,6 +194,13 @@ class _FileSource:
 
     def read(self, num_bytes: int) -> bytes:
         return self._file.read(num_bytes)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _KeptSource(_FileSource):
+    """A shard in the cache, which may be removed once it is closed."""
 
     def close(self) -> None:
         release(self._file)

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -195,3 +196,21 @@ def test_a_cache_that_cannot_work_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"must be a folder; got the file .*file\. Move it\."):
         ShardCache(folder=tmp_path / "file")
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_cache_in_a_file_system_without_locks_is_refused_in_one_line(
+    is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_file: object, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    cache = ShardCache(folder=tmp_path)
+    path = put(cache, b"abc") if is_kept else tmp_path / f".{shard_of(b'abc').sha256}.lock"
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError) as caught:
+        put(cache, b"abc")
+    assert str(caught.value) == (
+        f"a cache must be in a file system with locks; got No locks available for {path}. "
+        "Name a folder on a disk of this machine, or read without a cache."
+    )

@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import os
 import shutil
 import threading
 import zlib
@@ -193,6 +196,18 @@ def test_a_missing_shard_is_an_error_with_the_fix(own: Own) -> None:
     (folder / shard.name).unlink()
     with pytest.raises(VerificationError, match=rf"none at .*{shard.name}\. Run the same srp-data"):
         read(own)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_local_stream_needs_no_locks(
+    number: int, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_file: object, _how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    stream = stream_of(shards)
+    assert keys_of(stream) == keys_in(stream.manifest, "train")
 
 
 def test_a_stream_that_is_left_early_ends_its_thread_and_closes_its_files(shards: Path) -> None:
