@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.resample import Pixels
 from pipeline.shard import ShardRecord
 from pipeline.tar import TAR_END
 
-_SPARE_FILES = 64  # file descriptors that the rest of a process needs
+_SPARE_FILES = 64  # file descriptors that the rest of a process may still need
 
 
 class MappedShards:
@@ -33,12 +34,11 @@ class MappedShards:
             shards: Those to map; `number` is a position among them.
 
         Raises:
-            ConfigError: If they are more than the files that a process may have open.
+            ConfigError: If they and what this process has open are more files than it may have.
             VerificationError: If a shard is missing or has another length.
         """
         self._shards = tuple(shards)
         self._paths = tuple(os.fspath(folder / shard.name) for shard in self._shards)
-        _allow_files(len(self._shards))
         for path, shard in zip(self._paths, self._shards, strict=True):
             check_length(path, shard)
         self._set_up()
@@ -48,6 +48,14 @@ class MappedShards:
         self._maps: dict[int, Pixels] = {}
         self._addresses: dict[int, int] = {}
         self._lock = threading.Lock()
+        with _LIVING_LOCK:
+            _allow_files(len(self._shards), beside=_open_files())
+            _LIVING.add(self)
+
+    @property
+    def num_unmapped(self) -> int:
+        """Count the shards that are files still to be opened."""
+        return len(self._shards) - len(self._maps)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_shards": self._shards, "_paths": self._paths}
@@ -121,8 +129,22 @@ def _break_of(shard: ShardRecord, size: int) -> str:
     return f"{offset}, sample {shard.samples.key(row)}"
 
 
-def _allow_files(count: int) -> None:
+# Of this process. A shard is opened when it is first read, so what is open is not all that will be.
+_LIVING: "weakref.WeakSet[MappedShards]" = weakref.WeakSet()
+_LIVING_LOCK = threading.Lock()
+
+
+def _open_files() -> int:
+    """Count the files that this process has open, and those that its readers are going to open."""
+    return len(os.listdir("/dev/fd")) + sum(mapped.num_unmapped for mapped in _LIVING)
+
+
+def _allow_files(count: int, *, beside: int) -> None:
     """Raise this process's own limit on open files by the number of its new shards.
+
+    Args:
+        count: Of the new shards.
+        beside: Other files of this process.
 
     Raises:
         ConfigError: If the system does not let it.
@@ -131,9 +153,11 @@ def _allow_files(count: int) -> None:
     if soft == resource.RLIM_INFINITY:
         return
     most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-    if most < count + _SPARE_FILES:
+    needed = beside + count + _SPARE_FILES
+    if most < needed:
         raise ConfigError(
-            f"every shard is a file that stays open; got {count} shards where this system allows "
-            f"{most} files. Raise it with ulimit -n, or build shards with a larger --shard-mib."
+            f"every shard is a file that stays open; got {count} shards beside {beside} files of "
+            f"this process where the system allows it {most} and {_SPARE_FILES} are kept free. "
+            "Raise it with ulimit -n, or build shards with a larger --shard-mib."
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft + count, needed), most), hard))

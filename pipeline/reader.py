@@ -52,7 +52,7 @@ class IndexedReader:
                 their samples in order.
 
         Raises:
-            ConfigError: If they are more than the files that a process may have open.
+            ConfigError: If they and what this process has open are more files than it may have.
             VerificationError: If a shard is missing or has another length.
         """
         self.manifest = manifest

@@ -1,7 +1,10 @@
 import os
 import pickle
+import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,15 +60,102 @@ def test_the_limit_on_open_files_is_raised_or_named(
     records: tuple[ShardRecord, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
+    monkeypatch.setattr("pipeline.mapped._open_files", lambda: 30)
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
-    for limits in ((64, 1000), (64, resource.RLIM_INFINITY), (resource.RLIM_INFINITY,) * 2):
+    for limits in ((100, 1000), (100, resource.RLIM_INFINITY), (resource.RLIM_INFINITY,) * 2):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
         MappedShards(tmp_path, records)
-    assert asked == [(64 + len(records), 1000), (64 + len(records), resource.RLIM_INFINITY)]
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
+    assert asked == [(100 + len(records), 1000), (100 + len(records), resource.RLIM_INFINITY)]
+    most = 30 + len(records) + 64
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, most))
+    MappedShards(tmp_path, records)
+    assert asked[-1] == (most, most)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, most - 1))
     with pytest.raises(ConfigError) as caught:
         MappedShards(tmp_path, records)
     assert str(caught.value) == (
-        f"every shard is a file that stays open; got {len(records)} shards where this system "
-        "allows 20 files. Raise it with ulimit -n, or build shards with a larger --shard-mib."
+        f"every shard is a file that stays open; got {len(records)} shards beside 30 files of "
+        f"this process where the system allows it {most - 1} and 64 are kept free. "
+        "Raise it with ulimit -n, or build shards with a larger --shard-mib."
     )
+
+
+READERS = """
+import json, pickle, resource, sys
+from pathlib import Path
+from pipeline.errors import ConfigError
+from pipeline.mapped import MappedShards
+from pipeline.shard import Samples, ShardRecord
+
+def limit(soft, hard):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+def open_reader():
+    samples = Samples(keys=[], labels=[], offsets=[], crc32=[], sizes={})
+    return MappedShards(folder, [
+        ShardRecord(name=f"{n}.tar", split="train", num_bytes=1, sha256="", samples=samples)
+        for n in range(60)
+    ])
+
+def read_all(mapped):
+    return sum(mapped.bytes_of(n).size for n in range(60))
+
+folder = Path(sys.argv[1])
+for n in range(60):
+    (folder / f"{n}.tar").write_bytes(b"1")
+"""
+REPO = Path(__file__).resolve().parents[2]
+
+
+def run_readers(text: str, folder: Path) -> list[str]:
+    """Let a process of its own, whose limits nobody else has, read 60 files a reader."""
+    command = [sys.executable, "-W", "error", "-c", READERS + text, str(folder)]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("reads_at_once", [False, True])
+def test_readers_of_one_process_share_its_limit_on_open_files(
+    reads_at_once: bool, tmp_path: Path
+) -> None:
+    told = run_readers(
+        f"""
+limit(100, 290)
+readers = []
+try:
+    while len(readers) < 9:
+        readers.append(open_reader())
+        {reads_at_once} and read_all(readers[-1])
+except ConfigError as error:
+    print(error)
+print([read_all(mapped) for mapped in readers])
+readers.pop()
+print(read_all(open_reader()))
+""",
+        tmp_path,
+    )
+    assert re.fullmatch(
+        r"every shard is a file that stays open; got 60 shards beside 1[89]\d files of this "
+        r"process where the system allows it 290 and 64 are kept free\. Raise it with .*",
+        told[0],
+    )
+    assert told[1:] == ["[60, 60, 60]", "60"]
+
+
+def test_a_reader_that_is_sent_to_another_process_raises_its_limit_too(tmp_path: Path) -> None:
+    told = run_readers(
+        """
+sent = pickle.dumps(open_reader())
+limit(50, 290)
+print(read_all(pickle.loads(sent)))
+limit(50, 50)
+try:
+    pickle.loads(sent)
+except ConfigError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert told[0] == "60"
+    assert told[1].startswith("every shard is a file that stays open; got 60 shards beside ")
