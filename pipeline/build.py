@@ -31,7 +31,7 @@ from pipeline.resume import (
     refuse_other_build,
     shards_folder,
 )
-from pipeline.sources import Progress, Source, open_source, require_source
+from pipeline.sources import Progress, Source, open_source, require_source, spelt_out
 from pipeline.worker import Task, write_one
 
 
@@ -43,13 +43,14 @@ class BuildResult:
         manifest: Of everything in the folder.
         reused: Shards that an earlier run had finished.
         tried_again: Shards that were begun anew because a worker died or hung, once for each.
-        passed_over: Files of the source that are not images by their names.
+        skipped: What was not taken of the source: files that are no images by suffix or place,
+            and links back; spelt as the paths of images are.
     """
 
     manifest: Manifest
     reused: tuple[str, ...]
     tried_again: tuple[str, ...]
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
@@ -99,7 +100,7 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         manifest=built,
         reused=reused,
         tried_again=tuple(tried_again),
-        passed_over=source.passed_over,
+        skipped=tuple(map(spelt_out, source.skipped)),
     )
 
 

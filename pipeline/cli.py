@@ -35,6 +35,8 @@ from pipeline.wording import few, printable
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
 
+MAX_SKIPPED = 10  # that are named in text
+
 
 @click.group(
     cls=Commands,
@@ -126,15 +128,16 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=stages(bars))
-    _note_passed_over(result.passed_over)
     if result.tried_again:
         note(f"tried again, since workers died or hung: {few(result.tried_again)}")
     if result.reused:
         note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     if as_json:
-        click.echo(json.dumps({"folder": str(out), **counts_of(result.manifest)}, indent=1))
+        counts = {**counts_of(result.manifest), "skipped": result.skipped}
+        click.echo(json.dumps({"folder": str(out), **counts}, indent=1))
     else:
         _print_counts(result.manifest)
+        _print_skipped(result.skipped, rest="--json names all")
 
 
 def _print_counts(manifest: "Manifest") -> None:
@@ -228,8 +231,8 @@ def scatter(**options: Any) -> None:
     config = ScatterConfig(**options)
     with progress_bars("images/s") as bars:
         scattered = scatter_images(config, on_progress=stages(bars))
-    _note_passed_over(scattered.passed_over)
     click.echo(f"{scattered.num_images} images in {config.out}")
+    _print_skipped(scattered.skipped, rest="build-shards --json names all")
 
 
 @main.command()
@@ -258,9 +261,19 @@ def download(name: str, output: Path) -> None:
     click.echo(str(path))
 
 
-def _note_passed_over(names: tuple[str, ...]) -> None:
-    for name in names:
-        note(f"passed over {name}: a link, or not an image by its place and name")
+def _print_skipped(names: tuple[str, ...], *, rest: str) -> None:
+    """Count what was not taken of a source, and name the first of it.
+
+    Args:
+        names: Of all.
+        rest: How to learn those that are not named.
+    """
+    if names:
+        click.echo(f"skipped: {len(names)} (not an image by suffix and place)")
+    for name in names[:MAX_SKIPPED]:
+        click.echo(printable(f"skipped {name}"))
+    if len(names) > MAX_SKIPPED:
+        click.echo(f"and {len(names) - MAX_SKIPPED} more; {rest}")
 
 
 if __name__ == "__main__":

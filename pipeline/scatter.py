@@ -40,10 +40,10 @@ Rng = np.random.Generator
 
 
 class Scattered(NamedTuple):
-    """What was written: one picture of each image. Other files of the source are named."""
+    """What was written, one picture of each image, and what was skipped of the source."""
 
     num_images: int
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
@@ -52,7 +52,7 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
     A picture depends on the seed, its own path and its split's images alone.
 
     Returns:
-        The number of pictures, each in its image's split and class, and what is no image.
+        The number of pictures, each in its image's split and class, and what was skipped.
 
     Raises:
         ConfigError: If the output folder holds something or cannot be written.
@@ -72,7 +72,7 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
             workers=config.workers,
             on_progress=lambda done, all_: on_progress("scattering", done, all_),
         )
-    return Scattered(num_images, source.passed_over)
+    return Scattered(num_images, source.skipped)
 
 
 def _makers(

@@ -17,9 +17,12 @@ from pipeline.errors import SourceError
 from pipeline.plan import MAX_IMAGE_BYTES, SourceImage
 
 SPLITS = ("train", "val")
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-)
+# All that Pillow registers for the formats that `decode` allows; a test compares the two. Frozen,
+# so that equal sources give equal shards whatever Pillow is installed.
+IMAGE_SUFFIXES = (
+    ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -32,12 +35,12 @@ class Source:
     Attributes:
         classes: Class folders, sorted; a label is an index into them.
         images: By split, in no particular order.
-        passed_over: Files that are not images by their names, and so are not counted.
+        skipped: What is not taken: files that are no images by suffix or place, and links back.
     """
 
     classes: tuple[str, ...]
     images: dict[str, tuple[SourceImage, ...]]
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 class _Found(NamedTuple):
@@ -45,7 +48,7 @@ class _Found(NamedTuple):
 
     images: list[SourceImage]
     classes: set[tuple[str, str]]
-    passed_over: list[str]
+    skipped: list[str]
 
 
 def open_source(source: Path, *, scratch: Path, on_progress: Progress) -> Source:
@@ -87,12 +90,12 @@ def _list_folder(root: Path) -> _Found:
         if entry.name in SPLITS and os.path.isdir(entry):
             splits.append(entry)
         else:
-            found.passed_over.append(entry.name)
+            found.skipped.append(entry.name)
     above = {_identity(path) for path in (root, *root.resolve().parents, *splits)}
     for split in splits:
         for entry in _entries(split):
             if not os.path.isdir(entry) or _identity(entry) in above:
-                found.passed_over.append(f"{split.name}/{entry.name}")
+                found.skipped.append(f"{split.name}/{entry.name}")
                 continue
             found.classes.add((split.name, spelt_out(entry.name)))
             for path in _files_below(entry, found, root, seen=set(above)):
@@ -128,7 +131,7 @@ def _files_below(
     while waiting:
         inner = waiting.pop()
         if _identity(inner) in seen:
-            found.passed_over.append(inner.relative_to(root).as_posix())
+            found.skipped.append(inner.relative_to(root).as_posix())
             continue
         seen.add(_identity(inner))
         folders = []
@@ -152,7 +155,7 @@ def _take_file(path: Path, found: _Found, root: Path) -> None:
         status = None
     is_device = status is not None and not stat.S_ISREG(status.st_mode)  # may never end
     if path.suffix.lower() not in IMAGE_SUFFIXES or is_device:
-        found.passed_over.append(relative.as_posix())
+        found.skipped.append(relative.as_posix())
         return
     found.images.append(
         SourceImage(
@@ -188,7 +191,7 @@ def _list_archive(archive: Path, scratch: Path, on_progress: Progress) -> _Found
                 continue
             image = _copy_image(tar, member, parts, out)
             if image is None:
-                found.passed_over.append(member.name)
+                found.skipped.append(member.name)
             else:
                 found.images.append(image)
     return found
@@ -253,5 +256,5 @@ def _check(source: Path, found: _Found) -> Source:
         images={
             split: tuple(image for image in images if image.split == split) for split in SPLITS
         },
-        passed_over=tuple(found.passed_over),
+        skipped=tuple(found.skipped),
     )

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,38 @@ def test_workers_and_kind_of_source_do_not_change_a_byte(
         result = make_shards(source, out, workers=workers, **options)
         assert files(out) == expected
         assert not (out / ".build").exists()
-        assert result.passed_over == (("images/README.csv",) if name == "archive" else ())
+        assert result.skipped == (("images/README.csv",) if name == "archive" else ())
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_every_file_is_a_sample_a_reject_or_skipped(
+    is_packed: bool, own_tree: Path, jpeg: Any, make_shards: Any, tmp_path: Path
+) -> None:
+    for kind, suffix in (("PPM", "pnm"), ("PPM", "pbm"), ("MPO", "mpo"), ("JPEG", "jfif"),
+                         ("JPEG", "jpe"), ("PNG", "apng")):  # fmt: skip
+        (own_tree / f"train/cat/image.{suffix}").write_bytes(jpeg(1, kind=kind))
+    for name in ("float.pfm", "other.eps", "text.txt", "none", "text.jpg"):
+        (own_tree / f"val/dog/{name}").write_bytes(b"Pf\n1 1\n-1.0\n\0\0\x80\x3f")
+    (own_tree / "val/dog/\udcff.txt").touch()
+    num_files = sum(path.is_file() for path in own_tree.rglob("*"))
+    source = own_tree
+    if is_packed:
+        source = tmp_path / "images.tgz"
+        with tarfile.open(source, "w:gz") as tar:
+            tar.add(own_tree, "images")
+    result = make_shards(source, tmp_path / "out", max_rejects=9)
+    manifest = result.manifest
+    num_samples = sum(manifest.num_samples(split) for split in manifest.splits)
+    num_found = sum(manifest.num_sources.values())
+    reasons = {reject.path: reject.reason for reject in manifest.rejects}
+    assert reasons == dict.fromkeys(
+        ("val/dog/float.pfm", "val/dog/text.jpg"), "float images have no documented range"
+    )
+    assert num_found == num_samples + len(reasons) == 27 + 8
+    assert num_files == num_samples + len(reasons) + len(result.skipped)
+    assert {name.removeprefix("images/") for name in result.skipped} == {
+        "val/dog/other.eps", "val/dog/text.txt", "val/dog/none", r"val/dog/\xff.txt",
+    }  # fmt: skip
 
 
 def test_workers_do_not_change_a_byte_of_any_codec(

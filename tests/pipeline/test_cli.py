@@ -62,12 +62,30 @@ def test_an_archive_is_read_with_progress_and_its_stray_file_is_named(
 ) -> None:
     result = srp_data("build-shards", image_archive, tmp_path / "out", *SIZES, "--limit=2")
     assert result.exit_code == 0
-    assert (
-        "passed over images/README.csv: a link, or not an image by its place and name"
-        in result.stderr
+    assert result.stdout.endswith(
+        "\nskipped: 1 (not an image by suffix and place)\nskipped images/README.csv\n"
     )
     assert re.search(r"reading the archive .* [\d.]+/[\d.]+ .* MB/s", result.stderr)
     assert "train: 2 images in, 2 samples out" in result.stdout
+
+
+def test_what_was_skipped_is_counted_and_the_first_of_it_named_in_text_and_all_in_json(
+    own_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    names = [f"train/cat/{number:02d}.heic" for number in range(13)]
+    for name in names:
+        (own_tree / name).touch()
+    command = ("build-shards", own_tree, tmp_path / "out", *SIZES)
+    told = srp_data(*command).stdout.splitlines()
+    assert told[2:] == [
+        "skipped: 13 (not an image by suffix and place)",
+        *(f"skipped {name}" for name in names[:10]),
+        "and 3 more; --json names all",
+    ]
+    counts = json.loads(srp_data(*command, "--json").stdout)
+    assert counts["skipped"] == names
+    scattered = srp_data("scatter", own_tree, tmp_path / "scattered", "--size=32", "-j1").stdout
+    assert scattered.splitlines()[1:] == [*told[2:-1], "and 3 more; build-shards --json names all"]
 
 
 def test_rejects_end_in_status_4_and_are_tolerated_by_number(
@@ -180,7 +198,7 @@ def test_the_embedded_data_set_is_drawn_and_can_be_built(srp_data: Any, tmp_path
     assert drawn.stdout == f"30 images in {tmp_path / 'scenes'}\n"
     assert "drawing scenes" in drawn.stderr
     built = srp_data("build-shards", tmp_path / "scenes", tmp_path / "out", *SIZES)
-    assert "passed over boxes.csv" in built.stderr
+    assert built.stdout.endswith("\nskipped boxes.csv\n")
     assert "train: 20 images in, 20 samples out" in built.stdout
 
 

@@ -102,7 +102,7 @@ def test_everything_in_a_folder_is_an_image_or_named(
         source = list_folder(root)
         listed = [image for images in source.images.values() for image in images]
         images = {Path(image.file) for image in listed}
-        named = {root / name for name in source.passed_over}
+        named = {root / name for name in source.skipped}
         assert len(images) == len(listed)
         assert not images & named
         for path in entries_below(root):
@@ -136,7 +136,7 @@ def paths_in(source: Source, split: str = "train") -> list[str]:
 def test_a_link_in_place_of_a_class_that_leads_back_is_named(target: str, tree: Path) -> None:
     (tree / "train/loop").symlink_to(target)
     source = list_folder(tree)
-    assert source.passed_over == ("train/loop",)
+    assert source.skipped == ("train/loop",)
     assert paths_in(source) == ["train/cat/a.jpg", "train/dog/a.jpg"]
 
 
@@ -155,7 +155,7 @@ def test_links_to_folders_are_followed_once(tree: Path, tmp_path: Path) -> None:
     assert paths_in(source) == [
         "train/cat/a.jpg", "train/cat/again/deep/b.jpg", "train/dog/a.jpg", "train/emu/deep/b.jpg",
     ]  # fmt: skip
-    assert sorted(source.passed_over) == [
+    assert sorted(source.skipped) == [
         "train/cat/again/deep/up", "train/cat/more", "train/cat/self",
         "train/emu/deep/up", "val/emu/deep/up",
     ]  # fmt: skip
@@ -167,14 +167,14 @@ def test_a_real_folder_goes_before_a_link_to_it(tree: Path) -> None:
     (tree / "train/cat/link").symlink_to("z")
     source = list_folder(tree)
     assert paths_in(source) == ["train/cat/a.jpg", "train/cat/z/b.jpg", "train/dog/a.jpg"]
-    assert source.passed_over == ("train/cat/link",)
+    assert source.skipped == ("train/cat/link",)
 
 
 def test_links_that_lead_nowhere_are_named(tree: Path) -> None:
     (tree / "train/itself").symlink_to("itself")
     (tree / "train/cat/itself.jpg").symlink_to("itself.jpg")
     source = list_folder(tree)
-    assert source.passed_over == ("train/itself",)
+    assert source.skipped == ("train/itself",)
     (image,) = (image for image in source.images["train"] if "itself" in image.path)
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         image.read()

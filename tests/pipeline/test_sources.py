@@ -1,15 +1,18 @@
 import gzip
 import io
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from pipeline.decode import FORMATS
 from pipeline.errors import SourceError
-from pipeline.sources import Source, open_source
+from pipeline.sources import IMAGE_SUFFIXES, Source, open_source
 
 Member = tuple[str, bytes]
 
@@ -120,7 +123,35 @@ def test_progress_ends_at_the_archives_size(tmp_path: Path) -> None:
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
 
-def test_stray_files_are_named_and_passed_over(tmp_path: Path, list_source: List) -> None:
+def test_images_have_the_suffixes_that_pillow_registers_for_the_formats_that_are_read() -> None:
+    read = (*FORMATS, "MPO")  # which comes in through JPEG
+    registered = Image.registered_extensions().items()
+    assert list(IMAGE_SUFFIXES) == sorted(suffix for suffix, kind in registered if kind in read)
+
+
+def test_the_page_of_the_format_lists_the_suffixes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "shards/README.md").read_text()
+    (listed,) = re.findall(
+        r"counts as an image by its suffix, in any case: (.*?)\. ", page, re.DOTALL
+    )
+    assert tuple(re.findall(r"`(.+?)`", listed)) == IMAGE_SUFFIXES
+
+
+@pytest.mark.parametrize("write", [write_archive, write_folder])
+def test_every_suffix_is_taken_in_any_case(
+    write: Callable[[Path, Iterable[Member]], Path], list_source: List, tmp_path: Path
+) -> None:
+    names = [f"a{suffix}" for suffix in IMAGE_SUFFIXES] + [
+        f"B{suffix.upper()}" for suffix in IMAGE_SUFFIXES
+    ]
+    more = [(f"root/train/cat/deep/{name}", b"x") for name in names]
+    source = list_source(write(tmp_path / "source", [*IMAGES, *more]))
+    found = {os.path.basename(path) for path in contents(source) if "/deep/" in path}
+    assert found == {*names, "a.png"}
+    assert source.skipped == ()
+
+
+def test_stray_files_are_named_and_skipped(tmp_path: Path, list_source: List) -> None:
     strays = [
         ("root/noisy.csv", b"x"),
         ("root/test/cat/a.JPEG", b"x"),
@@ -128,19 +159,19 @@ def test_stray_files_are_named_and_passed_over(tmp_path: Path, list_source: List
         ("root/train/cat/notes.txt", b"x"),
     ]
     archive = list_source(write_archive(tmp_path / "a.tgz", IMAGES + strays))
-    assert archive.passed_over == tuple(name for name, _ in strays)
+    assert archive.skipped == tuple(name for name, _ in strays)
     folder = list_source(write_folder(tmp_path / "folder", IMAGES + strays))
-    assert set(folder.passed_over) == {"noisy.csv", "test", "train/README", "train/cat/notes.txt"}
+    assert set(folder.skipped) == {"noisy.csv", "test", "train/README", "train/cat/notes.txt"}
     assert len(contents(archive)) == len(contents(folder)) == len(IMAGES)
 
 
-def test_links_in_an_archive_are_named_and_passed_over(tmp_path: Path, list_source: List) -> None:
+def test_links_in_an_archive_are_named_and_skipped(tmp_path: Path, list_source: List) -> None:
     links = [
         link("root/train/cat/s.JPEG", "../dog/a.JPEG", tarfile.SYMTYPE),
         link("root/train/cat/h.JPEG", "root/train/cat/a.JPEG", tarfile.LNKTYPE),
     ]
     archive = list_source(write_archive(tmp_path / "a.tgz", [*IMAGES, *links]))
-    assert archive.passed_over == tuple(info.name for info in links)
+    assert archive.skipped == tuple(info.name for info in links)
     assert len(contents(archive)) == len(IMAGES)
 
 
@@ -246,7 +277,7 @@ def test_linked_images_of_a_folder_count_and_devices_do_not(
     (folder / "train/cat/broken.JPEG").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "train/cat/fifo.JPEG")
     source = list_source(folder)
-    assert source.passed_over == ("train/cat/fifo.JPEG",)
+    assert source.skipped == ("train/cat/fifo.JPEG",)
     sizes = {image.path: image.size for image in source.images["train"]}
     assert sizes["train/cat/link.JPEG"] == len(b"val cat")
     assert sizes["train/cat/broken.JPEG"] == 0

@@ -197,7 +197,7 @@ NASTY = "\x1b[31m\u202e"
 def test_no_escape_sequence_of_a_file_name_reaches_the_terminal(
     own_tree: Path, tmp_path: Path, srp_data: SrpData
 ) -> None:
-    (own_tree / f"train/cat/{NASTY}.txt").write_text("passed over")
+    (own_tree / f"train/cat/{NASTY}.txt").write_text("skipped")
     (own_tree / f"train/cat/{NASTY}.jpg").write_text("rejected")
     sizes = ("--canvas-size", 32, "--crop-size", 32, "--glimpse-size", 8, "-j", 1)
     refused = srp_data("build-shards", own_tree, tmp_path / "out", *sizes)
@@ -208,7 +208,7 @@ def test_no_escape_sequence_of_a_file_name_reaches_the_terminal(
     assert missing.exit_code == 2
     spelt = r"\x1b[31m\u202e"
     assert f"rejected train/cat/{spelt}.jpg: " in built.stdout
-    assert f"passed over train/cat/{spelt}.txt: " in built.stderr
+    assert f"\nskipped train/cat/{spelt}.txt\n" in built.stdout
     assert f"the first train/cat/{spelt}.jpg (" in refused.stderr
     assert f"/{spelt}, which does not exist" in missing.stderr
     for text in (built.output, refused.output, missing.output):
@@ -255,8 +255,8 @@ def test_without_a_bar_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_file_name_with_brackets_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr("sys.stderr", stderr)
-    console().print("passed over [/red] [bold]x.txt")
-    assert stderr.getvalue() == "passed over [/red] [bold]x.txt\n"
+    console().print("skipped [/red] [bold]x.txt")
+    assert stderr.getvalue() == "skipped [/red] [bold]x.txt\n"
 
 
 def test_a_package_of_an_extra_that_is_missing_is_named_with_what_installs_it() -> None:
