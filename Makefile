@@ -112,7 +112,7 @@ reproduce: $(READY)
 	  data="$$work/data/drawn-$(PROFILE)"
 	  note='embedded drawn scenes, not photographs'
 	  echo "*** This run uses the $$note. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
-	  [[ -d "$$data" ]] || $(BIN)/srp-data sample "$$data" $(SCENES_$(PROFILE))
+	  [[ -d "$$data/train" ]] || $(BIN)/srp-data sample "$$data" $(SCENES_$(PROFILE))
 	fi
 	note="$${note:-$$(basename "$$data" .tgz)}"
 	name=$(PROFILE)-$$(basename "$$data" .tgz)
@@ -137,7 +137,7 @@ define BENCH_DATA
 data='$(DATA)'
 if [[ -z "$$data" ]]; then
   data='$(WORK)/data/drawn-bench'
-  [[ -d "$$data" ]] || $(BIN)/srp-data sample "$$data" --train 100 --val 2
+  [[ -d "$$data/train" ]] || $(BIN)/srp-data sample "$$data" --train 100 --val 2
 fi
 endef
 

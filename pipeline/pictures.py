@@ -32,15 +32,17 @@ def write_pictures(
     out: Path,
     makers: Iterable[tuple[Path, Callable[[], Picture]]],
     *,
+    aside: Path,
     total: int,
     workers: int,
     on_progress: Progress | None,
 ) -> int:
-    """Write pictures, and `boxes.csv` beside them; all appear at once and complete, or none.
+    """Write pictures, and `boxes.csv` beside them; they appear once all are there.
 
     Args:
-        out: Folder to make; absent or empty.
+        out: Folder that they appear in; to be held by the caller.
         makers: Path below `out`, such as `train/CLASS/NAME.JPEG`, and what makes the picture.
+        aside: Folder below `out` that they gather in; it may hold what a killed run left behind.
         total: Pictures in all.
         workers: Threads.
         on_progress: Called after each one.
@@ -49,23 +51,38 @@ def write_pictures(
         The number of pictures.
 
     Raises:
-        ConfigError: If `out` holds something or cannot be written.
+        ConfigError: If `out` cannot be written.
     """
-    out = out.absolute()
-    check_absent(out)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left behind
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        with named_errors(partial):
-            boxes = _write(partial, makers, total=total, workers=workers, on_progress=on_progress)
-            write_synced(partial / BOXES_NAME, _to_csv(boxes).encode())
-        partial.replace(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise ConfigError(f"OUT must be writable; got {error}. Choose another OUT.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with named_errors(aside):
+            boxes = _write(aside, makers, total=total, workers=workers, on_progress=on_progress)
+            write_synced(aside / BOXES_NAME, _to_csv(boxes).encode())
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ConfigError(f"OUT must be writable; got {error}. Choose another OUT.") from error
+        raise
+    _publish(aside, out)
     return len(boxes)
+
+
+def _publish(aside: Path, out: Path) -> None:
+    """Move what is complete to its place; what cannot be moved is kept.
+
+    Nothing is renamed over `out` itself, which may be a mount point. `train/` comes last: where it
+    is missing, no program takes the folder for a data set.
+    """
+    try:
+        for entry in sorted(aside.iterdir(), key=lambda entry: (entry.name == "train", entry.name)):
+            entry.replace(out / entry.name)
+        aside.rmdir()
+        sync_folder(out)
+    except OSError as error:
+        raise ConfigError(
+            f"the pictures must be moved to OUT; got {error}. They are complete: move what is in "
+            f"{aside} to {out} yourself."
+        ) from error
 
 
 def _to_csv(boxes: list[tuple[str, Box]]) -> str:
@@ -74,19 +91,6 @@ def _to_csv(boxes: list[tuple[str, Box]]) -> str:
     rows.writerow(BOX_HEADER)
     rows.writerows((path, *(f"{edge:.5f}" for edge in box)) for path, box in boxes)
     return text.getvalue()
-
-
-def check_absent(out: Path) -> None:
-    """Check that nothing would be overwritten.
-
-    Raises:
-        ConfigError: If `out` is anything but absent or an empty folder.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"OUT must be absent or an empty folder; got {out}, which exists. "
-            "Choose another OUT or remove that one first."
-        )
 
 
 def _write(

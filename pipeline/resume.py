@@ -28,6 +28,7 @@ from pipeline.writer import sha256_of
 
 STATE_NAME = ".build"
 SCRATCH_NAME = "images"
+PICTURES_NAME = "pictures"
 HOLDER_NAME = "holder.json"
 SPEC_NAME = "spec.json"
 UNWRITABLE = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -74,6 +75,36 @@ def open_state(out: Path) -> Iterator[Path]:
                 state.rmdir()
                 if is_new:
                     out.rmdir()
+
+
+@contextlib.contextmanager
+def open_new(out: Path) -> Iterator[Path]:
+    """Hold a folder that is to become a data set, as a build holds its own.
+
+    Returns:
+        The folder in it in which pictures gather until they are complete.
+
+    Raises:
+        ConfigError: If the output folder holds something, cannot be written, or is being written.
+    """
+    _require_new(out)  # before a file is touched in a folder that holds others
+    with open_state(out) as state:
+        _require_new(out)  # another may have finished meanwhile
+        yield state / PICTURES_NAME
+
+
+def _require_new(out: Path) -> None:
+    """Let pass what is absent, empty, or holds no more than what a killed `open_new` left."""
+    state = out / STATE_NAME
+    held = [*out.iterdir()] if out.is_dir() else [out] if out.exists() else []
+    if state in held and state.is_dir():
+        held.remove(state)
+        held += [path for path in state.iterdir() if path.name not in (HOLDER_NAME, PICTURES_NAME)]
+    if held:
+        raise ConfigError(
+            f"OUT must be absent or an empty folder; got {out}, which exists. "
+            "Choose another OUT or remove that one first."
+        )
 
 
 def open_records(records: Path, spec: DataSpec) -> None:

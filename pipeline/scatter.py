@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 from pipeline.config import ScatterConfig
 from pipeline.decode import opened, to_rgb
 from pipeline.errors import ImageError, SourceError
-from pipeline.pictures import Box, Picture, check_absent, write_pictures
+from pipeline.pictures import Box, Picture, write_pictures
 from pipeline.plan import SourceImage
+from pipeline.resume import open_new
 from pipeline.sources import SPLITS, Progress, open_source
 
 BANK = 400  # images of a split that lend their textures
@@ -55,11 +56,10 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
         The number of pictures, each in its image's split and class, and what was skipped.
 
     Raises:
-        ConfigError: If the output folder holds something or cannot be written.
+        ConfigError: If the output folder holds something, cannot be written, or is being written.
         SourceError: If the source is damaged, or one of its images cannot be read.
     """
-    check_absent(config.out.absolute())
-    with TemporaryDirectory(prefix="srp-scatter-") as scratch:
+    with open_new(config.out) as aside, TemporaryDirectory(prefix="srp-scatter-") as scratch:
         source = open_source(
             config.source, scratch=Path(scratch) / "images", on_progress=on_progress
         )
@@ -68,6 +68,7 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
         num_images = write_pictures(
             config.out,
             makers,
+            aside=aside,
             total=total,
             workers=config.workers,
             on_progress=lambda done, all_: on_progress("scattering", done, all_),

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.config import SceneConfig
 from pipeline.pictures import Box, Picture, Progress, write_pictures
+from pipeline.resume import open_new
 
 SUPERSAMPLE = 2  # drawn at this many times the size, then averaged down: smooth edges
 STENCIL_PX = 256
@@ -202,7 +203,7 @@ def draw_dataset(
     """Write scenes of every class in Imagenette's layout, and `boxes.csv` beside them.
 
     An image depends on the seed, its split, class and index alone, so a larger set begins with
-    the smaller one. `out` appears at once and complete, or not at all.
+    the smaller one. They appear in `out` once all are there, or not at all.
 
     Args:
         out: Folder to make; absent or empty.
@@ -216,7 +217,8 @@ def draw_dataset(
         The number of images.
 
     Raises:
-        ConfigError: If an option cannot work, or `out` holds something or cannot be written.
+        ConfigError: If an option cannot work, or `out` holds something, cannot be written, or is
+            being written.
     """
     config = SceneConfig(train=train, val=val, size_px=size_px, seed=seed)
     planned = [
@@ -226,7 +228,10 @@ def draw_dataset(
         for index in range((config.train, config.val)[split_index])
     ]
     makers = ((path, functools.partial(_make, path, seeds, config)) for path, seeds in planned)
-    return write_pictures(out, makers, total=len(planned), workers=1, on_progress=on_progress)
+    with open_new(out) as aside:
+        return write_pictures(
+            out, makers, aside=aside, total=len(planned), workers=1, on_progress=on_progress
+        )
 
 
 def _make(path: Path, seeds: tuple[int, ...], config: SceneConfig) -> Picture:

@@ -50,6 +50,50 @@ def test_of_two_builds_of_one_folder_the_second_says_who_holds_it_and_harms_noth
     assert srp_data("verify", out).exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["sample", "scatter"])
+def test_of_two_commands_that_draw_into_one_folder_the_second_says_who_holds_it(
+    command: str, image_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    source = [image_tree, "-j1"] if command == "scatter" else ["--train=9", "--val=1"]
+    arguments = [command, *source, out, "--size=160", "--seed=1"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with first:
+        while not (list(tmp_path.rglob("*.JPEG")) or first.poll() is not None):
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)
+        second = srp_data(*arguments[:-1], "--seed=2")
+        build = srp_data("build-shards", image_tree, out, *SIZES)
+        assert first.poll() is None, "the first was over before the second came"
+        first.send_signal(signal.SIGCONT)
+        output, errors = first.communicate()
+    who = f"process {first.pid} on {HERE} has been writing since 20"
+    for refused in (second, build):
+        assert refused.exit_code == 2
+        line = refused.stderr.splitlines()[-1]
+        assert line.startswith(f"error: OUT must have one build at a time; got {out}, which {who}")
+    assert first.returncode == 0, errors
+    listed = (out / "boxes.csv").read_text().splitlines()[1:]
+    assert output == f"{len(listed)} images in {out}\n"
+    drawn = {path.relative_to(out).as_posix() for path in out.rglob("*.JPEG")}
+    assert {line.partition(",")[0] for line in listed} == drawn
+    assert not (out / ".build").exists()
+    alone = tmp_path / "alone"
+    srp_data(command, *source, alone, "--size=160", "--seed=1")
+    assert files(out) == files(alone)
+
+
+def test_a_folder_that_a_build_has_begun_is_not_drawn_into(srp_data: Any, tmp_path: Path) -> None:
+    (tmp_path / "out/.build/fingerprint").mkdir(parents=True)
+    refused = srp_data("sample", tmp_path / "out", "--train=1", "--val=1", "--size=32")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: OUT must be absent or an empty folder; got ")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", ".build", "fingerprint"]
+
+
 def test_a_lock_whose_holder_has_not_said_who_it_is_counts_as_well(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,6 +1,11 @@
 import csv
-from collections.abc import Callable
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +21,7 @@ def write(out: Path, paths: list[str], *, workers: int = 2) -> list[tuple[int, i
     told: list[tuple[int, int]] = []
     makers = [(Path(path), maker(path.encode())) for path in paths]
     number = write_pictures(
-        out, makers, total=len(paths), workers=workers,
+        out, makers, aside=out / "aside", total=len(paths), workers=workers,
         on_progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert number == len(paths)
@@ -44,19 +49,86 @@ def test_a_picture_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 
     makers = [(Path("train/c/1.JPEG"), maker(b"1")), (Path("train/c/2.JPEG"), fail)]
     with pytest.raises(SourceError, match="this one"):
-        write_pictures(tmp_path / "out", makers, total=2, workers=1, on_progress=None)
+        write_pictures(
+            tmp_path, makers, aside=tmp_path / "aside", total=2, workers=1, on_progress=None
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_runs_leavings_are_replaced(tmp_path: Path) -> None:
-    (tmp_path / ".out.partial/train").mkdir(parents=True)
+    (tmp_path / "out/aside/train/d").mkdir(parents=True)
     write(tmp_path / "out", ["train/c/1.JPEG"])
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == [
+        "1.JPEG", "boxes.csv", "c", "train",
+    ]  # fmt: skip
 
 
-def test_a_folder_that_holds_something_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"OUT must be absent or an empty folder; got .*, which"):
-        write(tmp_path, ["a"])
     with pytest.raises(ConfigError, match=r"OUT must be writable; got .*file"):
         write(tmp_path / "file" / "out", ["train/c/a"])
+
+
+def test_complete_pictures_that_cannot_be_moved_are_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_from: Any, _to: Any) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ConfigError) as caught:
+        write(tmp_path, ["train/c/1.JPEG", "val/c/1.JPEG"])
+    aside = tmp_path / "aside"
+    assert str(caught.value) == (
+        "the pictures must be moved to OUT; got [Errno 16] Device or resource busy. They are "
+        f"complete: move what is in {aside} to {tmp_path} yourself."
+    )
+    assert (aside / "val/c/1.JPEG").read_bytes() == b"val/c/1.JPEG"
+    assert len((aside / "boxes.csv").read_text().splitlines()) == 3
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that a file system of its own is mounted on."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = (
+        subprocess.run(command, capture_output=True, text=True, check=False) if mount else None
+    )
+    if mounted is None or mounted.returncode:
+        why = mounted.stderr.strip() if mounted else "there is no mount command"
+        pytest.skip(f"needs to mount a tmpfs, which takes root: {why}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def simulated_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that refuses what a mount point refuses: to be renamed over."""
+    folder, rename = tmp_path / "mounted", os.replace
+    folder.mkdir()
+
+    def refuse(source: Any, target: Any) -> None:
+        if os.fspath(target) == str(folder):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    return folder
+
+
+@pytest.mark.parametrize("fixture", ["mount_point", "simulated_mount_point"])
+@pytest.mark.parametrize("command", ["sample", "scatter"])
+def test_a_mount_point_is_filled(
+    command: str, fixture: str, image_tree: Path, srp_data: Any, request: pytest.FixtureRequest
+) -> None:
+    out = request.getfixturevalue(fixture)
+    arguments = ["--train=1", "--val=1"] if command == "sample" else [image_tree, "-j1"]
+    result = srp_data(command, *arguments, "--size=32", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["boxes.csv", "train", "val"]
+    num_pictures = sum(path.is_file() for path in out.glob("*/*/*"))
+    assert len((out / "boxes.csv").read_text().splitlines()) == 1 + num_pictures
+    assert [path.name for path in out.parent.iterdir()] == ["mounted"]
