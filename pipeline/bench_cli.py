@@ -55,9 +55,10 @@ def bench_build(source: Path, **options: object) -> None:
     """
     from pipeline import bench as benches
     from pipeline.bench_build import bench_build as measure
+    from pipeline.decode import own_process
 
     config = BenchConfig(source=source, **options)  # type: ignore[arg-type]
-    with progress_bars("images/s") as bars:
+    with progress_bars("images/s") as bars, own_process():
         rows, setting = measure(config, on_progress=stages(bars))
     _show(
         benches.to_table(rows, unit="images/s"),

@@ -226,10 +226,11 @@ def scatter(**options: Any) -> None:
     and classes, where location matters: the clutter is made of patches of other images, and the
     images' places are in boxes.csv.
     """
+    from pipeline.decode import own_process
     from pipeline.scatter import scatter as scatter_images
 
     config = ScatterConfig(**options)
-    with progress_bars("images/s") as bars:
+    with progress_bars("images/s") as bars, own_process():
         scattered = scatter_images(config, on_progress=stages(bars))
     click.echo(f"{scattered.num_images} images in {config.out}")
     _print_skipped(scattered.skipped, rest="build-shards --json names all")

@@ -12,6 +12,11 @@ Every decoder keeps these, and the manifest records them:
   window of it; the aspect is not kept.
 
 Pillow opens every file, whoever decodes it, and what is not a plain JPEG it decodes itself.
+
+Pillow has a cap of its own, and warns of odd metadata. Both are settings of the whole process, so
+nothing here touches them but `own_process`, for processes that are ours: the workers of a build,
+and the commands. In anyone else's, Pillow's cap counts beside `max_pixels`, and a warning is what
+that program makes of it; where it is an error, the image is refused.
 """
 
 import contextlib
@@ -96,8 +101,6 @@ class PillowDecoder:
 
     def __init__(self, spec: ViewSpec) -> None:
         self._spec = spec
-        # Our own cap is checked before pixels are allocated; Pillow's would warn or refuse below.
-        Image.MAX_IMAGE_PIXELS = None
 
     @property
     def name(self) -> str:
@@ -160,6 +163,22 @@ def views_of(source_HWC: Pixels, spec: ViewSpec, *, width: int, height: int) -> 
 
 
 @contextlib.contextmanager
+def own_process() -> Iterator[None]:
+    """Let the rules of this module alone decide while a process of ours decodes.
+
+    Enter it before the threads that decode start, and leave it when they have ended.
+    """
+    cap = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, once for each image
+        Image.MAX_IMAGE_PIXELS = None  # it would warn or refuse below a larger --max-pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = cap
+
+
+@contextlib.contextmanager
 def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
     """Read a file's header, and turn whatever goes wrong with the image into its reason.
 
@@ -170,10 +189,7 @@ def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError("empty file")
     try:
         _check_size(_webp_size(data), max_pixels)
-        with (
-            warnings.catch_warnings(action="ignore"),  # of odd metadata, once for each image
-            Image.open(io.BytesIO(data), formats=FORMATS) as image,
-        ):
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
             yield image
     except ImageError:

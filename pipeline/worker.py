@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline import engines
 from pipeline.backends import Backend, open_decoder
-from pipeline.decode import Decoder, Views, ViewSpec
+from pipeline.decode import Decoder, Views, ViewSpec, own_process
 from pipeline.durable import remove_partials
 from pipeline.errors import ImageError, SrpError
 from pipeline.manifest import DataSpec, Reject, suffixes_of
@@ -87,11 +87,14 @@ class _Read(NamedTuple):
 
 
 def write_one(task: Task) -> Finished:
-    """Build one shard."""
+    """Build one shard, in a process of ours."""
     rejects: dict[str, Reject] = {}
     images = _encode_images(task, rejects)
     suffixes = suffixes_of(task.spec)
-    shard = write_shard(task.out, task.shard, images, suffixes=suffixes, num_bytes=task.num_bytes)
+    with own_process():
+        shard = write_shard(
+            task.out, task.shard, images, suffixes=suffixes, num_bytes=task.num_bytes
+        )
     in_order = tuple(rejects[image.path] for image in task.images if image.path in rejects)
     if len(shard.samples) + len(in_order) != len(task.images):
         raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")

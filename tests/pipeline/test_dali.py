@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.crops import plan_crops
-from pipeline.decode import PillowDecoder, Views, ViewSpec
+from pipeline.decode import PillowDecoder, Views, ViewSpec, own_process
 from pipeline.errors import ConfigError, ImageError, SrpError
 from pipeline.jpeg import is_sound
 from pipeline.resample import edge_weight
@@ -35,6 +35,12 @@ from pipeline.dali import (
 HAS_GPU = GetCUDADeviceCount() > 0
 CANDIDATES = ("five", "full+five", "strips", "full+grid3")
 NO_GPU = "--device gpu needs an NVIDIA GPU and its driver; got none. Use --device cpu."
+
+
+@pytest.fixture(autouse=True)
+def _in_a_process_of_ours() -> Iterator[None]:
+    with own_process():
+        yield
 
 
 class Off(NamedTuple):

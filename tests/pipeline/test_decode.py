@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import warnings
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
 
 from pipeline.crops import plan_crops
-from pipeline.decode import PillowDecoder, Views, ViewSpec
+from pipeline.decode import PillowDecoder, Views, ViewSpec, opened, own_process
 from pipeline.errors import ImageError
 
 SIDE = 8
@@ -30,7 +31,8 @@ def decode(
 ) -> Views:
     plan = plan_crops("five", canvas_px=canvas_px, crop_px=canvas_px)
     spec = ViewSpec(plan=plan, glimpse_px=1, exif=exif, max_pixels=max_pixels, draft=draft)
-    (views,) = PillowDecoder(spec).decode([data])
+    with own_process():
+        (views,) = PillowDecoder(spec).decode([data])
     if isinstance(views, ImageError):
         raise views
     return views
@@ -159,6 +161,34 @@ def test_a_bomb_is_refused_before_a_pixel_is_allocated() -> None:
     data += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     with pytest.raises(ImageError, match=r"^100000x100000 px is more than --max-pixels 1000000$"):
         decode(data)
+
+
+def test_pillows_guard_is_the_processs_own_but_where_it_is_ours(jpeg: Any) -> None:
+    guard, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    assert guard
+    decode(jpeg(4))
+    assert guard == Image.MAX_IMAGE_PIXELS
+    plan = plan_crops("five", canvas_px=8, crop_px=8)
+    decoder = PillowDecoder(ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=10**9))
+    assert guard == Image.MAX_IMAGE_PIXELS
+    list(decoder.decode([jpeg(4)]))
+    assert guard == Image.MAX_IMAGE_PIXELS
+    with contextlib.suppress(ZeroDivisionError), own_process():
+        assert Image.MAX_IMAGE_PIXELS is None
+        raise ZeroDivisionError
+    assert guard == Image.MAX_IMAGE_PIXELS
+    assert list(warnings.filters) == filters
+
+
+def test_threads_that_open_images_leave_the_filters_of_warnings_alone(jpeg: Any) -> None:
+    filters = list(warnings.filters)
+    first, second = (opened(jpeg(4), max_pixels=10**6) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    assert list(warnings.filters) == filters
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert list(warnings.filters) == filters
 
 
 def test_the_cap_on_pixels_is_inclusive(jpeg: Any) -> None:

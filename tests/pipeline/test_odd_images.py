@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from pipeline.backends import Backend, open_decoder
 from pipeline.crops import plan_crops
-from pipeline.decode import FORMATS, Views, ViewSpec
+from pipeline.decode import FORMATS, Views, ViewSpec, own_process
 from pipeline.errors import ImageError
 
 MAX_PIXELS = 1_000_000
@@ -183,14 +183,15 @@ SPEC = ViewSpec(plan=PLAN, glimpse_px=1, exif=True, max_pixels=MAX_PIXELS)
 
 
 @pytest.fixture(params=["pillow", "draft", "dali"])
-def decode(request: pytest.FixtureRequest) -> Callable[[bytes], Views | ImageError]:
+def decode(request: pytest.FixtureRequest) -> Iterator[Callable[[bytes], Views | ImageError]]:
     """Decode one file with each decoder in turn."""
     name = str(request.param)
     if name == "dali":
         pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
     backend = Backend(decoder="pillow" if name == "draft" else name)
     decoder = open_decoder(backend, replace(SPEC, draft=name == "draft"))
-    return lambda data: next(iter(decoder.decode([data])))
+    with own_process():
+        yield lambda data: next(iter(decoder.decode([data])))
 
 
 def skip_without_webp(name: str) -> None:
@@ -234,8 +235,10 @@ from pathlib import Path
 from PIL import Image
 from pipeline.backends import Backend, open_decoder
 from pipeline.crops import plan_crops
-from pipeline.decode import ViewSpec
+from pipeline.decode import ViewSpec, own_process
 from pipeline.errors import ImageError
+own = own_process()
+own.__enter__()
 plan = plan_crops("five", canvas_px=16, crop_px=16)
 spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=100_000_000)
 decoder = open_decoder(Backend(decoder="pillow"), spec)
@@ -279,6 +282,26 @@ def test_an_image_that_memory_does_not_suffice_for_is_rejected_and_the_next_one_
     verdicts = decode_with_little_memory(tmp_path, {**files, "good": noisy("JPEG")})
     reason = "it needs more memory than there is"
     assert verdicts == {**dict.fromkeys(files, reason), "good": "a picture"}
+
+
+def test_what_pillow_would_refuse_as_a_bomb_is_built_below_the_cap_where_warnings_are_errors(
+    own_tree: Path, tmp_path: Path
+) -> None:
+    guard = Image.MAX_IMAGE_PIXELS
+    assert guard
+    for name, width in (("warned", 12_000), ("refused", 18_000)):
+        assert width * 10_000 > (guard if name == "warned" else 2 * guard)
+        (own_tree / f"train/cat/{name}.jpg").write_bytes(
+            encode(plain(99, "L", (width, 10_000)), "JPEG")
+        )
+    command = [
+        sys.executable, "-W", "error", "-m", "pipeline.cli", "build-shards", own_tree,
+        tmp_path / "out", "--draft", "--max-pixels=180000000", "--canvas-size=32",
+        "--crop-size=32", "--glimpse-size=8", "--workers=1",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("train: 20 images in, 20 samples out"), done.stdout + done.stderr
+    assert "Warning" not in done.stderr
 
 
 def test_a_build_names_every_image_that_it_cannot_use(

@@ -126,6 +126,23 @@ def test_the_command_says_how_many(image_tree: Path, srp_data: Any, tmp_path: Pa
     assert result.stdout == f"{num_images} images in {tmp_path / 'out'}\n"
 
 
+@pytest.mark.parametrize("guard_px", [100, 2_000])
+def test_the_option_alone_caps_the_pixels_of_an_image(
+    guard_px: int,
+    image_tree: Path,
+    srp_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", guard_px)
+    command = ("scatter", image_tree, tmp_path / "out", "--size=64", "-j2")
+    refused = srp_data(*command, "--max-pixels=1000")
+    assert "px is more than --max-pixels 1000 in " in refused.stderr
+    scattered = srp_data(*command)
+    assert scattered.exit_code == 0, scattered.stderr
+    assert guard_px == Image.MAX_IMAGE_PIXELS
+
+
 def test_what_is_not_scattered_is_counted_and_named(
     own_tree: Path, tmp_path: Path, srp_data: Any
 ) -> None:
