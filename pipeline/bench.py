@@ -4,7 +4,6 @@ Neighbours on a machine and its own heat change its speed from minute to minute;
 everybody has a turn share such changes out evenly.
 """
 
-import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from pipeline.cpus import num_usable
 from pipeline.resample import Pixels
 
 Progress = Callable[[int, int], None]
@@ -184,7 +184,7 @@ def describe_machine() -> dict[str, str | int]:
     """Say on what the figures were measured."""
     return {
         "cpu": _cpu_model(),
-        "cores": os.cpu_count() or 1,
+        "cores": num_usable(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "numba": version("numba"),

@@ -28,7 +28,7 @@ def bench() -> None:
     "-j",
     "--workers",
     default=BenchConfig.workers,
-    show_default="number of cores",
+    show_default="CPUs this process may use",
     help="Processes of the builds that are measured beside those with one.",
 )
 @option("--canvas-size", BenchConfig.canvas_size, "Side of the square canvas, px.")
@@ -50,7 +50,7 @@ def bench_build(source: Path, **options: object) -> None:
     """Compare decoders, and whole builds, with the limit.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one. Every contender has
-    its turn in every round, on one thread, but for DALI, which has all cores; the table holds
+    its turn in every round, on one thread, but for DALI, which has all CPUs; the table holds
     medians.
     """
     from pipeline import bench as benches
@@ -75,7 +75,7 @@ def bench_build(source: Path, **options: object) -> None:
     "-j",
     "--workers",
     default=LoadBenchConfig.workers,
-    show_default="number of cores",
+    show_default="CPUs this process may use",
     help="Threads or processes that load, measured beside one.",
 )
 @option("--batch", LoadBenchConfig.batch, "Images in a batch.")
@@ -175,7 +175,7 @@ def bench_codecs(shards: Path, images: int) -> None:
     "-j",
     "--workers",
     default=LoadBenchConfig.workers,
-    show_default="number of cores",
+    show_default="CPUs this process may use",
     type=click.IntRange(1),
     help="Threads that read.",
 )

@@ -1,12 +1,12 @@
 """What a bench is asked to do. Defaults live here and nowhere else."""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import BuildConfig
+from pipeline.cpus import num_usable
 from pipeline.errors import ConfigError
 from pipeline.peers.roster import NAMES
 
@@ -31,7 +31,7 @@ class BenchConfig:
     source: Path
     images: int = 1000
     rounds: int = 3
-    workers: int = os.cpu_count() or 1
+    workers: int = num_usable()
     canvas_size: int = BuildConfig.canvas_size
     crop_size: int = BuildConfig.crop_size
     glimpse_size: int = BuildConfig.glimpse_size
@@ -84,7 +84,7 @@ class LoadBenchConfig:
     shards: Path
     images: int = 1000
     rounds: int = 3
-    workers: int = os.cpu_count() or 1
+    workers: int = num_usable()
     batch: int = 64
     seconds: float = 2.0
     source: Path | None = None

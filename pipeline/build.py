@@ -4,7 +4,6 @@ Scan the source, plan which image goes where, skip the shards that are done, let
 the others, and publish the manifest last.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pipeline import engines, manifest, server
 from pipeline.backends import Backend, open_decoder
 from pipeline.codecs import Codec
 from pipeline.config import BuildConfig
+from pipeline.cpus import num_usable
 from pipeline.crops import plan_crops
 from pipeline.decode import ViewSpec
 from pipeline.errors import NoRoomError
@@ -136,11 +136,11 @@ def view_spec(config: BuildConfig) -> ViewSpec:
 
 
 def _backend(config: BuildConfig) -> Backend:
-    cores = os.cpu_count() or 1
+    cpus = num_usable()
     return Backend(
         decoder=config.decoder,
         device=config.device,
-        num_threads=max(1, cores // config.workers),
+        num_threads=max(1, cpus // config.workers),
     )
 
 

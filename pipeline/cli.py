@@ -103,7 +103,7 @@ main.add_command(verify)
     "-j",
     "--workers",
     default=BuildConfig.workers,
-    show_default="number of cores",
+    show_default="CPUs this process may use",
     help="Processes, each writing whole shards and, with --device gpu, sharing the GPU.",
 )
 @click.option(
@@ -216,7 +216,7 @@ def sample(out: Path, **options: int) -> None:
     "-j",
     "--workers",
     default=ScatterConfig.workers,
-    show_default="number of cores",
+    show_default="CPUs this process may use",
     help="Threads.",
 )
 def scatter(**options: Any) -> None:

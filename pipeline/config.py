@@ -1,9 +1,9 @@
 """What a build is asked to do. Defaults live here and nowhere else."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.cpus import num_usable
 from pipeline.errors import ConfigError
 
 CANDIDATE_SETS = ("five", "strips", "grid3", "full+five", "full+strips", "full+grid3")
@@ -58,7 +58,7 @@ class BuildConfig:
     exif: bool = True
     max_pixels: int = 100_000_000
     shard_mib: int = 128
-    workers: int = os.cpu_count() or 1
+    workers: int = num_usable()
     image_timeout_s: int = 300
     limit: int | None = None
     seed: int = 0
@@ -185,7 +185,7 @@ class ScatterConfig:
     smallest: float = 0.25
     largest: float = 0.4
     seed: int = 0
-    workers: int = os.cpu_count() or 1
+    workers: int = num_usable()
     max_pixels: int = BuildConfig.max_pixels
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "-j",
     "--workers",
     default=BuildConfig.workers,
-    show_default="number of cores",
+    show_default="CPUs this process may use",
     type=click.IntRange(1),
     help="Threads, each checking whole shards.",
 )

@@ -21,6 +21,7 @@ SEAM = {
     "pipeline.copies",
     "pipeline.arrays",
     "pipeline.codecs",
+    "pipeline.cpus",
     "pipeline.crops",
     "pipeline.durable",
     "pipeline.errors",

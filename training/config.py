@@ -4,10 +4,10 @@ Options that timm's train.py has carry timm's names.
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.cpus import num_usable
 from pipeline.errors import ConfigError
 
 SELECTING = ("blend", "straight-through", "expected")
@@ -116,7 +116,7 @@ class TrainConfig:
     channels_last: bool = True
     fold: int | None = None
     seed: int = 42
-    workers: int = min(os.cpu_count() or 1, 8)
+    workers: int = min(num_usable(), 8)
     val_interval: int = 1
     device: str = "auto"
 

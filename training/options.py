@@ -129,7 +129,11 @@ ESTIMATING = (
     _field("--seed", int, "Of weights, order, augmentation and resamples."),
 )  # fmt: skip
 MACHINE = (
-    _field("-j --workers", int, "Threads that read samples."),
+    _field(
+        "-j --workers",
+        int,
+        "Threads that read samples: one for each CPU this process may use, at most 8.",
+    ),
     _field("--device", click.Choice(DEVICES), "auto takes a GPU if there is one."),
 )
 

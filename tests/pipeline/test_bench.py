@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from pipeline import bench
 from pipeline.bench import Contender, Difference, Row
+from pipeline.cpus import num_usable
 from pipeline.resample import Pixels
 
 NONE = Difference(mean=0.0, p999=0, largest=0)
@@ -195,7 +195,7 @@ def test_what_was_compared_comes_back_from_json_too() -> None:
 def test_the_machine_stands_beside_the_figures() -> None:
     machine = bench.to_json(ROWS, setting={})["machine"]
     assert machine["cpu"]
-    assert machine["cores"] == os.cpu_count()
+    assert machine["cores"] == num_usable()
     assert machine["system"] == platform.platform()
     assert machine["python"] == platform.python_version()
     assert set(machine) == {"cpu", "cores", "system", "python", "numba"}

@@ -1,0 +1,13 @@
+"""How many CPUs there are for us: SLURM, cpusets and taskset leave a process some of them."""
+
+import os
+import sys
+
+
+def num_usable() -> int:
+    """Count the CPUs that this process may use."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
