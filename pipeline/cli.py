@@ -24,6 +24,7 @@ from pipeline.terminal import (
     BYTES,
     EXIT_STATUSES,
     Commands,
+    Resumable,
     note,
     option,
     progress_bars,
@@ -52,7 +53,7 @@ main.add_command(bench)
 main.add_command(verify)
 
 
-@main.command("build-shards")
+@main.command("build-shards", cls=Resumable)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @option("--canvas-size", BuildConfig.canvas_size, "Side of the square canvas, px.")
@@ -236,7 +237,7 @@ def scatter(**options: Any) -> None:
     _print_skipped(scattered.skipped, rest="build-shards --json names all")
 
 
-@main.command()
+@main.command(cls=Resumable)
 @click.argument("name")
 @click.option(
     "-o",

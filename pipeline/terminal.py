@@ -44,6 +44,10 @@ STAGE_UNITS = {
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
+class Resumable(click.Command):
+    """A command that goes on where it was stopped when it is typed again."""
+
+
 class Commands(click.Group):
     """A click group that ends every expected failure in one line and its exit status."""
 
@@ -73,22 +77,23 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; see `pipeline.errors` for the statuses."""
-        with one_line_errors(self._resume_command(ctx)), _preemptible():
+        with one_line_errors(self._next_step(ctx)), _preemptible():
             LOG.write("start", command=ctx.meta[TYPED])
             result = super().invoke(ctx)
             LOG.write("end", status=0)
             return result
 
-    def _resume_command(self, ctx: click.Context) -> str:
-        """Give what to type to go on with a command that was stopped."""
+    def _next_step(self, ctx: click.Context) -> str:
+        """Say what to type after a command was stopped: to go on with it, or to begin it anew."""
         typed: list[str] = ctx.meta[TYPED]
         named = next((name for name in typed[1:] if name in self.commands), "")
         command = self.commands.get(named)
-        resumes = command is not None and any(p.name == "resume" for p in command.params)
-        added = ["--resume"] if resumes and "--resume" not in typed else []
+        has_option = command is not None and any(p.name == "resume" for p in command.params)
+        added = ["--resume"] if has_option and "--resume" not in typed else []
         peers = os.environ.get("LOCAL_WORLD_SIZE", "1")
         program = typed[0] if peers == "1" else f"torchrun --nproc-per-node {peers} -m training"
-        return f"{program} {shlex.join([*typed[1:], *added])}"
+        verb = "Resume" if isinstance(command, Resumable) else "Run again"
+        return f" {verb} with: {program} {shlex.join([*typed[1:], *added])}"
 
 
 class Preempted(KeyboardInterrupt):
@@ -113,11 +118,11 @@ def _preemptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line_errors(resume_command: str = "") -> Iterator[None]:
+def one_line_errors(next_step: str = "") -> Iterator[None]:
     """End the program in one line where the user, the data or the system is at fault.
 
     Args:
-        resume_command: What to type to go on after an interruption.
+        next_step: What to type after an interruption, with a space before it.
     """
     try:
         yield
@@ -129,14 +134,13 @@ def one_line_errors(resume_command: str = "") -> Iterator[None]:
     except StoppedRunError as error:
         if os.environ.get("RANK", "0") != "0":
             sys.exit(error.exit_status)  # all processes end the same way, and the first says so
-        _end(f"{error} Resume with: {resume_command}", error.exit_status)
+        _end(f"{error}{next_step}", error.exit_status)
     except SrpError as error:
         _end(str(error), error.exit_status)
     except Preempted:
-        told = f"stopped by SIGTERM. Resume with: {resume_command}"
-        _end(told, PreemptedRunError.exit_status)
+        _end(f"stopped by SIGTERM.{next_step}", PreemptedRunError.exit_status)
     except KeyboardInterrupt:
-        _end(f"interrupted. Resume with: {resume_command}", StoppedRunError.exit_status)
+        _end(f"interrupted.{next_step}", StoppedRunError.exit_status)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in OWN_PACKAGES:

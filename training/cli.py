@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import ConfigError
-from pipeline.terminal import AS_JSON, EXIT_STATUSES, Commands, progress_bars
+from pipeline.terminal import AS_JSON, EXIT_STATUSES, Commands, Resumable, progress_bars
 from training.audit_cli import audit, evaluate
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
 from training.headroom_cli import headroom
@@ -43,7 +43,7 @@ main.add_command(audit)
 main.add_command(headroom)
 
 
-@main.command("from")
+@main.command("from", cls=Resumable)
 @click.argument("shards", type=PATH)
 @OUTPUT
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
@@ -107,7 +107,7 @@ def _paths(output: Path, name: str) -> RunPaths:
     return RunPaths(folder=output / name)
 
 
-@main.command()
+@main.command(cls=Resumable)
 @click.argument("run", type=PATH)
 @click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
 @OUTPUT
@@ -154,7 +154,7 @@ def distill(
     _tell(record, paths, as_json=as_json)
 
 
-@main.command()
+@main.command(cls=Resumable)
 @click.argument("shards", type=PATH)
 @click.option(
     "--profile",

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from pipeline.terminal import AS_JSON, progress_bars
+from pipeline.terminal import AS_JSON, Resumable, progress_bars
 from training.config import HeadroomConfig
 from training.options import ESTIMATING, MACHINE, PATH, with_options
 
 FIGURES = "{task.fields[figures]}"
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.argument("shards", type=PATH)
 @click.option(
     "--output",

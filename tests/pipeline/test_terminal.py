@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.bench_cli import bench
 from pipeline.cli import main as pipeline_main
 from pipeline.errors import (
     CheckpointError,
@@ -25,7 +26,15 @@ from pipeline.errors import (
     StoppedRunError,
     VerificationError,
 )
-from pipeline.terminal import BYTES, EXIT_STATUSES, Commands, console, progress_bars
+from pipeline.terminal import (
+    BYTES,
+    EXIT_STATUSES,
+    Commands,
+    Preempted,
+    Resumable,
+    console,
+    progress_bars,
+)
 from training.cli import main as training_main
 
 SrpData = Callable[..., Result]
@@ -45,12 +54,12 @@ STATUSES = {
 }
 
 
-def fail_with(error: BaseException) -> Result:
+def fail_with(error: BaseException, kind: type[click.Command] = Resumable) -> Result:
     @click.group(cls=Commands)
     def main() -> None:
         pass
 
-    @main.command()
+    @main.command(cls=kind)
     @click.option("--count", type=int)
     def work(count: int) -> None:
         raise error
@@ -82,6 +91,42 @@ def test_an_interruption_says_how_to_go_on() -> None:
     assert result.exit_code == 130
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "interrupted."),
+        (Preempted(), "stopped by SIGTERM."),
+        (StoppedRunError("saved."), "saved."),
+    ],
+)
+def test_only_a_command_that_resumes_says_so(error: BaseException, told: str) -> None:
+    assert fail_with(error).stderr == f"error: {told} Resume with: main work\n"
+    anew = fail_with(error, click.Command)
+    assert anew.stderr == f"error: {told} Run again with: main work\n"
+
+
+def test_an_interruption_before_a_command_is_known_names_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, "make_context", interrupt)
+    result = CliRunner().invoke(Commands("main"), ["work"])
+    assert (result.stderr, result.exit_code) == ("error: interrupted.\n", 130)
+
+
+def test_the_commands_that_resume_are_those_that_keep_what_they_did() -> None:
+    resuming = {
+        name
+        for program in (pipeline_main, training_main)
+        for name, command in program.commands.items()
+        if isinstance(command, Resumable)
+    }
+    assert resuming == {"build-shards", "download", "from", "distill", "study", "headroom"}
+    assert not any(isinstance(c, Resumable) for c in bench.commands.values())
+
+
 def test_a_sigterm_unwinds_and_says_how_to_go_on() -> None:
     unwound = []
 
@@ -89,7 +134,7 @@ def test_a_sigterm_unwinds_and_says_how_to_go_on() -> None:
     def main() -> None:
         pass
 
-    @main.command()
+    @main.command(cls=Resumable)
     @click.argument("names", nargs=-1)
     @click.option("--resume", is_flag=True)
     def work(names: tuple[str, ...], resume: bool) -> None:
