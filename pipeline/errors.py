@@ -2,6 +2,7 @@
 
     SrpError
     ├── ConfigError        2  an option's value cannot work
+    │   └── EveryRankError 2  the same, which every process of a run meets
     ├── SourceError        2  the source images are missing or not laid out as expected
     ├── DownloadError      2  a data set could not be fetched
     ├── CheckpointError    2  a checkpoint does not fit what it is used for
@@ -19,15 +20,27 @@ line and exit with the status; anything else that escapes is a bug, and status 1
 
 
 class SrpError(Exception):
-    """Base of everything raised on purpose."""
+    """Base of everything raised on purpose.
+
+    Attributes:
+        exit_status: Of the program that it ends.
+        by_every_rank: Whether each process of a run ends in it, so that the first says it for all.
+    """
 
     exit_status = 1
+    by_every_rank = False
 
 
 class ConfigError(SrpError):
     """An option's value cannot work."""
 
     exit_status = 2
+
+
+class EveryRankError(ConfigError):
+    """The same, which every process of a run meets."""
+
+    by_every_rank = True
 
 
 class SourceError(SrpError):
@@ -81,6 +94,7 @@ class StoppedRunError(SrpError):
     """Training was interrupted between two steps, and all of it is saved."""
 
     exit_status = 130
+    by_every_rank = True
 
 
 class PreemptedRunError(StoppedRunError):

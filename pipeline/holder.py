@@ -1,4 +1,4 @@
-"""One build in a folder at a time, which says who it is."""
+"""One process at a time writes in a folder, and says who it is."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """The process that builds in a folder."""
+    """The process that writes in a folder."""
 
     pid: int
     host: str
@@ -26,32 +26,32 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def held(out: Path, note: Path) -> Iterator[None]:
-    """Keep a second build out.
+def held(folder: Path, note: Path, *, rule: str, fix: str) -> Iterator[None]:
+    """Keep a second writer out.
 
     The lock is the system's and ends with the process, however it ends. Where the file system has
     none, the note stands in for it.
 
     Args:
-        out: The folder.
+        folder: The folder.
         note: File that says who holds it; to be deleted by whoever held it.
+        rule: Of the error where another process holds it.
+        fix: What to do then.
 
     Raises:
-        ConfigError: If another build holds it; names it.
+        ConfigError: If another process holds it; names it.
     """
     me = Holder(os.getpid(), socket.gethostname(), f"{datetime.now().astimezone():%F %T %Z}")
-    descriptor = os.open(out, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"OUT must have one build at a time; got {out}, which "
-                f"{_read(note) or 'another is writing'}. "
-                "Wait for it to end, or name another folder."
+                f"{rule}; got {folder}, which {_read(note) or 'another is writing'}. {fix}"
             ) from None
         except OSError:  # a file system without locks
-            _take_note(out, note, me)
+            _take_note(folder, note, me, rule)
         else:
             write_file(note, msgspec.json.encode(me))
         yield
@@ -59,7 +59,7 @@ def held(out: Path, note: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_note(out: Path, note: Path, me: Holder) -> None:
+def _take_note(folder: Path, note: Path, me: Holder, rule: str) -> None:
     """Leave a note where there is none, or one of a process of this machine that is gone."""
     holder = _read(note)
     if holder and holder.host == me.host and not _is_alive(holder.pid):
@@ -69,8 +69,8 @@ def _take_note(out: Path, note: Path, me: Holder) -> None:
             file.write(msgspec.json.encode(me))
     except FileExistsError:
         raise ConfigError(
-            f"OUT must have one build at a time; got {out}, which "
-            f"{holder or 'another is writing'}, on a file system without locks. "
+            f"{rule}; got {folder}, which {holder or 'another is writing'}, on a file system "
+            "without locks. "
             f"Wait for it to end, or delete {note} if it has been killed."
         ) from None
 

@@ -61,7 +61,8 @@ def open_state(out: Path) -> Iterator[Path]:
             f"OUT must be a folder that can be written; got {out}: {error.strerror}. "
             "Name another folder."
         ) from error
-    with held(out, state / HOLDER_NAME):
+    note, rule = state / HOLDER_NAME, "OUT must have one build at a time"
+    with held(out, note, rule=rule, fix="Wait for it to end, or name another folder."):
         try:
             for folder in (out, state):
                 remove_partials(folder)

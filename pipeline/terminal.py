@@ -131,12 +131,11 @@ def one_line_errors(next_step: str = "") -> Iterator[None]:
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else ""
         _end(f"{error.format_message()} See: {command} --help", ConfigError.exit_status)
-    except StoppedRunError as error:
-        if os.environ.get("RANK", "0") != "0":
-            sys.exit(error.exit_status)  # all processes end the same way, and the first says so
-        _end(f"{error}{next_step}", error.exit_status)
     except SrpError as error:
-        _end(str(error), error.exit_status)
+        if error.by_every_rank and os.environ.get("RANK", "0") != "0":
+            sys.exit(error.exit_status)
+        how = next_step if isinstance(error, StoppedRunError) else ""
+        _end(f"{error}{how}", error.exit_status)
     except Preempted:
         _end(f"stopped by SIGTERM.{next_step}", PreemptedRunError.exit_status)
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ SEAM = {
     "pipeline.durable",
     "pipeline.errors",
     "pipeline.fill",
+    "pipeline.holder",
     "pipeline.kernels",
     "pipeline.loader",
     "pipeline.log",

@@ -21,6 +21,7 @@ from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier, candidate_indices
 from training.paths import RunPaths
 from training.records import RunRecord, current_commit, describe_hardware, load_record
+from training.resume import held_run, written_run
 from training.table import Table
 from training.trainer import Trainer, build_model, build_trainer, fold_rows, settled
 from training.views import mirrored_candidates
@@ -54,7 +55,8 @@ def distill(
 
     Raises:
         CheckpointError: If there is no such run, or it is of other shards.
-        ConfigError: If it cannot be distilled, or the new run exists already.
+        ConfigError: If it cannot be distilled, or the new run exists already, or another process
+            writes into one of both.
     """
     started = time.monotonic()
     base = load_record(run.record)
@@ -62,34 +64,36 @@ def distill(
     config = settled(distilled_config(base.config, wanted), shards)
     if resume and paths.record.exists():
         return _finished(paths, config)
-    _check(base, run, paths, process)
-    _check_shards(base, run, shards)
-    columns = _columns(base, config, shards, run)
-    trainer = build_trainer(config, shards, process)  # fails before anything is trained
-    load_weights(run.last, trainer.model.classifier, "classifier.")
-    matrix = loss_matrix(
-        run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
-    )
-    judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
-    chosen_NK = fit_and_choose(
-        trainer.model, matrix.losses_NK[:, columns], shards, process=process,
-        on_progress=on_progress,
-    )  # fmt: skip
-    table = Table.of(judged.labels_N, judged.logits_NKC[:, columns], chosen_NK)
-    evaluation = evaluation_of(table, trainer.model, shards)
-    record = replace(
-        base,
-        name=paths.folder.name,
-        config=config,
-        shards=str(shards.folder),
-        commit=current_commit(),
-        hardware=describe_hardware(process.device),
-        epochs=(),
-        evaluation=evaluation,
-        seconds=time.monotonic() - started,
-    )
-    _save(trainer, table, record, paths)
-    return record
+    _check(base, run, process)
+    with written_run(paths, process):
+        _check_absent(paths)
+        _check_shards(base, run, shards)
+        columns = _columns(base, config, shards, run)
+        trainer = build_trainer(config, shards, process)  # fails before anything is trained
+        load_weights(run.last, trainer.model.classifier, "classifier.")
+        matrix = loss_matrix(
+            run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
+        )
+        judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
+        chosen_NK = fit_and_choose(
+            trainer.model, matrix.losses_NK[:, columns], shards, process=process,
+            on_progress=on_progress,
+        )  # fmt: skip
+        table = Table.of(judged.labels_N, judged.logits_NKC[:, columns], chosen_NK)
+        evaluation = evaluation_of(table, trainer.model, shards)
+        record = replace(
+            base,
+            name=paths.folder.name,
+            config=config,
+            shards=str(shards.folder),
+            commit=current_commit(),
+            hardware=describe_hardware(process.device),
+            epochs=(),
+            evaluation=evaluation,
+            seconds=time.monotonic() - started,
+        )
+        _save(trainer, table, record, paths)
+        return record
 
 
 def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
@@ -167,7 +171,6 @@ def fit_and_choose(
 
 def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) -> None:
     """Write the record last: a folder that has one is complete."""
-    paths.folder.mkdir(parents=True, exist_ok=True)
     meta = CheckpointMeta(
         config=record.config,
         spec=record.data.spec,
@@ -184,7 +187,7 @@ def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) ->
     record.save(paths.record)
 
 
-def _check(base: RunRecord, run: RunPaths, paths: RunPaths, process: Process) -> None:
+def _check(base: RunRecord, run: RunPaths, process: Process) -> None:
     if base.evaluation is None:
         raise ConfigError(
             f"a run must be finished to be distilled; got {len(base.epochs)} of "
@@ -200,6 +203,9 @@ def _check(base: RunRecord, run: RunPaths, paths: RunPaths, process: Process) ->
             f"a distillation runs in one process; got {process.world_size}. Start it without "
             "torchrun."
         )
+
+
+def _check_absent(paths: RunPaths) -> None:
     if paths.record.exists():
         raise ConfigError(
             f"a run must not be overwritten; got one in {paths.folder} already. "
@@ -238,20 +244,21 @@ def loss_matrix(
     if path.exists():
         return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops)
     matrix = LossMatrix.empty(num_samples, num_crops)
-    for fold in range(FOLDS):
-        below = run.fold(fold)
-        config = replace(base.config, fold=fold, val_interval=base.config.epochs)
-        train(  # nobody asks how good it is: scoring it would cost a third of its training
-            config, shards=shards, paths=below, process=process, on_progress=on_progress,
-            on_epoch=on_epoch,
-        )  # fmt: skip
-        model = build_model(config, shards, process)
-        load_weights(below.last, model)
-        fill_fold(
-            matrix, model, shards, fold=fold, process=process,
-            on_rows=counting(on_progress, "losses", len(fold_rows(num_samples, fold))),
-        )  # fmt: skip
-    matrix.save(path)
+    with held_run(run, process):
+        for fold in range(FOLDS):
+            below = run.fold(fold)
+            config = replace(base.config, fold=fold, val_interval=base.config.epochs)
+            train(  # nobody asks how good it is: scoring it would cost a third of its training
+                config, shards=shards, paths=below, process=process, on_progress=on_progress,
+                on_epoch=on_epoch,
+            )  # fmt: skip
+            model = build_model(config, shards, process)
+            load_weights(below.last, model)
+            fill_fold(
+                matrix, model, shards, fold=fold, process=process,
+                on_rows=counting(on_progress, "losses", len(fold_rows(num_samples, fold))),
+            )  # fmt: skip
+        matrix.save(path)
     return matrix
 
 
@@ -269,6 +276,7 @@ def judge_run(
         return Judged.load(run.logits, num_samples=num_samples, num_crops=len(model.candidates))
     load_weights(run.last, model)
     counter = counting(on_progress, "table", num_samples)
-    judged = judge(model, shards, process=process, on_rows=counter)
-    judged.save(run.logits)
+    with held_run(run, process):
+        judged = judge(model, shards, process=process, on_rows=counter)
+        judged.save(run.logits)
     return judged

@@ -20,6 +20,7 @@ from training.loop import OnEpoch, fit
 from training.losses import LossMatrix
 from training.model import candidate_indices
 from training.paths import RunPaths
+from training.resume import held_run
 from training.study import FORWARD, Run
 from training.table import Table
 from training.trainer import build_model, fold_rows
@@ -168,9 +169,10 @@ def _losses(
     if path.exists():
         return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops)
     matrix = LossMatrix.empty(num_samples, num_crops)
-    for fold, (half, model) in enumerate(zip(halves, models, strict=True)):
-        load_weights(RunPaths(folder=folder / half.name).last, model)
-        on_rows = counting(on_progress, "losses", len(fold_rows(num_samples, fold)))
-        fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
-    matrix.save(path)
+    with held_run(RunPaths(folder=folder), process):
+        for fold, (half, model) in enumerate(zip(halves, models, strict=True)):
+            load_weights(RunPaths(folder=folder / half.name).last, model)
+            on_rows = counting(on_progress, "losses", len(fold_rows(num_samples, fold)))
+            fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
+        matrix.save(path)
     return matrix

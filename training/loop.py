@@ -20,7 +20,7 @@ from training.epoch import OnProgress, counting, epoch_record, train_epoch
 from training.evaluate import evaluate_choice, evaluate_table
 from training.paths import RunPaths
 from training.records import EpochPart, EpochRecord, RunRecord
-from training.resume import load_last, open_record, save_epoch, save_part
+from training.resume import load_last, open_record, save_epoch, save_part, written_run
 from training.stopping import Stop, noted_signals
 from training.trainer import Trainer, build_trainer, settled
 
@@ -52,19 +52,21 @@ def fit(
         The record, which is on disk as well.
 
     Raises:
-        ConfigError: If the config does not fit the shards, or the run exists already.
+        ConfigError: If the config does not fit the shards, or the run exists already or is being
+            written.
         CheckpointError: If the run to resume is another one.
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
         StoppedRunError: If SIGTERM or Ctrl-C came while it trained; all steps are saved.
     """
     config = settled(config, shards)
-    record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
-    if record.evaluation is not None:
-        return record
-    done = _train(config, record, shards, paths, process, on_progress, on_epoch)
-    return _finish(
-        done.trainer, shards, paths, done.record, best=done.best, on_progress=on_progress
-    )
+    with written_run(paths, process):
+        record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
+        if record.evaluation is not None:
+            return record
+        done = _train(config, record, shards, paths, process, on_progress, on_epoch)
+        return _finish(
+            done.trainer, shards, paths, done.record, best=done.best, on_progress=on_progress
+        )
 
 
 def train(
@@ -81,9 +83,10 @@ def train(
     Arguments and errors are those of `fit`.
     """
     config = settled(config, shards)
-    record = open_record(config, shards=shards, paths=paths, process=process, resume=True)
-    if record.evaluation is None:
-        _train(config, record, shards, paths, process, on_progress, on_epoch)
+    with written_run(paths, process):
+        record = open_record(config, shards=shards, paths=paths, process=process, resume=True)
+        if record.evaluation is None:
+            _train(config, record, shards, paths, process, on_progress, on_epoch)
 
 
 def _train(

@@ -34,6 +34,11 @@ class RunPaths:
         return self.folder / "record.json"
 
     @property
+    def holder(self) -> Path:
+        """Who writes the run, while somebody does."""
+        return self.folder / ".holder.json"
+
+    @property
     def last(self) -> Path:
         """Checkpoint of the last step that was saved."""
         return self.folder / "last.safetensors"

@@ -1,10 +1,15 @@
 """Start a run, or go on with one exactly where its last checkpoint left it."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+import torch
+
+from pipeline.errors import ConfigError, EveryRankError
+from pipeline.holder import held
 from training.checkpoint import (
     CheckpointMeta,
     check_fits,
@@ -15,7 +20,7 @@ from training.checkpoint import (
 )
 from training.config import DISTILLED, MACHINE_FIELDS, TRAINED, TrainConfig
 from training.data import Shards
-from training.distributed import Process, wait_for_main
+from training.distributed import Process, sum_over_ranks, wait_for_main
 from training.paths import RunPaths
 from training.records import (
     DataRecord,
@@ -26,6 +31,61 @@ from training.records import (
     load_record,
 )
 from training.trainer import Trainer
+
+
+@contextlib.contextmanager
+def written_run(paths: RunPaths, process: Process) -> Iterator[None]:
+    """Hold a run's folder, unless the run is finished: then it is only read.
+
+    Raises:
+        ConfigError: If another trainer holds it; names it.
+        CheckpointError: If the run's record is damaged.
+    """
+    is_finished = paths.last.exists() and paths.record.exists() and (
+        load_record(paths.record).evaluation is not None
+    )  # fmt: skip
+    with contextlib.nullcontext() if is_finished else held_run(paths, process):
+        yield
+
+
+@contextlib.contextmanager
+def held_run(paths: RunPaths, process: Process) -> Iterator[None]:
+    """Keep other trainers out of a run's folder; rank 0 does so for its peers.
+
+    Raises:
+        ConfigError: If another trainer holds it; names it.
+    """
+    fault: ConfigError | OSError | None = None
+    with contextlib.ExitStack() as stack:
+        if process.is_main:
+            try:
+                stack.enter_context(_held(paths))
+            except (ConfigError, OSError) as error:
+                fault = error
+        faults = torch.tensor([fault is not None], dtype=torch.int64, device=process.device)
+        if sum_over_ranks(faults, process):
+            raise fault or EveryRankError(
+                f"rank 0 must hold a run's folder; got one that it cannot hold, {paths.folder}. "
+                "It says why."
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _held(paths: RunPaths) -> Iterator[None]:
+    is_new = not paths.folder.exists()
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    with held(
+        paths.folder, paths.holder, rule="a run must have one trainer at a time",
+        fix="Wait for it to end, or name another --experiment or --output.",
+    ):  # fmt: skip
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # what went wrong before counts more
+                paths.holder.unlink(missing_ok=True)
+                if is_new:
+                    paths.folder.rmdir()  # unless files are in it
 
 
 def open_record(
@@ -54,8 +114,6 @@ def open_record(
         _check_same(record, config, shards=shards, paths=paths, process=process)
         # A run that was killed between the two files has told of an epoch that it did not save.
         return replace(record, epochs=record.epochs[: meta.epoch])
-    if process.is_main:
-        paths.folder.mkdir(parents=True, exist_ok=True)
     return RunRecord(
         name=paths.folder.name,
         config=config,

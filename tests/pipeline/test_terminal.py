@@ -17,6 +17,7 @@ from pipeline.errors import (
     ConfigError,
     DivergedError,
     DownloadError,
+    EveryRankError,
     ImageError,
     NoRoomError,
     PreemptedRunError,
@@ -44,6 +45,7 @@ STATUSES = {
     DivergedError: 1,
     NoRoomError: 1,
     ConfigError: 2,
+    EveryRankError: 2,
     SourceError: 2,
     DownloadError: 2,
     CheckpointError: 2,
@@ -161,8 +163,9 @@ def test_under_torchrun_one_process_speaks_and_names_torchrun(
     said = fail_with(PreemptedRunError("saved."))
     assert said.stderr.endswith("Resume with: torchrun --nproc-per-node 2 -m training work\n")
     monkeypatch.setenv("RANK", "1")
-    silent = fail_with(PreemptedRunError("saved."))
-    assert (silent.stderr, silent.exit_code) == ("", 75)
+    for error, status in ((PreemptedRunError("saved."), 75), (EveryRankError("held."), 2)):
+        silent = fail_with(error)
+        assert (silent.stderr, silent.exit_code) == ("", status)
 
 
 @pytest.mark.parametrize("program", [pipeline_main, training_main])

@@ -62,6 +62,7 @@ def saved(
     config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "run")
     trainer = build_trainer(config, opened, alone)
     record = open_record(config, shards=opened, paths=paths, process=alone, resume=False)
+    paths.folder.mkdir()
     record = replace(record, epochs=(EPOCH,))
     save_epoch(trainer, paths, record, 0.0)
     with torch.no_grad():

@@ -1,0 +1,177 @@
+"""Fault: two trainers in one folder."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from pipeline.errors import ConfigError
+from training.config import DistillConfig, HeadroomConfig, TrainConfig
+from training.data import Shards
+from training.distillation import distill
+from training.distributed import Process
+from training.headroom_run import limited, work_folder
+from training.paths import RunPaths
+from training.records import RunRecord, load_record
+from training.resume import held_run
+
+REPO = Path(__file__).resolve().parents[2]
+HERE = socket.gethostname()
+QUICK = (
+    *("--model", "test_resnet", "--epochs", "1", "-b", "16", "-j", "1", "--no-amp"),
+    *("--device", "cpu", "--policy", "centre"),
+)
+SrpTrain = Callable[..., Result]
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def last_line(result: Result) -> str:
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.count("error: ") == 1
+    return result.stderr.splitlines()[-1]
+
+
+def told(folder: Path, pid: int) -> str:
+    """Give the beginning of what a second trainer is told."""
+    return (
+        f"error: a run must have one trainer at a time; got {folder}, which process {pid} on "
+        f"{HERE} has been writing since 20"
+    )
+
+
+FIX = ". Wait for it to end, or name another --experiment or --output."
+
+
+@contextmanager
+def stopped_trainer(shards: Path, output: Path, seed: int) -> Iterator[subprocess.Popen[str]]:
+    """Train in a process of its own, which is stopped as soon as it holds its run's folder."""
+    command = [
+        *(sys.executable, "-m", "training", "from", str(shards), "--output", str(output)),
+        *("--experiment", "one", "--seed", str(seed), *QUICK),
+    ]
+    first = subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with first:
+        while not (output / "one/.holder.json").exists():
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            yield first
+        finally:
+            if first.poll() is None:
+                first.kill()
+
+
+def test_of_two_trainers_of_one_run_the_second_says_who_holds_it_and_harms_nothing(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    with stopped_trainer(scene_shards, tmp_path, seed=3) as first:
+        command = ("from", scene_shards, "--output", tmp_path, "--experiment", "one", *QUICK)
+        second = srp_train(*command, "--seed", 4)
+        first.send_signal(signal.SIGCONT)
+        _, errors = first.communicate()
+    line = last_line(second)
+    assert line.startswith(told(tmp_path / "one", first.pid))
+    assert line.endswith(FIX)
+    assert first.returncode == 0, errors
+    paths = RunPaths(folder=tmp_path / "one")
+    record = load_record(paths.record)
+    assert (record.config.seed, record.evaluation is not None) == (3, True)
+    assert not paths.holder.exists()
+
+
+def test_a_killed_trainer_holds_its_run_no_longer(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    with stopped_trainer(scene_shards, tmp_path, seed=3) as first:
+        first.kill()
+    paths = RunPaths(folder=tmp_path / "one")
+    assert paths.holder.exists()
+    command = ("from", scene_shards, "--output", tmp_path, "--experiment", "one", *QUICK)
+    assert srp_train(*command, "--seed", 3).exit_code == 0
+    assert not paths.holder.exists()
+
+
+def test_under_torchrun_all_processes_end_where_another_trainer_holds_the_run_and_one_says_it(
+    scene_shards: Path, alone: Process, tmp_path: Path
+) -> None:
+    paths = RunPaths(folder=tmp_path / "one")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "training", "from", str(scene_shards), "--output", str(tmp_path)),
+        *("--experiment", "one", *QUICK),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    with held_run(paths, alone):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert [path.name for path in paths.folder.iterdir()] == [paths.holder.name]
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(told(paths.folder, os.getpid()))
+    assert "stopped by SIGTERM" not in done.stderr
+    assert "exitcode  : 2" in done.stderr
+
+
+def test_a_run_that_ends_before_its_first_file_leaves_no_folder(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    result = srp_train("from", scene_shards, "--output", tmp_path, *QUICK, "--model", "none")
+    assert last_line(result).startswith("error: --model must be a name that timm knows; got ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_two_distillations_one_makes_the_losses_and_both_may_take_them_up(
+    opened: Shards, alone: Process, train: Callable[..., RunRecord],
+    tiny: Callable[..., TrainConfig], tmp_path: Path,
+) -> None:  # fmt: skip
+    base = RunPaths(folder=tmp_path / "base")
+    train(tiny(policy="random"), base.folder)
+    wanted = DistillConfig(epochs=1, batch_size=16, proposer_channels=(4,))
+
+    def fitted(name: str) -> RunRecord:
+        return distill(
+            base, wanted, shards=opened, paths=RunPaths(folder=tmp_path / name), process=alone,
+            workers=1, on_progress=ignore, on_epoch=ignore,
+        )  # fmt: skip
+
+    with held_run(base, alone), pytest.raises(ConfigError) as caught:
+        fitted("early")
+    assert f"error: {caught.value}".startswith(told(base.folder, os.getpid()))
+    fitted("first")
+    with held_run(base, alone):
+        second = fitted("second")
+    assert second.evaluation is not None
+    held = RunPaths(folder=tmp_path / "held")
+    with held_run(held, alone), pytest.raises(ConfigError, match=r"got .*held, which process "):
+        fitted("held")
+    assert not (tmp_path / "early").exists()
+
+
+@pytest.mark.parametrize("part", ["half-0", "."])
+def test_of_two_estimates_the_second_says_who_holds_the_part_that_it_needs(
+    part: str, scene_shards: Path, opened: Shards, alone: Process, srp_train: SrpTrain,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    wanted = replace(HeadroomConfig(), epochs=1, batch_size=16)
+    folder = work_folder(tmp_path, wanted, limited(opened, wanted.limit)) / part
+    command = ("headroom", scene_shards, "--output", tmp_path, "--epochs", "1", "-b", "16")
+    with held_run(RunPaths(folder=folder), alone):
+        refused = srp_train(*command, "--device", "cpu")
+    assert told(folder, os.getpid()) in last_line(refused)
