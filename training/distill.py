@@ -103,7 +103,7 @@ def fit_proposer(
         losses_NK: Of classifiers that have not seen the images.
         config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `vflip`, `weight_decay`
             and seed of the fit.
-        counterparts: Where each candidate lies in a mirrored image.
+        counterparts: Which crop takes each candidate's place in a mirrored image.
         looked_counterparts: The same of those that are looked at.
         on_rows: Told of samples as they pass.
 
@@ -132,7 +132,7 @@ def fit_proposer(
             looked = views.mirror(glimpses_NLSS[rows_B], draws, looked_counterparts)
             errors = views.mirror(errors_NK[rows_B], draws, counterparts).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                proposal = proposer(looked.to(device))
+                proposal = proposer(looked.to(device), draws.ways_B.to(device))
             loss = _loss(proposal, errors, past=epoch / config.epochs, balance=config.balance)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

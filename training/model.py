@@ -67,6 +67,7 @@ class SelectiveClassifier(nn.Module):
         noise_BMK: Tensor,
         temperature: float,
         *,
+        ways_B: Tensor | None = None,
         chooses: bool = True,
     ) -> StepOutput:
         """Compute one step's loss.
@@ -77,11 +78,12 @@ class SelectiveClassifier(nn.Module):
             labels_B: Int64.
             noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
             temperature: Of the Gumbel-Softmax.
+            ways_B: How each image has been mirrored, see `views.Draws`; None where none has.
             chooses: Whether the proposer is listened to; see `TrainConfig.random_epochs`.
         """
         if self.proposer is None or glimpses_BLSS is None:
             return self._one(crops_BKHWC[:, 0], labels_B)
-        proposal = self.proposer(glimpses_BLSS)
+        proposal = self.proposer(glimpses_BLSS, ways_B)
         if not chooses:
             output = self._one(crops_BKHWC[:, 0], labels_B)
             # Zero, but there for all weights: processes that share gradients wait for each.

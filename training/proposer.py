@@ -1,7 +1,7 @@
 """From glimpses to one score per crop.
 
 Axes: B samples, K candidates, L glimpses that are looked at, S glimpse px, F features, M and N rows
-and columns of a map.
+and columns of a map; 4 ways to mirror an image, see `training.views.Draws`.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.crops import FULL, CropPlan
 from pipeline.errors import ConfigError
 from training.config import TrainConfig
+from training.views import mirrored_boxes
 
 CONTEXT = 32  # features of a glimpse that is compared with the others
 CROP_CHANNELS = (8, 16, 32)  # the predecessor's
@@ -51,15 +52,25 @@ class Proposer(nn.Module):
         self._candidates = list(candidates)
         self.prior = nn.Parameter(torch.zeros(num_held)) if has_prior else None
 
-    def forward(self, glimpses_BLSS: Tensor) -> Proposal:
-        """Score K candidates by L glimpses a sample, uint8 gray."""
-        scores_BK = self.score_glimpses(glimpses_BLSS.float() / 255)
+    def forward(self, glimpses_BLSS: Tensor, ways_B: Tensor | None = None) -> Proposal:
+        """Score K candidates by L glimpses a sample.
+
+        Args:
+            glimpses_BLSS: Uint8 gray.
+            ways_B: How each image has been mirrored; None where none has. A prior belongs to a
+                position on axis K: to a place, and where a crop has no counterpart to take it, to
+                that crop, as at evaluation.
+        """
+        scores_BK = self.score_glimpses(glimpses_BLSS.float() / 255, ways_B)
         if self.prior is not None:
             scores_BK = scores_BK + self.prior[self._candidates]
         return Proposal.of(scores_BK)
 
-    def score_glimpses(self, gray_BLSS: Tensor) -> Tensor:
-        """Score gray glimpses in 0 to 1, float32 `(B, K)`, without a preference for places."""
+    def score_glimpses(self, gray_BLSS: Tensor, ways_B: Tensor | None) -> Tensor:
+        """Score gray glimpses in 0 to 1, float32 `(B, K)`, without a preference for places.
+
+        Arguments are those of `forward`; a glimpse of a crop has been mirrored with its crop.
+        """
         raise NotImplementedError
 
 
@@ -105,7 +116,7 @@ class CropProposer(Proposer):
         """Make what turns features `(B, K, F)` to scores `(B, K, 1)`."""
         return nn.Linear(num_features, 1)
 
-    def score_glimpses(self, gray_BLSS: Tensor) -> Tensor:
+    def score_glimpses(self, gray_BLSS: Tensor, ways_B: Tensor | None) -> Tensor:
         """Score each glimpse by itself."""
         gray = gray_BLSS.flatten(0, 1)[:, None]
         gray = F.pad(gray, (0, self._padding, 0, self._padding))
@@ -154,20 +165,24 @@ class MapProposer(Proposer):
     """
 
     def __init__(
-        self, *, channels: tuple[int, ...], boxes: tuple[tuple[float, ...], ...], **places: object
+        self,
+        *,
+        channels: tuple[int, ...],
+        boxes: tuple[tuple[tuple[float, ...], ...], ...],
+        **places: object,
     ) -> None:
         """Build it for some candidates.
 
         Args:
             channels: Of each convolution's output; all but the last halve the map's sides.
-            boxes: Of the K candidates, as fractions of the canvas, x0, y0, x1, y1.
+            boxes: Of the K candidates, from `training.views.mirrored_boxes`.
             places: For `Proposer`.
         """
         super().__init__(**places)  # type: ignore[arg-type]
         strides = (*[2] * (len(channels) - 1), 1)
         self.features = _convolutions(channels, strides=strides, padding=1)
         self.score = nn.Conv2d(channels[-1], 1, 1)
-        self.register_buffer("boxes_K4", torch.tensor(boxes), persistent=False)
+        self.register_buffer("boxes_4K4", torch.tensor(boxes), persistent=False)
 
     def saliency(self, gray_BSS: Tensor) -> Tensor:
         """Map how much each place is worth looking at, float32 `(B, M, N)`, in logits."""
@@ -176,33 +191,36 @@ class MapProposer(Proposer):
             saliency: Tensor = self.score(features.float())[:, 0]
         return saliency
 
-    def score_glimpses(self, gray_BLSS: Tensor) -> Tensor:
-        """Average the map of the one glimpse over the boxes."""
+    def score_glimpses(self, gray_BLSS: Tensor, ways_B: Tensor | None) -> Tensor:
+        """Average the map of the one glimpse over the boxes in which the crops lie."""
         saliency_BMN = self.saliency(gray_BLSS[:, 0])
+        boxes: Tensor = self.boxes_4K4[0 if ways_B is None else ways_B]  # type: ignore[index]
         with torch.autocast(gray_BLSS.device.type, enabled=False):
-            return mean_over_boxes(saliency_BMN, self.boxes_K4)  # type: ignore[arg-type]
+            return mean_over_boxes(saliency_BMN, boxes)
 
 
-def mean_over_boxes(map_BMN: Tensor, boxes_K4: Tensor) -> Tensor:
+def mean_over_boxes(map_BMN: Tensor, boxes: Tensor) -> Tensor:
     """Average a map over boxes, cells that a box covers in part by the part, `(B, K)`.
 
     It is what an integral image gives, whose corners are interpolated.
 
     Args:
         map_BMN: Float32.
-        boxes_K4: As fractions of the map, x0, y0, x1, y1; not empty.
+        boxes: As fractions of the map, x0, y0, x1, y1, not empty; `(K, 4)`, or `(B, K, 4)` where
+            each sample has its own.
     """
-    rows_KM = _covered(boxes_K4[:, 1], boxes_K4[:, 3], map_BMN.shape[1])
-    columns_KN = _covered(boxes_K4[:, 0], boxes_K4[:, 2], map_BMN.shape[2])
-    return torch.einsum("bmn,km,kn->bk", map_BMN, rows_KM, columns_KN)
+    rows = _covered(boxes[..., 1], boxes[..., 3], map_BMN.shape[1])
+    columns = _covered(boxes[..., 0], boxes[..., 2], map_BMN.shape[2])
+    own = "b" if boxes.ndim == 3 else ""
+    return torch.einsum(f"bmn,{own}km,{own}kn->bk", map_BMN, rows, columns)
 
 
-def _covered(first_K: Tensor, last_K: Tensor, count: int) -> Tensor:
-    """Give the share that each of `count` cells has of the stretches, rows that sum to 1."""
-    edges = torch.arange(count + 1, device=first_K.device) / count
-    ends_K1 = torch.minimum(last_K[:, None], edges[1:])
-    starts_K1 = torch.maximum(first_K[:, None], edges[:-1])
-    return (ends_K1 - starts_K1).clamp_min(0) / (last_K - first_K)[:, None]
+def _covered(first: Tensor, last: Tensor, count: int) -> Tensor:
+    """Give the share that each of `count` cells has of stretches `(..., K)`, rows that sum to 1."""
+    edges = torch.arange(count + 1, device=first.device) / count
+    ends = torch.minimum(last[..., None], edges[1:])
+    starts = torch.maximum(first[..., None], edges[:-1])
+    return (ends - starts).clamp_min(0) / (last - first)[..., None]
 
 
 def _convolutions(
@@ -274,7 +292,7 @@ def make_proposer(
     channels = config.proposer_channels or suited_channels(config.proposer, glimpse_px)
     if config.proposer == "map":
         _check_cells(channels, glimpse_px)
-        boxes = tuple(plan.normalised()[k] for k in candidates)
+        boxes = mirrored_boxes(plan, candidates)
         return MapProposer(channels=channels, boxes=boxes, **places)
     kind = {"crops": CropProposer, "joint": JointProposer}[config.proposer]
     return kind(

@@ -48,6 +48,7 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
             batch.labels_B,
             noise_BMK.to(device, non_blocking=True),
             tau,
+            ways_B=draws.ways_B.to(device, non_blocking=True),
             chooses=chooses,
         )
     output.loss.backward()  # type: ignore[no-untyped-call]

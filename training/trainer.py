@@ -36,7 +36,7 @@ class Trainer:
         scheduler: Of the optimizer, stepped after every training step.
         batches: Of the training split, on the process's device.
         plan: The candidates that the shards hold.
-        counterparts: Where each candidate lies in a mirrored image.
+        counterparts: Which crop takes each candidate's place in a mirrored image.
         looked_counterparts: The same of those that are looked at.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.

@@ -23,15 +23,21 @@ class Draws(NamedTuple):
     vflips_B: Tensor
     shifts_B2: Tensor
 
+    @property
+    def ways_B(self) -> Tensor:
+        """How each image is mirrored, int64: 0 not, 1 left to right, 2 upside down, 3 both."""
+        return self.flips_B + 2 * self.vflips_B
+
 
 class Mirrored(NamedTuple):
-    """Where each of K candidates lies in a mirrored image, as positions on axis K.
+    """Which crop takes each candidate's place in a mirrored image, as positions on axis K.
 
-    `across` is for left to right, `down` for upside down.
+    `across` is for left to right, `down` for upside down, `both` for both.
     """
 
     across: tuple[int, ...]
     down: tuple[int, ...]
+    both: tuple[int, ...]
 
 
 def draw(
@@ -46,19 +52,45 @@ def draw(
 def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> Mirrored:
     """Find, for each candidate, the one that lies where it would be in a mirrored image.
 
-    A candidate whose counterpart is not among the chosen ones stays where it is.
+    A candidate whose counterpart is not among the chosen ones keeps its place on axis K, though
+    its crop, mirrored, lies elsewhere; `mirrored_boxes` says where.
     """
     boxes = [plan.boxes[k] for k in candidates]
-    side = plan.canvas_px
-    across = [box._replace(x0=side - box.x1, x1=side - box.x0) for box in boxes]
-    down = [box._replace(y0=side - box.y1, y1=side - box.y0) for box in boxes]
-    return Mirrored(_places(boxes, across), _places(boxes, down))
-
-
-def _places(boxes: list[Box], wanted: list[Box]) -> tuple[int, ...]:
-    return tuple(
-        boxes.index(box) if box in boxes else position for position, box in enumerate(wanted)
+    ways = ([_reflected(box, way, plan.canvas_px) for box in boxes] for way in (1, 2, 3))
+    return Mirrored(
+        *(
+            tuple(boxes.index(box) if box in boxes else k for k, box in enumerate(reflected))
+            for reflected in ways
+        )
     )
+
+
+def mirrored_boxes(
+    plan: CropPlan, candidates: tuple[int, ...]
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Say where the crops lie that `mirror` puts on axis K, for each of the four `Draws.ways_B`.
+
+    Returns:
+        Fractions of the canvas, x0, y0, x1, y1, of K candidates, four times.
+    """
+    boxes, side = [plan.boxes[k] for k in candidates], plan.canvas_px
+    ways = []
+    for way in range(4):
+        reflected = [_reflected(box, way, side) for box in boxes]
+        lies = [
+            box if other in boxes else other for box, other in zip(boxes, reflected, strict=True)
+        ]
+        ways.append(tuple(tuple(edge / side for edge in box) for box in lies))
+    return tuple(ways)
+
+
+def _reflected(box: Box, way: int, side: int) -> Box:
+    """Mirror a box of a canvas in one of the `Draws.ways_B`."""
+    if way & 1:
+        box = box._replace(x0=side - box.x1, x1=side - box.x0)
+    if way & 2:
+        box = box._replace(y0=side - box.y1, y1=side - box.y0)
+    return box
 
 
 def cut(batch: Batch, plan: CropPlan, candidates: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -112,11 +144,9 @@ def augment(
     if chosen_B is None:
         crops_BKHWC = torch.stack(crops, 1)
     else:
-        across, down = map(torch.tensor, counterparts)
-        source_B = torch.where(draws.vflips_B, down[chosen_B], chosen_B)
-        source_B = torch.where(draws.flips_B, across[source_B], source_B)
-        crops_BKHWC = _pick(crops, source_B)
-        counterparts = Mirrored((0,), (0,))
+        places_4K = torch.tensor([tuple(range(len(crops))), *counterparts])
+        crops_BKHWC = _pick(crops, places_4K[draws.ways_B, chosen_B])
+        counterparts = Mirrored((0,), (0,), (0,))
     crops_BKHWC = mirror(crops_BKHWC, draws, counterparts)
     if glimpses_BLSS is not None:
         glimpses_BLSS = mirror(glimpses_BLSS.clone(), draws, looked_counterparts)
@@ -131,19 +161,21 @@ def _pick(crops: tuple[Tensor, ...], chosen_B: Tensor) -> Tensor:
 def mirror(values: Tensor, draws: Draws, counterparts: Mirrored) -> Tensor:
     """Mirror some images as a whole: each crop is mirrored and takes its counterpart's place.
 
+    A crop without a counterpart is mirrored, and keeps its place on axis K.
+
     Args:
         values: Crops `(B, K, H, W, ...)`, or a number of each `(B, K)`, which takes its crop's
             place; changed in place and returned.
         draws: Which images, on the CPU.
         counterparts: From `mirrored_candidates`.
     """
-    across, down = counterparts
-    for mirrored_B, places, axis in ((draws.flips_B, across, 3), (draws.vflips_B, down, 2)):
-        rows = mirrored_B.nonzero()[:, 0].to(values.device, non_blocking=True)
+    ways_B = draws.ways_B
+    for way, (places, axes) in enumerate(zip(counterparts, ((3,), (2,), (2, 3)), strict=True), 1):
+        rows = (ways_B == way).nonzero()[:, 0].to(values.device, non_blocking=True)
         if not len(rows):
             continue
         moved = values[rows][:, list(places)]
-        values[rows] = moved.flip(axis) if values.ndim > axis else moved
+        values[rows] = moved.flip(axes) if values.ndim > 2 else moved
     return values
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.crops import plan_crops
 from pipeline.errors import CheckpointError, ConfigError
 from training import distillation
 from training.checkpoint import load_weights
@@ -21,14 +22,14 @@ from training.distributed import Process
 from training.evaluate import evaluate_run
 from training.losses import Judged, LossMatrix
 from training.paths import RunPaths
-from training.proposer import CropProposer
+from training.proposer import CropProposer, MapProposer, Proposal, make_proposer
 from training.records import RunRecord, load_record
 from training.trainer import build_model, fold_rows, training_rows
-from training.views import Mirrored
+from training.views import Mirrored, mirrored_candidates
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]
-SWAPPED = Mirrored((1, 0, 3, 2), (2, 3, 0, 1))
+SWAPPED = Mirrored((1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0))
 QUICK = DistillConfig(epochs=2, batch_size=16, proposer_channels=(4, 8))
 
 
@@ -107,6 +108,39 @@ def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny
     # Soft targets alone would ask for no more than this.
     wanted = ((losses.neg().exp() - 1) / TARGET_TAU).softmax(1).amax(1).mean()
     assert proposal.probabilities_BK.amax(1).mean() > 0.5 + wanted / 2
+
+
+@pytest.mark.parametrize(("hflip", "vflip"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
+    hflip: float, vflip: float, tiny: Tiny
+) -> None:
+    plan = plan_crops("full+five", canvas_px=48, crop_px=32)
+    candidates = plan.indices("top-left,centre")  # no counterpart of the first is among them
+    config = tiny(
+        epochs=1, proposer="map", proposer_lr=0.02, hflip=hflip, vflip=vflip, batch_size=8
+    )
+    proposer = make_proposer(config, plan, candidates, glimpse_px=16)
+    assert isinstance(proposer, MapProposer)
+    told: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(_: object, given: tuple[torch.Tensor, ...], proposal: Proposal) -> None:
+        map_BMN = proposer.saliency(given[0][:, 0].float() / 255)
+        told.append((map_BMN.detach(), proposal.scores_BK.detach()))
+
+    proposer.register_forward_hook(note)
+    looked = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+    fit_proposer(
+        proposer, looked, torch.rand(8, 2), config, on_rows=ignore,
+        counterparts=mirrored_candidates(plan, candidates),
+        looked_counterparts=mirrored_candidates(plan, plan.indices("full")),
+    )  # fmt: skip
+    ((map_BMN, scores_BK),) = told
+    large = map_BMN.repeat_interleave(12, 1).repeat_interleave(12, 2)  # as large as the canvas
+    left, upper = 16 * int(hflip), 16 * int(vflip)
+    torch.testing.assert_close(
+        scores_BK[:, 0], large[:, upper : upper + 32, left : left + 32].mean((1, 2))
+    )
+    torch.testing.assert_close(scores_BK[:, 1], large[:, 8:40, 8:40].mean((1, 2)))
 
 
 def test_the_table_is_not_changed_by_mirroring(tiny: Tiny) -> None:

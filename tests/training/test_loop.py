@@ -27,9 +27,11 @@ from training.epoch import Progress
 from training.evaluate import make_table
 from training.model import StepOutput
 from training.paths import RunPaths
+from training.proposer import MapProposer, Proposal
 from training.records import EpochRecord, RunRecord, load_record
+from training.step import train_step
 from training.table import Table
-from training.trainer import Trainer, build_model
+from training.trainer import Trainer, build_model, build_trainer
 
 Train = Callable[..., RunRecord]
 Tiny = Callable[..., TrainConfig]
@@ -82,6 +84,51 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert without_times(resumed) == without_times(whole)
     for file in ("last", "best", "table"):
         assert_same_tensors(getattr(broken, file), getattr(unbroken, file))
+
+
+@pytest.mark.parametrize(("hflip", "vflip"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("proposer", ["map", "crops", "joint"])
+def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_and_its_own_prior(
+    proposer: str, hflip: float, vflip: float, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    config = tiny(
+        proposer=proposer, candidates="top-left,centre", position_prior=True, hflip=hflip,
+        vflip=vflip,
+    )  # fmt: skip
+    trainer = build_trainer(config, opened, alone)
+    chooser = trainer.model.proposer
+    assert chooser is not None
+    assert chooser.prior is not None
+    with torch.no_grad():
+        chooser.prior.copy_(torch.arange(6.0))
+    prior_K = chooser.prior.detach().clone()[list(opened.plan.indices("top-left,centre"))]
+    batch = next(iter(trainer.batches))
+    assert batch.glimpses_BLSS is not None
+    axes = [axis for axis, chance in ((3, hflip), (2, vflip)) if chance]
+    shown_BLSS = batch.glimpses_BLSS.flip(axes)
+    left, upper = 16 * int(hflip), 16 * int(vflip)
+    told: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: object, given: tuple[Tensor, ...], proposal: Proposal) -> None:
+        assert torch.equal(given[0], shown_BLSS)
+        if isinstance(chooser, MapProposer):
+            map_BMN = chooser.saliency(shown_BLSS[:, 0].float() / 255)
+            large = map_BMN.repeat_interleave(12, 1).repeat_interleave(12, 2)  # to the canvas
+            wanted_BK = torch.stack(
+                [
+                    large[:, upper : upper + 32, left : left + 32].mean((1, 2)),
+                    large[:, 8:40, 8:40].mean((1, 2)),
+                ],
+                1,
+            )
+        else:
+            wanted_BK = chooser.score_glimpses(shown_BLSS.float() / 255, None)
+        told.append((proposal.scores_BK, wanted_BK + prior_K))
+
+    chooser.register_forward_hook(note)
+    train_step(trainer, batch, step=0)
+    ((scores_BK, wanted_BK),) = told
+    torch.testing.assert_close(scores_BK, wanted_BK)
 
 
 def signal_at(

@@ -21,7 +21,7 @@ from training.proposer import (
 
 PLACES: dict[str, Any] = {"num_held": 5, "candidates": (0, 1, 2, 3, 4), "has_prior": False}
 BOXES = ((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 0.5), (0.2, 0.1, 0.9, 0.35))
-MAP = {"num_held": 6, "candidates": (0, 2, 5), "channels": (4, 6, 8), "boxes": BOXES}
+MAP = {"num_held": 6, "candidates": (0, 2, 5), "channels": (4, 6, 8), "boxes": 4 * (BOXES,)}
 
 
 def glimpses(*shape: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_a_map_is_averaged_over_each_box_whatever_the_candidates_are() -> None:
     scores = proposer(looked).scores_BK
     torch.testing.assert_close(scores[:, 0], saliency.mean((1, 2)))
     torch.testing.assert_close(scores[:, 1], saliency[:, :4, :4].mean((1, 2)))
-    other = MapProposer(**(MAP | {"candidates": (1,), "boxes": BOXES[1:2]}), has_prior=False)
+    other = MapProposer(**(MAP | {"candidates": (1,), "boxes": 4 * (BOXES[1:2],)}), has_prior=False)
     other.load_state_dict(proposer.state_dict())
     torch.testing.assert_close(other.eval()(looked).scores_BK, scores[:, 1:2])
 

@@ -25,9 +25,9 @@ def views_of(canvas: Pixels) -> views.Views:
     )
 
 
-def smooth_canvas(seed: int) -> Pixels:
+def smooth_canvas(seed: int, side_px: int = 48) -> Pixels:
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    return resize(coarse, 48)
+    return resize(coarse, side_px)
 
 
 def draws_of(flips: list[bool], vflips: list[bool], *, shift: int = 0) -> views.Draws:
@@ -37,9 +37,10 @@ def draws_of(flips: list[bool], vflips: list[bool], *, shift: int = 0) -> views.
 
 def test_left_and_right_crops_change_places_and_so_do_those_above_and_below() -> None:
     mirrored = views.mirrored_candidates(PLAN, ALL)
-    across, down = (
+    across, down, both = (
         {PLAN.names[k]: PLAN.names[image] for k, image in enumerate(places)} for places in mirrored
     )
+    assert both == {name: across[down[name]] for name in PLAN.names}
     assert down == {
         "full": "full",
         "top-left": "bottom-left",
@@ -60,7 +61,33 @@ def test_left_and_right_crops_change_places_and_so_do_those_above_and_below() ->
 
 def test_a_crop_whose_counterpart_is_not_chosen_stays_where_it_is() -> None:
     chosen = PLAN.indices("bottom-left,top-left,top-right")
-    assert views.mirrored_candidates(PLAN, chosen) == ((0, 2, 1), (1, 0, 2))
+    assert views.mirrored_candidates(PLAN, chosen) == ((0, 2, 1), (1, 0, 2), (2, 1, 0))
+
+
+@pytest.mark.parametrize("way", range(4))
+@pytest.mark.parametrize("canvas_px", [48, 49])  # the centre of an odd canvas is not its middle
+@pytest.mark.parametrize(
+    "names", ["five", "top-left,centre", "bottom-left,top-left,top-right", "top-right,bottom-left"]
+)
+def test_a_mirrored_crop_shows_what_lies_in_its_box_of_the_mirrored_canvas(
+    names: str, canvas_px: int, way: int
+) -> None:
+    plan = plan_crops("five", canvas_px=canvas_px, crop_px=32)
+    canvas, chosen = smooth_canvas(1, canvas_px), plan.indices(names)
+    cut = [torch.tensor(crops.cut(canvas, plan.boxes[k]))[None] for k in chosen]
+    counterparts = views.mirrored_candidates(plan, chosen)
+    draws = draws_of([bool(way & 1)], [bool(way & 2)])
+    shown = views.augment(tuple(cut), None, draws, counterparts, counterparts).crops_BKHWC[0]
+    turned = canvas[:: -1 if way & 2 else 1, :: -1 if way & 1 else 1]
+    lies = views.mirrored_boxes(plan, chosen)[way]
+    for position, k in enumerate(chosen):
+        x0, y0, x1, y1 = (round(edge * canvas_px) for edge in lies[position])
+        assert np.array_equal(shown[position].numpy(), turned[y0:y1, x0:x1])
+        # A prior of a place is about what lies there, wherever another candidate can show that.
+        x0, y0, x1, y1 = plan.boxes[k]
+        place = turned[y0:y1, x0:x1]
+        if any(np.array_equal(place, crop.numpy()) for crop in shown):
+            assert np.array_equal(shown[position].numpy(), place)
 
 
 @pytest.mark.parametrize("chosen", ["full+five", "five", "centre,full", "bottom-right"])
@@ -142,7 +169,7 @@ def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) 
 
 def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batch]) -> None:
     crops_BKHWC = make_batch(2).crops_BKHWC
-    draws, stay = draws_of([True, True], [False, False]), views.Mirrored(ALL, ALL)
+    draws, stay = draws_of([True, True], [False, False]), views.Mirrored(ALL, ALL, ALL)
     mirrored = views.augment(crops_BKHWC.unbind(1), None, draws, stay, stay)
     assert mirrored.glimpses_BLSS is None
     assert torch.equal(mirrored.crops_BKHWC, crops_BKHWC.flip(3))
