@@ -60,7 +60,8 @@ class TrainConfig:
         proposer_lr: The same of the proposer; None takes `lr`.
         momentum: Of the optimizer; `onecycle` moves it from 0.95 to 0.85 and back instead.
         weight_decay: Of the optimizer; not applied to biases and norms.
-        clip_grad: Largest norm of the gradient; None leaves it.
+        clip_grad: Largest norm of the gradient, of the networks whose rate is not 0; None leaves
+            it.
         sched: How the learning rate changes over the steps.
         warmup_epochs: For `cosine` and `step`: epochs of linear warm-up.
         decay_epochs: For `step`: epochs between decays.

@@ -53,7 +53,7 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
         )
     output.loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_grad is not None:
-        nn.utils.clip_grad_norm_(trainer.model.parameters(), config.clip_grad)
+        nn.utils.clip_grad_norm_(trainer.trained, config.clip_grad)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     trainer.scheduler.step()

@@ -33,6 +33,7 @@ class Trainer:
         model: With its own weights.
         wrapped: The same model, averaging gradients over the processes.
         optimizer: Of the model.
+        trained: The parameters that it changes: those of networks whose rate is not 0.
         scheduler: Of the optimizer, stepped after every training step.
         batches: Of the training split, on the process's device.
         plan: The candidates that the shards hold.
@@ -47,6 +48,7 @@ class Trainer:
     model: SelectiveClassifier
     wrapped: nn.Module
     optimizer: Optimizer
+    trained: tuple[nn.Parameter, ...]
     scheduler: LRScheduler
     batches: TrainingBatches
     plan: CropPlan
@@ -90,6 +92,7 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
         model=model,
         wrapped=parallel(model, process),
         optimizer=optimizer,
+        trained=_trained(model, config),
         scheduler=make_scheduler(optimizer, config, len(batches)),
         batches=batches,
         plan=shards.plan,
@@ -179,12 +182,24 @@ def _parameters(
     """Give the optimizer the whole model, or groups where the proposer has its own rate."""
     if model.proposer is None or config.proposer_lr is None:
         return model
-    rates = {model.classifier: config.lr, model.proposer: config.proposer_lr}
     return [
         {**group, "lr": rate}
-        for part, rate in rates.items()
+        for part, rate in _rates(model, config).items()
         for group in param_groups_weight_decay(part, config.weight_decay)
     ]
+
+
+def _rates(model: SelectiveClassifier, config: TrainConfig) -> dict[nn.Module, float]:
+    """Give the highest learning rate of each network."""
+    rates: dict[nn.Module, float] = {model.classifier: config.lr}
+    if model.proposer is not None:
+        rates[model.proposer] = config.lr if config.proposer_lr is None else config.proposer_lr
+    return rates
+
+
+def _trained(model: SelectiveClassifier, config: TrainConfig) -> tuple[nn.Parameter, ...]:
+    rates = _rates(model, config)
+    return tuple(weights for part, rate in rates.items() if rate for weights in part.parameters())
 
 
 def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimizer:

@@ -131,6 +131,32 @@ def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_an
     torch.testing.assert_close(scores_BK, wanted_BK)
 
 
+@pytest.mark.parametrize(
+    ("rates", "is_clipped"),
+    [
+        ({"proposer_lr": 0.0, "initial_checkpoint": "there"}, (True, False)),
+        ({"lr": 0.0, "proposer_lr": 0.1}, (False, True)),
+        ({"proposer_lr": 0.1}, (True, True)),
+        ({}, (True, True)),
+    ],
+)
+def test_the_norm_that_is_clipped_is_of_the_weights_that_are_trained(
+    rates: dict[str, Any], is_clipped: tuple[bool, bool], opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    trainer = build_trainer(tiny(clip_grad=1e-3, balance=5.0, **rates), opened, alone)
+    parts = (trainer.model.classifier, trainer.model.proposer)
+    norms: list[float] = []
+
+    def note(*_: object) -> None:
+        clipped = [part for part, counts in zip(parts, is_clipped, strict=True) if part and counts]
+        grads = [w.grad for part in clipped for w in part.parameters() if w.grad is not None]
+        norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
+
+    trainer.optimizer.register_step_pre_hook(note)
+    train_step(trainer, next(iter(trainer.batches)), step=0)
+    assert norms == pytest.approx([1e-3], rel=1e-4)
+
+
 def signal_at(
     monkeypatch: pytest.MonkeyPatch, at_step: int, number: signal.Signals = signal.SIGTERM
 ) -> None:
