@@ -13,11 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.errors import DivergedError
 from pipeline.order import evaluation_batches
 from training import selection, views
 from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process
+from training.epoch import broken_weights
 from training.evaluate import EVALUATION_BATCH, all_logits, crop_batches
 from training.losses import Judged, LossMatrix
 from training.model import SelectiveClassifier
@@ -109,6 +111,9 @@ def fit_proposer(
 
     Returns:
         The mean chance of an error on the chosen crops in each epoch, as they were chosen then.
+
+    Raises:
+        DivergedError: If a loss or a weight stopped being a number.
     """
     device = next(proposer.parameters()).device
     autocast = uses_bfloat16(config, device)
@@ -125,7 +130,7 @@ def fit_proposer(
     for epoch in range(config.epochs):
         order = torch.randperm(len(losses_NK), generator=generator)
         total = 0.0
-        for rows_B in torch.split(order, config.batch_size)[:steps]:
+        for step, rows_B in enumerate(torch.split(order, config.batch_size)[:steps], start=1):
             draws = views.draw(
                 len(rows_B), hflip=config.hflip, vflip=config.vflip, shift=0, generator=generator
             )
@@ -134,14 +139,23 @@ def fit_proposer(
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 proposal = proposer(looked.to(device), draws.ways_B.to(device))
             loss = _loss(proposal, errors, past=epoch / config.epochs, balance=config.balance)
+            if not loss.isfinite():
+                raise _diverged(f"the loss must stay a number; got {loss.item()}", epoch, step)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             total += float(errors.gather(1, proposal.chosen_B[:, None]).sum())
             on_rows(len(rows_B))
+        if name := broken_weights(proposer):
+            raise _diverged(f"weights must stay numbers; got others in {name}", epoch, steps)
         means.append(total * config.epochs / count_fitted(config, len(losses_NK)))
     return means
+
+
+def _diverged(fault: str, epoch: int, step: int) -> DivergedError:
+    """Say where; the command says what to change, since each has options of its own."""
+    return DivergedError(f"{fault} at step {step} of epoch {epoch + 1} of the proposer's fit.")
 
 
 def _loss(proposal: Proposal, errors_BK: Tensor, *, past: float, balance: float) -> Tensor:

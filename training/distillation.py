@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, DivergedError
 from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
 from training.choices import choose, glimpse_batches
 from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
@@ -57,6 +57,7 @@ def distill(
         CheckpointError: If there is no such run, or it is of other shards.
         ConfigError: If it cannot be distilled, or the new run exists already, or another process
             writes into one of both.
+        DivergedError: If a loss stopped being a number; the new run is not written.
     """
     started = time.monotonic()
     base = load_record(run.record)
@@ -75,10 +76,14 @@ def distill(
             run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
         )
         judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
-        chosen_NK = fit_and_choose(
-            trainer.model, matrix.losses_NK[:, columns], shards, process=process,
-            on_progress=on_progress,
-        )  # fmt: skip
+        try:
+            chosen_NK = fit_and_choose(
+                trainer.model, matrix.losses_NK[:, columns], shards, process=process,
+                on_progress=on_progress,
+            )  # fmt: skip
+        except DivergedError as error:
+            fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
+            raise DivergedError(f"{error} {fix}") from error
         table = Table.of(judged.labels_N, judged.logits_NKC[:, columns], chosen_NK)
         evaluation = evaluation_of(table, trainer.model, shards)
         record = replace(
@@ -151,6 +156,9 @@ def fit_and_choose(
 
     Returns:
         Float32, of N validation samples, rows that sum to 1.
+
+    Raises:
+        DivergedError: If the fit stopped yielding numbers.
     """
     if model.proposer is None:
         raise RuntimeError("a fit without a proposer")

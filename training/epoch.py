@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import DivergedError
 from pipeline.wording import few
@@ -133,9 +133,14 @@ def _lost(trainer: Trainer, epoch: int, unseen: list[_Seen]) -> DivergedError:
 
 def _check_weights(trainer: Trainer, epoch: int, step: int) -> None:
     """Stop where the last step broke the weights, which no loss has shown yet."""
-    for name, tensor in trainer.model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise _diverged(f"weights must stay numbers; got others in {name}", epoch, step)
+    if name := broken_weights(trainer.model):
+        raise _diverged(f"weights must stay numbers; got others in {name}", epoch, step)
+
+
+def broken_weights(model: nn.Module) -> str | None:
+    """Name one of a model's tensors that are not all numbers, if there is one."""
+    state = model.state_dict().items()
+    return next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
 
 
 def _diverged(fault: str, epoch: int, step: int, keys: tuple[str, ...] = ()) -> DivergedError:

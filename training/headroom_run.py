@@ -150,9 +150,13 @@ def estimate_headroom(
             ) from error
     on_progress, _ = on_run(proposer, len(halves))
     matrix = _losses(halves, shards, folder, process, on_progress)
-    chosen_NK = fit_and_choose(
-        chooser, matrix.losses_NK, shards, process=process, on_progress=on_progress
-    )
+    try:
+        chosen_NK = fit_and_choose(
+            chooser, matrix.losses_NK, shards, process=process, on_progress=on_progress
+        )
+    except DivergedError as error:
+        fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
+        raise DivergedError(f"{error} {fix}") from error
     first, second = (Table.load(RunPaths(folder=folder / half.name).table) for half in halves)
     chosen_N = chosen_NK.argmax(1).numpy()
     return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.crops import plan_crops
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, DivergedError
 from training import distillation
 from training.checkpoint import load_weights
 from training.config import DistillConfig, TrainConfig
@@ -275,6 +276,47 @@ def test_what_cannot_be_distilled_is_refused(
         distill("none", candidates="middle")
     with pytest.raises(CheckpointError, match=r"a run must have a record; got none at"):
         distill("none", of=RunPaths(folder=base.folder / "none"))
+
+
+@pytest.mark.parametrize(
+    ("at_step", "fault"),
+    [
+        (5, "the loss must stay a number; got nan at step 2 of epoch 2 of the proposer's fit."),
+        (8, r"weights must stay numbers; got others in .* at step 4 of epoch 2 of the proposer's "),
+    ],
+    ids=["a loss", "the last step's weights"],
+)
+def test_a_fit_that_diverges_ends_in_one_line_and_writes_nothing(
+    at_step: int, fault: str, distill: Callable[..., RunRecord], base: RunPaths,
+    srp_train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    distill(f"healthy-{at_step}")
+    before = {path: path.read_bytes() for path in base.folder.parent.rglob("*") if path.is_file()}
+    real, steps = torch.optim.AdamW.step, [0]
+
+    def breaking(optimizer: torch.optim.AdamW) -> None:
+        real(optimizer)
+        steps[0] += 1
+        if steps[0] == at_step:
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    result = srp_train(
+        "distill", base.folder, "--output", base.folder.parent, "--experiment", "broken",
+        "--epochs", 2, "-b", 16, "--proposer-channels", "4,8", "-j", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.match(f"error: {fault}", line)
+    assert line.endswith("Nothing of it is saved. Fit it again with a lower --proposer-lr.")
+    after = {path: path.read_bytes() for path in base.folder.parent.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_rate_far_too_high_for_a_fit_ends_in_one_error(tiny: Tiny) -> None:
+    with pytest.raises(DivergedError, match=r"at step \d+ of epoch \d+ of the proposer's fit\."):
+        fit(tiny, proposer_lr=1e3, weight_decay=1e3)
 
 
 def test_candidates_that_the_classifier_was_not_trained_on_are_refused(

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 
 from pipeline.errors import ConfigError
-from training import headroom_run, loop
+from training import distill, headroom_run, loop
 from training.config import HeadroomConfig
 from training.data import Shards
 from training.distributed import Process
@@ -255,3 +256,21 @@ def test_a_loss_that_is_no_number_ends_in_one_line(
     line = one_line(srp_train(*command), status=1)
     assert line.startswith("a small classifier must learn; got a loss or weights that are no ")
     assert line.endswith("Use a --lr below 1e+30.")
+
+
+def test_a_fit_that_diverges_ends_in_one_line_and_keeps_the_classifiers(
+    estimated: Folder, scene_shards: Path, srp_train: SrpTrain, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    output = tmp_path / "runs"
+    shutil.copytree(estimated[0], output)
+    monkeypatch.setattr(distill, "_loss", lambda given, *_, **__: torch.inf + given.scores_BK.sum())
+    line = one_line(srp_train("headroom", scene_shards, "--output", output, *QUICK), status=1)
+    assert line.startswith(
+        "the loss must stay a number; got inf at step 1 of epoch 1 of the proposer's fit. "
+        f"The classifiers are kept, in {output}"
+    )
+    assert line.endswith("Use a lower --lr, or another --seed.")
+    monkeypatch.undo()
+    again = srp_train("headroom", scene_shards, "--output", output, *QUICK, "--json")
+    assert again.stdout == estimated[1].stdout
