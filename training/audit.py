@@ -4,9 +4,11 @@ Axes: N samples of the validation split, K candidates.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +16,12 @@ from torch import Tensor
 
 from training.boxes import BoxFigures
 from training.figures import Arm, Spread, spread
-from training.paired import PairedTest, compare_differences, paired_test
+from training.paired import LEAST_IMAGES, PairedTest, compare_differences, paired_test
 from training.priced import Priced
 from training.summary import SIGNIFICANCE
 from training.table import Table
 
+WORTH_IT, NOT_WORTH_IT, NOT_SHOWN = "worth it", "not worth it", "not shown"
 SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
 
 
@@ -26,7 +29,8 @@ class Rival(NamedTuple):
     """Another way to spend about the same, or more.
 
     `points` is what choosing has above it, with the seeds of the paired test where there is one.
-    `test` is None where none can be made. `macs` are for one image.
+    `test` is None where none can be made. `macs` are for one image. `picked_from` is how many crops
+    the rival was picked from, on the very images that are scored.
     """
 
     name: str
@@ -34,11 +38,36 @@ class Rival(NamedTuple):
     macs: int
     points: float
     test: PairedTest | None
+    picked_from: int = 1
 
     @property
     def p(self) -> float | None:
         """Of the test."""
         return self.test.p if self.test else None
+
+    @property
+    def tries(self) -> int:
+        """How often its p counts: the best of K crops is above the choice by luck K times as often.
+
+        Below the choice it has been favoured, and what is shown all the same is shown.
+        """
+        return self.picked_from if self.points < 0 else 1
+
+    @property
+    def differs(self) -> bool:
+        """Whether a test tells it from the choice by more than chance."""
+        return self.test is not None and self.tries * self.test.p < SIGNIFICANCE
+
+    @property
+    def level(self) -> float:
+        """Of the interval that its p goes with, %."""
+        return 100 * (1 - SIGNIFICANCE / self.tries)
+
+    @property
+    def least_shown(self) -> float:
+        """The smallest difference that could have been told from chance, points."""
+        ends = [NormalDist().inv_cdf(1 - SIGNIFICANCE / 2 / tries) for tries in (self.tries, 1)]
+        return self.test.least_shown * ends[0] / ends[1] if self.test else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,37 +128,81 @@ class Audit:
     priced_note: str = ""
 
     @property
+    def equals(self) -> list[Rival]:
+        """Rivals that cost no more and were tested, those first that are furthest above."""
+        return sorted(
+            (rival for rival in self.rivals if rival.test and rival.macs <= SAME_COST * self.macs),
+            key=lambda rival: rival.points,
+        )
+
+    @property
+    def answer(self) -> str:
+        """Say whether to choose: one of `WORTH_IT`, `NOT_WORTH_IT`, `NOT_SHOWN`.
+
+        Worth it is what is shown to be better than every rival that costs no more; not worth it,
+        what any of them is shown to be better than. All else is not shown, equal accuracy as well:
+        a paired test that finds no difference has not found that there is none.
+        """
+        if any(rival.differs and rival.points < 0 for rival in self.equals):
+            return NOT_WORTH_IT
+        if self.equals and all(rival.differs and rival.points > 0 for rival in self.equals):
+            return WORTH_IT
+        return NOT_SHOWN
+
+    @property
+    def decisive(self) -> Rival | None:
+        """The rival that the answer is due to: the strongest of those that decide it."""
+        return next(
+            (
+                rival for rival in self.equals
+                if self.answer == WORTH_IT
+                or (self.answer == NOT_WORTH_IT and rival.differs and rival.points < 0)
+                or (self.answer == NOT_SHOWN and not (rival.differs and rival.points > 0))
+            ),
+            None,
+        )  # fmt: skip
+
+    @property
     def verdict(self) -> str:
-        """Say in one sentence whether to choose."""
-        tested = [
-            (rival, rival.test)
-            for rival in sorted(self.rivals, key=lambda rival: rival.points)
-            if rival.test is not None and rival.macs <= SAME_COST * self.macs
-        ]
-        if not tested:
-            return "Nothing can be said: no run has a table to be compared with."
-        strongest, its_test = tested[0]
-        # It must beat all. Of equal tests that of the strongest is told, with its own seeds.
-        weakest = max((test for _, test in tested), key=lambda test: test.p)
-        if strongest.points <= 0:
+        """Say in one sentence whether to choose, and by which test."""
+        rival = self.decisive
+        if rival is None or rival.test is None:
+            return "Choosing is not shown to be worth it here: no rival of equal cost has a test."
+        tried = f", times the {rival.tries} crops it was picked from" if rival.tries > 1 else ""
+        told = f"({rival.test.told}{tried})"
+        if self.answer == WORTH_IT:
             return (
-                f"Choosing is not worth it here: take {strongest.name}, "
-                f"{-strongest.points:.1f} points above the chosen crop at no more compute "
-                f"({its_test.told})."
+                f"Choosing is worth it here: {rival.points:+.1f} points against {rival.name}, the "
+                f"best that costs no more {told}."
             )
-        if weakest.p >= SIGNIFICANCE:
+        if self.answer == NOT_WORTH_IT:
             return (
-                f"Choosing is not shown to be worth it here: {strongest.points:+.1f} points "
-                f"against {strongest.name} at equal compute can be chance ({weakest.told})."
+                f"Choosing is not worth it here: take {rival.name}, {-rival.points:.1f} points "
+                f"above the chosen crop at no more compute {told}."
             )
         return (
-            f"Choosing is worth it here: {strongest.points:+.1f} points against "
-            f"{strongest.name}, the best that costs no more ({weakest.told})."
+            "Choosing is not shown to be worth it here, nor to be not worth it: "
+            f"{rival.points:+.1f} points against {rival.name} at equal compute can be chance "
+            f"{told}."
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say in sentences what the verdict is to be read with."""
+        rival = self.decisive
+        if self.answer != NOT_SHOWN or rival is None or rival.test is None:
+            return ()
+        seeds = f"{len(rival.test.seeds)} seed{'s' if len(rival.test.seeds) > 1 else ''}"
+        return (
+            f"{self.num_samples} images and {seeds} could have shown a difference of "
+            f"{rival.least_shown:.2f} points or more: half the width of its {rival.level:.3g} % "
+            f"interval, and no less than {LEAST_IMAGES} images.",
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Lay it out for programs, the verdict first."""
-        return {"verdict": self.verdict, **_plain(self)}
+        """Lay it out for programs, answer and verdict first."""
+        told = {"answer": self.answer, "verdict": self.verdict, "notes": list(self.notes)}
+        return {**told, **_plain(self)}
 
 
 def _plain(value: Any) -> Any:
@@ -190,7 +263,8 @@ def _own_rivals(arm: Arm) -> list[Rival]:
         for text, name in named.items()
         if name in arm.crops
     ]
-    rivals.append(_rival(arm, "the best fixed crop, same classifier", _best_fixed))
+    best = _rival(arm, "the best fixed crop, same classifier", _best_fixed)
+    rivals.append(best._replace(picked_from=num_crops))
     random, gain = arm.top1_random, arm.top1.mean - arm.top1_random.mean
     averaged = _test(arm, lambda table: table.averaged_N == table.labels_N)
     return [

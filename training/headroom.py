@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from training.audit import audit
 from training.figures import Arm, Spread
+from training.paired import COVERED
 from training.table import Table
 
 RESAMPLES = 2000
-COVERED = (2.5, 97.5)  # percentiles between which 95 % of the resamples lie
 # Of what naming the largest class leaves wrong: who knows less shows a proposer little but chance,
 # even where it is shown to know something.
 LEAST_LEARNT = 0.1

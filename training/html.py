@@ -29,7 +29,7 @@ def fill_template(name: str, page: object) -> str:
     )
     environment.filters |= {
         "spread": write_spread, "macs": write_macs, "duration": write_duration, "p": _p,
-        "once": _once, "option": _option,
+        "once": _once, "option": _option, "signed": _signed,
     }  # fmt: skip
     return environment.get_template(name).render(page=page) + "\n"
 
@@ -67,6 +67,11 @@ def write_macs(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def _signed(points: float) -> str:
+    """Write a difference in points, `+0.4` or `−0.4`."""
+    return f"{points:+.1f}".replace("-", "−")
 
 
 def _p(p: float | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.wording import printable
-from training.audit import Audit
+from training.audit import Audit, Rival
 from training.boxes import BoxFigures
 from training.figures import Spread
 from training.headroom import Gain, Headroom, Shown
@@ -21,13 +21,12 @@ def audit_text(found: Audit) -> str:
 
 def _lines(found: Audit) -> Iterator[str]:
     yield found.verdict
+    yield from found.notes
     yield ""
     yield f"{found.arm}, {name_seeds(found.seeds)}, {found.num_samples} images, top-1 in %"
     yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
     for rival in found.rivals:
-        p = "" if rival.p is None else f", p {write_p(rival.p)}"
-        told = f"{rival.macs / 1e6:.1f} M MACs, choosing {rival.points:+.1f}{p}"
-        yield _line(rival.name, _spread(rival.top1), told)
+        yield _line(rival.name, _spread(rival.top1), _beside(rival))
     yield _line("oracle, by the classifier that is scored", _spread(found.oracle))
     if found.split_half is not None:
         yield _line("oracle, by another seed's classifier", _spread(found.split_half))
@@ -59,6 +58,14 @@ def _lines(found: Audit) -> Iterator[str]:
         yield f"no price for the whole canvas: {found.priced_note}"
     else:
         yield from _price_lines(found.priced)
+
+
+def _beside(rival: Rival) -> str:
+    told = f"{rival.macs / 1e6:.1f} M MACs, choosing {rival.points:+.1f}"
+    if rival.test is None:
+        return told
+    test = rival.test
+    return f"{told} (95 % {test.low:+.1f} to {test.high:+.1f}), p {write_p(test.p)}"
 
 
 def _box_lines(boxes: BoxFigures) -> Iterator[str]:

@@ -97,14 +97,58 @@ def test_a_choice_below_a_fixed_crop_is_not(make_run: Make) -> None:
     assert found.verdict.endswith("at no more compute (McNemar mid-p, seed 0: p < 0.001).")
 
 
-def test_a_gain_that_may_be_chance_is_not_claimed(make_run: Make) -> None:
-    table = seeing_one(0, choice="full")
-    table.probabilities_NK[:40] = torch.tensor([0.0, 0.0, 1.0])
-    right = table.predicted_NK == table.labels_N[:, None]
-    gains = (right[:40, 2] & ~right[:40, 0]).sum() - (right[:40, 0] & ~right[:40, 2]).sum()
-    found = audit(arm_of(make_run, [table]), [])
-    assert abs(int(gains)) < 10
-    assert "worth it here: +" not in found.verdict
+def seeing_as_well(num_first: int, num_second: int, num_samples: int = 200) -> Table:
+    """Sees the chosen crop alone rightly on some images, `left` alone on some, both elsewhere."""
+    right_NK = torch.ones(num_samples, 3, dtype=torch.bool)
+    right_NK[:, 2] = False
+    right_NK[:num_first, 1] = False
+    right_NK[num_first : num_first + num_second, 0] = False
+    return table_of(right_NK, torch.zeros(num_samples, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("num_first", "num_second"), [(16, 17), (17, 16)])
+def test_a_difference_that_may_be_chance_is_neither_claimed_nor_denied(
+    num_first: int, num_second: int, make_run: Make
+) -> None:
+    table = seeing_as_well(num_first, num_second)
+    table.averaged_N[:] = 1
+    found = replace(audit(arm_of(make_run, [table]), []), num_samples=200)
+    assert found.answer == "not shown"
+    strongest = rivals(found)["the best fixed crop"]
+    assert found.decisive is not None
+    assert found.decisive.points == min(0.0, strongest.points)
+    assert found.verdict.startswith(
+        "Choosing is not shown to be worth it here, nor to be not worth it: "
+    )
+    assert "take " not in found.verdict
+    (note,) = found.notes
+    assert note == (
+        "200 images and 1 seed could have shown a difference of "
+        f"{found.decisive.least_shown:.2f} points or more: half the width of its "
+        f"{found.decisive.level:.3g} % interval, and no less than 5 images."
+    )
+    assert audit_text(found).splitlines()[:2] == [found.verdict, note]
+    fields = found.to_json()
+    assert (fields["answer"], fields["notes"]) == ("not shown", [note])
+
+
+def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_as_well(2, 20)]), [])
+    # `left`, the best of three crops, was picked on the images that are scored.
+    assert found.answer == "not worth it"
+    assert found.decisive is not None
+    assert found.decisive.picked_from == 3
+    assert "take the best fixed crop, same classifier, 9.0 points above" in found.verdict
+    assert found.verdict.endswith(", times the 3 crops it was picked from).")
+    assert found.notes == ()
+    by_luck = audit(arm_of(make_run, [seeing_as_well(3, 12)]), [])
+    assert by_luck.answer == "not shown"
+    assert by_luck.decisive is not None
+    assert by_luck.decisive.p is not None
+    assert by_luck.decisive.p < 0.05 < 3 * by_luck.decisive.p
+    assert by_luck.decisive.level == pytest.approx(98.33, abs=0.01)
+    assert -by_luck.decisive.points < by_luck.decisive.least_shown
+    assert by_luck.verdict.endswith(", times the 3 crops it was picked from).")
 
 
 def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
@@ -187,7 +231,8 @@ def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
 def test_it_is_json_and_text(make_run: Make) -> None:
     found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
     fields = json.loads(json.dumps(found.to_json()))
-    assert fields["verdict"] == found.verdict
+    assert list(fields)[:3] == ["answer", "verdict", "notes"]
+    assert (fields["answer"], fields["verdict"]) == ("worth it", found.verdict)
     assert fields["top1"] == {"mean": 100.0, "sd": 0.0}
     assert len(fields["rivals"]) == len(found.rivals)
     text = audit_text(found)

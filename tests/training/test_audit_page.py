@@ -54,13 +54,17 @@ def test_the_verdict_is_the_headline_and_the_parts_follow_in_order(
 ) -> None:
     (headline,) = re.findall(r"<h1>(.*?)</h1>", html)
     assert headline == by_map.audit.verdict
+    for note in by_map.audit.notes:
+        assert f"<p>{note}</p>" in html
     assert re.findall(r"<h2>(.*?)</h2>", html) == HEADINGS
 
 
 def test_every_rival_is_in_the_table_and_in_the_chart(html: str, by_map: Audited) -> None:
     table, chart = html.split("</table>")[0], html.split("<svg")[1].split("</svg>")[0]
     for rival in by_map.audit.rivals:
-        assert f">{rival.name}</th>" in table
+        row = table.split(f">{rival.name}</th>")[1].split("</tr>")[0].replace("−", "-")
+        if rival.test is not None:
+            assert f"<td>{rival.test.low:+.1f} to {rival.test.high:+.1f}</td>" in row
     for label in ("the chosen crop", "oracle", "oracle of other seeds", "the mean of all",
                   "run whole", "canvas bought by doubt", "canvas bought at random"):  # fmt: skip
         assert label in chart

@@ -8,12 +8,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training import costs, plots
 from training.figures import Run, best_arm, differing_options, group_arms, spread
-from training.paired import crossed_bootstrap, mcnemar, paired_test
+from training.paired import (
+    PairedTest,
+    compare_differences,
+    crossed_bootstrap,
+    mcnemar,
+    paired_test,
+)
 
 MakeRun = Callable[..., Run]
 
@@ -116,17 +123,34 @@ def differences(rng: np.random.Generator, *, seeds_sd: float, shift: float) -> n
 
 def test_the_crossed_bootstrap_finds_nothing_in_chance_and_a_difference_in_all_seeds() -> None:
     rng = np.random.default_rng(0)
-    chance = [crossed_bootstrap(differences(rng, seeds_sd=0.05, shift=0)) for _ in range(30)]
+    chance = [crossed_bootstrap(differences(rng, seeds_sd=0.05, shift=0)).p for _ in range(30)]
     assert sum(p < 0.05 for p in chance) <= 2
-    assert crossed_bootstrap(differences(rng, seeds_sd=0.05, shift=0.5)) < 0.001
+    assert crossed_bootstrap(differences(rng, seeds_sd=0.05, shift=0.5)).p < 0.001
     one_seed_alone = np.zeros((5, 400), int)
     one_seed_alone[2, :200] = 1
-    assert crossed_bootstrap(one_seed_alone) > 0.05
+    assert crossed_bootstrap(one_seed_alone).p > 0.05
 
 
 def test_the_crossed_bootstrap_is_the_same_from_either_side() -> None:
     found = differences(np.random.default_rng(1), seeds_sd=0.1, shift=0.1)
-    assert crossed_bootstrap(found) == pytest.approx(crossed_bootstrap(-found), abs=0.02)
+    one, other = crossed_bootstrap(found), crossed_bootstrap(-found)
+    assert one.p == pytest.approx(other.p, abs=0.02)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.005)
+
+
+def test_half_the_interval_is_the_least_difference_that_could_have_been_shown() -> None:
+    def tested(only_first: int, only_second: int, alike: int) -> PairedTest:
+        found = torch.tensor([1] * only_first + [-1] * only_second + [0] * alike)
+        return compare_differences({0: found})
+
+    even = tested(10, 10, 180)
+    assert even.least_shown == pytest.approx((even.high - even.low) / 2)
+    assert even.least_shown == pytest.approx(100 * 1.96 * math.sqrt(20) / 200, abs=0.3)
+    assert tested(25, 5, 170).p < 0.05
+    assert tested(25, 5, 170).points > even.least_shown
+    never = tested(0, 0, 200)
+    assert (never.p, never.low, never.high, never.least_shown) == (1, 0, 0, 2.5)
+    assert tested(5, 0, 195).p < 0.05 < tested(4, 0, 196).p
 
 
 def test_the_best_arm_has_the_highest_mean(runs: list[Run]) -> None:
