@@ -19,7 +19,7 @@ from training.figures import Arm, Spread, spread
 from training.paired import LEAST_IMAGES, PairedTest, compare_differences, paired_test
 from training.priced import Priced
 from training.summary import SIGNIFICANCE
-from training.table import Table
+from training.table import Table, final_hits
 
 WORTH_IT, NOT_WORTH_IT, NOT_SHOWN = "worth it", "not worth it", "not shown"
 SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
@@ -265,11 +265,11 @@ def _own_rivals(arm: Arm) -> list[Rival]:
     ]
     best = _rival(arm, "the best fixed crop, same classifier", _best_fixed)
     rivals.append(best._replace(picked_from=num_crops))
-    random, gain = arm.top1_random, arm.top1.mean - arm.top1_random.mean
-    averaged = _test(arm, lambda table: table.averaged_N == table.labels_N)
+    random = _test(arm, lambda table: final_hits(table, "random"))
+    averaged = _test(arm, lambda table: final_hits(table, "mean"))
     return [
         *rivals,
-        Rival("a random crop, same classifier", random, cost, gain, None),
+        Rival("a random crop, same classifier", arm.top1_random, cost, random.points, random),
         Rival(
             "the mean of all, same classifier", arm.top1_mean, num_crops * cost, averaged.points,
             averaged,
@@ -295,12 +295,10 @@ def _rival(arm: Arm, name: str, choose: Callable[[Table], int]) -> Rival:
 
 def _test(arm: Arm, rival: Callable[[Table], Tensor]) -> PairedTest:
     """Test the choice against a rival's right answers, image by image, over the seeds."""
-    differences = {}
-    for run in arm.runs:
-        if run.table is not None:
-            ours_N = run.table.right_NK.gather(1, run.table.chosen_N[:, None])[:, 0]
-            differences[run.record.config.seed] = ours_N.int() - rival(run.table).int()
-    return compare_differences(differences)
+    return compare_differences({
+        run.record.config.seed: final_hits(run.table, arm.policy) - rival(run.table).double()
+        for run in arm.runs if run.table is not None
+    })  # fmt: skip
 
 
 def _beside(arm: Arm, other: Arm) -> Rival:

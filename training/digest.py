@@ -76,4 +76,7 @@ def _against(arm: Arm, other: Arm) -> dict[str, Any] | None:
     test = paired_test(arm, other)
     if test is None:
         return None
-    return {"points": round(test.points, 3), "p": test.p, "seeds": list(test.seeds)}
+    return {
+        "points": round(test.points, 3), "low": round(test.low, 3), "high": round(test.high, 3),
+        "p": test.p, "method": test.method, "seeds": list(test.seeds),
+    }  # fmt: skip

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from training.figures import Arm
-from training.table import final_prediction
+from training.table import final_hits
 
 BOOTSTRAPS = 10_000
 BOOTSTRAP_SEED = 0
+DRAWN_AT_ONCE = 500  # of the draws
 COVERED = (2.5, 97.5)  # percentiles between which 95 % of the draws lie
 LEAST_IMAGES = 5  # fewer that one side alone has right give no mid-p below 0.05, whoever has them
 
@@ -23,23 +24,19 @@ class PairedTest(NamedTuple):
     """Two arms on the same images.
 
     `seeds` are those that both have a table of. `points` is what the first has above the second,
-    %, `low` and `high` the ends of its 95 % bootstrap interval. `p` is two-sided: McNemar's for
-    one seed, else of a bootstrap over images and seeds. `least_shown` is the smallest difference
+    %, `low` and `high` the ends of its 95 % bootstrap interval. `p` is two-sided, by `method`: for
+    one seed McNemar's where both sides are right or wrong, else of that bootstrap, over images and
+    seeds. `least_shown` is the smallest difference
     that so many images and seeds tell from chance, points; see `least_difference`.
     """
 
     seeds: tuple[int, ...]
     points: float
     p: float
+    method: str
     low: float
     high: float
     least_shown: float
-
-    @property
-    def method(self) -> str:
-        """What the p is from, for people."""
-        one = len(self.seeds) == 1
-        return "McNemar mid-p" if one else "bootstrap over images and seeds"
 
     @property
     def told(self) -> str:
@@ -66,9 +63,7 @@ def paired_test(first: Arm, second: Arm) -> PairedTest | None:
         theirs = others.get(seed)
         if ours is None or theirs is None or not ours.labels_N.equal(theirs.labels_N):
             continue
-        right_N = final_prediction(ours, first.policy) == ours.labels_N
-        other_N = final_prediction(theirs, second.policy) == theirs.labels_N
-        differences[seed] = right_N.int() - other_N.int()
+        differences[seed] = final_hits(ours, first.policy) - final_hits(theirs, second.policy)
     return compare_differences(differences) if differences else None
 
 
@@ -76,19 +71,21 @@ def compare_differences(differences: Mapping[int, Tensor]) -> PairedTest:
     """Test whether the mean of differences can be zero.
 
     Args:
-        differences: Of each seed, int `(N,)`: 1 where the first alone is right, -1 where the
-            second alone is, 0 elsewhere.
+        differences: Of each seed, float64 `(N,)`: 1 where the first alone is right, -1 where the
+            second alone is, 0 elsewhere; between these where a side is right by a chance.
     """
     differences_SN = torch.stack(list(differences.values())).numpy()
     num_seeds, num_samples = differences_SN.shape
     drawn = crossed_bootstrap(differences_SN)
-    p = drawn.p
-    if num_seeds == 1:
-        p = mcnemar(*(int((differences_SN == sign).sum()) for sign in (1, -1)))
+    p, method = drawn.p, f"bootstrap over images{' and seeds' if num_seeds > 1 else ''}"
+    if num_seeds == 1 and not (differences_SN % 1).any():
+        only_first, only_second = (int((differences_SN == sign).sum()) for sign in (1, -1))
+        p, method = mcnemar(only_first, only_second), "McNemar mid-p"
     return PairedTest(
         seeds=tuple(differences),
         points=100 * float(differences_SN.mean()),
         p=p,
+        method=method,
         low=100 * drawn.low,
         high=100 * drawn.high,
         least_shown=least_difference(drawn, num_samples),
@@ -144,11 +141,15 @@ def crossed_bootstrap(differences_SN: np.ndarray) -> Drawn:
     """
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     num_seeds, num_samples = differences_SN.shape
-    # Images that came out alike with every seed are drawn together: at most 3^S kinds.
+    # Images that came out alike with every seed are drawn together: at most 3^S kinds, or a
+    # kind for each image where sides are right by a chance, too many for all draws at once.
     kinds_SD, counts_D = np.unique(differences_SN, axis=1, return_counts=True)
-    images_TD = rng.multinomial(num_samples, counts_D / num_samples, size=BOOTSTRAPS)
+    totals_TS = np.concatenate([
+        rng.multinomial(num_samples, counts_D / num_samples, size=DRAWN_AT_ONCE) @ kinds_SD.T
+        for _ in range(BOOTSTRAPS // DRAWN_AT_ONCE)
+    ])  # fmt: skip
     seeds_TS = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=BOOTSTRAPS)
-    totals_T = (images_TD @ kinds_SD.T * seeds_TS).sum(1)
+    totals_T = (totals_TS * seeds_TS).sum(1).round(9)  # chances that cancel out sum to 0
     tail = min(int((totals_T <= 0).sum()), int((totals_T >= 0).sum()))
     low, high = map(float, np.percentile(totals_T / differences_SN.size, COVERED))
     return Drawn(min(1.0, 2 * (1 + tail) / (1 + BOOTSTRAPS)), low, high)

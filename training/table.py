@@ -127,9 +127,7 @@ def summarise(
     """
     hits_NK = table.right_NK.double()
     predicted_N = final_prediction(table, model.config.policy)
-    hits_N = (predicted_N == table.labels_N).double()
-    if model.config.policy == "random":
-        hits_N = hits_NK.mean(1)  # the expectation over the draw, not one draw
+    hits_N = final_hits(table, model.config.policy)
     mean_choice_K = table.probabilities_NK.double().mean(0)
     proposer, classifier = count_macs(model, glimpse_px=glimpse_px, crop_px=crop_px)
     num_crops = len(model.candidates)
@@ -158,6 +156,17 @@ def final_prediction(table: Table, policy: str) -> Tensor:
     if policy == "mean":
         return table.averaged_N
     return table.predicted_NK.gather(1, table.chosen_N[:, None])[:, 0]
+
+
+def final_hits(table: Table, policy: str) -> Tensor:
+    """Give the chance that the policy itself is right on each sample, float64 `(N,)`.
+
+    It is 0 or 1 but for a crop drawn at random: that is scored by its expectation over the K crops,
+    not by one draw.
+    """
+    if policy == "random":
+        return table.right_NK.double().mean(1)
+    return (final_prediction(table, policy) == table.labels_N).double()
 
 
 def _percent(hits: Tensor) -> float:

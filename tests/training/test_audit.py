@@ -161,8 +161,10 @@ def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
     best = by_name["the best fixed crop"].top1.mean
     assert best == pytest.approx(100 * float(right.mean(0).max()))
     assert by_name["the mean of all"].macs == 3 * 1000
-    assert by_name["a random crop"].p is None
-    assert by_name["a random crop"].test is None
+    random = by_name["a random crop"].test
+    assert random.points == pytest.approx(found.top1.mean - 100 * float(right.mean()))
+    assert random.method == "bootstrap over images"
+    assert by_name["the centre crop"].test.method == "McNemar mid-p"
     assert found.oracle.mean == pytest.approx(100 * float(right.amax(1).mean()))
     assert found.split_half is None
 
@@ -196,6 +198,26 @@ def test_runs_that_do_not_choose_are_compared_by_seed(make_run: Make) -> None:
     assert beside.test is not None
     assert beside.test.seeds == (0, 1)
     assert beside.p == beside.test.p < 0.001
+
+
+def test_a_run_of_random_crops_is_compared_by_their_expectation_not_by_one_draw(
+    make_run: Make,
+) -> None:
+    table = seeing_one(1, choice="worst")
+    runs = [
+        replace(
+            make_run("random-s0", policy="random", seed=0),
+            table=replace(table, probabilities_NK=torch.eye(3)[drawn].expand(NUM_SAMPLES, 3)),
+        )
+        for drawn in range(3)
+    ]
+    arm = arm_of(make_run, [seeing_one(0, choice="full")])
+    tests = [audit(arm, group_arms([run])).rivals[-1].test for run in runs]
+    assert tests[0] is not None
+    ours = 100 * float(arm.runs[0].table.right_NK[:, 0].double().mean())  # type: ignore[union-attr]
+    assert tests[0].points == pytest.approx(ours - 100 * float(table.right_NK.double().mean()))
+    assert tests == [tests[0]] * 3
+    assert tests[0].method == "bootstrap over images"
 
 
 def test_what_is_said_of_a_rival_is_of_the_seeds_that_both_have(make_run: Make) -> None:

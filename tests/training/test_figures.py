@@ -138,10 +138,25 @@ def test_the_crossed_bootstrap_is_the_same_from_either_side() -> None:
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.005)
 
 
+def test_chances_between_right_and_wrong_are_tested_by_a_bootstrap_that_finds_no_more() -> None:
+    rng = np.random.default_rng(2)
+    tests = []
+    for _ in range(40):
+        chance_N = rng.integers(0, 7, 100) / 6  # of a random crop of six
+        drawn_N = rng.random(100) < chance_N  # a choice that is one more random crop
+        tests.append(compare_differences({0: torch.from_numpy(drawn_N - chance_N)}))
+    assert {test.method for test in tests} == {"bootstrap over images"}
+    assert sum(test.p < 0.05 for test in tests) <= 5
+    always = torch.from_numpy(1 - rng.integers(0, 7, 100) / 6)
+    assert compare_differences({0: always}).p < 0.001
+    even = torch.tensor([2 / 3, -1 / 3, -1 / 3] * 30, dtype=torch.float64)
+    assert compare_differences({0: even}).p > 0.9
+
+
 def test_half_the_interval_is_the_least_difference_that_could_have_been_shown() -> None:
     def tested(only_first: int, only_second: int, alike: int) -> PairedTest:
-        found = torch.tensor([1] * only_first + [-1] * only_second + [0] * alike)
-        return compare_differences({0: found})
+        found = [1] * only_first + [-1] * only_second + [0] * alike
+        return compare_differences({0: torch.tensor(found, dtype=torch.float64)})
 
     even = tested(10, 10, 180)
     assert even.least_shown == pytest.approx((even.high - even.low) / 2)
