@@ -16,7 +16,13 @@ from torch import Tensor
 
 from training.boxes import BoxFigures
 from training.figures import Arm, Spread, spread
-from training.paired import LEAST_IMAGES, PairedTest, compare_differences, paired_test
+from training.paired import (
+    LEAST_IMAGES,
+    PairedTest,
+    compare_differences,
+    few_seeds,
+    paired_test,
+)
 from training.priced import Priced
 from training.summary import SIGNIFICANCE
 from training.table import Table, final_hits
@@ -190,14 +196,17 @@ class Audit:
     def notes(self) -> tuple[str, ...]:
         """Say in sentences what the verdict is to be read with."""
         rival = self.decisive
-        if self.answer != NOT_SHOWN or rival is None or rival.test is None:
+        if rival is None or rival.test is None:
             return ()
-        seeds = f"{len(rival.test.seeds)} seed{'s' if len(rival.test.seeds) > 1 else ''}"
-        return (
-            f"{self.num_samples} images and {seeds} could have shown a difference of "
-            f"{rival.least_shown:.2f} points or more: half the width of its {rival.level:.3g} % "
-            f"interval, and no less than {LEAST_IMAGES} images.",
-        )
+        limit = ""
+        if self.answer == NOT_SHOWN:
+            seeds = f"{len(rival.test.seeds)} seed{'s' if len(rival.test.seeds) > 1 else ''}"
+            limit = (
+                f"{self.num_samples} images and {seeds} could have shown a difference of "
+                f"{rival.least_shown:.2f} points or more: half the width of its {rival.level:.3g} "
+                f"% interval, and no less than {LEAST_IMAGES} images."
+            )
+        return tuple(filter(None, (limit, few_seeds(len(rival.test.seeds)))))
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs, answer and verdict first."""

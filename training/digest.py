@@ -78,5 +78,6 @@ def _against(arm: Arm, other: Arm) -> dict[str, Any] | None:
         return None
     return {
         "points": round(test.points, 3), "low": round(test.low, 3), "high": round(test.high, 3),
-        "p": test.p, "method": test.method, "seeds": list(test.seeds),
+        "p": test.p, "method": test.method, "p_over_seeds": test.p_over_seeds,
+        "seeds": list(test.seeds),
     }  # fmt: skip

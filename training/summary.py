@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from training.figures import Arm, best_arm
-from training.paired import paired_test
+from training.paired import few_seeds, paired_test
 from training.records import DataRecord
 
 SIGNIFICANCE = 0.05
@@ -96,8 +96,9 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
             "since no seed has both tables."
         )
     p = min(1.0, test.p * num_tried)
+    t = None if test.p_over_seeds is None else min(1.0, test.p_over_seeds * num_tried)
     tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
-    tested = test._replace(p=p).told + tried
+    tested = test._replace(p=p, p_over_seeds=t).told + tried
     if p < SIGNIFICANCE:
         word = "better" if test.points > 0 else "worse"
         return f"Against {figures} that is {word} by {abs(points):.1f} points ({tested})."
@@ -116,10 +117,11 @@ def describe_noise(arms: Sequence[Arm]) -> str:
             f"{UNPAIRED * noise:.1f} points can be chance, and another seed moves each figure as "
             "well."
         )
-    return (
+    told = (
         f"± is the sd over seeds; the images alone give each run a binomial sd of {noise:.1f} "
         "points."
     )
+    return f"{told} {few_seeds(min(len(arm.runs) for arm in arms))}".rstrip()
 
 
 def binomial_sd(arm: Arm) -> float:

@@ -24,6 +24,8 @@ def _lines(found: Audit) -> Iterator[str]:
     yield from found.notes
     yield ""
     yield f"{found.arm}, {name_seeds(found.seeds)}, {found.num_samples} images, top-1 in %"
+    if len(found.seeds) > 1:
+        yield "p: bootstrap over images and seeds; t: p of a paired t over the seeds"
     yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
     for rival in found.rivals:
         yield _line(rival.name, _spread(rival.top1), _beside(rival))
@@ -65,7 +67,8 @@ def _beside(rival: Rival) -> str:
     if rival.test is None:
         return told
     test = rival.test
-    return f"{told} (95 % {test.low:+.1f} to {test.high:+.1f}), p {write_p(test.p)}"
+    told = f"{told} (95 % {test.low:+.1f} to {test.high:+.1f}), p {write_p(test.p)}"
+    return told if test.p_over_seeds is None else f"{told}, t {write_p(test.p_over_seeds)}"
 
 
 def _box_lines(boxes: BoxFigures) -> Iterator[str]:

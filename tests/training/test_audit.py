@@ -14,6 +14,7 @@ from training.audit_run import audit_run
 from training.data import Shards
 from training.distributed import Process
 from training.figures import Arm, Run, group_arms
+from training.paired import few_seeds, write_p
 from training.paths import RunPaths
 from training.records import RunRecord
 from training.table import Table
@@ -83,7 +84,8 @@ def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> N
     assert found.top1.mean == 100
     assert found.verdict.startswith("Choosing is worth it here: +")
     assert "against the whole image, same classifier, the best that costs no more" in found.verdict
-    assert "(bootstrap over images and seeds, seeds 0, 1: p < 0.001)." in found.verdict
+    tested = "bootstrap over images and seeds, seeds 0, 1: p < 0.001; paired t over the seeds: p"
+    assert f"({tested} " in found.verdict
     assert found.skill is not None
     assert found.skill.mean == pytest.approx(1)
 
@@ -121,15 +123,16 @@ def test_a_difference_that_may_be_chance_is_neither_claimed_nor_denied(
         "Choosing is not shown to be worth it here, nor to be not worth it: "
     )
     assert "take " not in found.verdict
-    (note,) = found.notes
+    note, one_seed = found.notes
+    assert one_seed == few_seeds(1)
     assert note == (
         "200 images and 1 seed could have shown a difference of "
         f"{found.decisive.least_shown:.2f} points or more: half the width of its "
         f"{found.decisive.level:.3g} % interval, and no less than 5 images."
     )
-    assert audit_text(found).splitlines()[:2] == [found.verdict, note]
+    assert audit_text(found).splitlines()[:3] == [found.verdict, note, one_seed]
     fields = found.to_json()
-    assert (fields["answer"], fields["notes"]) == ("not shown", [note])
+    assert (fields["answer"], fields["notes"]) == ("not shown", [note, one_seed])
 
 
 def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None:
@@ -140,7 +143,7 @@ def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None
     assert found.decisive.picked_from == 3
     assert "take the best fixed crop, same classifier, 9.0 points above" in found.verdict
     assert found.verdict.endswith(", times the 3 crops it was picked from).")
-    assert found.notes == ()
+    assert found.notes == (few_seeds(1),)
     by_luck = audit(arm_of(make_run, [seeing_as_well(3, 12)]), [])
     assert by_luck.answer == "not shown"
     assert by_luck.decisive is not None
@@ -149,6 +152,19 @@ def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None
     assert by_luck.decisive.level == pytest.approx(98.33, abs=0.01)
     assert -by_luck.decisive.points < by_luck.decisive.least_shown
     assert by_luck.verdict.endswith(", times the 3 crops it was picked from).")
+
+
+def test_few_seeds_are_warned_of_and_the_paired_t_over_them_stands_beside(make_run: Make) -> None:
+    tables = [seeing_one(seed, choice="nearly full") for seed in range(4)]
+    few, enough = (audit(arm_of(make_run, tables[:count]), []) for count in (3, 4))
+    assert few.notes[-1] == few_seeds(3)
+    assert few_seeds(3) in audit_text(few).splitlines()
+    assert few.to_json()["notes"][-1] == few_seeds(3)
+    assert not any("few" in note for note in enough.notes)
+    test = rivals(few)["the centre crop"].test
+    assert few.to_json()["rivals"][1]["test"]["p_over_seeds"] == test.p_over_seeds
+    (row,) = (line for line in audit_text(few).splitlines() if line.startswith("  the centre crop"))
+    assert row.endswith(f", p {write_p(test.p)}, t {write_p(test.p_over_seeds)}")
 
 
 def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
@@ -247,7 +263,7 @@ def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
     found = audit(arm, group_arms(whole))
     alike = replace(found, rivals=tuple(one._replace(macs=found.macs) for one in found.rivals))
     assert "against whole, a classifier of its own" in alike.verdict
-    assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001)." in alike.verdict
+    assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001; paired t" in alike.verdict
 
 
 def test_it_is_json_and_text(make_run: Make) -> None:

@@ -14,6 +14,7 @@ from training.audit_run import Audited, audit_run
 from training.data import Shards
 from training.distributed import Process
 from training.figures import Spread
+from training.paired import write_p
 from training.paths import RunPaths
 from training.records import RunRecord
 
@@ -54,6 +55,7 @@ def test_the_verdict_is_the_headline_and_the_parts_follow_in_order(
 ) -> None:
     (headline,) = re.findall(r"<h1>(.*?)</h1>", html)
     assert headline == by_map.audit.verdict
+    assert by_map.audit.notes
     for note in by_map.audit.notes:
         assert f"<p>{note}</p>" in html
     assert re.findall(r"<h2>(.*?)</h2>", html) == HEADINGS
@@ -65,6 +67,9 @@ def test_every_rival_is_in_the_table_and_in_the_chart(html: str, by_map: Audited
         row = table.split(f">{rival.name}</th>")[1].split("</tr>")[0].replace("−", "-")
         if rival.test is not None:
             assert f"<td>{rival.test.low:+.1f} to {rival.test.high:+.1f}</td>" in row
+            t = rival.test.p_over_seeds
+            told = "–" if t is None else write_p(t).removeprefix("= ").replace("<", "&lt;")
+            assert row.endswith(f"<td>{told}</td>")
     for label in ("the chosen crop", "oracle", "oracle of other seeds", "the mean of all",
                   "run whole", "canvas bought by doubt", "canvas bought at random"):  # fmt: skip
         assert label in chart

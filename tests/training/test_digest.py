@@ -28,6 +28,8 @@ def test_every_arm_is_told_with_its_seeds_and_its_tests_against_what_does_not_ch
     points = large["top1"]["mean"] - whole["top1"]["mean"]
     assert large["against"]["whole"]["points"] == pytest.approx(points, abs=1e-2)
     assert 0 < large["against"]["whole"]["p"] <= 1
+    assert 0 < large["against"]["whole"]["p_over_seeds"] <= 1
+    assert large["against"]["whole"]["method"] == "bootstrap over images and seeds"
 
 
 def test_without_a_table_there_is_no_test_and_one_seed_has_no_sd(make_run: MakeRun) -> None:

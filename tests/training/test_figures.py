@@ -18,7 +18,9 @@ from training.paired import (
     PairedTest,
     compare_differences,
     crossed_bootstrap,
+    few_seeds,
     mcnemar,
+    paired_t,
     paired_test,
 )
 
@@ -151,6 +153,40 @@ def test_chances_between_right_and_wrong_are_tested_by_a_bootstrap_that_finds_no
     assert compare_differences({0: always}).p < 0.001
     even = torch.tensor([2 / 3, -1 / 3, -1 / 3] * 30, dtype=torch.float64)
     assert compare_differences({0: even}).p > 0.9
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t", "p"),
+    [(1, 12.706, 0.05), (2, 4.303, 0.05), (3, 3.182, 0.05), (4, 4.604, 0.01), (9, 2.262, 0.05),
+     (10, 2.228, 0.05)],
+)  # fmt: skip
+def test_the_paired_t_is_the_one_of_the_books(freedom: int, t: float, p: float) -> None:
+    drawn = np.random.default_rng(freedom).normal(size=freedom + 1)
+    scaled = (drawn - drawn.mean()) / drawn.std(ddof=1) + t / math.sqrt(freedom + 1)
+    assert paired_t(scaled) == pytest.approx(p, abs=1e-4)
+    assert paired_t(-scaled) == pytest.approx(p, abs=1e-4)
+    assert paired_t(np.zeros(freedom + 1)) == 1
+    assert paired_t(np.ones(freedom + 1)) == pytest.approx(0, abs=1e-12)
+
+
+def test_two_seeds_that_differ_convince_a_bootstrap_over_them_but_not_the_paired_t() -> None:
+    found = np.zeros((2, 2000))
+    found[0, :40], found[1, :200] = 1, 1
+    test = compare_differences(dict(enumerate(torch.from_numpy(found))))
+    assert test.p < 0.001
+    assert test.p_over_seeds is not None
+    assert test.p_over_seeds == pytest.approx(1 - 2 / math.pi * math.atan(6 / 4))
+    assert test.told.endswith(f"; paired t over the seeds: p = {test.p_over_seeds:.3f}")
+    alone = compare_differences({0: torch.from_numpy(found[0])})
+    assert alone.p_over_seeds is None
+    assert "paired t" not in alone.told
+
+
+def test_fewer_than_four_seeds_are_said_to_be_few() -> None:
+    assert few_seeds(2).startswith("2 seeds are few: a bootstrap takes their sd for 29 % less")
+    assert few_seeds(3).startswith("3 seeds are few: a bootstrap takes their sd for 18 % less")
+    assert few_seeds(1).startswith("One seed: p is of the images alone")
+    assert few_seeds(4) == few_seeds(5) == ""
 
 
 def test_half_the_interval_is_the_least_difference_that_could_have_been_shown() -> None:

@@ -17,6 +17,7 @@ from training.data import Shards
 from training.figures import Run, group_arms
 from training.html import write_duration, write_macs, write_spread
 from training.page import make_page
+from training.paired import few_seeds
 from training.records import DataRecord
 from training.report import render_page, write_report
 from training.sheets import draw_sheet
@@ -113,6 +114,9 @@ def test_several_seeds_show_their_sd(make_run: MakeRun) -> None:
     html = render_page(make_page(several))
     assert write_spread(arm.top1) in html
     assert "One seed" not in html
+    assert few_seeds(3) in html
+    assert "seeds are few" not in render_page(make_page([*several, make_run("whole-s3",
+                                                         policy="whole", seed=3)]))  # fmt: skip
 
 
 def spoken(make_run: MakeRun, ours: float, other: float, **options: Any) -> str:
