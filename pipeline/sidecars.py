@@ -1,6 +1,7 @@
 """The small files beside the shards that other readers of the field expect."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.durable import write_file
@@ -11,11 +12,20 @@ TIMM_INFO_NAME = "_info.json"
 
 
 def write_sidecars(folder: Path, manifest: Manifest) -> None:
-    """Write timm's `_info.json` and DALI's `.idx` files, all derived from the manifest."""
-    write_file(folder / TIMM_INFO_NAME, timm_info(manifest).encode())
+    """Write every side file."""
+    for name, content in sidecars(manifest):
+        write_file(folder / name, content)
+
+
+def sidecars(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of timm's `_info.json` and of each shard's `.idx`.
+
+    All of it follows from the manifest, so whoever has that knows what they must hold.
+    """
+    yield TIMM_INFO_NAME, timm_info(manifest).encode()
     for shard in manifest.shards:
-        text = dali_index(shard, manifest.suffixes())
-        write_file(folder / shard.name.replace(".tar", ".idx"), text.encode())
+        name = shard.name.removesuffix(".tar") + ".idx"
+        yield name, dali_index(shard, manifest.suffixes()).encode()
 
 
 def timm_info(manifest: Manifest) -> str:

@@ -47,6 +47,13 @@ class Store(Protocol):
     def load_manifest(self) -> Manifest:
         """Read what the folder holds."""
 
+    def read_file(self, name: str, *, at_most: int) -> bytes:
+        """Read a small file whole, or the start of one that is longer than `at_most` bytes.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+
     def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
         """Open a shard for reading from an offset on; give up once `stop` is set."""
 
@@ -88,6 +95,11 @@ class LocalStore:
         """Read what the folder holds; see `pipeline.manifest.load`."""
         return manifests.load(self.folder)
 
+    def read_file(self, name: str, *, at_most: int) -> bytes:
+        """Read a small file; see `Store.read_file`."""
+        with (self.folder / name).open("rb") as file:
+            return file.read(at_most + 1)
+
     def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
         """Open a shard; a local file needs no giving up.
 
@@ -122,23 +134,36 @@ class RemoteStore:
             DownloadError: If it cannot be fetched.
             VerificationError: If it is damaged.
         """
-        file = RemoteFile(self.folder, FILE_NAME, num_bytes=None)
-        data = bytearray()
+        place = self.folder.locate(FILE_NAME)
         try:
-            for chunk in file.chunks():
-                data += chunk
-                if len(data) > MAX_MANIFEST_BYTES:
-                    raise _damaged(file.address, f"more than {MAX_MANIFEST_BYTES} bytes")
-            return manifests.from_json(bytes(data))
+            data = self.read_file(FILE_NAME, at_most=MAX_MANIFEST_BYTES)
+            if len(data) > MAX_MANIFEST_BYTES:
+                raise _damaged(place, f"more than {MAX_MANIFEST_BYTES} bytes")
+            return manifests.from_json(data)
         except FileNotFoundError:
             raise ConfigError(
                 f"shards must have a {FILE_NAME}; got none at {self.address}. "
                 "Name the folder that holds it."
             ) from None
         except (OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise _damaged(file.address, f"{type(error).__name__}: {error}") from error
+            raise _damaged(place, f"{type(error).__name__}: {error}") from error
+
+    def read_file(self, name: str, *, at_most: int) -> bytes:
+        """Fetch a small file; see `Store.read_file`.
+
+        Raises:
+            DownloadError: If it cannot be fetched.
+        """
+        file = RemoteFile(self.folder, name, num_bytes=None)
+        data = bytearray()
+        try:
+            for chunk in file.chunks():
+                data += chunk
+                if len(data) > at_most:
+                    break
         finally:
             file.close()
+        return bytes(data)
 
     def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
         """Open a shard in the cache, or at the store if there is none.

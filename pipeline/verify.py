@@ -1,4 +1,7 @@
-"""Check every byte of every shard against the manifest, and decode every sample."""
+"""Check every byte of every shard against the manifest, and decode every sample.
+
+The side files follow from the manifest, and are compared with what they must be.
+"""
 
 import hashlib
 import threading
@@ -14,6 +17,7 @@ from pipeline.manifest import Manifest
 from pipeline.reader import IndexedReader
 from pipeline.schema import Sample
 from pipeline.shard import ShardRecord
+from pipeline.sidecars import sidecars
 from pipeline.store import LocalStore, Source, Store, open_store
 from pipeline.stream import Stream, read_exactly
 from pipeline.tar import TAR_END
@@ -58,7 +62,7 @@ def verify(
         on_progress: Told of samples done and to do.
 
     Raises:
-        VerificationError: If any byte is not as written; names every damaged shard.
+        VerificationError: If any byte is not as written; names every damaged file.
     """
     store = open_store(shards)
     manifest = store.load_manifest()
@@ -67,7 +71,7 @@ def verify(
             store, manifest, workers=workers, reads_all=reads_all, on_progress=on_progress
         )
     faults = _find_faults(store, manifest, workers=workers, on_progress=on_progress)
-    _raise_faults(manifest, faults)
+    _raise_faults(store, manifest, faults)
     return Verdict(folder=store.address, manifest=manifest, unnamed=(), unread=())
 
 
@@ -89,20 +93,40 @@ def _verify_folder(
     faults = _find_faults(store, rest, workers=workers, on_progress=on_progress)
     damaged = {shard.name for shard, fault in zip(rest.shards, faults, strict=True) if fault}
     save_stamps(folder, ((name, at) for name, at in stamps.items() if name not in damaged))
-    _raise_faults(manifest, faults)
+    _raise_faults(store, manifest, faults)
     named = {shard.name for shard in manifest.shards}
     unnamed = tuple(sorted(path.name for path in folder.glob("*.tar") if path.name not in named))
     return Verdict(folder=folder, manifest=manifest, unnamed=unnamed, unread=unread)
 
 
-def _raise_faults(manifest: Manifest, faults: list[str | None]) -> None:
-    """End where there are any, or where images are not accounted for."""
+def _raise_faults(store: Store, manifest: Manifest, faults: list[str | None]) -> None:
+    """End where there are any, in side files too, or where images are not accounted for."""
     found = [fault for fault in faults if fault]
-    if found:
-        raise VerificationError(
-            f"{len(found)} of {len(manifest.shards)} shards are damaged. " + " | ".join(found)
-        )
+    of_sidecars = _find_sidecar_faults(store, manifest)
+    if found or of_sidecars:
+        num_shards = len(manifest.shards)
+        counted = f"{len(found)} of {num_shards} shards are damaged. " if found else ""
+        raise VerificationError(counted + " | ".join([*found, *of_sidecars]))
     _check_counts(manifest)
+
+
+def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
+    """Name in one sentence the side files that are not what the manifest makes them."""
+    wrong = []
+    for name, content in sidecars(manifest):
+        try:
+            found = store.read_file(name, at_most=len(content))
+        except FileNotFoundError:
+            wrong.append(f"no {name}")
+        else:
+            if found != content:
+                wrong.append(f"another {name}")
+    if not wrong:
+        return []
+    return [
+        f"the side files of DALI and timm must follow from the manifest; got {', '.join(wrong)} in "
+        f"{store.address}. Run the same srp-data build-shards command again to write them anew."
+    ]
 
 
 def _find_faults(
@@ -177,6 +201,7 @@ class _HashedStore:
     def __init__(self, store: Store) -> None:
         self.address = store.address
         self.load_manifest = store.load_manifest
+        self.read_file = store.read_file
         self.digest = hashlib.sha256()
         self._store = store
 

@@ -28,6 +28,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def test_side_files_are_written_anew(built: tuple[Path, Path], srp_data: Any) -> None:
+    source, out = built
+    before = contents(out)
+    (out / "_info.json").unlink()
+    (out / "train-000000.idx").write_bytes(b"v1.2 0\n")
+    assert srp_data("verify", str(out)).exit_code == 3
+    result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
+    assert result.exit_code == 0, result.stderr
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_damaged_shards_are_built_again_byte_for_byte_and_the_others_are_left(
     damage: str, built: tuple[Path, Path], srp_data: Any

@@ -238,3 +238,47 @@ def test_an_address_that_runs_a_command_is_refused(srp_data: Any, tmp_path: Path
     assert result.exit_code == 2
     assert "got the scheme pipe: in 'pipe:touch" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def spoil(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "flipped":
+        flip(path, len(data) // 2)
+    else:
+        path.write_bytes(data[:-1] if how == "cut" else data + b"\n")
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "longer", "gone"])
+def test_a_side_file_that_does_not_follow_from_the_manifest_is_named(how: str, own: Path) -> None:
+    again(own)  # the shards are known to be whole
+    side_files = [*sorted(own.glob("*.idx")), own / "_info.json"]
+    assert len(side_files) == 1 + len(manifests.load(own).shards)
+    for path in side_files:
+        before = path.read_bytes()
+        spoil(path, how)
+        expected = f"got {'no' if how == 'gone' else 'another'} {path.name} in {own}. Run the same"
+        for verification in (check, again):
+            with pytest.raises(VerificationError, match=expected) as caught:
+                verification(own)
+            assert "shards are damaged" not in str(caught.value)
+        path.write_bytes(before)
+    check(own)
+
+
+def test_side_files_at_an_address_are_compared_too(web: Any, srp_data: Any, tmp_path: Path) -> None:
+    web.folder = shutil.copytree(web.folder, tmp_path / "damaged")
+    spoil(web.folder / "train-000000.idx", "flipped")
+    spoil(web.folder / "_info.json", "gone")
+    result = srp_data("verify", web.address)
+    assert result.exit_code == VerificationError.exit_status
+    assert f"got no _info.json, another train-000000.idx in {web.address}." in result.stderr
+
+
+def test_damaged_shards_and_side_files_are_named_in_one_line(own: Path) -> None:
+    shard = manifests.load(own).shards[0]
+    flip(own / shard.name, 700)
+    spoil(own / "_info.json", "cut")
+    with pytest.raises(VerificationError, match=r"^1 of \d+ shards .* \| .* another _info\.json"):
+        check(own)
