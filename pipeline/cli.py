@@ -10,6 +10,7 @@ import click
 from pipeline.bench_cli import bench
 from pipeline.config import (
     CANDIDATE_SETS,
+    CANDIDATES_TEXT,
     CODECS,
     DECODERS,
     DEVICES,
@@ -62,7 +63,7 @@ main.add_command(verify)
 @option(
     "--candidates",
     BuildConfig.candidates,
-    "The five crops, or the whole image and the five.",
+    f"Crops of each image: {CANDIDATES_TEXT}.",
     click.Choice(CANDIDATE_SETS),
 )
 @option(

@@ -6,7 +6,16 @@ from pathlib import Path
 from pipeline.cpus import num_usable
 from pipeline.errors import ConfigError
 
-CANDIDATE_SETS = ("five", "strips", "grid3", "full+five", "full+strips", "full+grid3")
+_CROP_SETS = {
+    "five": "the four corners and the centre",
+    "strips": "thirds of the image, three upright and three lying",
+    "grid3": "nine windows, three by three",
+}
+CANDIDATE_SETS = (*_CROP_SETS, *(f"full+{name}" for name in _CROP_SETS))
+CANDIDATES_TEXT = (
+    ", ".join(f"{name} ({what})" for name, what in _CROP_SETS.items())
+    + f"; with the whole image in front: {', '.join(CANDIDATE_SETS[len(_CROP_SETS) :])}"
+)
 LAYOUTS = ("tensors", "canvas")
 CODECS = ("raw", "zstd", "png", "webp", "jpeg")
 JPEG_SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline.terminal import AS_JSON, progress_bars, stages
-from training.options import MACHINE, PATH, with_options
+from training.options import MACHINE, PATH, SETS, with_options
 from training.paths import RunPaths
 
 RUN = click.argument("run", type=PATH)
@@ -23,7 +23,7 @@ SHARDS = click.option(
 @click.command()
 @RUN
 @SHARDS
-@click.option("--candidates", help="Crops to score: a set, or names.  [default: the run's]")
+@click.option("--candidates", help=f"Crops to score. {SETS}  [default: the run's]")
 @click.option(
     "--checkpoint",
     type=click.Choice(("last", "best")),

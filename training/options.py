@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from pipeline.config import CANDIDATES_TEXT
 from training.config import (
     DEVICES,
     PROPOSERS,
@@ -17,6 +18,7 @@ from training.config import (
 )
 
 PATH = click.Path(path_type=Path)
+SETS = f"Names joined by commas, or a set: {CANDIDATES_TEXT}."
 
 
 class Joined(click.ParamType[Any]):
@@ -55,7 +57,7 @@ def _field(names: str, kind: Any, text: str, config: type = TrainConfig) -> Call
 TRAINING = (
     _field("--policy", click.Choice(TRAINED), "How the crop is chosen."),
     _field("--candidates", str,
-           "Crops to choose among: a set, or names joined by commas.  [default: the shards']"),
+           f"Crops to choose among. {SETS}  [default: the shards']"),
     _field("--model", str, "Classifier, by its name in timm."),
     _field("--initial-checkpoint", str,
            "Run whose classifier to begin with, and proposer if it is alike.  [default: none]"),
@@ -100,7 +102,7 @@ TRAINING = (
 )  # fmt: skip
 DISTILLING = (
     _field("--candidates", str,
-           "Crops to choose among, some of the run's: a set, or names.  [default: the run's]"),
+           f"Crops to choose among, some of the run's. {SETS}  [default: the run's]"),
     _field("--proposer", click.Choice(PROPOSERS), "What scores the crops."),
     _field("--position-prior/--no-position-prior", bool,
            "Give each crop a learnt score of its own, whatever it shows."),
@@ -120,7 +122,7 @@ DISTILLING = (
 )  # fmt: skip
 ESTIMATING = (
     _field("--candidates", str,
-           "Crops to choose among: a set, or names joined by commas.  [default: the shards']"),
+           f"Crops to choose among. {SETS}  [default: the shards']"),
     _field("--model", str, "Small classifier, by its name in timm.", HeadroomConfig),
     _field("--epochs", int, "Passes of each classifier over its images.", HeadroomConfig),
     _field("-b --batch-size", int, "Images a step."),

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.config import CANDIDATE_SETS
+from training.cli import main as training_main
 
 REPO = Path(__file__).resolve().parents[2]
 SIZES = ["--canvas-size=168", "--crop-size=112", "--glimpse-size=32", "--workers=1"]
@@ -217,6 +220,21 @@ def test_every_command_has_a_summary_that_fits_its_line(srp_data: Any) -> None:
         assert f"{name} " in listing
         assert srp_data(name, "--help").exit_code == 0
     assert "..." not in listing.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["build-shards"]
+    + [f"srp-train {name}" for name in ("from", "distill", "headroom", "evaluate")],
+)
+def test_the_help_of_candidates_lists_every_set_and_says_what_it_is(command: str) -> None:
+    program, _, name = command.rpartition(" ")
+    shown = CliRunner().invoke(training_main if program else main, [name, "--help"]).output
+    (text,) = re.findall(r"--candidates \S+\s+(.*?)\[default", shown, re.DOTALL)
+    told = " ".join(text.split())
+    for candidates in CANDIDATE_SETS:
+        assert re.search(rf"(^|\s){re.escape(candidates)}( \(\w|,|\.)", told), candidates
+    assert "the four corners and the centre" in told
 
 
 def run_python(code: str) -> str:
