@@ -67,7 +67,7 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         RejectsError: If more images are unusable than allowed; nothing is published.
     """
     views, backend = view_spec(config), _backend(config)
-    spec = _data_spec(config, decoder=open_decoder(backend, views).name)
+    spec = _data_spec(config, decoder_library=open_decoder(backend, views).library)
     require_source(config.source)
     server.start_server(("pipeline.worker", "pipeline.kernels"))
     with open_state(config.out) as state:
@@ -144,7 +144,7 @@ def _backend(config: BuildConfig) -> Backend:
     )
 
 
-def _data_spec(config: BuildConfig, *, decoder: str) -> DataSpec:
+def _data_spec(config: BuildConfig, *, decoder_library: str) -> DataSpec:
     is_jpeg = config.codec == "jpeg"
     return DataSpec(
         canvas_size=config.canvas_size,
@@ -152,7 +152,10 @@ def _data_spec(config: BuildConfig, *, decoder: str) -> DataSpec:
         glimpse_size=config.glimpse_size,
         candidates=config.candidates,
         layout=config.layout,
-        decoder=decoder,
+        decoder=config.decoder,
+        device=config.device,
+        draft=config.draft,
+        decoder_library=decoder_library,
         exif=config.exif,
         max_pixels=config.max_pixels,
         seed=config.seed,

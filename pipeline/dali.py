@@ -66,9 +66,9 @@ class DaliDecoder:
         self._pipeline: Any = None
 
     @property
-    def name(self) -> str:
-        """DALI's version and device, then who decodes what is not a plain JPEG."""
-        return f"dali {version('nvidia-dali-cuda130')} on {self._device}, {self._pillow.name}"
+    def library(self) -> str:
+        """DALI's version, then who decodes what is not a plain JPEG."""
+        return f"dali {version('nvidia-dali-cuda130')}, {self._pillow.library}"
 
     def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
         """Decode a batch while the views of the one before are written."""

@@ -87,7 +87,7 @@ class Decoder(Protocol):
     """Turns files into views, several at a time if that is faster."""
 
     @property
-    def name(self) -> str:
+    def library(self) -> str:
         """Libraries and versions that decide the pixels, for the manifest."""
         ...
 
@@ -103,10 +103,9 @@ class PillowDecoder:
         self._spec = spec
 
     @property
-    def name(self) -> str:
+    def library(self) -> str:
         """Pillow's name and version and its JPEG library's, then who decodes plain JPEGs."""
-        draft = ", draft" if self._spec.draft else ""
-        return f"{pillow_name()}, {_libjpeg()}, simplejpeg {version('simplejpeg')}{draft}"
+        return f"{pillow_name()}, {_libjpeg()}, simplejpeg {version('simplejpeg')}"
 
     def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
         """Decode one file after the other; see the module for the rules."""

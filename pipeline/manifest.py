@@ -32,9 +32,9 @@ _HEAD_BYTES = 256  # within which the digest lies
 class DataSpec:
     """What the pixels in the shards are. Equal specs and sources give equal bytes.
 
-    Sizes are in px. `decoder` names the library and its version, since another libjpeg may
+    Sizes are in px. `decoder_library` names libraries and versions, since another libjpeg may
     decode to other pixels; `codec_library` does so for the codec, since another may encode to
-    other bytes. The fields with a default came later than the format did.
+    other bytes. The fields with a default are missing in records of older runs.
     """
 
     canvas_size: int
@@ -52,6 +52,9 @@ class DataSpec:
     codec_library: str = ""
     jpeg_quality: int | None = None
     jpeg_subsampling: str | None = None
+    device: str = "cpu"
+    draft: bool = False
+    decoder_library: str = ""
 
     def plan(self) -> CropPlan:
         """Place the candidates."""

@@ -1,6 +1,5 @@
 """Build again what is broken in a folder of shards, with the options that its manifest names."""
 
-import re
 from pathlib import Path
 
 from pipeline import manifest as manifests
@@ -53,7 +52,6 @@ def config_of(
         workers: Processes.
         max_rejects: Unusable images that are allowed.
     """
-    device = re.search(r"^dali \S+ on (\w+)", spec.decoder)
     jpeg = (
         {"jpeg_quality": spec.jpeg_quality, "jpeg_subsampling": spec.jpeg_subsampling}
         if spec.codec == "jpeg"
@@ -63,7 +61,7 @@ def config_of(
         source=source, out=out, workers=workers, max_rejects=max_rejects,
         canvas_size=spec.canvas_size, crop_size=spec.crop_size, glimpse_size=spec.glimpse_size,
         candidates=spec.candidates, layout=spec.layout, codec=spec.codec,
-        decoder=spec.decoder.partition(" ")[0], device=device[1] if device else "cpu",
-        draft=spec.decoder.endswith(", draft"), exif=spec.exif, max_pixels=spec.max_pixels,
+        decoder=spec.decoder, device=spec.device, draft=spec.draft, exif=spec.exif,
+        max_pixels=spec.max_pixels,
         shard_mib=spec.shard_mib, limit=spec.limit, seed=spec.seed, **jpeg,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -520,8 +520,9 @@ def test_a_build_with_dali_gives_the_very_shards_of_one_with_pillow(
     assert len(pillow) == 2
     assert dali == pillow
     spec = json.loads((tmp_path / "dali/manifest.json").read_text())["spec"]
-    name = PillowDecoder(spec_of()).name
-    assert spec["decoder"] == f"dali {version('nvidia-dali-cuda130')} on cpu, {name}"
+    name = PillowDecoder(spec_of()).library
+    assert (spec["decoder"], spec["device"], spec["draft"]) == ("dali", "cpu", False)
+    assert spec["decoder_library"] == f"dali {version('nvidia-dali-cuda130')}, {name}"
 
 
 def test_a_device_that_fails_every_sound_image_stops_the_build(

@@ -270,8 +270,8 @@ def test_the_first_picture_of_a_cameras_mpo_counts() -> None:
 def test_the_decoders_name_tells_which_libraries_decide_the_pixels() -> None:
     plan = plan_crops("five", canvas_px=8, crop_px=8)
     spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=1)
-    name = PillowDecoder(spec).name
+    name = PillowDecoder(spec).library
     simd = "-simd" if ".post" in pillow_version else ""
     assert name.startswith(f"pillow{simd} {pillow_version}, libjpeg")
     assert name.endswith(f", simplejpeg {version('simplejpeg')}")
-    assert PillowDecoder(replace(spec, draft=True)).name == f"{name}, draft"
+    assert PillowDecoder(replace(spec, draft=True)).library == name
