@@ -17,7 +17,7 @@ from pipeline.config import BuildConfig
 from pipeline.cpus import num_usable
 from pipeline.crops import plan_crops
 from pipeline.decode import ViewSpec
-from pipeline.errors import NoRoomError
+from pipeline.errors import NoRoomError, VerificationError
 from pipeline.imagenette import CLASS_NAMES
 from pipeline.manifest import DataSpec, Manifest
 from pipeline.plan import SourceImage, plan_shards, sample_bytes, samples_per_shard, select
@@ -53,18 +53,22 @@ class BuildResult:
     skipped: tuple[str, ...]
 
 
-def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
+def build(
+    config: BuildConfig, *, on_progress: Progress, expected: Manifest | None = None
+) -> BuildResult:
     """Build the shards of a source, or finish a build that was broken off.
 
     Args:
         config: What to build.
         on_progress: Told of the stage and of images done and to do.
+        expected: Whose shards must come out; others are not published.
 
     Raises:
         ConfigError: If the output folder holds something else.
         SourceError: If the source cannot be used.
         NoRoomError: If the shards cannot fit on the disk.
         RejectsError: If more images are unusable than allowed; nothing is published.
+        VerificationError: If other shards came out than are expected; nothing is published.
     """
     views, backend = view_spec(config), _backend(config)
     spec = _data_spec(config, decoder_library=open_decoder(backend, views).library)
@@ -93,6 +97,13 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         tried_again: list[str] = []
         finished.update(_run(tasks, config, on_progress, tried_again))
         built = _describe(spec, fingerprint, source.classes, images, finished)
+        if expected is not None and (changed := _changed(expected, built)):
+            shutil.rmtree(records)  # no later build may take them for its own
+            raise VerificationError(
+                "shards must be repaired from the images that they were built from; got others in "
+                f"{config.source}: {', '.join(changed)} would hold other samples. Nothing was "
+                "changed. Name the source that the shards were built from."
+            )
         check_rejects(config.out, built.rejects, at_most=config.max_rejects)
         publish(config.out, records, built, finished)
         shutil.rmtree(records, ignore_errors=True)  # all is done; a later run removes what is left
@@ -102,6 +113,12 @@ def build(config: BuildConfig, *, on_progress: Progress) -> BuildResult:
         tried_again=tuple(tried_again),
         skipped=tuple(map(spelt_out, source.skipped)),
     )
+
+
+def _changed(expected: Manifest, built: Manifest) -> list[str]:
+    """Name the shards that have other bytes than they must have."""
+    digests = {shard.name: shard.sha256 for shard in expected.shards}
+    return [shard.name for shard in built.shards if digests.get(shard.name) != shard.sha256]
 
 
 def _describe(

@@ -5,7 +5,6 @@ from pathlib import Path
 from pipeline import manifest as manifests
 from pipeline.build import BuildResult, build
 from pipeline.config import BuildConfig
-from pipeline.errors import VerificationError
 from pipeline.manifest import DataSpec
 from pipeline.sources import Progress
 
@@ -21,23 +20,15 @@ def repair(shards: Path, source: Path, *, workers: int, on_progress: Progress) -
 
     Raises:
         ConfigError: If the source or the libraries are not those of the shards.
-        VerificationError: If the source's images have other bytes than they had.
+        VerificationError: If the source's images have other bytes than they had; the folder is
+            left as it is.
     """
     folder = manifests.find(shards)
     before = manifests.load(folder)
     config = config_of(
         before.spec, source=source, out=folder, workers=workers, max_rejects=len(before.rejects)
     )
-    result = build(config, on_progress=on_progress)
-    digests = {shard.name: shard.sha256 for shard in before.shards}
-    changed = [s.name for s in result.manifest.shards if digests.get(s.name) != s.sha256]
-    if changed:
-        raise VerificationError(
-            f"shards must be repaired from the images that they were built from; got others in "
-            f"{source}, so {', '.join(changed)} hold other samples now. The folder is whole, and "
-            "is another data set: train from the start, or repair it from the first source."
-        )
-    return result
+    return build(config, on_progress=on_progress, expected=before)
 
 
 def config_of(

@@ -76,18 +76,28 @@ def test_another_source_is_refused_and_nothing_is_changed(
     assert contents(out) == before
 
 
-def test_images_of_other_bytes_are_told(built: tuple[Path, Path], srp_data: Any) -> None:
+def test_images_of_other_bytes_are_told_before_anything_is_changed(
+    built: tuple[Path, Path], srp_data: Any
+) -> None:
     source, out = built
+    whole = contents(out)
     (out / "train-000000.tar").unlink()
+    before = contents(out)
     image = sorted((source / "train").glob("*/*.JPEG"))[0]
-    data = bytearray(image.read_bytes())
+    first = image.read_bytes()
+    data = bytearray(first)
     data[-100] ^= 255
     image.write_bytes(data)
-    result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
+    repair = ("verify", str(out), "--repair", str(source), "--workers", "1")
+    result = srp_data(*repair)
     assert result.exit_code == 3
-    assert "got others in" in result.stderr
-    assert "train-000000.tar hold other samples now" in result.stderr
-    assert srp_data("verify", str(out)).exit_code == 0  # the folder is whole
+    assert f"got others in {source}: train-000000.tar would hold other samples." in result.stderr
+    assert "Nothing was changed." in result.stderr
+    assert contents(out) == before
+    image.write_bytes(first)
+    result = srp_data(*repair)
+    assert result.exit_code == 0, result.stderr
+    assert contents(out) == whole
 
 
 @pytest.mark.parametrize(
