@@ -280,6 +280,31 @@ def load(folder: Path) -> Manifest:
         raise _damaged(path, error) from error
 
 
+class _Digest(msgspec.Struct):
+    name: str
+    sha256: str
+
+
+class _Digests(msgspec.Struct):
+    shards: tuple[_Digest, ...]
+
+
+def still_names(folder: Path, shard: ShardRecord) -> bool:
+    """Whether a folder's manifest says of a shard's bytes what it said when it was read.
+
+    It does not where the folder was rebuilt or deleted since. One that cannot be read any more
+    says nothing else.
+    """
+    try:
+        data = (folder / FILE_NAME).read_bytes()
+        shards = msgspec.json.decode(data, type=_Digests).shards
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, RecursionError, ValueError):
+        return True
+    return _Digest(shard.name, shard.sha256) in shards
+
+
 def _damaged(path: Path, error: Exception) -> VerificationError:
     return VerificationError(
         f"a manifest must be whole; got {type(error).__name__}: {error} in {path}. "

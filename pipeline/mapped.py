@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, VerificationError
+from pipeline.manifest import still_names
 from pipeline.resample import Pixels
 from pipeline.shard import ShardRecord
 from pipeline.tar import TAR_END
@@ -75,6 +76,10 @@ class MappedShards:
         """
         return check_length(self._paths[number], self._shards[number])
 
+    def fix_of(self, number: int) -> str:
+        """Say what helps where a shard's bytes are not those that were written."""
+        return fix_of(self._paths[number], self._shards[number])
+
     def bytes_of(self, number: int) -> Pixels:
         """View a whole shard, uint8; it is mapped on first use."""
         mapped = self._maps.get(number)
@@ -108,16 +113,25 @@ def check_length(path: str | Path, shard: ShardRecord) -> int:
         found = os.stat(path)
     except FileNotFoundError:
         raise VerificationError(
-            f"every shard of the manifest must be there; got none at {path}. "
-            "Run the same srp-data build-shards command again to rebuild it."
+            f"every shard of the manifest must be there; got none at {path}. {fix_of(path, shard)}"
         ) from None
     if found.st_size != shard.num_bytes:
         raise VerificationError(
             f"a shard must have the length that was written; got {found.st_size} bytes, not "
             f"{shard.num_bytes}, in {path} (broken from offset {_break_of(shard, found.st_size)}). "
-            "Run the same srp-data build-shards command again to rebuild it."
+            f"{fix_of(path, shard)}"
         )
     return found.st_mtime_ns
+
+
+def fix_of(path: str | Path, shard: ShardRecord) -> str:
+    """Say what helps where a shard's file is not what the manifest that was read says."""
+    if still_names(Path(path).parent, shard):
+        return "Run the same srp-data build-shards command again to rebuild the shard."
+    return (
+        "The folder was rebuilt or deleted while it was read. Run this command again once "
+        "srp-data build-shards is done."
+    )
 
 
 def _break_of(shard: ShardRecord, size: int) -> str:

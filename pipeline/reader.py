@@ -212,7 +212,10 @@ class IndexedReader:
             )
             for suffix, extent in headers
         ):
-            raise changed_bytes(self._shards[number].place_of(record))
+            raise VerificationError(
+                "a sample's bytes must be those that were written; got others in "
+                f"{self._shards[number].place_of(record)}. {self.mapped.fix_of(number)}"
+            )
         return data
 
     def _check_members(self, number: int, record: SampleRecord) -> None:
@@ -242,11 +245,3 @@ def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
     if len(numbers) == 1 and all(column.strides == (0,) for column in columns):
         return np.broadcast_to(np.int64(numbers.pop()), sum(map(len, columns)))
     return np.concatenate(columns)
-
-
-def changed_bytes(where: str) -> VerificationError:
-    """Say that bytes are not those that were written."""
-    return VerificationError(
-        f"a sample's bytes must be those that were written; got others in {where}. "
-        "Run the same srp-data build-shards command again to rebuild the shard."
-    )

@@ -12,7 +12,7 @@ from pipeline.address import RemoteFolder, parse_address
 from pipeline.cache import ShardCache, release
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.manifest import FILE_NAME, Manifest
-from pipeline.mapped import check_length
+from pipeline.mapped import check_length, fix_of
 from pipeline.remote import RemoteFile
 from pipeline.shard import ShardRecord
 
@@ -24,11 +24,13 @@ class Source(Protocol):
 
     Attributes:
         place: Its path or address, for errors.
-        fix: What helps if its bytes are not those that were written.
     """
 
     place: str
-    fix: str
+
+    @property
+    def fix(self) -> str:
+        """What helps if its bytes are not those that were written."""
 
     def read(self, num_bytes: int) -> bytes:
         """Read at most so many bytes; none at the end."""
@@ -106,12 +108,11 @@ class LocalStore:
         Raises:
             VerificationError: If it is missing or has another length.
         """
-        check_length(self.folder / shard.name, shard)
         path = self.folder / shard.name
+        check_length(path, shard)
         file = path.open("rb")
         file.seek(start)
-        fix = "Run the same srp-data build-shards command again to rebuild the shard."
-        return _FileSource(file, place=str(path), fix=fix)
+        return _LocalSource(file, path, shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +196,7 @@ class RemoteStore:
 
         file = cache.open(shard, fetch=fetch, address=self.folder.locate(shard.name), stop=stop)
         file.seek(start)
-        path = cache.path_of(shard)
-        return _KeptSource(file, place=str(path), fix=f"Remove {path} and run the command again.")
+        return _KeptSource(file, cache.path_of(shard))
 
     def _file_of(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> RemoteFile:
         return RemoteFile(
@@ -211,11 +211,17 @@ def _damaged(place: str, what: str) -> VerificationError:
     )
 
 
-class _FileSource:
-    def __init__(self, file: BinaryIO, *, place: str, fix: str) -> None:
-        self.place = place
-        self.fix = fix
+class _LocalSource:
+    """A shard of a local folder; one that is replaced meanwhile is read to its end all the same."""
+
+    def __init__(self, file: BinaryIO, path: Path, shard: ShardRecord) -> None:
+        self.place = str(path)
         self._file = file
+        self._shard = shard
+
+    @property
+    def fix(self) -> str:
+        return fix_of(self.place, self._shard)
 
     def read(self, num_bytes: int) -> bytes:
         return self._file.read(num_bytes)
@@ -224,8 +230,16 @@ class _FileSource:
         self._file.close()
 
 
-class _KeptSource(_FileSource):
+class _KeptSource:
     """A shard in the cache, which may be removed once it is closed."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.place = str(path)
+        self.fix = f"Remove {path} and run the command again."
+        self._file = file
+
+    def read(self, num_bytes: int) -> bytes:
+        return self._file.read(num_bytes)
 
     def close(self) -> None:
         release(self._file)

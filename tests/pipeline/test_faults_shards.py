@@ -1,5 +1,6 @@
 """A shard that is cut or flipped, anywhere: shard, offset and sample are named, nothing is lost."""
 
+import itertools
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
@@ -38,14 +39,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    layout, codec = request.param.split("-")
     out = tmp_path_factory.mktemp("faults") / "shards"
-    config = BuildConfig(
-        source=images, out=out, canvas_size=24, crop_size=16, glimpse_size=8, layout=layout,
-        codec=codec, workers=1, limit=4,
-    )  # fmt: skip
-    build(config, on_progress=lambda _stage, _done, _total: None)
+    build_small(images, out, request.param)
     return out
+
+
+def build_small(images: Path, out: Path, kind: str, **options: int) -> Manifest:
+    layout, codec = kind.split("-")
+    config = BuildConfig(
+        source=images, out=out, crop_size=16, glimpse_size=8, layout=layout, codec=codec,
+        workers=1, limit=4, **{"canvas_size": 24, **options},
+    )  # fmt: skip
+    return build(config, on_progress=lambda _stage, _done, _total: None).manifest
 
 
 @pytest.fixture
@@ -200,3 +205,125 @@ def test_a_look_at_another_sample_hides_no_damage(
     reader.read(0)
     with pytest.raises(VerificationError, match=shard.samples[2].key):
         reader.locate([2])
+
+
+REBUILT = (
+    r"The folder was rebuilt or deleted while it was read\. Run this command again once "
+    r"srp-data build-shards is done\.$"
+)
+
+
+class Small:
+    """A folder of one sample a shard, what a reader finds in it, and its rebuilding."""
+
+    def __init__(self, images: Path, folder: Path, kind: str) -> None:
+        self.images, self.folder, self.kind = images, folder, kind
+        self.manifest = build_small(images, folder, kind)
+        reader = self.reader()
+        self.samples = [reader.read(index) for index in range(len(reader))]
+        self.pixels = [sample.stacked().copy() for sample in self.samples]
+
+    def reader(self) -> IndexedReader:
+        return IndexedReader(self.folder, self.manifest, self.manifest.of_split("train"))
+
+    def rebuild(self, stage: str = "rebuilt", **options: int) -> None:
+        """Build another data set in place of this one; stop at a stage of that."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if stage != "deleted":
+            build_small(self.images, self.folder, self.kind, **options)
+        if stage == "unfinished":
+            (self.folder / manifests.FILE_NAME).unlink()
+
+    def has_length_of_before(self, index: int) -> bool:
+        shard = self.manifest.of_split("train")[index]
+        return (self.folder / shard.name).stat().st_size == shard.num_bytes
+
+
+@pytest.fixture(params=KINDS)
+def small(
+    request: pytest.FixtureRequest, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Small:
+    monkeypatch.setattr("pipeline.build.samples_per_shard", lambda *_, **__: 1)
+    return Small(images, tmp_path / "small", request.param)
+
+
+CHANGES = ({"seed": 1}, {"canvas_size": 28})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_loader_whose_folder_is_rebuilt_gives_what_was_there_before_or_says_so(
+    change: dict[str, int], small: Small
+) -> None:
+    loaders = []
+    for num_mapped, compiled in itertools.product((0, 2, 4), (False, True)):
+        content = Content(candidates=(0, 2), looked_at=(0, 1), glimpse_px=8, compiled=compiled)
+        loader = Loader(small.reader(), content, workers=1)
+        list(loader.batches([np.array([index]) for index in range(num_mapped)]))
+        loaders.append((loader, num_mapped))
+    small.rebuild(**change)
+    for loader, num_mapped in loaders:
+        for index in range(4):
+            if index >= num_mapped or not small.has_length_of_before(index):
+                with pytest.raises(VerificationError, match=REBUILT):
+                    list(loader.batches([np.array([index])]))
+                continue
+            (batch,) = loader.batches([np.array([index])])
+            before = small.pixels[index][[0, 2], :3].transpose(0, 2, 3, 1)
+            np.testing.assert_array_equal(batch.arrays.crops_BKHWC[0], before)
+            assert batch.labels_B.tolist() == [small.samples[index].label]
+
+
+def test_a_reader_that_looks_at_any_stage_of_a_rebuild_says_so(small: Small) -> None:
+    readers = {stage: small.reader() for stage in ("deleted", "unfinished", "rebuilt")}
+    for stage, reader in readers.items():
+        small.rebuild(stage, seed=1)
+        for index in range(4):
+            for look in (reader.read, lambda index, reader=reader: reader.locate([index])):
+                with pytest.raises(VerificationError, match=REBUILT):
+                    look(index)
+    shutil.rmtree(small.folder)
+    with pytest.raises(VerificationError, match=REBUILT):
+        small.reader()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stream_whose_folder_is_rebuilt_gives_what_was_there_before_and_then_says_so(
+    change: dict[str, int], small: Small
+) -> None:
+    stream = Stream(store=open_store(small.folder), manifest=small.manifest, split="train")
+    streams = {stage: stream.samples() for stage in ("deleted", "unfinished", "rebuilt")}
+    read = {stage: [next(samples)] for stage, samples in streams.items()}
+    for stage, samples in streams.items():
+        small.rebuild(stage, **change)
+        with pytest.raises(VerificationError, match=REBUILT):
+            read[stage].extend(samples)  # keeps what came before the error
+    for found in read.values():
+        assert 0 < len(found) < 4
+        for sample, before, pixels in zip(found, small.samples, small.pixels, strict=False):
+            assert (sample.key, sample.label) == (before.key, before.label)
+            np.testing.assert_array_equal(sample.stacked(), pixels)
+
+
+def test_a_shard_that_a_later_run_of_the_build_mends_is_not_taken_for_the_one_before(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.build.samples_per_shard", lambda *_, **__: 2)
+    source, folder = shutil.copytree(images, tmp_path / "images"), tmp_path / "shards"
+    whole = build_small(source, folder, "canvas-raw")
+    image = source / folder_path(folder, whole)
+    data = image.read_bytes()
+    image.write_bytes(bytes(len(data)))
+    shutil.rmtree(folder)
+    manifest = build_small(source, folder, "canvas-raw", max_rejects=1)
+    reader = IndexedReader(folder, manifest, manifest.of_split("train"))
+    reader.locate([0, 1, 2])
+    image.write_bytes(data)
+    assert build_small(source, folder, "canvas-raw", max_rejects=1) == whole
+    reader.locate([1, 2])
+    with pytest.raises(VerificationError, match=REBUILT):
+        reader.locate([0])
+
+
+def folder_path(folder: Path, manifest: Manifest) -> str:
+    """Give the source of a folder's first sample, relative to the source's root."""
+    return IndexedReader(folder, manifest, manifest.of_split("train")).read(0).meta.path
