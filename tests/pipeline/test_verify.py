@@ -4,11 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import manifest as manifests
 from pipeline import verified
 from pipeline.errors import ConfigError, VerificationError
+from pipeline.fill import Content
+from pipeline.loader import Loader
+from pipeline.reader import IndexedReader
 from pipeline.verify import Verdict, verify
 
 
@@ -92,6 +96,35 @@ def test_what_was_found_whole_is_read_again_only_where_it_was_written_to(own: Pa
         again(own)  # it does not pass for whole because it has not changed since
     flip(own / names[0], 700)
     assert again(own).unread == names[1:]
+
+
+def test_rot_below_the_file_system_is_found_by_reading_all_and_by_readers_as_the_page_says(
+    own: Path,
+) -> None:
+    again(own)
+    manifest = manifests.load(own)
+    shard = manifest.shards[0]
+    flip(own / shard.name, shard.samples[0].offset + 700)
+    known = verified.load_stamps(own)
+    now = verified.stamp(own, shard)  # rot changes bytes, and no time that a file has
+    assert now is not None
+    verified.save_stamps(own, {**known, shard.name: now}.items())
+    assert shard.name in again(own).unread
+    damage = rf"{shard.name} at offset {shard.samples[0].offset} "
+    reader = IndexedReader(own, manifest, manifest.of_split(shard.split))
+    with pytest.raises(VerificationError, match=damage):
+        reader.read(0)
+    batches = Loader(reader, Content(candidates=(0,), glimpse_px=None), workers=1).batches(
+        [np.array([0])]
+    )
+    with pytest.raises(VerificationError, match=damage):
+        next(iter(batches))
+    with pytest.raises(VerificationError, match=damage):
+        check(own)
+    page = (Path(__file__).resolve().parents[2] / "shards/README.md").read_text()
+    _, _, told = page.partition("### What `verify` does not read again")
+    assert "cannot see bytes that changed below the file\nsystem" in told
+    assert "`srp-data verify --all` reads every byte of every shard" in told
 
 
 def test_a_damaged_or_foreign_note_of_what_was_whole_is_no_note(own: Path) -> None:
