@@ -119,6 +119,7 @@ def trained() -> tuple[Trainer, RunPaths]:
     paths = RunPaths(folder=Path(tempfile.mkdtemp()) / "run")
     trainer = build_trainer(replace(config, workers=1), opened, alone)
     record = open_record(config, shards=opened, paths=paths, process=alone, resume=False)
+    paths.folder.mkdir()
     epoch = EpochRecord(
         epoch=1, train_loss=1.0, train_top1=1.0, val_top1=1.0, images_per_s=1.0, seconds=1.0
     )
