@@ -43,5 +43,16 @@ def check_seal(data: bytes, name: str, *, within: int) -> None:
         raise ValueError(f"a SHA-256 of {digest.hexdigest()}, not {found[1].decode()}")
 
 
+def read_seal(data: bytes, name: str) -> str:
+    """Read the digest that a file holds of itself; empty where it has none.
+
+    Args:
+        data: Of the file; its start, in which the field lies, is enough.
+        name: Of the field.
+    """
+    found = _field(name, b"[0-9a-f]{64}").search(data)
+    return found[1].decode() if found else ""
+
+
 def _field(name: str, value: bytes) -> re.Pattern[bytes]:
     return re.compile(rb'"%s": ?"(%s)"' % (name.encode(), value))

@@ -19,10 +19,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline.durable import write_file
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.manifest import DataSpec, Manifest
-from pipeline.seal import NO_DIGEST, check_seal, seal
-from training.config import TrainConfig, config_from_json, config_to_json
+from pipeline.seal import NO_DIGEST, check_seal, read_seal, seal
+from training.config import TrainConfig, changed_options, config_from_json, config_to_json
 from training.paths import RunPaths
-from training.records import EpochPart
+from training.records import EpochPart, RunRecord
 
 FORMAT = "srp-checkpoint/1"
 DIGEST = "srp_sha256"
@@ -44,6 +44,7 @@ class CheckpointMeta:
         epoch: Finished epochs.
         best_top1: Best validation accuracy so far, %.
         part: Of the epoch after them, where the run stopped in it.
+        fingerprint: Of the shards that it was trained on; empty in those of before it was kept.
     """
 
     config: TrainConfig
@@ -52,17 +53,18 @@ class CheckpointMeta:
     epoch: int
     best_top1: float
     part: EpochPart | None = None
+    fingerprint: str = ""
 
 
-def save_checkpoint(
-    path: Path,
-    meta: CheckpointMeta,
-    *,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-) -> None:
-    """Write a checkpoint that is whole or not there."""
+def save_checkpoint(path: Path, meta: CheckpointMeta, **state: Any) -> None:
+    """Write a checkpoint that is whole or not there; `state` is that of `pack_checkpoint`."""
+    write_file(path, pack_checkpoint(meta, **state))
+
+
+def pack_checkpoint(
+    meta: CheckpointMeta, *, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
+) -> bytes:
+    """Lay a checkpoint out, with its own SHA-256 in it."""
     optimizer_tensors, optimizer_fields = _split_tensors(optimizer.state_dict())
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
@@ -74,12 +76,26 @@ def save_checkpoint(
         "epoch": meta.epoch,
         "best_top1": meta.best_top1,
         "part": meta.part and asdict(meta.part),
+        "fingerprint": meta.fingerprint,
         "optimizer": optimizer_fields,
         "scheduler": _plain(scheduler.state_dict()),
     }
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"srp": json.dumps(fields), DIGEST: NO_DIGEST}
-    write_file(path, seal(save(contiguous, metadata=metadata), DIGEST))
+    return seal(save(contiguous, metadata=metadata), DIGEST)
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 that a checkpoint holds of itself; empty where there is no file or none.
+
+    It is the checkpoint's name: whoever loads the file checks it.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return read_seal(file.read(min(length, path.stat().st_size)), DIGEST)
+    except FileNotFoundError:
+        return ""
 
 
 def _split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -124,6 +140,7 @@ def read_meta(path: Path) -> CheckpointMeta:
             epoch=int(fields["epoch"]),
             best_top1=float(fields["best_top1"]),
             part=_part(fields.get("part")),
+            fingerprint=str(fields.get("fingerprint", "")),
         )
     except ConfigError as error:
         raise CheckpointError(f"{error} It is in {path}.") from error
@@ -269,6 +286,35 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
+    """Check that a checkpoint is of the run whose record lies beside it.
+
+    A record of before it named its checkpoints names none.
+
+    Args:
+        path: Of the checkpoint.
+        meta: What it says of itself.
+        record: The run's.
+
+    Raises:
+        CheckpointError: If it is of another; names what differs.
+    """
+    changed = [
+        f"{option} {ours} in the record, {theirs} in the checkpoint"
+        for option, ours, theirs in changed_options(record.config, meta.config)
+    ]
+    if meta.fingerprint not in ("", record.data.fingerprint):
+        changed.append("shards of other images or options")
+    digest = digest_of(path)
+    if record.checkpoints and digest not in record.checkpoints:
+        changed.append(f"SHA-256 {digest[:12] or 'none'}, not {record.last[:12]}")
+    if changed:
+        raise CheckpointError(
+            f"a checkpoint must be the one that the run's record names; got {'; '.join(changed)} "
+            f"in {path}. Put back what was there, or delete the run's folder and train it again."
+        )
 
 
 def check_fits(meta: CheckpointMeta, manifest: Manifest, shards: Path) -> None:

@@ -4,7 +4,9 @@ Options that timm's train.py has carry timm's names.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.cpus import num_usable
@@ -251,6 +253,24 @@ class HeadroomConfig:
 
 def _least(values: tuple[int, ...] | None) -> int | None:
     return None if values is None else min(values, default=0)
+
+
+def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+    """List the options in which two configs differ, but for what changes no figure.
+
+    Returns:
+        Each option as it is typed, and its two values.
+    """
+    for name, value in vars(one).items():
+        theirs = getattr(other, name)
+        if name not in MACHINE_FIELDS and not _alike(name, value, theirs):
+            yield f"--{name.replace('_', '-')}", value, theirs
+
+
+def _alike(name: str, one: Any, other: Any) -> bool:
+    if name == "initial_checkpoint" and one and other:  # one place has many spellings
+        return Path(one).resolve() == Path(other).resolve()
+    return bool(one == other)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:

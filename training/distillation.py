@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, DivergedError
-from training.checkpoint import CheckpointMeta, check_fits, load_weights, read_meta, save_checkpoint
+from training.checkpoint import (
+    CheckpointMeta,
+    check_fits,
+    check_own,
+    digest_of,
+    load_weights,
+    read_meta,
+    save_checkpoint,
+)
 from training.choices import choose, glimpse_batches
 from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
 from training.data import Shards
@@ -97,8 +105,7 @@ def distill(
             evaluation=evaluation,
             seconds=time.monotonic() - started,
         )
-        _save(trainer, table, record, paths)
-        return record
+        return _save(trainer, table, record, paths)
 
 
 def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
@@ -177,22 +184,26 @@ def fit_and_choose(
     return torch.cat([choose(model, glimpses_BLSS) for glimpses_BLSS in shown])
 
 
-def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) -> None:
-    """Write the record last: a folder that has one is complete."""
+def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) -> RunRecord:
+    """Write the record last, naming the rest: a folder that has one is complete."""
     meta = CheckpointMeta(
         config=record.config,
         spec=record.data.spec,
         classes=record.data.classes,
         epoch=0,
         best_top1=0.0,
+        fingerprint=record.data.fingerprint,
     )
     for path in (paths.best, paths.last):
         save_checkpoint(
             path, meta, model=trainer.model, optimizer=trainer.optimizer,
             scheduler=trainer.scheduler,
         )  # fmt: skip
-    table.save(paths.table)
+    digest = digest_of(paths.last)
+    table.save(paths.table, weights=digest)
+    record = replace(record, last=digest, best=digest)
     record.save(paths.record)
+    return record
 
 
 def _check(base: RunRecord, run: RunPaths, process: Process) -> None:
@@ -222,14 +233,16 @@ def _check_absent(paths: RunPaths) -> None:
 
 
 def _check_shards(base: RunRecord, run: RunPaths, shards: Shards) -> None:
-    """Make sure that the losses beside a run are of the images that lie in the shards."""
-    check_fits(read_meta(run.last), shards.manifest, shards.folder)
+    """Make sure that the losses beside a run are of its weights, and of the shards' images."""
+    meta = read_meta(run.last)
+    check_fits(meta, shards.manifest, shards.folder)
     if base.data.fingerprint != shards.manifest.fingerprint:
         raise CheckpointError(
             "a run must be distilled on the shards that it was trained on, which its losses are "
             f"of; got others in {shards.folder}. Name the run's own with --shards, or train one "
             "on these."
         )
+    check_own(run.last, meta, base)
 
 
 def loss_matrix(
@@ -244,13 +257,16 @@ def loss_matrix(
     """Take up a run's loss matrix, or train the fold classifiers and compute it.
 
     Raises:
-        CheckpointError: If what is there is of other samples.
+        CheckpointError: If what is there is of other samples or weights.
     """
     path = run.losses
+    used = (run.last, *(run.fold(fold).last for fold in range(FOLDS)))
     num_samples = shards.manifest.num_samples("train")
     num_crops = len(build_model(base.config, shards, process).candidates)
     if path.exists():
-        return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops)
+        return LossMatrix.load(
+            path, num_samples=num_samples, num_crops=num_crops, weights=tuple(map(digest_of, used))
+        )
     matrix = LossMatrix.empty(num_samples, num_crops)
     with held_run(run, process):
         for fold in range(FOLDS):
@@ -266,7 +282,7 @@ def loss_matrix(
                 matrix, model, shards, fold=fold, process=process,
                 on_rows=counting(on_progress, "losses", len(fold_rows(num_samples, fold))),
             )  # fmt: skip
-        matrix.save(path)
+        matrix.save(path, weights=tuple(map(digest_of, used)))
     return matrix
 
 
@@ -276,15 +292,18 @@ def judge_run(
     """Take up what a run's classifier says of the validation images, or let it say it.
 
     Raises:
-        CheckpointError: If what is there is of other samples.
+        CheckpointError: If what is there is of other samples or weights.
     """
     model = build_model(base.config, shards, process)
     num_samples = shards.manifest.num_samples("val")
+    weights = (digest_of(run.last),)
     if run.logits.exists():
-        return Judged.load(run.logits, num_samples=num_samples, num_crops=len(model.candidates))
+        return Judged.load(
+            run.logits, num_samples=num_samples, num_crops=len(model.candidates), weights=weights
+        )
     load_weights(run.last, model)
     counter = counting(on_progress, "table", num_samples)
     with held_run(run, process):
         judged = judge(model, shards, process=process, on_rows=counter)
-        judged.save(run.logits)
+        judged.save(run.logits, weights=weights)
     return judged

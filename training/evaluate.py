@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.order import Indices, evaluation_batches
 from training import views
-from training.checkpoint import check_fits, load_weights, read_meta
+from training.checkpoint import check_fits, check_own, load_weights, read_meta
 from training.data import Batch, Shards
 from training.distributed import Process, sum_over_ranks
 from training.model import SelectiveClassifier
@@ -193,11 +193,13 @@ def load_model(
         process: This one among its peers.
 
     Raises:
-        CheckpointError: If there is no such run, or the shards are of another spec.
+        CheckpointError: If there is no such run, its checkpoint is of another, or the shards are
+            of another spec.
     """
     weights = paths.best if checkpoint == "best" else paths.last
     meta = read_meta(weights)
     check_fits(meta, shards.manifest, shards.folder)
+    check_own(weights, meta, load_record(paths.record))
     config = replace(
         meta.config,
         workers=workers,

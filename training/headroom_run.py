@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.shard import Samples
-from training.checkpoint import load_weights
+from training.checkpoint import digest_of, load_weights
 from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data import Shards
 from training.distill import fill_fold
@@ -136,18 +136,21 @@ def estimate_headroom(
         )
     *halves, proposer = parts
     chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
+    tables = []
     for position, half in enumerate(halves):
         on_progress, on_epoch = on_run(half, position)
+        paths = RunPaths(folder=folder / half.name)
         try:
-            fit(
-                half.config, shards=shards, paths=RunPaths(folder=folder / half.name),
-                process=process, resume=True, on_progress=on_progress, on_epoch=on_epoch,
+            record = fit(
+                half.config, shards=shards, paths=paths, process=process, resume=True,
+                on_progress=on_progress, on_epoch=on_epoch,
             )  # fmt: skip
         except DivergedError as error:
             raise DivergedError(
                 f"a small classifier must learn; got a loss or weights that are no numbers in "
                 f"{folder / half.name}. Use a --lr below {half.config.lr}."
             ) from error
+        tables.append(Table.load(paths.table, weights=record.last))
     on_progress, _ = on_run(proposer, len(halves))
     matrix = _losses(halves, shards, folder, process, on_progress)
     try:
@@ -157,7 +160,7 @@ def estimate_headroom(
     except DivergedError as error:
         fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
         raise DivergedError(f"{error} {fix}") from error
-    first, second = (Table.load(RunPaths(folder=folder / half.name).table) for half in halves)
+    first, second = tables
     chosen_N = chosen_NK.argmax(1).numpy()
     return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)
 
@@ -170,13 +173,14 @@ def _losses(
     num_samples = shards.manifest.num_samples("train")
     models = [build_model(half.config, shards, process) for half in halves]
     num_crops = len(models[0].candidates)
+    weights = tuple(digest_of(RunPaths(folder=folder / half.name).last) for half in halves)
     if path.exists():
-        return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops)
+        return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops, weights=weights)
     matrix = LossMatrix.empty(num_samples, num_crops)
     with held_run(RunPaths(folder=folder), process):
         for fold, (half, model) in enumerate(zip(halves, models, strict=True)):
             load_weights(RunPaths(folder=folder / half.name).last, model)
             on_rows = counting(on_progress, "losses", len(fold_rows(num_samples, fold)))
             fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
-        matrix.save(path)
+        matrix.save(path, weights=weights)
     return matrix

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.durable import write_file
 from pipeline.errors import DivergedError, PreemptedRunError, StoppedRunError
-from training.checkpoint import load_initial
+from training.checkpoint import digest_of, load_initial
 from training.config import TrainConfig
 from training.data import Shards
 from training.distributed import Process, sum_over_ranks, wait_for_main
@@ -233,9 +233,11 @@ def _finish(
         seconds=record.seconds + time.monotonic() - started,
     )
     if trainer.process.is_main:
-        table.save(paths.table)
+        digest = digest_of(paths.last)
+        table.save(paths.table, weights=digest)
         if evaluation.top1 >= best:
             write_file(paths.best, paths.last.read_bytes())
+        record = replace(record, last=digest, best=digest_of(paths.best), before=())
         record.save(paths.record)
     wait_for_main(trainer.process)
     return record

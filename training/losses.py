@@ -9,11 +9,18 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.durable import write_file
 from pipeline.errors import CheckpointError
+
+WEIGHTS = "srp_weights"  # a file's field that names the checkpoints which it was computed with
+
+Digests = tuple[str, ...]
+"""SHA-256 of checkpoints, each as the file holds it of itself, in an order that is always the same.
+
+Empty ones are of files that are not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +39,20 @@ class LossMatrix:
         """Begin with nothing known."""
         return cls(losses_NK=torch.full((num_samples, num_crops), torch.nan))
 
-    def save(self, path: Path) -> None:
-        """Write the matrix as safetensors."""
-        _write(path, vars(self))
+    def save(self, path: Path, *, weights: Digests) -> None:
+        """Write the matrix as safetensors, which name the checkpoints that it is of."""
+        write_tensors(path, vars(self), weights=weights)
 
     @classmethod
-    def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "LossMatrix":
+    def load(
+        cls, path: Path, *, num_samples: int, num_crops: int, weights: Digests
+    ) -> "LossMatrix":
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: If it is damaged or of other samples.
+            CheckpointError: If it is damaged, or of other samples or checkpoints.
         """
-        return cls(**_read(path, ("losses_NK",), (num_samples, num_crops)))
+        return cls(**_read(path, ("losses_NK",), (num_samples, num_crops), weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,39 +67,56 @@ class Judged:
     labels_N: Tensor
     logits_NKC: Tensor
 
-    def save(self, path: Path) -> None:
-        """Write it as safetensors."""
-        _write(path, vars(self))
+    def save(self, path: Path, *, weights: Digests) -> None:
+        """Write it as safetensors, which name the checkpoint that it is of."""
+        write_tensors(path, vars(self), weights=weights)
 
     @classmethod
-    def load(cls, path: Path, *, num_samples: int, num_crops: int) -> "Judged":
+    def load(cls, path: Path, *, num_samples: int, num_crops: int, weights: Digests) -> "Judged":
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: If it is damaged or of other samples.
+            CheckpointError: If it is damaged, or of other samples or another checkpoint.
         """
-        return cls(**_read(path, ("logits_NKC", "labels_N"), (num_samples, num_crops)))
+        return cls(**_read(path, ("logits_NKC", "labels_N"), (num_samples, num_crops), weights))
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    write_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, weights: Digests) -> None:
+    """Write tensors as safetensors, with the checkpoints that they were computed with."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_file(path, save(contiguous, metadata={WEIGHTS: ",".join(weights)}))
 
 
-def _read(path: Path, names: tuple[str, ...], shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Read tensors of these names, the first of which begins with this shape."""
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Digests]:
+    """Read what `write_tensors` wrote; a file of before it named checkpoints names none."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        weights = (file.metadata() or {}).get(WEIGHTS, "")
+        names = file.keys()  # no dict: it cannot be iterated over
+        return {name: file.get_tensor(name) for name in names}, tuple(weights.split(","))
+
+
+def _read(
+    path: Path, names: tuple[str, ...], shape: tuple[int, int], weights: Digests
+) -> dict[str, Tensor]:
+    """Read tensors of these names and checkpoints, the first of which begins with this shape."""
     try:
-        tensors = load_file(path)
+        tensors, found = read_tensors(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise _unusable(path, f"{type(error).__name__}: {error}") from error
     if set(tensors) != set(names):
         raise _unusable(path, f"the tensors {', '.join(sorted(tensors))}")
     if tensors[names[0]].shape[:2] != shape:
         raise _unusable(path, f"those of {tuple(tensors[names[0]].shape[:2])}")
+    # A checkpoint that was deleted since, to save room, says nothing against them.
+    known = [own or other for own, other in zip(weights, found, strict=False)]
+    if len(found) != len(weights) or list(found) != known:
+        raise _unusable(path, "those of other checkpoints")
     return tensors
 
 
 def _unusable(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"a run's losses and logits must be of its samples and crops; got {what} in {path}. "
+        f"a run's losses and logits must be of its own checkpoints, of its samples and crops; got "
+        f"{what} in {path}. "
         "Delete it; it is computed again."
     )

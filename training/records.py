@@ -110,6 +110,9 @@ class RunRecord:
         epochs: Finished ones.
         evaluation: After the last epoch, with the last weights; None until then.
         seconds: Wall time of all of it so far, over every resume.
+        last: SHA-256 that the last checkpoint holds of itself; empty in records of before.
+        best: The same of the best one.
+        before: The same of those that lie there where a crash came before the new ones did.
     """
 
     name: str
@@ -122,6 +125,14 @@ class RunRecord:
     epochs: tuple[EpochRecord, ...]
     evaluation: Evaluation | None
     seconds: float
+    last: str = ""
+    best: str = ""
+    before: tuple[str, ...] = ()
+
+    @property
+    def checkpoints(self) -> frozenset[str]:
+        """The SHA-256 of each checkpoint that may lie beside the record."""
+        return frozenset((self.last, self.best, *self.before)) - {""}
 
     def save(self, path: Path) -> None:
         """Write the record."""
@@ -165,6 +176,7 @@ def _record(fields: dict[str, Any]) -> RunRecord:
             "data": DataRecord(**{**_tuples(data), "spec": DataSpec(**data["spec"])}),
             "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
             "evaluation": None if evaluation is None else Evaluation(**_tuples(evaluation)),
+            "before": tuple(fields.get("before", ())),
         }
     )
 

@@ -4,21 +4,25 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pipeline.durable import write_file
 from pipeline.errors import ConfigError, EveryRankError
 from pipeline.holder import held
+from pipeline.seal import read_seal
 from training.checkpoint import (
+    DIGEST,
     CheckpointMeta,
     check_fits,
+    check_own,
+    digest_of,
     load_optimizer,
     load_weights,
+    pack_checkpoint,
     read_meta,
-    save_checkpoint,
 )
-from training.config import DISTILLED, MACHINE_FIELDS, TRAINED, TrainConfig
+from training.config import DISTILLED, TRAINED, TrainConfig, changed_options
 from training.data import Shards
 from training.distributed import Process, sum_over_ranks, wait_for_main
 from training.paths import RunPaths
@@ -112,6 +116,9 @@ def open_record(
         check_fits(meta, shards.manifest, shards.folder)
         record = load_record(paths.record)
         _check_same(record, config, shards=shards, paths=paths, process=process)
+        check_own(paths.last, meta, record)
+        if paths.best.exists():  # or the next record would name it, whosever it is
+            check_own(paths.best, read_meta(paths.best), record)
         # A run that was killed between the two files has told of an epoch that it did not save.
         return replace(record, epochs=record.epochs[: meta.epoch])
     return RunRecord(
@@ -132,9 +139,8 @@ def _check_same(
     record: RunRecord, config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process
 ) -> None:
     changed = [
-        f"--{name.replace('_', '-')} {getattr(record.config, name)} there, {value} asked for"
-        for name, value in vars(config).items()
-        if name not in MACHINE_FIELDS and not _alike(name, getattr(record.config, name), value)
+        f"{option} {there} there, {asked} asked for"
+        for option, there, asked in changed_options(record.config, config)
     ]
     if record.data.fingerprint != shards.manifest.fingerprint:
         changed.append(f"shards of other images or options in {shards.folder}")
@@ -145,12 +151,6 @@ def _check_same(
             f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
             f"{paths.folder}. Use the run's options, or name another --experiment."
         )
-
-
-def _alike(name: str, there: Any, asked: Any) -> bool:
-    if name == "initial_checkpoint" and there and asked:  # one place has many spellings
-        return Path(there).resolve() == Path(asked).resolve()
-    return bool(there == asked)
 
 
 def load_last(
@@ -202,14 +202,22 @@ def _save(
             epoch=len(record.epochs),
             best_top1=best,
             part=part,
+            fingerprint=record.data.fingerprint,
         )
-        record.save(paths.record)
+        data = pack_checkpoint(
+            meta, model=trainer.model, optimizer=trainer.optimizer, scheduler=trainer.scheduler
+        )
+        _name(record, paths, data, written=written).save(paths.record)
         for path in written:
-            save_checkpoint(
-                path,
-                meta,
-                model=trainer.model,
-                optimizer=trainer.optimizer,
-                scheduler=trainer.scheduler,
-            )
+            write_file(path, data)
     wait_for_main(trainer.process)
+
+
+def _name(
+    record: RunRecord, paths: RunPaths, data: bytes, *, written: tuple[Path, ...]
+) -> RunRecord:
+    """Name the checkpoints that are about to be written, and those that lie there until then."""
+    there = {path: digest_of(path) for path in (paths.last, paths.best)}
+    new = there | dict.fromkeys(written, read_seal(data, DIGEST))
+    before = tuple(sorted({*there.values()} - {*new.values(), ""}))
+    return replace(record, last=new[paths.last], best=new[paths.best], before=before)

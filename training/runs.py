@@ -44,7 +44,7 @@ def read_runs_on(folder: Path, fingerprint: str) -> list[Run]:
 
 def _finished(records: dict[Path, RunRecord]) -> list[Run]:
     return [
-        Run(record=record, evaluation=record.evaluation, table=_read_table(run_folder))
+        Run(record=record, evaluation=record.evaluation, table=_read_table(run_folder, record))
         for run_folder, record in records.items()
         if record.evaluation is not None
     ]
@@ -69,10 +69,10 @@ def _read_records(folder: Path) -> dict[Path, RunRecord]:
     return records
 
 
-def _read_table(run_folder: Path) -> Table | None:
+def _read_table(run_folder: Path, record: RunRecord) -> Table | None:
     path = RunPaths(folder=run_folder).table
     try:
-        return Table.load(path)
+        return Table.load(path, weights=record.last)
     except FileNotFoundError:
         return None
     except (OSError, TypeError, safetensors.SafetensorError) as error:

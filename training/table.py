@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.durable import write_file
+from pipeline.errors import CheckpointError
+from training.losses import read_tensors, write_tensors
 from training.model import SelectiveClassifier
 
 
@@ -57,15 +57,28 @@ class Table:
         """Whether the classifier is right on each crop, bool."""
         return self.predicted_NK == self.labels_N[:, None]
 
-    def save(self, path: Path) -> None:
-        """Write the table as safetensors."""
-        tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}
-        write_file(path, save(tensors))
+    def save(self, path: Path, *, weights: str) -> None:
+        """Write the table as safetensors, which name the checkpoint that it is of."""
+        write_tensors(path, vars(self), weights=(weights,))
 
     @classmethod
-    def load(cls, path: Path) -> "Table":
-        """Read what `save` wrote."""
-        return cls(**load_file(path))
+    def load(cls, path: Path, *, weights: str = "") -> "Table":
+        """Read what `save` wrote.
+
+        Args:
+            path: Of the table.
+            weights: SHA-256 of the checkpoint that it must be of; empty takes any.
+
+        Raises:
+            CheckpointError: If it is of another.
+        """
+        tensors, found = read_tensors(path)
+        if weights and found != (weights,):
+            raise CheckpointError(
+                "a run's table must be of the checkpoint that its record names; got one of another "
+                f"in {path}. Delete it, or train the run again."
+            )
+        return cls(**tensors)
 
 
 def crop_losses(labels_N: Tensor, logits_NKC: Tensor) -> Tensor:

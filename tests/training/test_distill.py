@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from pipeline.crops import plan_crops
 from pipeline.errors import CheckpointError, ConfigError, DivergedError
 from training import distillation
-from training.checkpoint import load_weights
+from training.checkpoint import digest_of, load_weights
 from training.config import DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import TARGET_TAU, fill_fold, fit_proposer
@@ -174,13 +176,22 @@ def test_the_folds_part_the_split_and_each_trains_on_the_other(num_samples: int)
 
 def test_a_matrix_that_is_damaged_or_of_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "losses.safetensors"
-    LossMatrix.empty(5, 3).save(path)
-    assert LossMatrix.load(path, num_samples=5, num_crops=3).losses_NK.shape == (5, 3)
+    own: dict[str, Any] = {"num_samples": 5, "num_crops": 3, "weights": ("a", "b")}
+    LossMatrix.empty(5, 3).save(path, weights=("a", "b"))
+    for weights in (("a", "b"), ("a", ""), ("", "b")):  # of one the file may be gone
+        assert LossMatrix.load(path, **own | {"weights": weights}).losses_NK.shape == (5, 3)
     with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
-        LossMatrix.load(path, num_samples=6, num_crops=3)
+        LossMatrix.load(path, **own | {"num_samples": 6})
+    for weights in (("b", "a"), ("a",), ("a", "b", "c"), ("a", "c")):
+        with pytest.raises(CheckpointError) as caught:
+            LossMatrix.load(path, **own | {"weights": weights})
+        assert str(caught.value) == (
+            "a run's losses and logits must be of its own checkpoints, of its samples and crops; "
+            f"got those of other checkpoints in {path}. Delete it; it is computed again."
+        )
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(CheckpointError, match=r"got SafetensorError: .* Delete it"):
-        LossMatrix.load(path, num_samples=5, num_crops=3)
+        LossMatrix.load(path, **own)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +219,9 @@ def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
     distill: Callable[..., RunRecord], base: RunPaths, opened: Shards, alone: Process
 ) -> None:
     distill("crops")
-    matrix = LossMatrix.load(base.losses, num_samples=70, num_crops=6)
+    files = (base.last, base.fold(0).last, base.fold(1).last)
+    weights = tuple(map(digest_of, files))
+    matrix = LossMatrix.load(base.losses, num_samples=70, num_crops=6, weights=weights)
     assert not matrix.losses_NK.isnan().any()
     for fold in (0, 1):
         record = load_record(base.fold(fold).record)
@@ -352,12 +365,42 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
 
 def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "logits.safetensors"
-    Judged(labels_N=torch.zeros(5), logits_NKC=torch.zeros(5, 3, 10)).save(path)
-    assert Judged.load(path, num_samples=5, num_crops=3).logits_NKC.shape == (5, 3, 10)
+    Judged(labels_N=torch.zeros(5), logits_NKC=torch.zeros(5, 3, 10)).save(path, weights=("a",))
+    judged = Judged.load(path, num_samples=5, num_crops=3, weights=("a",))
+    assert judged.logits_NKC.shape == (5, 3, 10)
     with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
-        Judged.load(path, num_samples=5, num_crops=4)
+        Judged.load(path, num_samples=5, num_crops=4, weights=("a",))
     with pytest.raises(CheckpointError, match=r"got the tensors labels_N, logits_NKC in .* Delete"):
-        LossMatrix.load(path, num_samples=5, num_crops=3)
+        LossMatrix.load(path, num_samples=5, num_crops=3, weights=("a",))
+    save_file({"labels_N": torch.zeros(5), "logits_NKC": torch.zeros(5, 3, 10)}, path)
+    with pytest.raises(CheckpointError, match=r"got those of other checkpoints in "):
+        Judged.load(path, num_samples=5, num_crops=3, weights=("a",))  # it names none
+
+
+def test_losses_and_logits_of_other_weights_are_refused_and_made_again_once_deleted(
+    base: RunPaths, distill: Callable[..., RunRecord], train: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    distill("before-the-copy")
+    run = RunPaths(folder=shutil.copytree(base.folder, tmp_path / "run"))
+    shutil.rmtree(run.fold(1).folder)
+    first = distill("from-the-copy", of=run)
+    other = RunPaths(folder=tmp_path / "other")
+    train(tiny(policy="random", epochs=1, seed=7), other.folder)
+    for path in (other.record, other.last, other.best):
+        shutil.copyfile(path, run.folder / path.name)
+    for cached in (run.losses, run.logits):
+        with pytest.raises(CheckpointError, match=rf"got those of other checkpoints in {cached}"):
+            distill("of-the-other", of=run)
+        cached.unlink()
+        if cached == run.losses:
+            shutil.rmtree(run.fold(0).folder)
+    second = distill("of-the-other", of=run)
+    assert first.evaluation is not None
+    assert second.evaluation is not None
+    assert second.evaluation.top1_crops == tuple(load_record(other.record).evaluation.top1_crops)  # type: ignore[union-attr]
+    shutil.copyfile(other.last, run.fold(0).last)
+    with pytest.raises(CheckpointError, match=r"got those of other checkpoints in .*losses"):
+        distill("fold-of-another", of=run)
 
 
 def test_what_is_distilled_is_not_trained(train: Train, tiny: Tiny, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_does_not_run(
         lambda path: load_weights(path, trainer.model),
         lambda path: load_initial(path, trainer.model),
         lambda path: load_optimizer(path, trainer.optimizer, trainer.scheduler),
-        lambda path: LossMatrix.load(path, num_samples=70, num_crops=6),
+        lambda path: LossMatrix.load(path, num_samples=70, num_crops=6, weights=()),
     ]
     for data in pickles(canary):
         paths.last.write_bytes(data)

@@ -51,7 +51,8 @@ def kill_after(epoch: int) -> Callable[[EpochRecord], None]:
 
 def without_times(record: RunRecord) -> RunRecord:
     epochs = (replace(epoch, images_per_s=0.0, seconds=0.0) for epoch in record.epochs)
-    return replace(record, name="", seconds=0.0, epochs=tuple(epochs))
+    # Checkpoints hold the options of the machine; their tensors are compared by themselves.
+    return replace(record, name="", seconds=0.0, epochs=tuple(epochs), last="", best="")
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:
@@ -271,15 +272,15 @@ def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
 ) -> None:
     config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "b")
     whole = train(config, tmp_path / "a")
-    real = resume.save_checkpoint
+    real = resume.write_file
 
-    def kill_in_second(path: Path, meta: Any, **state: Any) -> None:
-        if meta.epoch == 2:
+    def kill_in_second(path: Path, data: bytes) -> None:
+        if len(load_record(paths.record).epochs) == 2:
             raise Killed
-        real(path, meta, **state)
+        real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "save_checkpoint", kill_in_second)
+        patch.setattr(resume, "write_file", kill_in_second)
         with pytest.raises(Killed):
             train(config, paths.folder)
     assert len(load_record(paths.record).epochs) == 2

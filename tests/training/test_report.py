@@ -33,7 +33,7 @@ def save(folder: Path, *runs: Run) -> Path:
         own.mkdir(parents=True)
         run.record.save(own / "record.json")
         if run.table is not None:
-            run.table.save(own / "table.safetensors")
+            run.table.save(own / "table.safetensors", weights="")
     return folder
 
 

@@ -1,6 +1,8 @@
-"""Fault: two trainers in one folder."""
+"""Faults: two trainers in one folder, and what is of another run in one."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,14 +16,15 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
+from training.checkpoint import digest_of
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
 from training.distributed import Process
 from training.headroom_run import limited, work_folder
 from training.paths import RunPaths
-from training.records import RunRecord, load_record
+from training.records import EpochRecord, RunRecord, load_record
 from training.resume import held_run
 
 REPO = Path(__file__).resolve().parents[2]
@@ -175,3 +178,123 @@ def test_of_two_estimates_the_second_says_who_holds_the_part_that_it_needs(
     with held_run(RunPaths(folder=folder), alone):
         refused = srp_train(*command, "--device", "cpu")
     assert told(folder, os.getpid()) in last_line(refused)
+
+
+Train = Callable[..., RunRecord]
+Tiny = Callable[..., TrainConfig]
+REFUSED = "a checkpoint must be the one that the run's record names; got "
+
+
+class Killed(BaseException):
+    """What stops a run in these tests, as a kill would."""
+
+
+def kill(_: EpochRecord) -> None:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def broken(
+    train: Train, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, RunPaths]:
+    """Two runs that were killed after the first of two epochs, by their seeds. Only read them."""
+    runs = {}
+    for seed in (3, 4):
+        runs[seed] = RunPaths(folder=tmp_path_factory.mktemp("broken") / f"s{seed}")
+        with pytest.raises(Killed):
+            train(tiny(epochs=2, seed=seed), runs[seed].folder, on_epoch=kill)
+    return runs
+
+
+def edit(paths: RunPaths, **changed: object) -> None:
+    """Change a record's config by hand."""
+    fields = json.loads(paths.record.read_text())
+    fields["config"] |= changed
+    paths.record.write_text(json.dumps(fields))
+
+
+def test_a_record_names_the_checkpoints_beside_it(
+    broken: dict[int, RunPaths], finished: tuple[RunPaths, RunRecord]
+) -> None:
+    for paths in (broken[3], finished[0]):
+        record = load_record(paths.record)
+        assert (record.last, record.best) == (digest_of(paths.last), digest_of(paths.best))
+        assert len(record.last) == 64
+        assert record.before == ()
+    assert digest_of(paths.folder / "none") == ""
+
+
+def test_a_checkpoint_of_another_run_beside_an_edited_record_is_not_gone_on_with(
+    broken: dict[int, RunPaths], train: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
+    shutil.copyfile(broken[4].last, paths.last)
+    edit(paths, seed=4)
+    with pytest.raises(CheckpointError) as caught:
+        train(tiny(epochs=2, seed=4), paths.folder, resume=True)
+    theirs, ours = digest_of(broken[4].last), digest_of(broken[3].last)
+    assert str(caught.value) == (
+        f"{REFUSED}SHA-256 {theirs[:12]}, not {ours[:12]} in {paths.last}. Put back what was "
+        "there, or delete the run's folder and train it again."
+    )
+
+
+def test_a_record_that_was_edited_is_told_from_what_its_checkpoint_says(
+    broken: dict[int, RunPaths], train: Train, tiny: Tiny, opened: Shards, tmp_path: Path
+) -> None:
+    paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
+    edit(paths, seed=4)
+    with pytest.raises(CheckpointError, match="got --seed 4 in the record, 3 in the checkpoint in"):
+        train(tiny(epochs=2, seed=4), paths.folder, resume=True)
+    edit(paths, seed=3)
+    text = paths.record.read_text()
+    paths.record.write_text(text.replace(opened.manifest.fingerprint, "0" * 64))
+    others = replace(opened, manifest=replace(opened.manifest, fingerprint="0" * 64))
+    with pytest.raises(CheckpointError, match=f"{REFUSED}shards of other images or options in "):
+        train(tiny(epochs=2, seed=3), paths.folder, resume=True, shards=others)
+
+
+def test_a_best_checkpoint_of_another_run_is_not_taken_over(
+    broken: dict[int, RunPaths], train: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
+    shutil.copyfile(broken[4].best, paths.best)
+    with pytest.raises(CheckpointError, match=f"{REFUSED}.* in {paths.best}"):
+        train(tiny(epochs=2, seed=3), paths.folder, resume=True)
+
+
+def test_a_run_of_before_records_named_checkpoints_is_gone_on_with_and_names_them_then(
+    broken: dict[int, RunPaths], train: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
+    fields = json.loads(paths.record.read_text())
+    for name in ("last", "best", "before"):
+        del fields[name]
+    paths.record.write_text(json.dumps(fields))
+    record = train(tiny(epochs=2, seed=3), paths.folder, resume=True)
+    assert record.last == digest_of(paths.last)
+
+
+def test_the_other_checkpoint_of_a_run_may_take_the_place_of_a_damaged_one(
+    broken: dict[int, RunPaths], train: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
+    shutil.copyfile(paths.best, paths.last)
+    assert train(tiny(epochs=2, seed=3), paths.folder, resume=True).evaluation is not None
+
+
+def test_a_checkpoint_or_a_table_of_another_run_is_not_scored(
+    finished: tuple[RunPaths, RunRecord], broken: dict[int, RunPaths], srp_train: SrpTrain,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    paths = RunPaths(folder=shutil.copytree(finished[0].folder, tmp_path / "finished"))
+    shutil.copyfile(broken[4].last, paths.last)
+    for command in ("evaluate", "audit"):
+        line = last_line(srp_train(command, paths.folder, "--device", "cpu"))
+        assert line.startswith(f"error: {REFUSED}--")
+    shutil.copyfile(finished[0].last, paths.last)
+    paths.record.write_text(paths.record.read_text().replace(digest_of(paths.last), "0" * 64))
+    assert last_line(srp_train("report", tmp_path)) == (
+        "error: a run's table must be of the checkpoint that its record names; got one of another "
+        f"in {paths.table}. Delete it, or train the run again."
+    )
