@@ -13,7 +13,7 @@ import click
 from pipeline.errors import ConfigError
 from pipeline.terminal import AS_JSON, EXIT_STATUSES, Commands, Resumable, progress_bars
 from training.audit_cli import audit, evaluate
-from training.config import PROFILE_NAMES, DistillConfig, TrainConfig
+from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
 from training.headroom_cli import headroom
 from training.options import DISTILLING, MACHINE, PATH, TRAINING, Joined, with_options
 from training.paths import RunPaths
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from training.records import RunRecord
 
+_COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
 )
@@ -61,6 +62,9 @@ def from_shards(
     torchrun --nproc-per-node 2 -m training from SHARDS
     """
     config = TrainConfig(**options)
+    context = click.get_current_context()
+    typed = [name for name in options if context.get_parameter_source(name) is _COMMANDLINE]
+    check_used(config.policy, typed)  # also where the default was typed
     paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
 
     from training.data import Shards

@@ -4,7 +4,7 @@ Options that timm's train.py has carry timm's names.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,21 @@ FIXED = ("whole", "centre", "random", "mean")
 DISTILLED = "distilled"
 TRAINED = (*SELECTING, *FIXED)
 POLICIES = (*SELECTING, DISTILLED, *FIXED)
+CHOOSING = (*SELECTING, DISTILLED)  # those with a proposer
+USED_BY = {
+    "proposer": CHOOSING,
+    "position_prior": CHOOSING,
+    "glimpse_size": CHOOSING,
+    "pad_glimpses": CHOOSING,
+    "proposer_channels": CHOOSING,
+    "proposer_lr": CHOOSING,
+    "balance": CHOOSING,
+    "random_epochs": SELECTING,
+    "tau_start": ("blend", "straight-through"),
+    "tau_end": ("blend", "straight-through"),
+    "num_draws": ("expected",),
+}
+"""Which policies use a field of `TrainConfig`; all use one that is not named here."""
 FOLDS = 2  # of the training split, each left out by the classifier that tells its losses
 PROPOSERS = ("crops", "joint", "map")
 SCHEDULES = ("onecycle", "cosine", "step")
@@ -150,6 +165,9 @@ class TrainConfig:
             )
         if min(self.std) <= 0:
             raise ConfigError(f"--std must be above 0; got {self.std}.")
+        fields = dataclasses.fields(self)
+        changed = (field.name for field in fields if getattr(self, field.name) != field.default)
+        check_used(self.policy, changed)
 
     def _check_choices(self) -> None:
         for option, value, known in (
@@ -192,7 +210,7 @@ class TrainConfig:
     @property
     def selects(self) -> bool:
         """Whether there is a proposer."""
-        return self.policy in (*SELECTING, DISTILLED)
+        return self.policy in CHOOSING
 
     @property
     def holds_proposer(self) -> bool:
@@ -273,6 +291,24 @@ def _alike(name: str, one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def check_used(policy: str, fields: Iterable[str]) -> None:
+    """Refuse fields that somebody set and a policy would ignore.
+
+    Raises:
+        ConfigError: If there is one; it names the policies that use it.
+    """
+    for field in fields:
+        users = USED_BY.get(field, POLICIES)
+        if policy not in users:
+            option = f"--{field.replace('_', '-')}"
+            *others, last = [user for user in users if user in TRAINED]
+            known = f"{', '.join(others)} or {last}" if others else last
+            raise ConfigError(
+                f"{option} needs --policy {known}; got --policy {policy}. Drop {option}, or change "
+                "--policy."
+            )
+
+
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
     """Lay a config out for a record."""
     return dataclasses.asdict(config)
@@ -281,12 +317,16 @@ def config_to_json(config: TrainConfig) -> dict[str, Any]:
 def config_from_json(fields: dict[str, Any]) -> TrainConfig:
     """Read what `config_to_json` wrote, lists turned back into tuples.
 
+    What the policy does not use is left out: it decided nothing, and was once accepted.
+
     Raises:
         ConfigError: If a field is not known or cannot work.
     """
     tuples: dict[str, Any] = {}
+    policy = fields.get("policy", TrainConfig.policy)
     for name, value in fields.items():
-        tuples[name] = tuple(value) if isinstance(value, list) else value
+        if policy in USED_BY.get(name, (policy,)):
+            tuples[name] = tuple(value) if isinstance(value, list) else value
     try:
         return TrainConfig(**tuples)
     except (ConfigError, TypeError) as error:

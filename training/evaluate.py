@@ -204,8 +204,9 @@ def load_model(
         meta.config,
         workers=workers,
         candidates=candidates or meta.config.candidates or meta.spec.candidates,
-        glimpse_size=meta.config.glimpse_size or meta.spec.glimpse_size,
     )
+    if config.selects:
+        config = replace(config, glimpse_size=config.glimpse_size or meta.spec.glimpse_size)
     model = build_model(config, shards, process)
     load_weights(weights, model)
     return model

@@ -143,10 +143,9 @@ def batch_reader(
 
 def settled(config: TrainConfig, shards: Shards) -> TrainConfig:
     """Fill in the proposer's channels where none are asked for: a record says what was run."""
-    if config.proposer_channels is not None:
+    if config.proposer_channels is not None or not config.selects:
         return config
-    kind = config.proposer if config.selects else "crops"
-    channels = suited_channels(kind, glimpse_side(config, shards))
+    channels = suited_channels(config.proposer, glimpse_side(config, shards))
     return replace(config, proposer_channels=channels)
 
 

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -136,6 +138,51 @@ def test_a_missing_folder_says_how_to_build_shards(
         f"SHARDS must be a folder with a manifest.json; got {missing}, which does not exist. "
         f"Build shards with: srp-data build-shards SOURCE {missing}"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        (("--policy", "whole", "--tau-end", "0.5"), "blend or straight-through"),  # the default
+        (("--policy", "expected", "--tau-start", "2"), "blend or straight-through"),
+        (("--policy", "mean", "--no-pad-glimpses"), "blend, straight-through or expected"),
+        (("--num-draws", "0"), "expected"),
+    ],
+)
+def test_an_option_that_is_typed_and_would_be_ignored_is_refused(
+    options: tuple[str, ...], known: str, scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    option = next(word for word in reversed(options) if word.startswith("--"))
+    option = option.replace("--no-", "--")
+    policy = options[1] if options[0] == "--policy" else TrainConfig.policy
+    assert one_line(srp_train("from", scene_shards, "--output", tmp_path, *options)) == (
+        f"{option} needs --policy {known}; got --policy {policy}. Drop {option}, or change "
+        "--policy."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+PAGES = ("README.md", "training/README.md", "training/results/README.md", "training/arms.py")
+COMMAND = re.compile(r"^(srp-train (?:from|study|headroom) [^#\n]+)|`(srp-train from [^`]+)`", re.M)
+
+
+def told_commands() -> list[tuple[str, ...]]:
+    """List the commands that the pages tell people to type, placeholders filled in."""
+    found: dict[tuple[str, ...], None] = {}
+    for page in PAGES:
+        text = (REPO / page).read_text().replace("\\\n", " ")
+        for line, inline in COMMAND.findall(text):
+            words = shlex.split(line or inline)[1:]
+            found[tuple("16" if word in ("S", "SIDE") else word for word in words)] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("words", told_commands(), ids=" ".join)
+def test_a_command_that_is_told_has_options_that_work_together(
+    words: tuple[str, ...], srp_train: SrpTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert one_line(srp_train(*words)).startswith("SHARDS must be a folder with a manifest.json; ")
 
 
 @pytest.mark.parametrize(

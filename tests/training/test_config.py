@@ -4,7 +4,14 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from training.config import POLICIES, SELECTING, TrainConfig, config_from_json, config_to_json
+from training.config import (
+    POLICIES,
+    SELECTING,
+    USED_BY,
+    TrainConfig,
+    config_from_json,
+    config_to_json,
+)
 from training.paths import RunPaths
 
 
@@ -39,6 +46,60 @@ def test_a_value_that_cannot_work_is_refused_by_its_option(
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**{option: value})
     assert str(caught.value).startswith(message)
+
+
+OTHER = {
+    "proposer": "map",
+    "position_prior": True,
+    "glimpse_size": 32,
+    "pad_glimpses": True,
+    "proposer_channels": (4, 8),
+    "proposer_lr": 0.2,
+    "balance": 0.1,
+    "random_epochs": 1,
+    "tau_start": 2.0,
+    "tau_end": 0.7,
+    "num_draws": 2,
+}
+
+
+@pytest.mark.parametrize("field", USED_BY)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
+    policy: str, field: str
+) -> None:
+    assert getattr(TrainConfig(), field) != OTHER[field]
+    if policy in USED_BY[field]:
+        config = TrainConfig(policy=policy, **{field: OTHER[field]})
+        assert getattr(config, field) == OTHER[field]
+        return
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(policy=policy, **{field: OTHER[field]})
+    option = f"--{field.replace('_', '-')}"
+    known = {
+        3: "blend, straight-through or expected", 2: "blend or straight-through", 1: "expected",
+    }[len(set(USED_BY[field]) - {"distilled"})]  # fmt: skip
+    assert str(caught.value) == (
+        f"{option} needs --policy {known}; got --policy {policy}. Drop {option}, or change "
+        "--policy."
+    )
+
+
+def test_an_option_of_the_table_is_a_field_and_its_policies_are_known() -> None:
+    assert USED_BY.keys() == OTHER.keys() <= vars(TrainConfig()).keys()
+    for policies in USED_BY.values():
+        assert 0 < len(policies) < len(POLICIES)
+        assert set(policies) <= set(POLICIES)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_was_recorded_and_decided_nothing_is_left_out_on_reading(policy: str) -> None:
+    written = {**config_to_json(TrainConfig(lr=0.3)), "policy": policy, **OTHER}
+    for field, other in OTHER.items():
+        found = config_from_json(json.loads(json.dumps({**written, "pad_glimpses": False})))
+        is_used = policy in USED_BY[field] and field != "pad_glimpses"
+        assert getattr(found, field) == (other if is_used else getattr(TrainConfig(), field))
+        assert (found.policy, found.lr) == (policy, 0.3)
 
 
 def test_a_config_survives_json_with_its_tuples() -> None:

@@ -50,6 +50,33 @@ def test_a_record_says_what_was_run_on_what_and_what_came_out(
     assert all(epoch.images_per_s > 0 for epoch in record.epochs)
 
 
+STORED = [
+    path
+    for path in sorted((Path(records.__file__).parent / "results").rglob("*.json"))
+    if f'"{records.FORMAT}"' in path.read_text()[:100]
+]
+
+
+def test_every_record_that_is_kept_beside_the_code_can_be_read() -> None:
+    assert len(STORED) > 100
+    for path in STORED:
+        record = load_record(path)
+        fields = json.loads(path.read_text())["config"]
+        assert record.config.policy == fields["policy"]
+        assert (record.config.proposer_channels is None) <= (not record.config.selects)
+
+
+def test_a_run_of_before_may_be_gone_on_with_though_its_record_holds_what_it_ignored(
+    train: Callable[..., RunRecord], tiny: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config, paths = tiny(policy="centre"), RunPaths(folder=tmp_path / "run")
+    record = train(config, paths.folder)
+    fields = json.loads(paths.record.read_text())
+    fields["config"] |= {"proposer_channels": [8, 16, 32], "tau_end": 0.7}
+    paths.record.write_text(json.dumps(fields))
+    assert train(config, paths.folder, resume=True) == record
+
+
 def test_a_missing_record_says_what_to_type(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     with pytest.raises(CheckpointError) as caught:
