@@ -5,13 +5,12 @@ Axes: N samples of the validation split, K candidates.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from training.boxes import BoxFigures
@@ -100,10 +99,10 @@ class Audit:
         top1: Of the chosen crop.
         macs: For one image, proposer and classifier.
         rivals: Of the arm's own classifiers, then of runs beside it that do not choose.
-        oracle: Of the crop with the lowest loss, chosen and scored by one classifier.
-        split_half: The same, chosen by another seed's classifier; None with one seed.
-        skill: (chosen - random) / (oracle - random); None without room.
-        split_half_skill: The same with the split-half oracle.
+        any_right: Of any crop right, in hindsight.
+        oracle: Of the crop on which another seed's classifier loses least; None with one seed.
+        skill: (chosen - random) / (oracle - random); None without room or an oracle.
+        any_right_skill: (chosen - random) / (any right - random); None without room.
         crops: Names of the candidates.
         shares: How often each is chosen, 0 to 1.
         entropy_of_mean: Of the mean choice, nats.
@@ -120,10 +119,10 @@ class Audit:
     top1: Spread
     macs: int
     rivals: tuple[Rival, ...]
-    oracle: Spread
-    split_half: Spread | None
+    any_right: Spread
+    oracle: Spread | None
     skill: Spread | None
-    split_half_skill: Spread | None
+    any_right_skill: Spread | None
     crops: tuple[str, ...]
     shares: tuple[float, ...]
     entropy_of_mean: Spread
@@ -234,7 +233,6 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
     """
     fixed = [other for other in others if not other.config.selects]
     beside = [_beside(arm, other) for other in fixed if other.config.fold is None]
-    split_half = _split_half(arm)
     return Audit(
         arm=arm.name,
         seeds=arm.seeds,
@@ -242,12 +240,10 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
         top1=arm.top1,
         macs=arm.proposer_macs + arm.classifier_macs,
         rivals=(*_own_rivals(arm), *beside),
-        oracle=spread(
-            _mean(t.right_NK.gather(1, t.losses_NK.argmin(1)[:, None])) for t in _of(arm)
-        ),
-        split_half=spread(split_half) if split_half else None,
+        any_right=arm.top1_any_right,
+        oracle=arm.top1_oracle,
         skill=arm.skill,
-        split_half_skill=_skill(arm, split_half),
+        any_right_skill=arm.any_right_skill,
         crops=arm.crops,
         shares=arm.shares,
         entropy_of_mean=arm.entropy_of_mean,
@@ -316,25 +312,3 @@ def _beside(arm: Arm, other: Arm) -> Rival:
     return Rival(
         f"{other.name}, a classifier of its own", other.top1, other.classifier_macs, points, test
     )
-
-
-def _split_half(arm: Arm) -> list[float]:
-    """Score each classifier on the crops that the other seeds' classifiers lose least on."""
-    tables = _of(arm)
-    found = []
-    for table in tables:
-        others = [other for other in tables if other is not table]
-        chosen = [other.losses_NK.argmin(1)[:, None] for other in others]
-        scores = [_mean(table.right_NK.gather(1, chosen_N1)) for chosen_N1 in chosen]
-        if scores:
-            found.append(float(torch.tensor(scores).mean()))
-    return found
-
-
-def _skill(arm: Arm, oracles: Sequence[float]) -> Spread | None:
-    skills = [
-        (done.top1 - done.top1_random) / (oracle - done.top1_random)
-        for done, oracle in zip(arm.evaluations, oracles, strict=False)
-        if oracle > done.top1_random
-    ]
-    return spread(skills) if skills else None

@@ -73,9 +73,9 @@ def _draw_curve(axes: Axes, priced: Priced, colour: str) -> None:
 
 def _marks(found: Audit, colour: str) -> Iterator[_Mark]:
     yield _Mark("the chosen crop", found.macs, found.top1, colour, "o")
-    yield _Mark("oracle", found.macs, found.oracle, colour, "o", hollow=True)
-    if found.split_half is not None:
-        yield _Mark("oracle of other seeds", found.macs, found.split_half, colour, "s", hollow=True)
+    yield _Mark("any crop right", found.macs, found.any_right, colour, "o", hollow=True)
+    if found.oracle is not None:
+        yield _Mark("the oracle", found.macs, found.oracle, colour, "s", hollow=True)
     num_beside = 0
     for rival in found.rivals:
         name = rival.name.removesuffix(OWN)

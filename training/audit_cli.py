@@ -45,9 +45,9 @@ def evaluate(
     """Score RUN on the validation split.
 
     RUN is a folder that training wrote. Prints top-1 of the chosen crop, of each crop always, of
-    a random one, of the mean of all and of the best in hindsight; how often each crop is chosen;
-    MACs; and top-1 by class. With --price, also what is reached where the classifier may have the
-    whole canvas in place of the chosen crop.
+    a random one, of the mean of all and of any crop right, in hindsight; how often each crop is
+    chosen; MACs; and top-1 by class. With --price, also what is reached where the classifier may
+    have the whole canvas in place of the chosen crop.
     """
     from training.canvases import evaluate_at_price
     from training.distributed import started
@@ -93,7 +93,7 @@ def audit(
 
     RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
     best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
-    do not choose in the same folder; and with the oracle. Runs of other seeds beside it are taken
+    do not choose in the same folder; and with an oracle. Runs of other seeds beside it are taken
     together. Prints the figures, and writes them as audit.json and as one page, audit.html, which
     loads nothing from anywhere.
     """

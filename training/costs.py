@@ -52,9 +52,10 @@ def _minor_tick(value: float) -> str:
 
 
 def _points(arms: Sequence[Arm]) -> list[_Point]:
-    """Place every arm, the mean of all crops, and the best selecting arm's oracle.
+    """Place every arm, the mean of all crops, and what knowing the answer would bring the best one.
 
-    The best arm of each family is named; colours tell of which family the others are.
+    That is any crop right, and the oracle where there is one. The best arm of each family is
+    named; colours tell of which family the others are.
     """
     families = {arm.family: best_arm(a for a in arms if a.family == arm.family) for arm in arms}
     points = [
@@ -65,7 +66,11 @@ def _points(arms: Sequence[Arm]) -> list[_Point]:
     ]  # fmt: skip
     best = best_arm(arm for arm in arms if arm.config.selects)
     if best is not None:
-        points.append(_Point("oracle", _cost(best), best.top1_oracle, colour_of(best), True))
+        known = {"any crop right": best.top1_any_right, "oracle": best.top1_oracle}
+        points += [
+            _Point(label, _cost(best), top1, colour_of(best), True)
+            for label, top1 in known.items() if top1 is not None
+        ]  # fmt: skip
     # A classifier that has seen all crops alike has the fairest mean.
     source = best_arm(arm for arm in arms if arm.policy == "random") or best
     if source is not None and not any(arm.policy == "mean" for arm in arms):

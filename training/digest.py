@@ -7,14 +7,16 @@ from training.config import config_to_json
 from training.figures import Arm, Spread, differing_options
 from training.paired import paired_test
 
-FORMAT = "srp-report/1"
+FORMAT = "srp-report/2"
 BASELINES = ("whole", "centre")  # policies that an arm that chooses is tested against
 
 
 def digest(arms: Sequence[Arm]) -> dict[str, Any]:
     """Lay arms out as JSON: figures over seeds, each seed's accuracy, paired tests.
 
-    Accuracies are top-1, %; `points` are what the arm has above the other.
+    Accuracies are top-1, %; `points` are what the arm has above the other. `top1_oracle` is of the
+    crop on which another seed's classifier loses least, and `skill` is measured with it; both are
+    null for one seed. `top1_any_right` is known in hindsight alone; `any_right_skill` goes with it.
     """
     records = [run.record for arm in arms for run in arm.runs]
     data = records[0].data
@@ -47,8 +49,10 @@ def _arm(arm: Arm, arms: Sequence[Arm], options: Sequence[str]) -> dict[str, Any
         "top1_random": _spread(arm.top1_random),
         "top1_fixed": _spread(arm.top1_fixed) | {"crop": arm.fixed_crop},
         "top1_mean_of_all": _spread(arm.top1_mean),
+        "top1_any_right": _spread(arm.top1_any_right),
         "top1_oracle": _spread(arm.top1_oracle),
         "skill": _spread(arm.skill),
+        "any_right_skill": _spread(arm.any_right_skill),
         "shares": {
             name: round(share, 4) for name, share in zip(arm.crops, arm.shares, strict=True)
         },

@@ -34,14 +34,13 @@ class Run:
     evaluation: Evaluation
     table: Table | None
 
-    @property
-    def skill(self) -> float | None:
-        """Selection skill: 0 chooses as chance does, 1 as the oracle; None without room.
+    def skill(self, ceiling: float) -> float | None:
+        """Selection skill: 0 chooses as chance does, 1 as one that reaches `ceiling`.
 
-        (acc_selected - acc_random) / (acc_oracle - acc_random), of one classifier.
+        (acc_selected - acc_random) / (ceiling - acc_random), of one classifier; None without room.
         """
         done = self.evaluation
-        room = done.top1_oracle - done.top1_random
+        room = ceiling - done.top1_random
         if not self.record.config.selects or room <= 0:
             return None
         return (done.top1 - done.top1_random) / room
@@ -110,9 +109,35 @@ class Arm:
         return names.pop() if len(names) == 1 else "varies"
 
     @property
-    def top1_oracle(self) -> Spread:
-        """Of the best crop in hindsight, %."""
-        return spread(done.top1_oracle for done in self.evaluations)
+    def top1_any_right(self) -> Spread:
+        """Of any crop right, in hindsight, %."""
+        return spread(done.top1_any_right for done in self.evaluations)
+
+    @property
+    def top1_oracle(self) -> Spread | None:
+        """Of the oracle, %: the crop on which another seed's classifier loses least.
+
+        It is split-half: who chooses does not score, so that no classifier is flattered. None
+        without a second classifier.
+        """
+        known = [oracle for _, oracle in self._oracles]
+        return spread(known) if known else None
+
+    @property
+    def _oracles(self) -> list[tuple[Run, float]]:
+        """Score each run's classifier on the crops of the others' least loss, mean over them."""
+        known = [(run, run.table) for run in self.runs if run.table is not None]
+        found = []
+        for run, table in known:
+            scores = [
+                100
+                * float(table.right_NK.gather(1, other.losses_NK.argmin(1, True)).double().mean())
+                for _, other in known
+                if not other.losses_NK.equal(table.losses_NK)  # seeds may share a classifier
+            ]
+            if scores:
+                found.append((run, statistics.fmean(scores)))
+        return found
 
     @property
     def top1_mean(self) -> Spread:
@@ -121,9 +146,13 @@ class Arm:
 
     @property
     def skill(self) -> Spread | None:
-        """Selection skill; see `Run.skill`."""
-        skills = [run.skill for run in self.runs if run.skill is not None]
-        return spread(skills) if skills else None
+        """Selection skill beside the oracle: (chosen - random) / (oracle - random)."""
+        return _known(run.skill(oracle) for run, oracle in self._oracles)
+
+    @property
+    def any_right_skill(self) -> Spread | None:
+        """The same beside any crop right, which no choice reaches: what one seed can tell."""
+        return _known(run.skill(run.evaluation.top1_any_right) for run in self.runs)
 
     @property
     def proposer_macs(self) -> int:
@@ -185,6 +214,11 @@ def spread(values: Iterable[float]) -> Spread:
     known = list(values)
     sd = statistics.stdev(known) if len(known) > 1 else None
     return Spread(statistics.fmean(known), sd)
+
+
+def _known(values: Iterable[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return spread(known) if known else None
 
 
 def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:

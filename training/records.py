@@ -175,10 +175,17 @@ def _record(fields: dict[str, Any]) -> RunRecord:
             "config": config_from_json(fields["config"]),
             "data": DataRecord(**{**_tuples(data), "spec": DataSpec(**data["spec"])}),
             "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
-            "evaluation": None if evaluation is None else Evaluation(**_tuples(evaluation)),
+            "evaluation": None if evaluation is None else _evaluation(evaluation),
             "before": tuple(fields.get("before", ())),
         }
     )
+
+
+def _evaluation(fields: dict[str, Any]) -> Evaluation:
+    known = dict(_tuples(fields))
+    if "top1_oracle" in known:  # its name in records of earlier versions
+        known["top1_any_right"] = known.pop("top1_oracle")
+    return Evaluation(**known)
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -70,13 +70,20 @@ def describe_cost(arm: Arm) -> str:
 
 
 def describe_skill(arm: Arm) -> str:
-    """Say what an arm's classifier reaches without its choice, and with the oracle's."""
-    skill = "" if arm.skill is None else f"; selection skill {arm.skill.mean:.2f}"
-    return (
-        f"The classifier of {arm.name} reaches {arm.top1_random.mean:.1f} % on random crops, "
-        f"{arm.top1_fixed.mean:.1f} % on its best fixed crop and {arm.top1_oracle.mean:.1f} % "
-        f"with the oracle{skill}."
+    """Say what an arm's classifier reaches without its choice, and where the answer is known."""
+    told = (
+        f"The classifier of {arm.name} reaches {arm.top1_random.mean:.1f} % on random crops and "
+        f"{arm.top1_fixed.mean:.1f} % on its best fixed crop, and has any crop right, in "
+        f"hindsight, of {arm.top1_any_right.mean:.1f} %"
     )
+    if arm.top1_oracle is not None and arm.skill is not None:
+        return (
+            f"{told}; the oracle, another seed's crop of least loss, reaches "
+            f"{arm.top1_oracle.mean:.1f} %, so selection skill is {arm.skill.mean:.2f}."
+        )
+    if arm.any_right_skill is not None:
+        return f"{told}; selection skill beside any crop right is {arm.any_right_skill.mean:.2f}."
+    return f"{told}."
 
 
 def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:

@@ -100,7 +100,8 @@ class Evaluation:
         top1_crops: Of each crop always.
         top1_random: Of a crop drawn uniformly, the exact expectation.
         top1_mean: Of the classes' mean probability over all K crops.
-        top1_oracle: Of the best crop in hindsight.
+        top1_any_right: Of any crop right: the share of samples with a crop on which the classifier
+            is right, known in hindsight alone.
         shares: Of the samples for which each crop was chosen, 0 to 1.
         entropy_of_mean: Of the mean choice, nats; 0 where all images get the same crop.
         mean_entropy: Mean over images of the entropy of the choice, nats.
@@ -116,7 +117,7 @@ class Evaluation:
     top1_crops: tuple[float, ...]
     top1_random: float
     top1_mean: float
-    top1_oracle: float
+    top1_any_right: float
     shares: tuple[float, ...]
     entropy_of_mean: float
     mean_entropy: float
@@ -153,7 +154,7 @@ def summarise(
         top1_crops=tuple(_percent(hits_NK[:, k]) for k in range(num_crops)),
         top1_random=_percent(hits_NK.mean(1)),
         top1_mean=_percent((table.averaged_N == table.labels_N).double()),
-        top1_oracle=_percent(hits_NK.amax(1)),
+        top1_any_right=_percent(hits_NK.amax(1)),
         shares=tuple((counts / counts.sum()).tolist()),
         entropy_of_mean=float(torch.special.entr(mean_choice_K).sum()),
         mean_entropy=float(torch.special.entr(table.probabilities_NK.double()).sum(1).mean()),

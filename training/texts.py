@@ -12,6 +12,7 @@ from training.priced import Priced, PricedPoint, few_points
 from training.table import Evaluation
 
 WIDTH = 56
+ORACLE = "the oracle: another seed's crop of least loss"
 
 
 def audit_text(found: Audit) -> str:
@@ -29,15 +30,15 @@ def _lines(found: Audit) -> Iterator[str]:
     yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
     for rival in found.rivals:
         yield _line(rival.name, _spread(rival.top1), _beside(rival))
-    yield _line("oracle, by the classifier that is scored", _spread(found.oracle))
-    if found.split_half is not None:
-        yield _line("oracle, by another seed's classifier", _spread(found.split_half))
+    if found.oracle is not None:
+        yield _line(ORACLE, _spread(found.oracle))
+    yield _line("any crop right, in hindsight", _spread(found.any_right))
     yield ""
-    yield "selection skill: 0 is chance, 1 the oracle"
+    yield "selection skill: 0 is chance, 1 what it stands beside"
     for name, skill in (
-        ("beside the oracle", found.skill), ("beside the other seeds' oracle",
-                                             found.split_half_skill),
-    ):  # fmt: skip
+        ("(chosen - random) / (oracle - random)", found.skill),
+        ("(chosen - random) / (any crop right - random)", found.any_right_skill),
+    ):
         if skill is not None:
             yield _line(name, _spread(skill, 2))
     yield ""
@@ -125,7 +126,7 @@ def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str
         *fixed,
         ("random crop", evaluation.top1_random),
         ("mean of all crops", evaluation.top1_mean),
-        ("best crop in hindsight (oracle)", evaluation.top1_oracle),
+        ("any crop right, in hindsight", evaluation.top1_any_right),
     ]
     shares = [(name, 100 * share) for name, share in zip(
         evaluation.crops, evaluation.shares, strict=True)]  # fmt: skip
@@ -162,14 +163,14 @@ def _estimate_lines(found: Headroom) -> Iterator[str]:
         ("the best fixed crop, picked by the other classifier", found.top1_fixed),
         ("the mean of all crops, at all their compute", found.top1_mean),
         ("the crop that a fitted proposer chooses", found.top1_fitted),
-        ("split-half oracle: the other's crop of least loss", found.top1_split_half),
-        ("oracle: its own crop of least loss, which flatters", found.top1_oracle),
+        ("the oracle: the other's crop of least loss", found.top1_oracle),
+        ("any crop right, in hindsight, which flatters", found.top1_any_right),
     ):  # fmt: skip
         yield _line(name, f"{top1:.1f}")
     yield ""
     yield "points, with 95 % over the images"
     yield _gain("learnt: the mean of all crops above the largest class", found.learnt)
-    yield _gain("room: the split-half oracle above the best fixed crop", found.room)
+    yield _gain("room: the oracle above the best fixed crop", found.room)
     yield _gain("gain: the fitted proposer above the best fixed crop", found.gain)
     yield "all of it is of these classifiers; a better one may leave more room, or less"
 
@@ -185,11 +186,10 @@ def _shown_lines(shown: Sequence[Shown], crops: tuple[str, ...]) -> Iterator[str
         yield f"what training showed: {arm.arm}, {name_seeds(arm.seeds)}, top-1 in %{among}"
         yield _line("the best fixed crop", _spread(arm.fixed))
         yield _line("the chosen crop", _spread(arm.chosen), _above(arm.chosen, arm.fixed))
-        if arm.split_half is not None:
-            yield _line("split-half oracle: another seed's crop of least loss",
-                        _spread(arm.split_half), _above(arm.split_half, arm.fixed))  # fmt: skip
-        yield _line("oracle: its own crop of least loss, which flatters",
-                    _spread(arm.oracle), _above(arm.oracle, arm.fixed))  # fmt: skip
+        if arm.oracle is not None:
+            yield _line(ORACLE, _spread(arm.oracle), _above(arm.oracle, arm.fixed))
+        yield _line("any crop right, in hindsight, which flatters",
+                    _spread(arm.any_right), _above(arm.any_right, arm.fixed))  # fmt: skip
 
 
 def _above(top1: Spread, fixed: Spread) -> str:

@@ -225,7 +225,7 @@ def make_evaluation(table: Table, config: TrainConfig, data: DataRecord) -> Eval
         top1_crops=tuple(right_NK.mean(0).tolist()),
         top1_random=float(right_NK.mean()),
         top1_mean=float(right_NK[:, 0].mean()),
-        top1_oracle=float(right_NK.amax(1).mean()),
+        top1_any_right=float(right_NK.amax(1).mean()),
         shares=tuple((table.chosen_N.bincount(minlength=len(names)) / data.num_val).tolist()),
         entropy_of_mean=1.7,
         mean_entropy=1.1,

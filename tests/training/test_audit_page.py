@@ -70,7 +70,7 @@ def test_every_rival_is_in_the_table_and_in_the_chart(html: str, by_map: Audited
             t = rival.test.p_over_seeds
             told = "–" if t is None else write_p(t).removeprefix("= ").replace("<", "&lt;")
             assert row.endswith(f"<td>{told}</td>")
-    for label in ("the chosen crop", "oracle", "oracle of other seeds", "the mean of all",
+    for label in ("the chosen crop", "any crop right", "the oracle", "the mean of all",
                   "run whole", "canvas bought by doubt", "canvas bought at random"):  # fmt: skip
         assert label in chart
 

@@ -97,7 +97,13 @@ def test_training_prints_its_figures_and_leaves_its_files(
         "record.json", "last.safetensors", "best.safetensors", "table.safetensors",
     }  # fmt: skip
     assert f"run: {folder}\n" in result.stdout
-    for words in ("top-1 of 29 images", "centre always", "oracle", "million MACs", "by class"):
+    for words in (
+        "top-1 of 29 images",
+        "centre always",
+        "any crop right",
+        "million MACs",
+        "by class",
+    ):
         assert words in result.stdout
     assert "epoch 1/1  loss " in result.stderr
 

@@ -66,17 +66,34 @@ def test_runs_of_one_name_but_other_options_are_two_arms(make_run: MakeRun) -> N
     assert differing_options(arms) == ("lr",)
 
 
-def test_skill_is_0_for_chance_1_for_hindsight_and_absent_without_room(make_run: MakeRun) -> None:
+def test_skill_is_0_for_chance_1_for_its_ceiling_and_absent_without_room(make_run: MakeRun) -> None:
     run = make_run("expected-s0", policy="expected", seed=0)
 
-    def skill(**figures: float) -> float | None:
-        return replace(run, evaluation=replace(run.evaluation, **figures)).skill
+    def skill(ceiling: float, **figures: float) -> float | None:
+        return replace(run, evaluation=replace(run.evaluation, **figures)).skill(ceiling)
 
-    assert skill(top1=40.0, top1_random=40.0, top1_oracle=80.0) == 0
-    assert skill(top1=80.0, top1_random=40.0, top1_oracle=80.0) == 1
-    assert skill(top1=50.0, top1_random=40.0, top1_oracle=80.0) == pytest.approx(0.25)
-    assert skill(top1=80.0, top1_random=80.0, top1_oracle=80.0) is None
-    assert make_run("whole-s0", policy="whole", seed=0).skill is None
+    assert skill(80.0, top1=40.0, top1_random=40.0) == 0
+    assert skill(80.0, top1=80.0, top1_random=40.0) == 1
+    assert skill(80.0, top1=50.0, top1_random=40.0) == pytest.approx(0.25)
+    assert skill(80.0, top1=80.0, top1_random=80.0) is None
+    assert make_run("whole-s0", policy="whole", seed=0).skill(80.0) is None
+
+
+def test_the_oracle_needs_another_seeds_classifier_and_skill_is_measured_with_it(
+    runs: list[Run],
+) -> None:
+    arm = group_arms(runs)[0]
+    assert arm.top1_oracle is not None
+    assert arm.top1_oracle.mean < arm.top1_any_right.mean
+    assert arm.skill is not None
+    assert arm.any_right_skill is not None
+    assert arm.skill != arm.any_right_skill
+    first, second = arm.runs
+    shared = replace(arm, runs=(first, replace(second, table=first.table)))
+    bare = replace(arm, runs=(first, replace(second, table=None)))
+    for alone in (replace(arm, runs=(first,)), shared, bare):
+        assert (alone.top1_oracle, alone.skill) == (None, None)
+        assert alone.any_right_skill is not None
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -220,7 +237,8 @@ def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[Run])
         assert svg == draw(group_arms(runs[::-1]))
         assert svg.startswith("<svg ")
     assert all(f">{arm.name}<" in plots.learning_curves(arms) for arm in arms)
-    assert all(f">{name}<" in costs.macs(arms) for name in ("expected-g16", "whole", "oracle"))
+    named = ("expected-g16", "whole", "oracle", "any crop right")
+    assert all(f">{name}<" in costs.macs(arms) for name in named)
 
 
 def test_the_cheapest_arm_need_not_be_the_one_that_is_named(runs: list[Run]) -> None:

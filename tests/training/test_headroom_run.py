@@ -80,7 +80,7 @@ def test_the_command_prints_what_the_two_tables_say(estimated: Folder) -> None:
     assert told["crops"][0] == "full"
     assert told["top1_random"] == pytest.approx(100 * right.mean())
     assert told["top1_crops"] == pytest.approx((100 * right.mean((0, 1))).tolist())
-    assert told["room"]["points"] == pytest.approx(told["top1_split_half"] - told["top1_fixed"])
+    assert told["room"]["points"] == pytest.approx(told["top1_oracle"] - told["top1_fixed"])
     assert told["gain"]["points"] == pytest.approx(told["top1_fitted"] - told["top1_fixed"])
     assert told["shown"] == []
     assert next(iter(told)) == "verdict"

@@ -77,6 +77,17 @@ def test_a_run_of_before_may_be_gone_on_with_though_its_record_holds_what_it_ign
     assert train(config, paths.folder, resume=True) == record
 
 
+def test_records_of_earlier_versions_are_read_whose_any_crop_right_was_called_oracle(
+    finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    fields = json.loads(finished[0].record.read_text(encoding="utf-8"))
+    evaluation = fields["evaluation"]
+    assert "top1_oracle" not in evaluation
+    evaluation["top1_oracle"] = evaluation.pop("top1_any_right")
+    (tmp_path / "record.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert load_record(tmp_path / "record.json") == finished[1]
+
+
 def test_a_missing_record_says_what_to_type(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     with pytest.raises(CheckpointError) as caught:

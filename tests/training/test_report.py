@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.scenes import CLASSES
+from training import report
 from training.data import Shards
 from training.figures import Run, group_arms
 from training.html import write_duration, write_macs, write_spread
@@ -276,6 +279,20 @@ def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
     table.unlink()
     html = write_report(folder, shards=None).read_text(encoding="utf-8")
     assert "without a paired test" in html
+
+
+def test_the_committed_records_make_a_report(tmp_path: Path) -> None:
+    results = Path(report.__file__).parent / "results" / "imagenette-64" / "canvas-80"
+    for path in results.glob("*-s42.json"):
+        (tmp_path / path.stem).mkdir()
+        shutil.copy(path, tmp_path / path.stem / "record.json")
+    html = write_report(tmp_path, shards=None).read_text(encoding="utf-8")
+    for name in ("tuned-map-prior-g64", "distilled-map-prior-g64", "random", "whole-tuned"):
+        assert f">{name}</th>" in html
+    told = json.loads((results / "report.json").read_text(encoding="utf-8"))
+    old = {arm["name"]: arm["top1_oracle"]["mean"] for arm in told["arms"]}
+    new = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {arm["name"]: arm["top1_any_right"]["mean"] for arm in new["arms"]} == old
 
 
 def test_numbers_are_written_for_people() -> None:
