@@ -17,7 +17,8 @@ from training.latency import measure_latency
 from training.model import SelectiveClassifier
 from training.paths import RunPaths
 from training.priced import price_canvas
-from training.runs import read_runs
+from training.records import load_record
+from training.runs import read_runs_on
 from training.trainer import glimpse_side
 
 OnStage = Callable[[str, int, int], None]
@@ -119,7 +120,7 @@ def _with_price(
                 f"{shards.folder}. Name the run's own with --shards."
             )
         for member in arm.runs:
-            model = load(RunPaths(folder=run.resolve().parent / member.record.name))
+            model = load(RunPaths(folder=member.folder))
             check_canvases(model, shards)
             if member.table is None:
                 raise RuntimeError("a run without its table")
@@ -137,15 +138,16 @@ def _is_of(run: Run, shards: Shards) -> bool:
 
 
 def _member(arm: Arm, run: Path) -> Run:
-    name = run.resolve().name
-    return next(member for member in arm.runs if member.record.name == name)
+    return next(member for member in arm.runs if member.folder == run.resolve())
 
 
 def _find(run: Path) -> tuple[Arm, list[Arm]]:
-    runs, _ = read_runs(run.resolve().parent)
-    arms = group_arms(runs)
+    """Find the arm that lies in a folder, and the arms beside it that are on the same shards."""
+    folder = run.resolve()
+    fingerprint = load_record(RunPaths(folder=folder).record).data.fingerprint
+    arms = group_arms(read_runs_on(folder.parent, fingerprint))
     for arm in arms:
-        if run.resolve().name in [member.record.name for member in arm.runs]:
+        if folder in [member.folder for member in arm.runs]:
             if not arm.config.selects:
                 raise ConfigError(
                     f"an audit is of a run that chooses; got --policy {arm.policy} in {run}. "

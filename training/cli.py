@@ -207,18 +207,22 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
 
 @main.command()
 @click.argument("runs", type=PATH)
-@click.option("--shards", type=PATH, help="Folder of shards, for the contact sheets.")
+@click.option(
+    "--shards", type=PATH, help="Folder of shards, for the contact sheets; it picks the runs on it."
+)
 @click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
 @click.option("--note", default="", help="What to say of the data in the first line.")
 def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
     """Write one HTML page about runs.
 
     RUNS is a folder of them. The page loads nothing from anywhere. Its figures are written as JSON
-    beside it.
+    beside it. Runs on other shards are not compared: where there are some, each data set has a page
+    with the name of its shards behind it, or --shards picks one.
     """
-    from training.report import write_report
+    from training.report import write_reports
 
-    click.echo(str(write_report(runs, shards=shards, out=output, data_note=note)))
+    for page in write_reports(runs, shards=shards, out=output, data_note=note):
+        click.echo(str(page))
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import dataclasses
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from training.config import MACHINE_FIELDS, POLICIES, TrainConfig
@@ -28,8 +30,13 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run. `table` is None where its file is gone."""
+    """A finished run.
 
+    `folder` is where it lies, which may have another name than its record says: folders are
+    renamed. `table` is None where its file is gone.
+    """
+
+    folder: Path
     record: RunRecord
     evaluation: Evaluation
     table: Table | None
@@ -224,14 +231,19 @@ def _known(values: Iterable[float | None]) -> Spread | None:
 def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
     """Group finished runs into arms, ordered by policy, family and glimpse size.
 
-    Runs belong together if their names agree up to `-sSEED` and their options but for the seed.
+    Runs belong together if their names agree up to `-sSEED` and their options but for the seed. A
+    copy of a run is no further seed: it makes an arm of its own.
     """
-    groups: dict[tuple[str, TrainConfig], list[Run]] = {}
+    groups: dict[tuple[str, TrainConfig, int], list[Run]] = {}
+    seen: Counter[tuple[str, TrainConfig]] = Counter()
     for run in runs:
-        groups.setdefault((arm_name(run.record), _without_seed(run.record.config)), []).append(run)
-    names = [name for name, _ in groups]
+        name, config = arm_name(run.record), run.record.config
+        copy = seen[name, config]
+        seen[name, config] += 1
+        groups.setdefault((name, _without_seed(config), copy), []).append(run)
+    names = [name for name, _, _ in groups]
     arms = []
-    for number, ((name, _), members) in enumerate(groups.items()):
+    for number, ((name, _, _), members) in enumerate(groups.items()):
         again = names[:number].count(name)
         ordered = sorted(members, key=lambda run: run.record.config.seed)
         arms.append(Arm(name=f"{name} ({again + 1})" if again else name, runs=tuple(ordered)))

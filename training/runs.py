@@ -1,6 +1,7 @@
-"""Read the runs of a folder, all of which must be on the same data."""
+"""Read the runs of a folder, those on the same data together."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 
@@ -11,19 +12,44 @@ from training.records import RunRecord, load_record
 from training.table import Table
 
 
-def read_runs(folder: Path) -> tuple[list[Run], tuple[RunRecord, ...]]:
-    """Read every run in a folder.
+class DataRuns(NamedTuple):
+    """The runs of a folder that are on one data set: those that may be compared.
 
-    Returns:
-        The finished runs, and the records of the others.
+    `fingerprint` is of its shards, `name` that of their folder when the first run was trained.
+    """
+
+    fingerprint: str
+    name: str
+    finished: list[Run]
+    unfinished: tuple[RunRecord, ...]
+
+
+def read_runs(folder: Path) -> tuple[DataRuns, ...]:
+    """Read every run in a folder, by data set, in order of the runs' folders.
 
     Raises:
-        ConfigError: If there is none, or they are on different data.
+        ConfigError: If there is none.
         CheckpointError: If a record or a table is damaged.
     """
     records = _read_records(folder)
-    unfinished = tuple(record for record in records.values() if record.evaluation is None)
-    return _finished(records), unfinished
+    if not records:
+        raise ConfigError(
+            f"a report needs runs; got none in {folder}"
+            f"{'' if folder.is_dir() else ', which does not exist'}. "
+            f"Train some: srp-train from SHARDS --output {folder}"
+        )
+    by_data: dict[str, dict[Path, RunRecord]] = {}
+    for path, record in records.items():
+        by_data.setdefault(record.data.fingerprint, {})[path] = record
+    return tuple(
+        DataRuns(
+            fingerprint=fingerprint,
+            name=Path(next(iter(found.values())).shards).name,
+            finished=_finished(found),
+            unfinished=tuple(each for each in found.values() if each.evaluation is None),
+        )
+        for fingerprint, found in by_data.items()
+    )
 
 
 def read_runs_on(folder: Path, fingerprint: str) -> list[Run]:
@@ -36,37 +62,25 @@ def read_runs_on(folder: Path, fingerprint: str) -> list[Run]:
     Raises:
         CheckpointError: If a record or a table is damaged.
     """
-    records = {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
+    records = _read_records(folder)
     return _finished(
         {path: each for path, each in records.items() if each.data.fingerprint == fingerprint}
     )
 
 
+def _read_records(folder: Path) -> dict[Path, RunRecord]:
+    return {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
+
+
 def _finished(records: dict[Path, RunRecord]) -> list[Run]:
     return [
-        Run(record=record, evaluation=record.evaluation, table=_read_table(run_folder, record))
+        Run(
+            folder=run_folder, record=record, evaluation=record.evaluation,
+            table=_read_table(run_folder, record),
+        )
         for run_folder, record in records.items()
         if record.evaluation is not None
-    ]
-
-
-def _read_records(folder: Path) -> dict[Path, RunRecord]:
-    """Read the record of every run in a folder, all of which must be on the same data."""
-    records = {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
-    if not records:
-        raise ConfigError(
-            f"a report needs runs; got none in {folder}"
-            f"{'' if folder.is_dir() else ', which does not exist'}. "
-            f"Train some: srp-train from SHARDS --output {folder}"
-        )
-    by_data = {record.data.fingerprint: path.name for path, record in records.items()}
-    if len(by_data) > 1:
-        raise ConfigError(
-            f"runs must be on the same shards to be compared; got {len(by_data)} data sets in "
-            f"{folder}, such as those of {' and '.join(sorted(by_data.values())[:2])}. "
-            "Move the runs on other shards to another folder."
-        )
-    return records
+    ]  # fmt: skip
 
 
 def _read_table(run_folder: Path, record: RunRecord) -> Table | None:

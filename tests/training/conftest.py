@@ -188,7 +188,7 @@ def make_run(opened: Shards) -> Callable[..., Run]:
             name=name, config=config, data=data, shards="shards", commit="abc1234", hardware="CPU",
             world_size=1, epochs=epochs, evaluation=evaluation, seconds=61.0,
         )  # fmt: skip
-        return Run(record=record, evaluation=evaluation, table=table)
+        return Run(folder=Path(name), record=record, evaluation=evaluation, table=table)
 
     return make
 

@@ -389,6 +389,31 @@ def test_another_seed_without_its_weights_costs_the_price_alone(
     assert found.oracle is not None
 
 
+def test_an_audit_takes_the_runs_on_its_shards_and_finds_renamed_folders(
+    train: Callable[..., RunRecord], tiny: Any, opened: Shards, small_shards: Path,
+    srp_train: Callable[..., Any], tmp_path: Path,
+) -> None:  # fmt: skip
+    small = Shards.open(small_shards)
+    for seed in (0, 1):
+        train(tiny(seed=seed), tmp_path / "runs" / f"mine-s{seed}")
+        (tmp_path / "runs" / f"mine-s{seed}").rename(tmp_path / "runs" / f"renamed {seed}")
+    train(tiny(policy="whole", seed=0), tmp_path / "runs" / "whole-s0")
+    train(tiny(policy="whole", batch_size=2), tmp_path / "runs" / "other-s0", shards=small)
+    run = tmp_path / "runs" / "renamed 1"
+    result = srp_train("audit", run, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["arm"], told["seeds"], told["priced_note"]) == ("mine", [0, 1], "")
+    names = [rival["name"] for rival in told["rivals"]]
+    assert "whole, a classifier of its own" in names
+    assert not any(name.startswith("other") for name in names)
+    shutil.copytree(tmp_path / "runs" / "renamed 0", tmp_path / "runs" / "zzz, a copy")
+    again = json.loads(srp_train("audit", run, "--device", "cpu", "--json").stdout)
+    assert again["seeds"] == [0, 1]
+    copy = srp_train("audit", tmp_path / "runs" / "zzz, a copy", "--device", "cpu", "--json")
+    assert json.loads(copy.stdout)["seeds"] == [0]
+
+
 def test_what_cannot_be_audited_is_one_line(
     finished: tuple[RunPaths, RunRecord], train: Callable[..., RunRecord], tiny: Any,
     srp_train: Callable[..., Any], tmp_path: Path, opened: Shards, alone: Process,
@@ -399,6 +424,14 @@ def test_what_cannot_be_audited_is_one_line(
     assert "an audit is of a run that chooses; got --policy centre in" in result.stderr
     other = tmp_path / "boxes.csv"
     other.write_text("path,x0,y0,x1,y1\nval/none/1.JPEG,0,0,1,1\n")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    replace(finished[1], evaluation=None).save(begun / "record.json")
+    with pytest.raises(ConfigError, match=r"an audit needs a finished run; got .*begun, which is"):
+        audit_run(
+            begun, shards=opened, boxes=None, workers=1, process=alone,
+            on_progress=lambda *_: None,
+        )  # fmt: skip
     with pytest.raises(ConfigError, match=r"--boxes must be of the shards' images; got none of va"):
         audit_run(
             finished[0].folder, shards=opened, boxes=other, workers=1, process=alone,

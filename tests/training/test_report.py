@@ -21,8 +21,8 @@ from training.figures import Run, group_arms
 from training.html import write_duration, write_macs, write_spread
 from training.page import make_page
 from training.paired import few_seeds
-from training.records import DataRecord
-from training.report import render_page, write_report
+from training.records import DataRecord, RunRecord
+from training.report import render_page, write_reports
 from training.sheets import draw_sheet
 from training.summary import DRAWN_CLASSES, summarise_arms
 
@@ -40,6 +40,12 @@ def save(folder: Path, *runs: Run) -> Path:
     return folder
 
 
+def only_page(folder: Path, **options: Any) -> Path:
+    """Write the page about a folder whose runs are on one data set."""
+    (page,) = write_reports(folder, **options)
+    return page
+
+
 @pytest.fixture(scope="session")
 def runs(make_run: MakeRun) -> list[Run]:
     """One seed of a policy that chooses, of the whole image and of the centre."""
@@ -54,7 +60,7 @@ def runs(make_run: MakeRun) -> list[Run]:
 def html(runs: list[Run], scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page about these runs."""
     folder = save(tmp_path_factory.mktemp("runs"), *runs)
-    return write_report(folder, shards=scene_shards).read_text(encoding="utf-8")
+    return only_page(folder, shards=scene_shards).read_text(encoding="utf-8")
 
 
 def visible(html: str) -> str:
@@ -103,7 +109,7 @@ def test_the_same_runs_give_the_same_page(
 ) -> None:
     out = tmp_path / "pages" / "again.html"
     folder = save(tmp_path / "runs", *runs[::-1])
-    assert write_report(folder, shards=scene_shards, out=out) == out
+    assert only_page(folder, shards=scene_shards, out=out) == out
     assert out.read_text(encoding="utf-8") == html
 
 
@@ -233,7 +239,7 @@ def test_unfinished_runs_are_listed_with_their_epochs_and_in_no_figure(
     record = replace(begun.record, epochs=begun.record.epochs[:1], evaluation=None)
     (folder / "blend-s0").mkdir()
     record.save(folder / "blend-s0" / "record.json")
-    html = write_report(folder, shards=None).read_text(encoding="utf-8")
+    html = only_page(folder, shards=None).read_text(encoding="utf-8")
     assert "blend-s0 (1 of 2 epochs)" in html
     assert html.count("blend") == 1
 
@@ -246,9 +252,9 @@ def test_the_page_says_how_it_was_made(html: str, runs: list[Run]) -> None:
 
 def test_no_runs_end_in_one_line_that_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs runs; got none in .*srp-train from SHARDS"):
-        write_report(tmp_path, shards=None)
+        only_page(tmp_path, shards=None)
     with pytest.raises(ConfigError, match="which does not exist"):
-        write_report(tmp_path / "none", shards=None)
+        only_page(tmp_path / "none", shards=None)
 
 
 def test_unfinished_runs_alone_end_in_one_line(make_run: MakeRun, tmp_path: Path) -> None:
@@ -256,16 +262,79 @@ def test_unfinished_runs_alone_end_in_one_line(make_run: MakeRun, tmp_path: Path
     (tmp_path / "blend-s0").mkdir()
     replace(run.record, evaluation=None).save(tmp_path / "blend-s0" / "record.json")
     with pytest.raises(ConfigError, match=r"got 1 unfinished in .*--resume"):
-        write_report(tmp_path, shards=None)
+        only_page(tmp_path, shards=None)
 
 
-def test_runs_on_different_shards_are_not_compared(
+@pytest.fixture(scope="session")
+def mixed(
+    train: Callable[..., RunRecord], tiny: Callable[..., Any], small_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """Runs on two data sets in one folder, trained. Only read it."""
+    folder = tmp_path_factory.mktemp("mixed")
+    small = Shards.open(small_shards)
+    for policy in ("straight-through", "whole"):
+        train(tiny(policy=policy, seed=0), folder / f"{policy}-s0")
+    train(tiny(policy="whole", seed=0, batch_size=2), folder / "small-s0", shards=small)
+    return folder
+
+
+def test_each_data_set_of_a_folder_has_a_page_of_its_own(
+    mixed: Path, opened: Shards, small_shards: Path, srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    result = srp_train("report", mixed, "-o", out)
+    assert result.exit_code == 0, result.output
+    names = [opened.folder.name, small_shards.name]
+    pages = [tmp_path / f"page-{name}.html" for name in (names[1], names[0])]
+    assert result.stdout == "".join(f"{page}\n" for page in pages)
+    small, scenes = (page.read_text(encoding="utf-8") for page in pages)
+    assert ">small</th>" in small
+    assert ">whole</th>" in scenes
+    assert ">straight-through</th>" in scenes
+    assert ">small</th>" not in scenes
+    assert ">whole</th>" not in small
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        f"page-{name}.json" for name in names
+    }
+
+
+def test_shards_pick_the_runs_of_a_mixed_folder(
+    mixed: Path, small_shards: Path, srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    result = srp_train("report", mixed, "--shards", small_shards, "-o", out, "--note", "few")
+    assert result.stdout == f"{out}\n"
+    html = out.read_text(encoding="utf-8")
+    assert ">small</th>" in html
+    assert ">whole</th>" not in html
+    assert "Ran on few: " in html
+
+
+def test_what_cannot_be_picked_from_a_mixed_folder_is_one_line(
+    mixed: Path, five_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    with pytest.raises(
+        ConfigError, match=r"--note must be of one data set; got runs on 2 in .*--sh"
+    ):
+        write_reports(mixed, shards=None, out=out, data_note="few")
+    with pytest.raises(
+        ConfigError, match=r"--shards must be those of runs in .*, which are on 2 dat"
+    ):
+        write_reports(mixed, shards=five_shards, out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_sets_whose_shards_had_one_name_are_told_apart(
     runs: list[Run], make_run: MakeRun, tmp_path: Path
 ) -> None:
-    other = replace(runs[0].record.data, fingerprint="other")
+    other = replace(runs[0].record.data, fingerprint="0123456789")
     save(tmp_path, runs[0], make_run("whole-s7", data=other, policy="whole", seed=7))
-    with pytest.raises(ConfigError, match="must be on the same shards to be compared; got 2"):
-        write_report(tmp_path, shards=None)
+    own = runs[0].record.data.fingerprint[:8]
+    assert [path.name for path in write_reports(tmp_path, shards=None)] == [
+        f"report-shards-{own}.html", "report-shards-01234567.html",
+    ]  # fmt: skip
 
 
 def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
@@ -275,9 +344,9 @@ def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
     table = folder / "whole-s0" / "table.safetensors"
     table.write_bytes(table.read_bytes()[:99])
     with pytest.raises(CheckpointError, match=r"table must be whole.*whole-s0"):
-        write_report(folder, shards=None)
+        only_page(folder, shards=None)
     table.unlink()
-    html = write_report(folder, shards=None).read_text(encoding="utf-8")
+    html = only_page(folder, shards=None).read_text(encoding="utf-8")
     assert "without a paired test" in html
 
 
@@ -286,7 +355,7 @@ def test_the_committed_records_make_a_report(tmp_path: Path) -> None:
     for path in results.glob("*-s42.json"):
         (tmp_path / path.stem).mkdir()
         shutil.copy(path, tmp_path / path.stem / "record.json")
-    html = write_report(tmp_path, shards=None).read_text(encoding="utf-8")
+    html = only_page(tmp_path, shards=None).read_text(encoding="utf-8")
     for name in ("tuned-map-prior-g64", "distilled-map-prior-g64", "random", "whole-tuned"):
         assert f">{name}</th>" in html
     told = json.loads((results / "report.json").read_text(encoding="utf-8"))
