@@ -97,13 +97,8 @@ def build(
         tried_again: list[str] = []
         finished.update(_run(tasks, config, on_progress, tried_again))
         built = _describe(spec, fingerprint, source.classes, images, finished)
-        if expected is not None and (changed := _changed(expected, built)):
-            shutil.rmtree(records)  # no later build may take them for its own
-            raise VerificationError(
-                "shards must be repaired from the images that they were built from; got others in "
-                f"{config.source}: {', '.join(changed)} would hold other samples. Nothing was "
-                "changed. Name the source that the shards were built from."
-            )
+        if expected is not None:
+            _require_same(built, expected, source=config.source, records=records)
         check_rejects(config.out, built.rejects, at_most=config.max_rejects)
         publish(config.out, records, built, finished)
         shutil.rmtree(records, ignore_errors=True)  # all is done; a later run removes what is left
@@ -115,10 +110,22 @@ def build(
     )
 
 
-def _changed(expected: Manifest, built: Manifest) -> list[str]:
-    """Name the shards that have other bytes than they must have."""
+def _require_same(built: Manifest, expected: Manifest, *, source: Path, records: Path) -> None:
+    """Refuse shards with other bytes than they must have, and forget them.
+
+    Raises:
+        VerificationError: If there are any.
+    """
     digests = {shard.name: shard.sha256 for shard in expected.shards}
-    return [shard.name for shard in built.shards if digests.get(shard.name) != shard.sha256]
+    changed = [shard.name for shard in built.shards if digests.get(shard.name) != shard.sha256]
+    if not changed:
+        return
+    shutil.rmtree(records)  # no later build may take them for its own
+    raise VerificationError(
+        f"shards must be repaired from the images that they were built from; got others in "
+        f"{source}: {', '.join(changed)} would hold other samples. Nothing was changed. Name the "
+        "source that the shards were built from."
+    )
 
 
 def _describe(
