@@ -18,7 +18,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.choices import choose, glimpse_batches
-from training.config import DISTILLED, FIXED, FOLDS, DistillConfig, TrainConfig
+from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import count_fitted, fill_fold, fit_proposer, judge
 from training.distributed import Process
@@ -113,7 +113,9 @@ def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
 
     Candidates and seed that were not asked for are the classifier's.
     """
-    fields: dict[str, Any] = {**vars(wanted)}
+    unused = (name for name, policies in USED_BY.items() if DISTILLED not in policies)
+    fields: dict[str, Any] = {name: getattr(TrainConfig, name) for name in unused}
+    fields |= vars(wanted)
     fields["candidates"] = wanted.candidates or base.candidates
     fields["seed"] = base.seed if wanted.seed is None else wanted.seed
     return replace(base, policy=DISTILLED, **fields)

@@ -332,6 +332,12 @@ def test_a_rate_far_too_high_for_a_fit_ends_in_one_error(tiny: Tiny) -> None:
         fit(tiny, proposer_lr=1e3, weight_decay=1e3)
 
 
+def test_a_run_that_chooses_is_refused_by_that_whatever_its_policy_was_given(tiny: Tiny) -> None:
+    base = tiny(policy="straight-through", tau_start=0.5, random_epochs=0, balance=0.2)
+    config = distillation.distilled_config(base, DistillConfig(balance=0.1))
+    assert (config.policy, config.tau_start, config.balance) == ("distilled", 1.0, 0.1)
+
+
 def test_candidates_that_the_classifier_was_not_trained_on_are_refused(
     train: Train, tiny: Tiny, distill: Callable[..., RunRecord], tmp_path: Path
 ) -> None:
