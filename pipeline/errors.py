@@ -84,6 +84,8 @@ class DivergedError(SrpError):
         keys: Of the samples whose losses are none, where they are known.
     """
 
+    by_every_rank = True
+
     def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
         """Take the message, and the samples."""
         super().__init__(message)

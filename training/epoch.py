@@ -1,4 +1,7 @@
-"""One pass over the training split, which may stop between two steps and go on there later."""
+"""One pass over the training split, which may stop between two steps and go on there later.
+
+Axes: R ranks, S steps since the last look at the loss, B of a batch.
+"""
 
 import math
 import time
@@ -119,16 +122,23 @@ def epoch_record(part: EpochPart, trainer: Trainer) -> EpochRecord:
 
 
 def _lost(trainer: Trainer, epoch: int, unseen: list[_Seen]) -> DivergedError:
-    """Name the step and the samples at which a loss stopped being a number."""
-    for seen in unseen:
-        is_bad_B = ~seen.losses_B.isfinite()
-        if is_bad_B.any():
-            keys = trainer.batches.keys(seen.rows_B[is_bad_B].tolist())
-            bad = float(seen.losses_B[is_bad_B][0])
-            fault = f"the training loss must stay a number; got {bad} for {few(keys)}"
-            return _diverged(fault, epoch, seen.step, keys)
-    fault = "the training loss must stay a number; got none in another process, which names it"
-    return _diverged(fault, epoch, unseen[-1].step)
+    """Name the first step, over all processes, and the samples whose losses are no numbers in it.
+
+    One process's NaN reaches the weights of all, so that innocent samples lose NaN one step later.
+    """
+    losses_RSB = gather_ranks(torch.stack([seen.losses_B for seen in unseen]), trainer.process)
+    rows_RSB = gather_ranks(torch.stack([seen.rows_B for seen in unseen]), trainer.process)
+    is_bad_RSB = ~losses_RSB.isfinite()
+    bad_steps = is_bad_RSB.any(2).any(0).nonzero()[:, 0].tolist()
+    if not bad_steps:  # numbers of which the sum is none
+        fault = "the training loss must stay a number; got a sum that is none"
+        return _diverged(fault, epoch, unseen[-1].step)
+    first = bad_steps[0]
+    is_bad_RB = is_bad_RSB[:, first]
+    keys = trainer.batches.keys(rows_RSB[:, first][is_bad_RB].tolist())
+    bad = float(losses_RSB[:, first][is_bad_RB][0])
+    fault = f"the training loss must stay a number; got {bad} for {few(keys)}"
+    return _diverged(fault, epoch, unseen[first].step, keys)
 
 
 def _check_weights(trainer: Trainer, epoch: int, step: int) -> None:

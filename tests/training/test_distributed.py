@@ -64,24 +64,42 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_to_type() -> None:
     )
 
 
-def train_together(
-    shards: Path, output: Path, name: str, *extra: str, stop_at: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Train with two real processes, five images a step and process.
+STOP = "        signal.raise_signal(signal.SIGTERM)\n"
+POISON = """\
+        print("poisoned", *trainer.batches.keys([int(batch.indices_B[1])]), file=sys.stderr)
+        logits = type(trainer.model).logits.__get__(trainer.model)
+        nan = torch.tensor([[0.0], [float("nan")]])
+        trainer.model.logits = lambda images: logits(images) + nan
+    elif "logits" in vars(trainer.model):
+        del trainer.model.logits
+"""
 
-    `stop_at` sends the second process alone a SIGTERM in that step.
+
+def train_together(
+    shards: Path, output: Path, name: str, *extra: str, at_step: int = -1, do: str = STOP
+) -> subprocess.CompletedProcess[str]:
+    """Train with two real processes, two images a step and process.
+
+    Args:
+        shards: To train on.
+        output: Folder of the run's folder.
+        name: Of the run.
+        extra: Options.
+        at_step: At which something happens in the second process alone; -1 is none.
+        do: What happens.
     """
     program = ["-m", "training"]
-    if stop_at is not None:
-        script = output / "stopped.py"
+    if at_step >= 0:
+        script = output / f"{name}.py"
         script.write_text(
             "import os, signal, sys\n"
+            "import torch\n"
             "from training import epoch\n"
             "from training.cli import main\n"
             "real = epoch.train_step\n"
             "def train_step(trainer, batch, *, step):\n"
-            f"    if step == {stop_at} and os.environ['RANK'] == '1':\n"
-            "        signal.raise_signal(signal.SIGTERM)\n"
+            f"    if step == {at_step} and os.environ['RANK'] == '1':\n"
+            f"{do}"
             "    return real(trainer, batch, step=step)\n"
             "epoch.train_step = train_step\n"
             "sys.exit(main())\n"
@@ -113,7 +131,7 @@ def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
     together: RunPaths, scene_shards: Path
 ) -> None:
     output, paths = together.folder.parent, RunPaths(folder=together.folder.parent / "broken")
-    stopped = train_together(scene_shards, output, "broken", stop_at=20)  # of epoch 2, the fourth
+    stopped = train_together(scene_shards, output, "broken", at_step=20)  # of epoch 2, the fourth
     assert stopped.returncode != 0  # torchrun has a status of its own
     assert stopped.stderr.count("error: stopped at step 10 of epoch 2, and saved, in ") == 1
     assert "Resume with: torchrun --nproc-per-node 2 -m training from " in stopped.stderr
@@ -129,6 +147,20 @@ def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
     assert [(e.train_loss, e.train_top1, e.val_top1) for e in ours.epochs] == [
         (e.train_loss, e.train_top1, e.val_top1) for e in theirs.epochs
     ]
+
+
+def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_and_it_alone(
+    scene_shards: Path, tmp_path: Path
+) -> None:
+    options = ("--policy", "random")
+    done = train_together(scene_shards, tmp_path, "lost", *options, at_step=2, do=POISON)
+    assert done.returncode != 0
+    poisoned = done.stderr.partition("poisoned ")[2].split()[0]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert f"; got nan for {poisoned} at step 3 of epoch 1. " in lines[0]
+    told = json.loads(RunPaths(folder=tmp_path / "lost").diverged.read_text())
+    assert told == {"keys": [poisoned]}
 
 
 def test_two_processes_leave_one_record_of_equal_steps(together: RunPaths) -> None:
