@@ -37,6 +37,12 @@ PROPOSERS = ("crops", "joint", "map")
 SCHEDULES = ("onecycle", "cosine", "step")
 PROFILE_NAMES = ("smoke", "quick", "full", "choosing", "choosing-64")
 DEVICES = ("auto", "cpu", "cuda")
+# The largest numbers that are taken: beyond them lies a slip of the keyboard, or a limit of torch.
+MOST_SEED = 2**32 - 1
+MOST_EPOCHS = 1_000_000
+MOST_RATE = 1000
+MOST_PX = 65_536
+MOST_WORKERS = 1024
 MACHINE_FIELDS = ("workers", "device")  # of a config; they change no figure but the speed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -141,7 +147,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is read."""
         self._check_choices()
-        self._check_floors()
+        self._check_ranges()
         shares = {"--hflip": self.hflip, "--vflip": self.vflip, "--smoothing": self.smoothing}
         for option, value in shares.items():
             if not 0 <= value <= 1:
@@ -163,8 +169,6 @@ class TrainConfig:
                 "--pad-glimpses must go with a proposer that sees crops; got --proposer map. "
                 "Leave --pad-glimpses out."
             )
-        if min(self.std) <= 0:
-            raise ConfigError(f"--std must be above 0; got {self.std}.")
         fields = dataclasses.fields(self)
         changed = (field.name for field in fields if getattr(self, field.name) != field.default)
         check_used(self.policy, changed)
@@ -179,33 +183,33 @@ class TrainConfig:
             if value not in known:
                 raise ConfigError(f"{option} must be one of {', '.join(known)}; got {value!r}.")
 
-    def _check_floors(self) -> None:
-        floors: tuple[tuple[str, float | None, float], ...] = (
-            ("--glimpse-size", self.glimpse_size, 1),
-            ("--proposer-channels", _least(self.proposer_channels), 1),
-            ("--tau-start", self.tau_start, 1e-3),
-            ("--tau-end", self.tau_end, 1e-3),
-            ("--balance", self.balance, 0),
-            ("--random-epochs", self.random_epochs, 0),
-            ("--num-draws", self.num_draws, 0),
-            ("--epochs", self.epochs, 1),
-            ("--batch-size", self.batch_size, 2),
-            ("--lr", self.lr, 0),
-            ("--proposer-lr", self.proposer_lr, 0),
-            ("--momentum", self.momentum, 0),
-            ("--weight-decay", self.weight_decay, 0),
-            ("--clip-grad", self.clip_grad, 1e-9),
-            ("--warmup-epochs", self.warmup_epochs, 0),
-            ("--decay-epochs", self.decay_epochs, 1),
-            ("--decay-rate", self.decay_rate, 0),
-            ("--shift", self.shift, 0),
-            ("--seed", self.seed, 0),
-            ("--workers", self.workers, 1),
-            ("--val-interval", self.val_interval, 1),
-        )
-        for option, value, floor in floors:
-            if value is not None and not value >= floor:  # a NaN is refused as well
-                raise ConfigError(f"{option} must be at least {floor}; got {value}.")
+    def _check_ranges(self) -> None:
+        for option, value, least, most in (
+            ("--glimpse-size", self.glimpse_size, 1, MOST_PX),
+            ("--proposer-channels", self.proposer_channels, 1, 4096),
+            ("--tau-start", self.tau_start, 1e-3, 1000),
+            ("--tau-end", self.tau_end, 1e-3, 1000),
+            ("--balance", self.balance, 0, 1000),
+            ("--random-epochs", self.random_epochs, 0, MOST_EPOCHS),
+            ("--num-draws", self.num_draws, 0, 1000),
+            ("--epochs", self.epochs, 1, MOST_EPOCHS),
+            ("--batch-size", self.batch_size, 2, 1_000_000),
+            ("--lr", self.lr, 0, MOST_RATE),
+            ("--proposer-lr", self.proposer_lr, 0, MOST_RATE),
+            ("--momentum", self.momentum, 0, 1),
+            ("--weight-decay", self.weight_decay, 0, 1000),
+            ("--clip-grad", self.clip_grad, 1e-9, 1e9),
+            ("--warmup-epochs", self.warmup_epochs, 0, MOST_EPOCHS),
+            ("--decay-epochs", self.decay_epochs, 1, MOST_EPOCHS),
+            ("--decay-rate", self.decay_rate, 0, 1),
+            ("--shift", self.shift, 0, MOST_PX),
+            ("--mean", self.mean, 0, 1),
+            ("--std", self.std, 1e-3, 1000),
+            ("--seed", self.seed, 0, MOST_SEED),
+            ("--workers", self.workers, 1, MOST_WORKERS),
+            ("--val-interval", self.val_interval, 1, MOST_EPOCHS),
+        ):
+            check_range(option, value, least, most)
 
     @property
     def selects(self) -> bool:
@@ -264,13 +268,26 @@ class HeadroomConfig:
     seed: int = TrainConfig.seed
 
     def __post_init__(self) -> None:
-        """Refuse a limit that leaves a split empty."""
-        if self.limit < 1:
-            raise ConfigError(f"--limit must be at least 1; got {self.limit}.")
+        """Refuse what is no option of a training; that one refuses the rest."""
+        check_range("--limit", self.limit, 1, 1_000_000_000)
+        check_range("--seed", self.seed, 0, MOST_SEED - FOLDS + 1)  # each classifier has its own
 
 
-def _least(values: tuple[int, ...] | None) -> int | None:
-    return None if values is None else min(values, default=0)
+def check_range(
+    option: str, value: float | tuple[float, ...] | None, least: float, most: float
+) -> None:
+    """Refuse a number, or one of several, outside of what can work; a NaN is refused as well.
+
+    Raises:
+        ConfigError: If it is. None, which leaves an option out, is not.
+    """
+    if value is None:
+        return
+    for number in (value or (0,)) if isinstance(value, tuple) else (value,):
+        if not number >= least:
+            raise ConfigError(f"{option} must be at least {least}; got {number}.")
+        if number > most:
+            raise ConfigError(f"{option} must be at most {most}; got {number}.")
 
 
 def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, DivergedError
 from training.arms import BEGUN_LR
-from training.config import DistillConfig, TrainConfig
+from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
 from training.data import Shards
 from training.distillation import distill
 from training.distributed import Process
@@ -65,9 +65,11 @@ def plan_runs(
             `{seed}` in it stands for the run's seed.
 
     Raises:
-        ConfigError: If there is no such arm, the shards lack candidates, or they are too small for
-            the profile's glimpses.
+        ConfigError: If there is no such arm or seed, the shards lack candidates, or they are too
+            small for the profile's glimpses.
     """
+    check_range("--seeds", seeds, 0, MOST_SEED)
+    check_range("--epochs", epochs, 1, MOST_EPOCHS)
     round_epochs = epochs or profile.epochs
     runs = []
     for seed in seeds or profile.seeds:

@@ -220,6 +220,44 @@ def test_bad_input_ends_in_one_line_that_names_the_option(
     assert one_line(srp_train(*command)).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("from", ("--seed", 10**30), f"--seed must be at most {2**32 - 1}; got {10**30}."),
+        ("from", ("--lr", "inf"), "--lr must be at most 1000; got inf."),
+        ("from", ("--mean", "nan,0,0"), "--mean must be at least 0; got nan."),
+        ("from", ("--std", "1,1,0"), "--std must be at least 0.001; got 0.0."),
+        ("from", ("--workers", 10**9), "--workers must be at most 1024; got 1000000000."),
+        ("distill", ("--seed", 10**30), f"--seed must be at most {2**32 - 1}; got {10**30}."),
+        ("distill", ("--proposer-lr", "inf"), "--proposer-lr must be at most 1000; got inf."),
+        ("distill", ("--vflip", "nan"), "--vflip must be 0 to 1; got nan."),
+        ("distill", ("--epochs", 10**18), f"--epochs must be at most 1000000; got {10**18}."),
+        ("distill", ("-j", 10**9), "--workers must be at most 1024; got 1000000000."),
+        ("study", ("--seeds", f"0,{10**30}"), f"--seeds must be at most {2**32 - 1}; got {10**30}"),
+        ("study", ("--seeds", "-1"), "--seeds must be at least 0; got -1."),
+        ("study", ("--epochs", 10**18), f"--epochs must be at most 1000000; got {10**18}."),
+        ("study", ("-j", 10**9), "--workers must be at most 1024; got 1000000000."),
+        ("evaluate", ("-j", 10**9), "--workers must be at most 1024; got 1000000000."),
+        ("evaluate", ("--price", "nan"), "--price must be at least 0; got nan."),
+        ("audit", ("-j", 10**9), "--workers must be at most 1024; got 1000000000."),
+        ("headroom", ("--seed", 10**30), f"--seed must be at most {2**32 - 2}; got {10**30}."),
+        ("headroom", ("--limit", 10**30), f"--limit must be at most 1000000000; got {10**30}."),
+        ("headroom", ("--lr", "inf"), "--lr must be at most 1000; got inf."),
+        ("headroom", ("--epochs", 10**18), f"--epochs must be at most 1000000; got {10**18}."),
+        ("headroom", ("-j", 10**9), "--workers must be at most 1024; got 1000000000."),
+    ],
+)
+def test_a_number_far_beyond_what_can_work_is_refused_by_every_command(
+    command: str, options: tuple[object, ...], message: str, scene_shards: Path,
+    finished: tuple[RunPaths, RunRecord], srp_train: SrpTrain, tmp_path: Path,
+) -> None:  # fmt: skip
+    reads_run = command in ("distill", "evaluate", "audit")
+    output = () if command == "evaluate" else ("--output", tmp_path / "out")
+    named = finished[0].folder if reads_run else scene_shards
+    assert one_line(srp_train(command, named, *output, *options)).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
 def test_whole_needs_shards_with_the_whole_image(
     five_shards: Path, srp_train: SrpTrain, tmp_path: Path
 ) -> None:

@@ -1,13 +1,18 @@
+import dataclasses
 import json
+import math
+import re
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.errors import ConfigError
 from training.config import (
     POLICIES,
     SELECTING,
     USED_BY,
+    HeadroomConfig,
     TrainConfig,
     config_from_json,
     config_to_json,
@@ -37,7 +42,18 @@ from training.paths import RunPaths
         ("smoothing", float("nan"), "--smoothing must be 0 to 1; got nan."),
         ("num_draws", 1, "--num-draws must be 0 (exact) or at least 2, "),
         ("random_epochs", 20, "--random-epochs must be fewer than --epochs, or no choice is "),
-        ("std", (1.0, 0.0, 1.0), "--std must be above 0; got (1.0, 0.0, 1.0)."),
+        ("std", (1.0, 0.0, 1.0), "--std must be at least 0.001; got 0.0."),
+        ("std", (1.0, 1.0, math.inf), "--std must be at most 1000; got inf."),
+        ("mean", (0.5, math.nan, 0.5), "--mean must be at least 0; got nan."),
+        ("mean", (124.0, 116.0, 104.0), "--mean must be at most 1; got 124.0."),
+        ("lr", math.inf, "--lr must be at most 1000; got inf."),
+        ("weight_decay", math.inf, "--weight-decay must be at most 1000; got inf."),
+        ("tau_start", math.inf, "--tau-start must be at most 1000; got inf."),
+        ("momentum", 1.5, "--momentum must be at most 1; got 1.5."),
+        ("epochs", 10**18, f"--epochs must be at most 1000000; got {10**18}."),
+        ("batch_size", 10**18, f"--batch-size must be at most 1000000; got {10**18}."),
+        ("seed", 10**30, f"--seed must be at most {2**32 - 1}; got {10**30}."),
+        ("workers", 10**9, "--workers must be at most 1024; got 1000000000."),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_its_option(
@@ -100,6 +116,32 @@ def test_what_was_recorded_and_decided_nothing_is_left_out_on_reading(policy: st
         is_used = policy in USED_BY[field] and field != "pad_glimpses"
         assert getattr(found, field) == (other if is_used else getattr(TrainConfig(), field))
         assert (found.policy, found.lr) == (policy, 0.3)
+
+
+NUMBERS = sorted(
+    field.name
+    for field in dataclasses.fields(TrainConfig)
+    if "float" in str(field.type) or "int" in str(field.type)
+)
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_without_bounds_is_taken(name: str, value: float) -> None:
+    count = {"mean": 3, "std": 3, "proposer_channels": 1}.get(name)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: count * (value,) if count else value})
+    option = f"--{name.replace('_', '-')}"
+    assert re.fullmatch(rf"{option} must be .*; got \(?{value}.*\.", str(caught.value))
+
+
+def test_the_largest_seed_works_and_an_estimate_has_one_more() -> None:
+    assert TrainConfig(seed=2**32 - 1).seed == 2**32 - 1
+    assert torch.Generator().manual_seed(2**32 - 1)
+    with pytest.raises(ConfigError, match=f"--seed must be at most {2**32 - 2}; got {2**32 - 1}"):
+        HeadroomConfig(seed=2**32 - 1)
+    with pytest.raises(ConfigError, match="--limit must be at most 1000000000; got 10000000000"):
+        HeadroomConfig(limit=10**10)
 
 
 def test_a_config_survives_json_with_its_tuples() -> None:

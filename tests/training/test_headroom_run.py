@@ -18,6 +18,7 @@ from training.data import Shards
 from training.distributed import Process
 from training.headroom_cli import headroom
 from training.headroom_run import estimate_headroom, limited, plan_parts, work_folder
+from training.model import SelectiveClassifier
 from training.paths import RunPaths
 from training.progress import StudyBars
 from training.records import RunRecord, load_record
@@ -250,12 +251,14 @@ def test_a_folder_without_shards_says_what_to_type(srp_train: SrpTrain, tmp_path
 
 
 def test_a_loss_that_is_no_number_ends_in_one_line(
-    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("headroom", scene_shards, "--output", tmp_path, *QUICK, "--lr", "1e30")
+    real = SelectiveClassifier.logits
+    monkeypatch.setattr(SelectiveClassifier, "logits", lambda *given: real(*given) * torch.inf)
+    command = ("headroom", scene_shards, "--output", tmp_path, *QUICK, "--lr", "3")
     line = one_line(srp_train(*command), status=1)
     assert line.startswith("a small classifier must learn; got a loss or weights that are no ")
-    assert line.endswith("Use a --lr below 1e+30.")
+    assert line.endswith("Use a --lr below 3.0.")
 
 
 def test_a_fit_that_diverges_ends_in_one_line_and_keeps_the_classifiers(
