@@ -116,7 +116,9 @@ def _paths(output: Path, name: str) -> RunPaths:
 @click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
 @OUTPUT
 @click.option(
-    "--experiment", help="Name of the new run's folder.  [default: distilled-PROPOSER-sSEED]"
+    "--experiment",
+    help="Name of the new run's folder.  [default: distilled-PROPOSER-sSEED, with the options that "
+    "are not the defaults: distilled-map-prior-g64-s0]",
 )
 @AS_JSON
 @with_options(DISTILLING)
@@ -142,7 +144,7 @@ def distill(
     wanted = DistillConfig(**options)
     base = load_record(RunPaths(folder=run).record)
     seed = distilled_config(base.config, wanted).seed
-    paths = _paths(output, experiment or f"distilled-{wanted.proposer}-s{seed}")
+    paths = _paths(output, experiment or f"{wanted.arm}-s{seed}")
     with started(device) as process, _bars(process.is_main) as bars:
         on_progress, on_epoch = run_reporters(bars, base.config.epochs)
         record = distill_run(

@@ -4,6 +4,7 @@ Options that timm's train.py has carry timm's names.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,6 +254,25 @@ class DistillConfig:
     weight_decay: float = 0.01
     vflip: float = 0.5  # a map of few images is kept from learning them by heart
     seed: int | None = None
+
+    @property
+    def arm(self) -> str:
+        """Name the arm by its proposer and by all that is not the default, the seed aside.
+
+        So two fits to one run are told apart by the names of their folders.
+        """
+        told = {
+            "candidates": "", "glimpse_size": "g", "proposer_channels": "c", "proposer_lr": "lr",
+            "epochs": "e", "batch_size": "b", "balance": "balance", "weight_decay": "wd",
+            "vflip": "vflip",
+        }  # fmt: skip
+        parts = [DISTILLED, self.proposer, *(["prior"] if self.position_prior else [])]
+        for name, short in told.items():
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                joined = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                parts.append(short + re.sub(r"[^\w.+-]+", "-", joined))
+        return "-".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

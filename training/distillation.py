@@ -230,7 +230,7 @@ def _check_absent(paths: RunPaths) -> None:
     if paths.record.exists():
         raise ConfigError(
             f"a run must not be overwritten; got one in {paths.folder} already. "
-            "Name another --experiment."
+            "Name another: --experiment NAME."
         )
 
 

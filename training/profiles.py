@@ -147,15 +147,7 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
 
 def _distilled(**options: Any) -> Arm:
     wanted = DistillConfig(**options)
-    parts = (
-        "distilled",
-        wanted.proposer,
-        "prior" if wanted.position_prior else None,
-        wanted.candidates,
-        f"g{wanted.glimpse_size}",
-    )
-    name = "-".join(part for part in parts if part)
-    return Arm(name=name, config=random_of_all(), distilled=wanted)
+    return Arm(name=wanted.arm, config=random_of_all(), distilled=wanted)
 
 
 PROFILES = {

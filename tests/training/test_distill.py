@@ -283,7 +283,9 @@ def test_what_cannot_be_distilled_is_refused(
     with pytest.raises(ConfigError, match=r"without a proposer on all images; got --policy strai"):
         distill("none", of=finished[0])
     distill("twice")
-    with pytest.raises(ConfigError, match=r"must not be overwritten; got one in .*twice already"):
+    with pytest.raises(
+        ConfigError, match=r"got one in .*twice already. Name another: --experiment NAME"
+    ):
         distill("twice")
     with pytest.raises(ConfigError, match=r"--candidates must be in the shards; got 'middle', but"):
         distill("none", candidates="middle")
@@ -425,6 +427,45 @@ def test_the_command_prints_the_figures(
     assert result.exit_code == 0, result.output
     assert "how often each crop is chosen" in result.stdout
     assert load_record(base.folder.parent / "typed/record.json").config.policy == "distilled"
+
+
+def test_two_fits_to_one_run_have_names_that_tell_them_apart(
+    base: RunPaths, distill: Callable[..., RunRecord], srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    distill("to have its losses")
+    quick = ("--output", tmp_path, "-j", 1, "--device", "cpu")
+    changes = ((), ("--position-prior",), ("--glimpse-size", 24), ("--candidates", "five"),
+               ("--seed", 7))  # fmt: skip
+    for changed in changes:
+        result = srp_train("distill", base.folder, *quick, *changed)
+        assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "distilled-crops-s42", "distilled-crops-prior-s42", "distilled-crops-g24-s42",
+        "distilled-crops-five-s42", "distilled-crops-s7",
+    }  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    again = srp_train("distill", base.folder, *quick)
+    assert again.exit_code == 2
+    assert again.stderr.endswith("Name another: --experiment NAME.\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "distilled-crops"),
+        ({"proposer": "map", "seed": 3}, "distilled-map"),
+        ({"candidates": "full, centre"}, "distilled-crops-full-centre"),
+        ({"proposer": "map", "position_prior": True, "candidates": "full+five", "glimpse_size": 64},
+         "distilled-map-prior-full+five-g64"),
+        ({"proposer_channels": (4, 8), "proposer_lr": 0.1, "epochs": 3, "batch_size": 16},
+         "distilled-crops-c4-8-lr0.1-e3-b16"),
+        ({"balance": 0.2, "weight_decay": 0.0, "vflip": 0.0},
+         "distilled-crops-balance0.2-wd0.0-vflip0.0"),
+    ],
+)  # fmt: skip
+def test_an_arm_is_named_by_what_is_not_the_default(options: dict[str, Any], name: str) -> None:
+    assert DistillConfig(**options).arm == name
 
 
 def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
