@@ -20,6 +20,8 @@ from pipeline.resample import Pixels
 from pipeline.schema import GLIMPSES, ORIGINALS, SMALL_GLIMPSES
 
 Addresses = NDArray[np.int64]
+Decoded = dict[str, Pixels]
+"""What has been decoded of one sample so far, by member."""
 
 _NONE: Pixels = np.empty((0, 0, 3), np.uint8)
 _ONE_ROW = np.zeros(1, np.int64)  # a piece of one row has no next one
@@ -124,11 +126,12 @@ class Filler:
             self._gather_glimpses(located, looked_BLSS)
             looked_BLSS = None
         for row, index in enumerate(indices_B.tolist()):
+            decoded: Decoded = {}
             try:
                 if not (gathers and self._is_raw):
-                    self._copy_pixels(located, row, out)
+                    self._copy_pixels(located, row, out, decoded)
                 if looked_BLSS is not None:
-                    looked_BLSS[row] = self._glimpses(located, row)
+                    looked_BLSS[row] = self._glimpses(located, row, decoded)
             except ValueError as error:
                 raise VerificationError(
                     f"a canvas must be one of {self._codec.name}; got {error} in "
@@ -139,19 +142,21 @@ class Filler:
     def _looks_at_stored(self) -> bool:
         return self.content.glimpse_px == self._stored_px
 
-    def _copy_pixels(self, located: Located, row: int, out: Arrays) -> None:
+    def _copy_pixels(self, located: Located, row: int, out: Arrays, decoded: Decoded) -> None:
         """Copy one sample's crops or canvas, decoded where that is needed."""
         if out.crops_BKHWC is not None:
             if self.content.compiled and self._has_canvas:
-                self._gather_decoded(located, row, out.crops_BKHWC[row : row + 1])
+                self._gather_decoded(located, row, out.crops_BKHWC[row : row + 1], decoded)
             else:
-                crops = self._crops(located, row, self.content.candidates)
+                crops = self._crops(located, row, self.content.candidates, decoded)
                 for column, crop_CHW in enumerate(crops):
                     out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
         if out.canvases_BCC3 is not None:
             self._copy_image(located, self._canvas, row, out.canvases_BCC3[row])
+            decoded[self._canvas] = out.canvases_BCC3[row]
         if out.resized_BRHWC is not None and self._plan.resized:
             self._copy_image(located, self._resized, row, out.resized_BRHWC[row])
+            decoded[self._resized] = out.resized_BRHWC[row]
 
     def _copy_image(self, located: Located, name: str, row: int, out: Pixels) -> None:
         """Copy or decode pixels `(H, W, 3)`, or `(R, H, W, 3)` one below the other."""
@@ -161,17 +166,21 @@ class Filler:
             column_HWC = out.reshape(-1, *out.shape[-2:])
             self._codec.decode_into(self._bytes(located, name, row).data, column_HWC)
 
-    def _crops(self, located: Located, row: int, wanted: tuple[int, ...]) -> list[Pixels]:
+    def _crops(
+        self, located: Located, row: int, wanted: tuple[int, ...], decoded: Decoded
+    ) -> list[Pixels]:
         """View one sample's crops, each `(3, H, W)`, until this thread asks for the next ones."""
         if not self._has_canvas:
             originals_KCHW = self._array(located, ORIGINALS, row)
             return [originals_KCHW[k] for k in wanted]
-        canvas_HWC, resized_RHWC = self._pictures(located, row, wanted)
+        canvas_HWC, resized_RHWC = self._pictures(located, row, wanted, decoded)
         return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), self._plan, wanted)
 
-    def _gather_decoded(self, located: Located, row: int, out_1KHWC: Pixels) -> None:
+    def _gather_decoded(
+        self, located: Located, row: int, out_1KHWC: Pixels, decoded: Decoded
+    ) -> None:
         """Cut one sample's crops past the caches, from the thread's own memory."""
-        canvas_HWC, resized_RHWC = self._pictures(located, row, self.content.candidates)
+        canvas_HWC, resized_RHWC = self._pictures(located, row, self.content.candidates, decoded)
         sources_1K: Addresses | None = getattr(self._own, "sources_1K", None)
         if sources_1K is None:
             sources_1K = self._sources(
@@ -181,7 +190,7 @@ class Filler:
         self._gather_crops(sources_1K, out_1KHWC)
 
     def _pictures(
-        self, located: Located, row: int, wanted: tuple[int, ...]
+        self, located: Located, row: int, wanted: tuple[int, ...], decoded: Decoded
     ) -> tuple[Pixels, Pixels]:
         """View what one sample's crops are cut from; what is not needed has no pixels."""
         plan = self._plan
@@ -189,28 +198,34 @@ class Filler:
         num_cut = sum(map(plan.is_cut, wanted))
         if num_cut:
             side = plan.canvas_px
-            canvas_HWC = self._image(located, self._canvas, row, (side, side, 3))
+            canvas_HWC = self._image(located, self._canvas, row, (side, side, 3), decoded)
         if num_cut < len(wanted):
             side, count = plan.crop_px, len(plan.resized)
-            resized_RHWC = self._image(located, self._resized, row, (count, side, side, 3))
+            shape = (count, side, side, 3)
+            resized_RHWC = self._image(located, self._resized, row, shape, decoded)
         return canvas_HWC, resized_RHWC
 
-    def _image(self, located: Located, name: str, row: int, shape: tuple[int, ...]) -> Pixels:
-        """View raw pixels where they lie, or decode them into this thread's own memory."""
+    def _image(
+        self, located: Located, name: str, row: int, shape: tuple[int, ...], decoded: Decoded
+    ) -> Pixels:
+        """View raw pixels where they lie, or decode them into this thread's own memory, once."""
         if self._is_raw:
             return self._array(located, name, row)
+        if name in decoded:
+            return decoded[name]
         own: Pixels | None = getattr(self._own, name, None)
         if own is None:
             own = np.empty(shape, np.uint8)
             setattr(self._own, name, own)
         self._copy_image(located, name, row, own)
+        decoded[name] = own
         return own
 
-    def _glimpses(self, located: Located, row: int) -> Pixels:
+    def _glimpses(self, located: Located, row: int, decoded: Decoded) -> Pixels:
         """Give one sample's glimpses, `(L, S, S)`."""
         side = self.content.glimpse_px or self._stored_px
         if not self._looks_at_stored:
-            return glimpses(self._crops(located, row, self._looks), side)[:, 0]
+            return glimpses(self._crops(located, row, self._looks, decoded), side)[:, 0]
         stored = SMALL_GLIMPSES if self._has_canvas else GLIMPSES
         return self._array(located, stored, row)[self._looked, 0, :side, :side]
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline import manifest as manifests
+from pipeline.codecs import Codec
 from pipeline.crops import glimpses
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.fill import Arrays, Content
 from pipeline.loader import ArrayBatch, Loader, aligned
 from pipeline.reader import IndexedReader
+from pipeline.store import open_store
+from pipeline.stream import Stream
 
 ORDER = np.random.default_rng(0).permutation(18)
 PIECES = [ORDER[:5], ORDER[5:10], ORDER[10:15], ORDER[15:]]
@@ -94,6 +97,52 @@ def test_glimpses_may_be_those_of_other_candidates(
                     crops_KHWC = batch.arrays.crops_BKHWC[row]
                     expected = np.stack([sample.crops[k].transpose(1, 2, 0) for k in (3, 1)])
                     np.testing.assert_array_equal(crops_KHWC, expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("crops", [False, True])
+@pytest.mark.parametrize("candidates", [tuple(range(6)), (3, 1)])
+def test_a_picture_is_decoded_once_for_the_crops_and_the_glimpses_of_a_sample(
+    codec_shards: Path, compiled: bool, crops: bool, candidates: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    samples = [open_reader(codec_shards).read(index) for index in range(18)]
+    num_decoded = count_decoded(monkeypatch)
+    loader = open_loader(
+        codec_shards, compiled=compiled, crops=crops, candidates=candidates, looked_at=(0, 4, 1),
+        glimpse_px=13,
+    )  # fmt: skip
+    batches = read_all(loader)
+    assert len(num_decoded) == 2 * 18  # the canvas, and the whole image resized
+    for batch in batches:
+        for row, index in enumerate(batch.indices_B.tolist()):
+            looked = glimpses([samples[index].crops[k] for k in (0, 4, 1)], 13)
+            np.testing.assert_array_equal(batch.arrays.glimpses_BLSS[row], looked[:, 0])
+            if crops:
+                shown = [samples[index].crops[k].transpose(1, 2, 0) for k in candidates]
+                np.testing.assert_array_equal(batch.arrays.crops_BKHWC[row], np.stack(shown))
+
+
+def test_a_stream_decodes_each_picture_of_a_sample_once(
+    codec_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(codec_shards)
+    stream = Stream(store=store, manifest=store.load_manifest(), split="train")
+    num_decoded = count_decoded(monkeypatch)
+    assert len([glimpses(sample.crops, 13) for sample in stream.samples()]) == 18
+    assert len(num_decoded) == 2 * 18
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grow a list by one for each picture that is decoded from now on."""
+    real, decoded = Codec.decode_into, []
+
+    def counting(codec: Codec, data: Any, out_HWC: Any) -> None:
+        decoded.append(None)
+        real(codec, data, out_HWC)
+
+    monkeypatch.setattr(Codec, "decode_into", counting)
+    return decoded
 
 
 @pytest.mark.parametrize("compiled", [False, True])
