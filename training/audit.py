@@ -173,7 +173,8 @@ class Audit:
         rival = self.decisive
         if rival is None or rival.test is None:
             return "Choosing is not shown to be worth it here: no rival of equal cost has a test."
-        tried = f", times the {rival.tries} crops it was picked from" if rival.tries > 1 else ""
+        picked = f"; p counts {rival.tries} times, once for each crop that it was picked from"
+        tried = picked if rival.tries > 1 else ""
         told = f"({rival.test.told}{tried})"
         if self.answer == WORTH_IT:
             return (

@@ -73,8 +73,8 @@ def describe_skill(arm: Arm) -> str:
     """Say what an arm's classifier reaches without its choice, and where the answer is known."""
     told = (
         f"The classifier of {arm.name} reaches {arm.top1_random.mean:.1f} % on random crops and "
-        f"{arm.top1_fixed.mean:.1f} % on its best fixed crop, and has any crop right, in "
-        f"hindsight, of {arm.top1_any_right.mean:.1f} %"
+        f"{arm.top1_fixed.mean:.1f} % on its best fixed crop; any crop is right, in hindsight, for "
+        f"{arm.top1_any_right.mean:.1f} % of the images"
     )
     if arm.top1_oracle is not None and arm.skill is not None:
         return (
