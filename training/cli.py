@@ -221,10 +221,13 @@ def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> N
     beside it. Runs on other shards are not compared: where there are some, each data set has a page
     with the name of its shards behind it, or --shards picks one.
     """
+    from training.distributed import require_one, started
     from training.report import write_reports
 
-    for page in write_reports(runs, shards=shards, out=output, data_note=note):
-        click.echo(str(page))
+    with started("cpu") as process:
+        require_one(process, "a report", command=f"srp-train report {runs}")
+        for page in write_reports(runs, shards=shards, out=output, data_note=note):
+            click.echo(str(page))
 
 
 @contextmanager

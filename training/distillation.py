@@ -21,7 +21,7 @@ from training.choices import choose, glimpse_batches
 from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
 from training.data import Shards
 from training.distill import count_fitted, fill_fold, fit_proposer, judge
-from training.distributed import Process
+from training.distributed import Process, require_one
 from training.epoch import OnProgress, counting
 from training.evaluate import evaluation_of
 from training.loop import OnEpoch, train
@@ -67,13 +67,14 @@ def distill(
             writes into one of both.
         DivergedError: If a loss stopped being a number; the new run is not written.
     """
+    require_one(process, "a distillation", command=f"srp-train distill {run.folder}")
     started = time.monotonic()
     base = load_record(run.record)
     base = replace(base, config=replace(base.config, workers=workers))
     config = settled(distilled_config(base.config, wanted), shards)
     if resume and paths.record.exists():
         return _finished(paths, config)
-    _check(base, run, process)
+    _check(base, run)
     with written_run(paths, process):
         _check_absent(paths)
         _check_shards(base, run, shards)
@@ -208,7 +209,7 @@ def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) ->
     return record
 
 
-def _check(base: RunRecord, run: RunPaths, process: Process) -> None:
+def _check(base: RunRecord, run: RunPaths) -> None:
     if base.evaluation is None:
         raise ConfigError(
             f"a run must be finished to be distilled; got {len(base.epochs)} of "
@@ -218,11 +219,6 @@ def _check(base: RunRecord, run: RunPaths, process: Process) -> None:
         raise ConfigError(
             "what is distilled must be a classifier trained without a proposer on all images; got "
             f"--policy {base.config.policy} in {run.folder}. Train one with --policy random."
-        )
-    if process.world_size > 1:
-        raise ConfigError(
-            f"a distillation runs in one process; got {process.world_size}. Start it without "
-            "torchrun."
         )
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EveryRankError
 
 # Of glibc's malloc.h; it takes no larger threshold than this one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -64,6 +64,24 @@ def started(device: str) -> Iterator[Process]:
             yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
     finally:
         dist.destroy_process_group()
+
+
+def require_one(process: Process, work: str, *, command: str) -> None:
+    """Refuse several processes where one does all the work.
+
+    Args:
+        process: This one among its peers.
+        work: What is done, as a sentence begins with it.
+        command: What to type instead.
+
+    Raises:
+        ConfigError: If there are several.
+    """
+    if process.world_size > 1:
+        raise EveryRankError(
+            f"{work} runs in one process; got {process.world_size}. "
+            f"Start it without torchrun: {command}"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data import Shards
 from training.distill import fill_fold
 from training.distillation import distilled_config, fit_and_choose
-from training.distributed import Process
+from training.distributed import Process, require_one
 from training.epoch import OnProgress, counting
 from training.headroom import Headroom, headroom
 from training.loop import OnEpoch, fit
@@ -130,10 +130,7 @@ def estimate_headroom(
         ConfigError: If there is no such classifier, or there are several processes.
         DivergedError: If a loss stopped being a number.
     """
-    if process.world_size > 1:
-        raise ConfigError(
-            f"an estimate runs in one process; got {process.world_size}. Start it without torchrun."
-        )
+    require_one(process, "an estimate", command=f"srp-train headroom {shards.folder}")
     *halves, proposer = parts
     chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
     tables = []

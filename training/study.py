@@ -9,7 +9,7 @@ from training.arms import BEGUN_LR
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
 from training.data import Shards
 from training.distillation import distill
-from training.distributed import Process
+from training.distributed import Process, require_one
 from training.epoch import OnProgress
 from training.loop import OnEpoch, fit
 from training.model import candidate_indices
@@ -137,8 +137,11 @@ def run_study(
         Every run's record.
 
     Raises:
+        ConfigError: If several processes would have to fit a proposer.
         DivergedError: After the last run, if the loss of any stopped being a number.
     """
+    if any(run.distilled is not None for run in runs):
+        require_one(process, "a study that fits proposers", command="srp-train study SHARDS")
     records = []
     failed: dict[str, str] = {}
     for position, run in enumerate(runs):

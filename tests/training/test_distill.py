@@ -277,6 +277,21 @@ def test_another_proposer_needs_no_other_classifier(
     assert (found, again) == (record, record.evaluation)
 
 
+def test_several_processes_are_refused(
+    base: RunPaths, opened: Shards, alone: Process, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        distillation.distill(
+            base, QUICK, shards=opened, paths=RunPaths(folder=tmp_path / "run"),
+            process=replace(alone, world_size=2), workers=1, on_progress=ignore, on_epoch=ignore,
+        )  # fmt: skip
+    assert str(caught.value) == (
+        "a distillation runs in one process; got 2. Start it without torchrun: "
+        f"srp-train distill {base.folder}"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_distilled_is_refused(
     distill: Callable[..., RunRecord], finished: tuple[RunPaths, RunRecord], base: RunPaths
 ) -> None:

@@ -1,12 +1,15 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors
 import torch
+from click.testing import Result
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,7 +26,7 @@ from training.distributed import (
 )
 from training.evaluate import make_table
 from training.paths import RunPaths
-from training.records import load_record
+from training.records import RunRecord, load_record
 from training.table import Table
 from training.trainer import build_model
 
@@ -105,15 +108,23 @@ def train_together(
             "sys.exit(main())\n"
         )
         program = [str(script)]
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    return torchrun(
         *(*program, "from", str(shards), "--output", str(output)),
         *("--experiment", name, "--model", "test_resnet", "--epochs", "2", "--batch-size", "2"),
         *("--lr", "0.02", "--no-amp", "--device", "cpu", *extra),
+        folder=output,
+    )
+
+
+def torchrun(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in a folder as two processes."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *words,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     return subprocess.run(
-        command, cwd=output, env=environment, capture_output=True, text=True, timeout=240
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
 
 
@@ -161,6 +172,37 @@ def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_a
     assert f"; got nan for {poisoned} at step 3 of epoch 1. " in lines[0]
     told = json.loads(RunPaths(folder=tmp_path / "lost").diverged.read_text())
     assert told == {"keys": [poisoned]}
+
+
+@pytest.mark.parametrize(
+    ("command", "work"), [("audit RUN", "an audit"), ("report RUNS", "a report")]
+)
+def test_what_runs_in_one_process_is_refused_under_torchrun_in_one_line_before_it_begins(
+    command: str, work: str, finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished[0].folder, tmp_path / "runs" / "finished")
+    places = {"RUN": run, "RUNS": run.parent}
+    words = [str(places.get(word, word)) for word in command.split()]
+    before = sorted(tmp_path.rglob("*"))
+    done = torchrun("-m", "training", *words, folder=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0] == (
+        f"error: {work} runs in one process; got 2. Start it without torchrun: "
+        f"srp-train {' '.join(words)}"
+    )
+    assert "exitcode  : 2" in done.stderr
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_processes_evaluate_a_run_as_one_does(
+    together: RunPaths, srp_train: Callable[..., Result]
+) -> None:
+    words = ("evaluate", str(together.folder), "--device", "cpu", "--json")
+    done = torchrun("-m", "training", *words, folder=together.folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(srp_train(*words).stdout)
 
 
 def test_two_processes_leave_one_record_of_equal_steps(together: RunPaths) -> None:

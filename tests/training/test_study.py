@@ -169,6 +169,22 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
         study()
 
 
+def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_fitted(
+    opened: Shards, alone: Process, tmp_path: Path
+) -> None:
+    runs = plan_runs(DISTILLED, opened, device="cpu", workers=1)
+    with pytest.raises(ConfigError) as caught:
+        run_study(
+            runs, shards=opened, output=tmp_path, process=replace(alone, world_size=2),
+            on_run=quiet,
+        )  # fmt: skip
+    assert str(caught.value) == (
+        "a study that fits proposers runs in one process; got 2. Start it without torchrun: "
+        "srp-train study SHARDS"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
     opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
