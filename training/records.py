@@ -159,7 +159,7 @@ def load_record(path: Path) -> RunRecord:
         ) from None
     except ConfigError as error:
         raise CheckpointError(f"{error} It is in {path}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"a run's record must be whole; got {type(error).__name__}: {error} in {path}. "
             "Delete the run's folder and train it again."

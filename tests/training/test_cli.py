@@ -307,6 +307,26 @@ def test_evaluate_without_a_run_says_what_to_type(srp_train: SrpTrain, tmp_path:
     assert one_line(result).startswith("a run must have a record; got none at ")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate RUN", "audit RUN", "report RUNS", "distill RUN",
+        "headroom SHARDS -b 16 --runs RUNS", "study SHARDS --profile smoke --output RUNS",
+        "from SHARDS --output RUNS --experiment whole-s0 --resume",
+    ],
+)  # fmt: skip
+def test_a_record_of_a_million_brackets_ends_every_command_in_one_line_that_names_it(
+    command: str, finished: tuple[RunPaths, RunRecord], scene_shards: Path, srp_train: SrpTrain,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    run = RunPaths(folder=shutil.copytree(finished[0].folder, tmp_path / "whole-s0"))
+    run.record.write_text("[" * 10**6)
+    places = {"RUN": run.folder, "RUNS": tmp_path, "SHARDS": scene_shards}
+    line = one_line(srp_train(*(places.get(word, word) for word in command.split())))
+    assert line.startswith("a run's record must be whole; got RecursionError: ")
+    assert line.endswith(f" in {run.record}. Delete the run's folder and train it again.")
+
+
 def test_study_names_its_profiles(scene_shards: Path, srp_train: SrpTrain) -> None:
     result = srp_train("study", scene_shards, "--profile", "huge")
     assert "'huge' is not one of 'smoke', 'quick', 'full'" in one_line(result)

@@ -108,6 +108,9 @@ def test_a_missing_record_says_what_to_type(tmp_path: Path) -> None:
         lambda text: json.dumps({**json.loads(text), "mood": "good"}),
         lambda text: json.dumps({**json.loads(text), "epochs": [{"epoch": 1}]}),
         lambda text: "\udcff",
+        lambda text: '"text"',
+        lambda text: "[" * 10**6 + "]" * 10**6,
+        lambda text: text.replace('"shift": 2', '"shift": ' + "[" * 10**5 + "]" * 10**5),
     ],
 )
 def test_a_damaged_record_is_named(
