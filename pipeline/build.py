@@ -83,7 +83,10 @@ def build(
         num_bytes = _sample_bytes(spec)
         per_shard = samples_per_shard(num_bytes, shard_mib=spec.shard_mib)
         planned = plan_shards(images, per_shard=per_shard)
-        finished = finished_before(config.out, records, planned, spec, on_progress)
+        digests = {shard.name: shard.sha256 for shard in expected.shards} if expected else {}
+        finished = finished_before(
+            config.out, records, planned, spec, on_progress, expected=digests
+        )
         reused = tuple(finished)
         folder = shards_folder(config.out, records)
         shared = (folder, records, spec, views, backend)
@@ -97,8 +100,7 @@ def build(
         tried_again: list[str] = []
         finished.update(_run(tasks, config, on_progress, tried_again))
         built = _describe(spec, fingerprint, source.classes, images, finished)
-        if expected is not None:
-            _require_same(built, expected, source=config.source, records=records)
+        _require_same(built, digests, source=config.source, records=records)
         check_rejects(config.out, built.rejects, at_most=config.max_rejects)
         publish(config.out, records, built, finished)
         shutil.rmtree(records, ignore_errors=True)  # all is done; a later run removes what is left
@@ -110,14 +112,16 @@ def build(
     )
 
 
-def _require_same(built: Manifest, expected: Manifest, *, source: Path, records: Path) -> None:
-    """Refuse shards with other bytes than they must have, and forget them.
+def _require_same(
+    built: Manifest, digests: Mapping[str, str], *, source: Path, records: Path
+) -> None:
+    """Refuse shards with other SHA-256 than they must have, and forget them.
 
     Raises:
         VerificationError: If there are any.
     """
-    digests = {shard.name: shard.sha256 for shard in expected.shards}
-    changed = [shard.name for shard in built.shards if digests.get(shard.name) != shard.sha256]
+    sha256s = {shard.name: shard.sha256 for shard in built.shards}
+    changed = [name for name, digest in digests.items() if sha256s.get(name) != digest]
     if not changed:
         return
     shutil.rmtree(records)  # no later build may take them for its own

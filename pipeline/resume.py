@@ -9,7 +9,7 @@ their records until all are there, since a manifest must not name a shard of oth
 import contextlib
 import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,19 +151,35 @@ def _load_spec(path: Path) -> dict[str, Any]:
 
 
 def finished_before(
-    out: Path, records: Path, planned: Sequence[Planned], spec: DataSpec, on_progress: Progress
+    out: Path,
+    records: Path,
+    planned: Sequence[Planned],
+    spec: DataSpec,
+    on_progress: Progress,
+    *,
+    expected: Mapping[str, str],
 ) -> dict[str, Finished]:
-    """Find the shards that are in place with the very bytes that were written, by name."""
+    """Find the shards that are there with the very bytes that were written, by name.
+
+    Args:
+        out: Folder of the shards.
+        records: Folder of what was noted of them, and of those that lie aside.
+        planned: The shards of the build.
+        spec: The build's.
+        on_progress: Told of shards looked at and to look at.
+        expected: SHA-256 that shards must have, by name, where a folder is repaired; else empty.
+    """
     published = _published(out, planned)
     finished = {}
     for number, (shard, _) in enumerate(planned):
         aside = records / shard.name
         noted = _load_state(records / f"{shard.name}.json", spec)
         in_place = published.get(shard.name) or noted
-        kept = _intact(aside, noted)
+        digest = expected.get(shard.name)
+        kept = _intact(aside, noted, expected=digest)
         if not kept:
             aside.unlink(missing_ok=True)
-            kept = _intact(out / shard.name, in_place)
+            kept = _intact(out / shard.name, in_place, expected=digest)
         if kept:
             finished[shard.name] = kept
         if in_place:
@@ -191,14 +207,17 @@ def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
     return published
 
 
-def _intact(path: Path, noted: Finished | None) -> Finished | None:
+def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Finished | None:
     """Give what was noted of a shard if it can be kept.
 
-    One with rejects is tried again: the image may be readable or mended by now.
+    One with rejects is tried again, unless its very bytes are expected: the image may be readable
+    or mended by now.
     """
-    if noted is None or noted.rejects or not path.is_file():
+    if noted is None or not path.is_file():
         return None
     shard = noted.shard
+    if noted.rejects if expected is None else shard.sha256 != expected:
+        return None
     is_whole = path.stat().st_size == shard.num_bytes and sha256_of(path) == shard.sha256
     return noted if is_whole else None
 

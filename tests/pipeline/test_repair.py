@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import build as builds
 from pipeline import manifest as manifests
 from pipeline.build import _data_spec  # what a spec says of a config
 from pipeline.config import BuildConfig
@@ -98,6 +99,47 @@ def test_images_of_other_bytes_are_told_before_anything_is_changed(
     result = srp_data(*repair)
     assert result.exit_code == 0, result.stderr
     assert contents(out) == whole
+
+
+def test_a_shard_with_rejects_is_left_as_it_is_though_its_image_is_readable_now(
+    image_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    source, out = shutil.copytree(image_tree, tmp_path / "images"), tmp_path / "shards"
+    image = sorted((source / "val").glob("*/*.JPEG"))[0]
+    whole = image.read_bytes()
+    image.write_bytes(bytes(len(whole)))
+    build = ("build-shards", source, out, "--canvas-size=24", "--crop-size=16", "--glimpse-size=8")
+    assert srp_data(*map(str, build), "--max-rejects=1", "--workers=1").exit_code == 0
+    before = contents(out)
+    image.write_bytes(whole)
+    shard = out / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
+    assert result.exit_code == 0, result.stderr
+    assert contents(out) == before
+
+
+def test_what_a_killed_repair_from_other_images_left_is_not_taken(
+    built: tuple[Path, Path], srp_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = built
+    before = contents(out)
+    (out / "train-000000.tar").unlink()
+    image = sorted((source / "train").glob("*/*.JPEG"))[0]
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-100] + bytes([whole[-100] ^ 255]) + whole[-99:])
+    repair = ("verify", str(out), "--repair", str(source), "--workers", "1")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builds, "_require_same", killed)
+        assert srp_data(*repair).exit_code == 130
+    image.write_bytes(whole)
+    result = srp_data(*repair)
+    assert result.exit_code == 0, result.stderr
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize(
