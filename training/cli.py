@@ -27,6 +27,7 @@ _COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
 )
+LONGEST_NAME = 255  # bytes; what the file systems of Linux take
 
 
 @click.group(
@@ -107,6 +108,17 @@ def _paths(output: Path, name: str) -> RunPaths:
         raise ConfigError(
             f"--experiment must be the name of one folder; got {name!r}. "
             "Name the folder above it with --output."
+        )
+    if not name.isprintable():
+        raise ConfigError(
+            f"--experiment must hold printable characters alone; got {name[:50]!r}. "
+            "Leave out line breaks and the like."
+        )
+    num_bytes = len(name.encode())
+    if num_bytes > LONGEST_NAME:
+        raise ConfigError(
+            f"--experiment must have at most {LONGEST_NAME} bytes, as names of folders must; got "
+            f"{num_bytes} in {name[:50]}... Shorten it."
         )
     return RunPaths(folder=output / name)
 

@@ -258,6 +258,52 @@ def test_a_number_far_beyond_what_can_work_is_refused_by_every_command(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "a\nb",
+            "must hold printable characters alone; got 'a\\nb'. Leave out line breaks and the ",
+        ),
+        ("a\x1b[31m", "must hold printable characters alone; got 'a\\x1b[31m'. "),
+        ("\0", "must hold printable characters alone; got '\\x00'. "),
+        ("\udcff", "must hold printable characters alone; got '\\udcff'. "),
+        ("\n" * 300, "must hold printable characters alone; got '"),
+        (
+            "n" * 300,
+            f"must have at most 255 bytes, as names of folders must; got 300 in {'n' * 50}.",
+        ),
+        ("é" * 128, "must have at most 255 bytes, as names of folders must; got 256 in é"),
+        (
+            "a/b",
+            "must be the name of one folder; got 'a/b'. Name the folder above it with --output.",
+        ),
+        ("..", "must be the name of one folder; got '..'. "),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("command", ["from", "distill"])
+def test_a_name_that_no_folder_should_have_is_refused_before_the_start(
+    command: str, name: str, message: str, scene_shards: Path,
+    finished: tuple[RunPaths, RunRecord], srp_train: SrpTrain, tmp_path: Path,
+) -> None:  # fmt: skip
+    given = scene_shards if command == "from" else finished[0].folder
+    result = srp_train(command, given, "--output", tmp_path, "--experiment", name)
+    line = one_line(result)
+    assert line.startswith(f"--experiment {message}")
+    assert len(line) < 400
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_name_that_a_folder_can_have_is_taken(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    name = f".{'n' * 254}"
+    command = ("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "centre")
+    assert srp_train(*command, "--experiment", name).exit_code == 0
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+
+
 def test_whole_needs_shards_with_the_whole_image(
     five_shards: Path, srp_train: SrpTrain, tmp_path: Path
 ) -> None:
