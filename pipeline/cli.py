@@ -20,6 +20,7 @@ from pipeline.config import (
     ScatterConfig,
     SceneConfig,
 )
+from pipeline.durable import require_file
 from pipeline.terminal import (
     AS_JSON,
     BYTES,
@@ -168,6 +169,7 @@ def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
     """
     from pipeline.sheet import draw_sheet
 
+    require_file(output, "-o/--output")
     draw_sheet(shards, output, split=split, rows=rows, seed=seed)
     click.echo(str(output))
 

@@ -1,13 +1,71 @@
-"""Files that exist whole or not at all."""
+"""Files that exist whole or not at all, in places that can be written.
+
+An output that cannot be written is the user's mistake where that is found before the work, and
+names the option; what fails later is the disk's.
+"""
 
 import contextlib
 import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
+from pipeline.errors import ConfigError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def named_output(path: Path, option: str, *, kind: str = "folder") -> Iterator[None]:
+    """Blame an option for a place that cannot be written; for what is tried before the work.
+
+    Args:
+        path: What was given.
+        option: As it is typed.
+        kind: What it must be, a `folder` or a `file`.
+
+    Raises:
+        ConfigError: If it is no such thing, or may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise ConfigError(
+            f"{option} must be a {kind} that can be written; got {path}: {error.strerror}. "
+            f"Name another {kind}."
+        ) from error
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """Make a folder for an output, and try whether it can be written.
+
+    Raises:
+        ConfigError: If it cannot; names the option.
+    """
+    with named_output(folder, option):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+
+
+def require_file(path: Path, option: str) -> None:
+    """Try whether an output can be written in its folder, which must be there.
+
+    Raises:
+        ConfigError: If it cannot; names the option.
+    """
+    with named_output(path, option, kind="file"):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        path.exists()  # or its name is too long, which raises
+        TemporaryFile(dir=path.parent).close()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, build_opener
 
-from pipeline.durable import sync_folder
+from pipeline.durable import require_folder, sync_folder
 from pipeline.errors import ConfigError, DownloadError, VerificationError
 from pipeline.trusted import TrustedRedirects, is_trusted
 
@@ -115,7 +115,7 @@ def download(
     if path.exists():
         _check_digest(path, archive, fix=f"Remove {path} and run the same command again.")
         return path
-    out.mkdir(parents=True, exist_ok=True)
+    require_folder(out, "-o/--output")
     part = out / f"{name}.tgz.part"
     report = on_progress or (lambda _done, _total: None)
     with _alone(part):

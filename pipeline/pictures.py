@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.durable import named_errors, sync_folder, write_synced
+from pipeline.durable import named_errors, named_output, sync_folder, write_synced
 from pipeline.errors import ConfigError
 
 BOX_HEADER = ("path", "x0", "y0", "x1", "y1")
@@ -54,14 +54,14 @@ def write_pictures(
         ConfigError: If `out` cannot be written.
     """
     shutil.rmtree(aside, ignore_errors=True)
+    with named_output(out, "OUT"):
+        aside.mkdir(parents=True)
     try:
         with named_errors(aside):
             boxes = _write(aside, makers, total=total, workers=workers, on_progress=on_progress)
             write_synced(aside / BOXES_NAME, _to_csv(boxes).encode())
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise ConfigError(f"OUT must be writable; got {error}. Choose another OUT.") from error
         raise
     _publish(aside, out)
     return len(boxes)

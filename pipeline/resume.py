@@ -7,7 +7,6 @@ their records until all are there, since a manifest must not name a shard of oth
 """
 
 import contextlib
-import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline import manifest
-from pipeline.durable import remove_partials, write_file
+from pipeline.durable import named_output, remove_partials, write_file
 from pipeline.errors import ConfigError
 from pipeline.holder import held
 from pipeline.manifest import DataSpec, Reject
@@ -31,7 +30,6 @@ SCRATCH_NAME = "images"
 PICTURES_NAME = "pictures"
 HOLDER_NAME = "holder.json"
 SPEC_NAME = "spec.json"
-UNWRITABLE = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +49,10 @@ def open_state(out: Path) -> Iterator[Path]:
     Raises:
         ConfigError: If the output folder cannot be written, or another build is writing it.
     """
-    state, is_new = out / STATE_NAME, not out.exists()
-    try:
+    state = out / STATE_NAME
+    with named_output(out, "OUT"):
+        is_new = not out.exists()
         state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise ConfigError(
-            f"OUT must be a folder that can be written; got {out}: {error.strerror}. "
-            "Name another folder."
-        ) from error
     note, rule = state / HOLDER_NAME, "OUT must have one build at a time"
     with held(out, note, rule=rule, fix="Wait for it to end, or name another folder."):
         try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from pipeline.durable import named_output
 from pipeline.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
 from pipeline.log import LOG
 from pipeline.wording import printable
@@ -60,7 +61,7 @@ class Commands(click.Group):
                 type=click.Path(path_type=Path),
                 metavar="FILE",
                 expose_value=False,
-                callback=lambda _context, _option, path: LOG.open(path, warn=note),
+                callback=lambda _context, _option, path: _open_log(path),
                 help="Append what happens as JSON Lines.  [default: nowhere]",
             )
         )
@@ -94,6 +95,11 @@ class Commands(click.Group):
         program = typed[0] if peers == "1" else f"torchrun --nproc-per-node {peers} -m training"
         verb = "Resume" if isinstance(command, Resumable) else "Run again"
         return f" {verb} with: {program} {shlex.join([*typed[1:], *added])}"
+
+
+def _open_log(path: Path | None) -> None:
+    with named_output(path or Path(), "--log", kind="file"):
+        LOG.open(path, warn=note)
 
 
 class Preempted(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline.durable import require_folder
 from pipeline.terminal import AS_JSON, progress_bars, stages
 from training.options import MACHINE, PATH, SETS, with_options
 from training.paths import RunPaths
@@ -99,7 +100,7 @@ def audit(
     """
     from training.audit_report import write_audit
     from training.audit_run import audit_run
-    from training.distributed import started
+    from training.distributed import require_one, started
     from training.evaluate import shards_of
     from training.records import load_record
     from training.texts import audit_text
@@ -107,6 +108,8 @@ def audit(
     record = load_record(RunPaths(folder=run).record)
     opened = shards_of(record, shards)
     with started(device) as process, _shown(process.is_main) as on_progress:
+        require_one(process, "an audit", command=f"srp-train audit {run}")
+        require_folder(output or run, "-o/--output")
         audited = audit_run(run, shards=opened, process=process, on_progress=on_progress, **options)
         written = write_audit(audited, output or run)
     found = audited.audit

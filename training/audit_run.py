@@ -10,7 +10,7 @@ from training.audit import Audit, audit
 from training.box_run import choose_on_boxes
 from training.canvases import SCORING, check_canvases, make_offer
 from training.data import Shards
-from training.distributed import Process, require_one
+from training.distributed import Process
 from training.evaluate import count_images, load_model
 from training.figures import Arm, Run, group_arms
 from training.latency import measure_latency
@@ -71,7 +71,6 @@ def audit_run(
         CheckpointError: If the run is damaged or of other shards.
         ConfigError: If the run does not choose or is not finished, or the boxes cannot be used.
     """
-    require_one(process, "an audit", command=f"srp-train audit {run}")
     arm, others = _find(run)
     model = load_model(RunPaths(folder=run), shards, workers=workers, process=process)
     model.eval()

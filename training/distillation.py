@@ -266,7 +266,7 @@ def loss_matrix(
             path, num_samples=num_samples, num_crops=num_crops, weights=tuple(map(digest_of, used))
         )
     matrix = LossMatrix.empty(num_samples, num_crops)
-    with held_run(run, process):
+    with held_run(run, process, option="RUN"):
         for fold in range(FOLDS):
             below = run.fold(fold)
             config = replace(base.config, fold=fold, val_interval=base.config.epochs)
@@ -301,7 +301,7 @@ def judge_run(
         )
     load_weights(run.last, model)
     counter = counting(on_progress, "table", num_samples)
-    with held_run(run, process):
+    with held_run(run, process, option="RUN"):
         judged = judge(model, shards, process=process, on_rows=counter)
         judged.save(run.logits, weights=weights)
     return judged

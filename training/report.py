@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipeline.durable import write_file
+from pipeline.durable import named_output, require_file, write_file
 from pipeline.errors import ConfigError
 from training.data import Shards
 from training.digest import digest
@@ -50,6 +50,10 @@ def write_reports(
     path = out or folder / "report.html"
     paths = [path] if len(told) == 1 else [path.with_stem(f"{path.stem}-{name}") for name in
                                            _names(told)]  # fmt: skip
+    with named_output(path, "-o/--output", kind="file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for page in paths:
+        require_file(page, "-o/--output")
     for runs, page in zip(told, paths, strict=True):
         _write(runs, page, opened, data_note)
     return tuple(paths)
@@ -81,7 +85,6 @@ def _names(found: list[DataRuns]) -> list[str]:
 
 def _write(runs: DataRuns, path: Path, shards: Shards | None, data_note: str) -> None:
     page = make_page(runs.finished, unfinished=runs.unfinished, shards=shards, data_note=data_note)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, render_page(page).encode())
     text = json.dumps(digest(page.arms), indent=1)
     write_file(path.with_suffix(".json"), (text + "\n").encode())

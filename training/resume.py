@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.durable import write_file
+from pipeline.durable import named_output, require_folder, write_file
 from pipeline.errors import ConfigError, EveryRankError
 from pipeline.holder import held
 from pipeline.seal import read_seal
@@ -45,25 +45,30 @@ def written_run(paths: RunPaths, process: Process) -> Iterator[None]:
         ConfigError: If another trainer holds it; names it.
         CheckpointError: If the run's record is damaged.
     """
-    is_finished = paths.last.exists() and paths.record.exists() and (
-        load_record(paths.record).evaluation is not None
-    )  # fmt: skip
+    with named_output(paths.folder, "--output"):
+        is_begun = paths.last.exists() and paths.record.exists()
+    is_finished = is_begun and load_record(paths.record).evaluation is not None
     with contextlib.nullcontext() if is_finished else held_run(paths, process):
         yield
 
 
 @contextlib.contextmanager
-def held_run(paths: RunPaths, process: Process) -> Iterator[None]:
+def held_run(paths: RunPaths, process: Process, *, option: str = "--output") -> Iterator[None]:
     """Keep other trainers out of a run's folder; rank 0 does so for its peers.
 
+    Args:
+        paths: Of the run.
+        process: This one among its peers.
+        option: That named the folder.
+
     Raises:
-        ConfigError: If another trainer holds it; names it.
+        ConfigError: If another trainer holds it, which is named, or it cannot be written.
     """
     fault: ConfigError | OSError | None = None
     with contextlib.ExitStack() as stack:
         if process.is_main:
             try:
-                stack.enter_context(_held(paths))
+                stack.enter_context(_held(paths, option))
             except (ConfigError, OSError) as error:
                 fault = error
         faults = torch.tensor([fault is not None], dtype=torch.int64, device=process.device)
@@ -76,9 +81,9 @@ def held_run(paths: RunPaths, process: Process) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(paths: RunPaths) -> Iterator[None]:
+def _held(paths: RunPaths, option: str) -> Iterator[None]:
     is_new = not paths.folder.exists()
-    paths.folder.mkdir(parents=True, exist_ok=True)
+    require_folder(paths.folder, option)
     with held(
         paths.folder, paths.holder, rule="a run must have one trainer at a time",
         fix="Wait for it to end, or name another --experiment or --output.",

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from pipeline import durable
 from pipeline.cli import main
 from pipeline.config import CANDIDATE_SETS
 from training.cli import main as training_main
@@ -205,11 +208,65 @@ def test_the_embedded_data_set_is_drawn_and_can_be_built(srp_data: Any, tmp_path
     assert "train: 20 images in, 20 samples out" in built.stdout
 
 
-def test_a_sheet_for_a_folder_that_is_not_there_is_one_line(
-    canvas_shards: Path, srp_data: Any, tmp_path: Path
-) -> None:
-    result = srp_data("show", canvas_shards, "-o", tmp_path / "none/sheet.png")
-    assert "got No such file or directory at " in one_line_error(result)
+PLACES = {
+    "file/below": "Not a directory",
+    "folder": "Is a directory",
+    "none/sheet.png": "No such file or directory",
+    "n" * 300: "File name too long",
+    "refused": "Permission denied",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "place"),
+    [
+        ("build-shards TREE", "OUT", "file/below"),
+        ("build-shards TREE", "OUT", "n" * 300),
+        ("sample", "OUT", "file/below"),
+        ("scatter TREE", "OUT", "file/below"),
+        ("download imagenette2-160 -o", "-o/--output", "file/below"),
+        ("download imagenette2-160 -o", "-o/--output", "refused"),
+        *[("show SHARDS -o", "-o/--output", place) for place in PLACES],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work_with_its_option_and_status_2(
+    command: str, option: str, place: str, image_tree: Path, canvas_shards: Path, srp_data: Any,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    if place == "refused":  # root may write anywhere
+        monkeypatch.setattr(durable, "TemporaryFile", refuse_to_write)
+    places = {"TREE": image_tree, "SHARDS": canvas_shards}
+    words = [places.get(word, word) for word in command.split()]
+    result = srp_data(*words, tmp_path / place)
+    kind = "folder" if option == "OUT" or "download" in command else "file"
+    assert one_line_error(result) == (
+        f"error: {option} must be a {kind} that can be written; got {tmp_path / place}: "
+        f"{PLACES[place]}. "
+        f"Name another {kind}."
+    )
+    assert result.exit_code == 2
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "refused"] == before
+
+
+def refuse_to_write(**_: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("command", ["show SHARDS -o", "sample --train 1 --val 1 --size 32"])
+def test_a_disk_that_fails_while_it_is_written_ends_in_status_1(
+    command: str, canvas_shards: Path, srp_data: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    words = [canvas_shards if word == "SHARDS" else word for word in command.split()]
+    result = srp_data(*words, tmp_path / "out")
+    assert "got No space left on device" in one_line_error(result)
     assert result.exit_code == 1
 
 

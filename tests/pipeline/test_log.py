@@ -44,8 +44,12 @@ def test_a_failure_is_logged_with_its_status_behind_what_was_there(
 
 def test_a_log_that_cannot_be_written_is_an_error_at_once(srp_data: Any, tmp_path: Path) -> None:
     result = srp_data("--log", str(tmp_path / "no/log.jsonl"), "verify", str(tmp_path))
-    assert result.exit_code == 1
-    assert "got No such file or directory at" in result.stderr
+    assert result.exit_code == 2
+    path = tmp_path / "no/log.jsonl"
+    assert result.stderr == (
+        f"error: --log must be a file that can be written; got {path}: No such file or directory. "
+        "Name another file.\n"
+    )
 
 
 def test_a_log_whose_disk_is_full_is_warned_of_once_and_ends_no_build(

@@ -65,7 +65,7 @@ def test_a_killed_runs_leavings_are_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"OUT must be writable; got .*file"):
+    with pytest.raises(ConfigError, match=r"OUT must be a folder that can be written; got .*file"):
         write(tmp_path / "file" / "out", ["train/c/a"])
 
 

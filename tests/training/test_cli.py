@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import click
 import pytest
 from click.testing import Result
 
+from pipeline import durable
 from training.cli import from_shards, main
 from training.config import TrainConfig
 from training.data import Shards
@@ -371,6 +373,44 @@ def test_a_record_of_a_million_brackets_ends_every_command_in_one_line_that_name
     line = one_line(srp_train(*(places.get(word, word) for word in command.split())))
     assert line.startswith("a run's record must be whole; got RecursionError: ")
     assert line.endswith(f" in {run.record}. Delete the run's folder and train it again.")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "place", "why"),
+    [
+        ("from SHARDS --experiment below --output", "--output", "file", "Not a directory"),
+        ("from SHARDS --experiment below --output", "--output", "n" * 300, "File name too long"),
+        ("distill BASE --experiment below --output", "--output", "file", "Not a directory"),
+        ("study SHARDS --profile smoke --output", "--output", "file", "Not a directory"),
+        ("headroom SHARDS -b 16 --runs RUNS --output", "--output", "file", "Not a directory"),
+        ("audit RUN -o", "-o/--output", "file/below", "Not a directory"),
+        ("report RUNS -o", "-o/--output", "file/below", "File exists"),
+        ("report RUNS -o", "-o/--output", "folder", "Is a directory"),
+        ("from SHARDS --experiment below --output", "--output", "refused", "Permission denied"),
+        ("audit RUN -o", "-o/--output", "refused", "Permission denied"),
+        ("report RUNS -o", "-o/--output", "refused", "Permission denied"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work_with_its_option_and_status_2(
+    command: str, option: str, place: str, why: str, finished: tuple[RunPaths, RunRecord],
+    train: Callable[..., RunRecord], tiny: Callable[..., TrainConfig], scene_shards: Path,
+    srp_train: SrpTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    run = shutil.copytree(finished[0].folder, tmp_path / "runs" / "finished")
+    places = {"RUN": run, "RUNS": run.parent, "SHARDS": scene_shards, "BASE": tmp_path / "base"}
+    if "BASE" in command:
+        train(tiny(policy="random"), tmp_path / "base")
+    if place == "refused":  # root may write anywhere
+        monkeypatch.setattr(durable, "TemporaryFile", refuse)
+    line = one_line(srp_train(*(places.get(w, w) for w in command.split()), tmp_path / place))
+    assert line.startswith(f"{option} must be a ")
+    assert f" that can be written; got {tmp_path / place}" in line
+    assert f": {why}. Name another " in line
 
 
 def test_study_names_its_profiles(scene_shards: Path, srp_train: SrpTrain) -> None:
