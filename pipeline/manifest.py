@@ -7,7 +7,7 @@ one is complete.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -124,12 +124,8 @@ def suffixes_of(spec: DataSpec) -> tuple[str, ...]:
 
 
 def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
-    """Hash what decides the shards' bytes: the spec and each source's path and size.
-
-    Fields at their defaults are left out, so that a new one leaves earlier builds as they are.
-    """
-    defaults = {field.name: field.default for field in fields(spec)}
-    told = {name: value for name, value in asdict(spec).items() if value != defaults[name]}
+    """Hash what decides the shards' bytes: format, spec, and each source's path and size."""
+    told = {"format": FORMAT, **asdict(spec)}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for path, size in listing:
         digest.update(f"{path}\0{size}\n".encode())

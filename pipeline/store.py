@@ -17,6 +17,7 @@ from pipeline.remote import RemoteFile
 from pipeline.shard import ShardRecord
 
 MAX_MANIFEST_BYTES = 1 << 30
+COPY_AGAIN = "Copy the whole folder of shards there again."
 
 
 class Source(Protocol):
@@ -45,6 +46,10 @@ class Store(Protocol):
     @property
     def address(self) -> str:
         """What its user calls it."""
+
+    @property
+    def fix(self) -> str:
+        """What helps where a file of it is not what the manifest says."""
 
     def load_manifest(self) -> Manifest:
         """Read what the folder holds."""
@@ -93,6 +98,11 @@ class LocalStore:
         """The folder's path."""
         return str(self.folder)
 
+    @property
+    def fix(self) -> str:
+        """The command that writes what is missing or wrong anew."""
+        return "Run the same srp-data build-shards command again to write them anew."
+
     def load_manifest(self) -> Manifest:
         """Read what the folder holds; see `pipeline.manifest.load`."""
         return manifests.load(self.folder)
@@ -126,6 +136,11 @@ class RemoteStore:
     def address(self) -> str:
         """The folder's address."""
         return self.folder.address
+
+    @property
+    def fix(self) -> str:
+        """What its owner must do; nothing can be written from here."""
+        return COPY_AGAIN
 
     def load_manifest(self) -> Manifest:
         """Fetch what the folder holds.
@@ -183,7 +198,7 @@ class RemoteStore:
                 raise
             raise VerificationError(
                 "every shard of the manifest must be there; got none at "
-                f"{self.folder.locate(shard.name)}. Copy the whole folder of shards there again."
+                f"{self.folder.locate(shard.name)}. {COPY_AGAIN}"
             ) from None
         return _RemoteSource(remote)
 
@@ -205,10 +220,7 @@ class RemoteStore:
 
 
 def _damaged(place: str, what: str) -> VerificationError:
-    return VerificationError(
-        f"a manifest must be whole; got {what} in {place}. "
-        "Copy the whole folder of shards there again."
-    )
+    return VerificationError(f"a manifest must be whole; got {what} in {place}. {COPY_AGAIN}")
 
 
 class _LocalSource:
@@ -246,7 +258,7 @@ class _KeptSource:
 
 
 class _RemoteSource:
-    fix = "Copy the whole folder of shards there again."
+    fix = COPY_AGAIN
 
     def __init__(self, file: RemoteFile) -> None:
         self.place = file.address

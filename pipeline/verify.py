@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import VerificationError
+from pipeline.errors import DownloadError, VerificationError
 from pipeline.manifest import Manifest
 from pipeline.reader import IndexedReader
 from pipeline.schema import Sample
@@ -118,6 +118,8 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
             found = store.read_file(name, at_most=len(content))
         except FileNotFoundError:
             wrong.append(f"no {name}")
+        except (OSError, DownloadError) as error:  # what is wrong with shards is told all the same
+            wrong.append(f"{name} that cannot be read ({error})")
         else:
             if found != content:
                 wrong.append(f"another {name}")
@@ -125,7 +127,7 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
         return []
     return [
         f"the side files of DALI and timm must follow from the manifest; got {', '.join(wrong)} in "
-        f"{store.address}. Run the same srp-data build-shards command again to write them anew."
+        f"{store.address}. {store.fix}"
     ]
 
 
@@ -202,6 +204,7 @@ class _HashedStore:
         self.address = store.address
         self.load_manifest = store.load_manifest
         self.read_file = store.read_file
+        self.fix = store.fix
         self.digest = hashlib.sha256()
         self._store = store
 

@@ -306,12 +306,18 @@ def test_side_files_at_an_address_are_compared_too(web: Any, srp_data: Any, tmp_
     spoil(web.folder / "_info.json", "gone")
     result = srp_data("verify", web.address)
     assert result.exit_code == VerificationError.exit_status
-    assert f"got no _info.json, another train-000000.idx in {web.address}." in result.stderr
+    told = f"got no _info.json, another train-000000.idx in {web.address}. Copy the whole folder"
+    assert told in result.stderr
 
 
-def test_damaged_shards_and_side_files_are_named_in_one_line(own: Path) -> None:
+@pytest.mark.parametrize("how", ["cut", "unreadable"])
+def test_damaged_shards_and_side_files_are_named_in_one_line(how: str, own: Path) -> None:
     shard = manifests.load(own).shards[0]
     flip(own / shard.name, 700)
-    spoil(own / "_info.json", "cut")
-    with pytest.raises(VerificationError, match=r"^1 of \d+ shards .* \| .* another _info\.json"):
+    if how == "cut":
+        spoil(own / "_info.json", how)
+    else:
+        (own / "_info.json").unlink()
+        (own / "_info.json").mkdir()
+    with pytest.raises(VerificationError, match=r"^1 of \d+ shards .* \| .*(another )?_info\.json"):
         check(own)
