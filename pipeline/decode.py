@@ -15,8 +15,8 @@ Pillow opens every file, whoever decodes it, and what is not a plain JPEG it dec
 
 Pillow has a cap of its own, and warns of odd metadata. Both are settings of the whole process, so
 nothing here touches them but `own_process`, for processes that are ours: the workers of a build,
-and the commands. In anyone else's, Pillow's cap counts beside `max_pixels`, and a warning is what
-that program makes of it; where it is an error, the image is refused.
+and the commands. In anyone else's, Pillow's cap counts beside `max_pixels`, and that program
+decides what a warning does; where it is an error, the image is refused.
 """
 
 import contextlib

@@ -50,7 +50,7 @@ class MappedShards:
         self._addresses: dict[int, int] = {}
         self._lock = threading.Lock()
         with _LIVING_LOCK:
-            _allow_files(len(self._shards), beside=_open_files())
+            _allow_files(len(self._shards))
             _LIVING.add(self)
 
     @property
@@ -150,15 +150,18 @@ _LIVING_LOCK = threading.Lock()
 
 def _open_files() -> int:
     """Count the files that this process has open, and those that its readers are going to open."""
-    return len(os.listdir("/dev/fd")) + sum(mapped.num_unmapped for mapped in _LIVING)
+    unmapped = sum(mapped.num_unmapped for mapped in _LIVING)
+    try:
+        return len(os.listdir("/dev/fd")) + unmapped
+    except OSError:  # some containers lack it: then what is open stays unknown
+        return unmapped
 
 
-def _allow_files(count: int, *, beside: int) -> None:
+def _allow_files(count: int) -> None:
     """Raise this process's own limit on open files by the number of its new shards.
 
     Args:
         count: Of the new shards.
-        beside: Other files of this process.
 
     Raises:
         ConfigError: If the system does not let it.
@@ -167,6 +170,9 @@ def _allow_files(count: int, *, beside: int) -> None:
     if soft == resource.RLIM_INFINITY:
         return
     most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    allowed = min(soft + count, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    beside = _open_files()  # which opens a file itself
     needed = beside + count + _SPARE_FILES
     if most < needed:
         raise ConfigError(
@@ -174,4 +180,5 @@ def _allow_files(count: int, *, beside: int) -> None:
             f"this process where the system allows it {most} and {_SPARE_FILES} are kept free. "
             "Raise it with ulimit -n, or build shards with a larger --shard-mib."
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft + count, needed), most), hard))
+    if allowed < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -51,8 +51,13 @@ def write_pictures(
         The number of pictures.
 
     Raises:
-        ConfigError: If `out` cannot be written.
+        ConfigError: If `out` cannot be written, or an earlier run left complete pictures.
     """
+    if (aside / BOXES_NAME).exists():  # written last
+        raise ConfigError(
+            f"complete pictures of an earlier run must not be lost; got some in {aside}, "
+            f"which could not be moved. Move what is in it to {out} yourself, or delete it."
+        )
     shutil.rmtree(aside, ignore_errors=True)
     with named_output(out, "OUT"):
         aside.mkdir(parents=True)

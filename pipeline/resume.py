@@ -26,6 +26,7 @@ from pipeline.sources import Progress
 from pipeline.writer import sha256_of
 
 STATE_NAME = ".build"
+LOST_FOUND = "lost+found"  # in every new file system of the ext family
 SCRATCH_NAME = "images"
 PICTURES_NAME = "pictures"
 HOLDER_NAME = "holder.json"
@@ -93,6 +94,7 @@ def _require_new(out: Path) -> None:
     if state in held and state.is_dir():
         held.remove(state)
         held += [path for path in state.iterdir() if path.name not in (HOLDER_NAME, PICTURES_NAME)]
+    held = [path for path in held if path.name != LOST_FOUND and not path.match(".*.partial")]
     if held:
         raise ConfigError(
             f"OUT must be absent or an empty folder; got {out}, which exists. "

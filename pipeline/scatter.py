@@ -25,7 +25,7 @@ from pipeline.errors import ImageError, SourceError
 from pipeline.pictures import Box, Picture, write_pictures
 from pipeline.plan import SourceImage
 from pipeline.resume import open_new
-from pipeline.sources import SPLITS, Progress, open_source
+from pipeline.sources import SPLITS, Progress, open_source, require_source
 
 BANK = 400  # images of a split that lend their textures
 BANK_PX = 192  # they are kept no larger than this
@@ -59,6 +59,7 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
         ConfigError: If the output folder holds something, cannot be written, or is being written.
         SourceError: If the source is damaged, or one of its images cannot be read.
     """
+    require_source(config.source)
     with open_new(config.out) as aside, TemporaryDirectory(prefix="srp-scatter-") as scratch:
         source = open_source(
             config.source, scratch=Path(scratch) / "images", on_progress=on_progress

@@ -66,7 +66,7 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_j
             "not written to since; --all reads them again"
         )
     for name in verdict.unnamed:
-        note(f"passed over {name}: not in the manifest")
+        note(f"skipped {name}: not in the manifest")
     if as_json:
         found = {"folder": str(verdict.folder), "unread": verdict.unread, **counts_of(manifest)}
         click.echo(json.dumps(found, indent=1))

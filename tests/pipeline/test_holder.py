@@ -57,7 +57,8 @@ def test_of_two_commands_that_draw_into_one_folder_the_second_says_who_holds_it(
 ) -> None:
     out = tmp_path / "out"
     source = [image_tree, "-j1"] if command == "scatter" else ["--train=9", "--val=1"]
-    arguments = [command, *source, out, "--size=160", "--seed=1"]
+    size = f"--size={2000 if command == 'scatter' else 160}"  # large enough to be caught at it
+    arguments = [command, *source, out, size, "--seed=1"]
     first = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
         cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -83,7 +84,7 @@ def test_of_two_commands_that_draw_into_one_folder_the_second_says_who_holds_it(
     assert {line.partition(",")[0] for line in listed} == drawn
     assert not (out / ".build").exists()
     alone = tmp_path / "alone"
-    srp_data(command, *source, alone, "--size=160", "--seed=1")
+    srp_data(command, *source, alone, size, "--seed=1")
     assert files(out) == files(alone)
 
 

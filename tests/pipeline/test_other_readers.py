@@ -154,7 +154,8 @@ def test_ray_reads_every_codec(all_built: dict[str, Built]) -> None:
     ]
     command = [sys.executable, "-c", RAY, json.dumps(asked)]
     quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    result = subprocess.run(command, env=quiet, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
     found: dict[str, Found] = {name: set() for name in CODECS}
     for line in result.stdout.splitlines():
         if not line.startswith("ROW "):  # Ray's own

@@ -85,6 +85,9 @@ def test_complete_pictures_that_cannot_be_moved_are_kept_and_named(
     )
     assert (aside / "val/c/1.JPEG").read_bytes() == b"val/c/1.JPEG"
     assert len((aside / "boxes.csv").read_text().splitlines()) == 3
+    with pytest.raises(ConfigError, match=r"^complete pictures of an earlier run must not be lost"):
+        write(tmp_path, ["train/c/2.JPEG"])
+    assert len(list(aside.rglob("*.JPEG"))) == 2
 
 
 @pytest.fixture

@@ -152,3 +152,20 @@ def test_what_is_not_scattered_is_counted_and_named(
     assert result.exit_code == 0
     for name in ("notes.txt", "loop"):
         assert f"\nskipped train/cat/{name}\n" in result.stdout
+
+
+def test_a_source_that_is_not_there_leaves_nothing_behind(srp_data: Any, tmp_path: Path) -> None:
+    result = srp_data("scatter", tmp_path / "nope", tmp_path / "deep/a/out")
+    assert result.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_file_system_and_what_a_kill_left_count_as_empty(
+    image_tree: Path, srp_data: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "lost+found").mkdir(parents=True)
+    (out / ".build").mkdir()
+    (out / ".build/.holder.json.77.partial").touch()
+    result = srp_data("scatter", image_tree, out, "--size=32", "-j1")
+    assert result.exit_code == 0, result.output
