@@ -26,6 +26,7 @@ from training.priced import Priced
 from training.summary import SIGNIFICANCE
 from training.table import Table, final_hits
 
+FORMAT = "srp-audit/2"  # 1 had none, and called the best crop in hindsight the oracle
 WORTH_IT, NOT_WORTH_IT, NOT_SHOWN = "worth it", "not worth it", "not shown"
 SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
 
@@ -206,11 +207,18 @@ class Audit:
                 f"{rival.least_shown:.2f} points or more: half the width of its {rival.level:.3g} "
                 f"% interval, and no less than {LEAST_IMAGES} images."
             )
-        return tuple(filter(None, (limit, few_seeds(len(rival.test.seeds)))))
+        rests_on = self.equals if self.answer == WORTH_IT else [rival]
+        fewest = min(len(other.test.seeds) for other in rests_on if other.test)
+        return tuple(filter(None, (limit, few_seeds(fewest))))
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs, answer and verdict first."""
-        told = {"answer": self.answer, "verdict": self.verdict, "notes": list(self.notes)}
+        told = {
+            "format": FORMAT,
+            "answer": self.answer,
+            "verdict": self.verdict,
+            "notes": list(self.notes),
+        }
         return {**told, **_plain(self)}
 
 

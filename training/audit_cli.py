@@ -108,7 +108,7 @@ def audit(
     record = load_record(RunPaths(folder=run).record)
     opened = shards_of(record, shards)
     with started(device) as process, _shown(process.is_main) as on_progress:
-        require_one(process, "an audit", command=f"srp-train audit {run}")
+        require_one(process, "an audit")
         require_folder(output or run, "-o/--output")
         audited = audit_run(run, shards=opened, process=process, on_progress=on_progress, **options)
         written = write_audit(audited, output or run)

@@ -304,6 +304,7 @@ def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
     changed = [
         f"{option} {ours} in the record, {theirs} in the checkpoint"
         for option, ours, theirs in changed_options(record.config, meta.config)
+        if option != "--initial-checkpoint"  # spelt from where each command was typed
     ]
     if meta.fingerprint not in ("", record.data.fingerprint):
         changed.append("shards of other images or options")

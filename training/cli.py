@@ -237,7 +237,7 @@ def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> N
     from training.report import write_reports
 
     with started("cpu") as process:
-        require_one(process, "a report", command=f"srp-train report {runs}")
+        require_one(process, "a report")
         for page in write_reports(runs, shards=shards, out=output, data_note=note):
             click.echo(str(page))
 

@@ -329,7 +329,7 @@ def _alike(name: str, one: Any, other: Any) -> bool:
 
 
 def check_used(policy: str, fields: Iterable[str]) -> None:
-    """Refuse fields that somebody set and a policy would ignore.
+    """Refuse fields that were set and that a policy would ignore.
 
     Raises:
         ConfigError: If there is one; it names the policies that use it.

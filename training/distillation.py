@@ -67,7 +67,7 @@ def distill(
             writes into one of both.
         DivergedError: If a loss stopped being a number; the new run is not written.
     """
-    require_one(process, "a distillation", command=f"srp-train distill {run.folder}")
+    require_one(process, "a distillation")
     started = time.monotonic()
     base = load_record(run.record)
     base = replace(base, config=replace(base.config, workers=workers))

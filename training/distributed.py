@@ -66,21 +66,20 @@ def started(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def require_one(process: Process, work: str, *, command: str) -> None:
+def require_one(process: Process, work: str) -> None:
     """Refuse several processes where one does all the work.
 
     Args:
         process: This one among its peers.
         work: What is done, as a sentence begins with it.
-        command: What to type instead.
 
     Raises:
         ConfigError: If there are several.
     """
     if process.world_size > 1:
         raise EveryRankError(
-            f"{work} runs in one process; got {process.world_size}. "
-            f"Start it without torchrun: {command}"
+            f"{work} runs in one process; got {process.world_size}. Type the same with srp-train "
+            "in place of torchrun and its options."
         )
 
 

@@ -236,7 +236,8 @@ def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
     """
     groups: dict[tuple[str, TrainConfig, int], list[Run]] = {}
     seen: Counter[tuple[str, TrainConfig]] = Counter()
-    for run in runs:
+    # What lies where its record says is the original.
+    for run in sorted(runs, key=lambda run: run.folder.name != run.record.name):
         name, config = arm_name(run.record), run.record.config
         copy = seen[name, config]
         seen[name, config] += 1

@@ -130,7 +130,7 @@ def estimate_headroom(
         ConfigError: If there is no such classifier, or there are several processes.
         DivergedError: If a loss stopped being a number.
     """
-    require_one(process, "an estimate", command=f"srp-train headroom {shards.folder}")
+    require_one(process, "an estimate")
     *halves, proposer = parts
     chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
     tables = []

@@ -123,8 +123,10 @@ def _train(
             )
             training.train()
     except DivergedError as error:
-        if error.keys and process.is_main:
-            write_file(paths.diverged, json.dumps({"keys": error.keys}, indent=1).encode())
+        if error.keys:  # on all ranks or on none
+            if process.is_main:
+                write_file(paths.diverged, json.dumps({"keys": error.keys}, indent=1).encode())
+            wait_for_main(process)  # torchrun kills the others once one has ended
         raise
     return training
 

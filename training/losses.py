@@ -110,7 +110,8 @@ def _read(
     # A checkpoint that was deleted since, to save room, says nothing against them.
     known = [own or other for own, other in zip(weights, found, strict=False)]
     if len(found) != len(weights) or list(found) != known:
-        raise _unusable(path, "those of other checkpoints")
+        named = "those of other checkpoints" if any(found) else "those that name no checkpoint"
+        raise _unusable(path, named)
     return tensors
 
 

@@ -15,6 +15,7 @@ from training.figures import Arm
 from training.table import final_hits
 
 BOOTSTRAPS = 10_000
+EQUAL = 1e-12  # of differences of shares: what rounding leaves
 BOOTSTRAP_SEED = 0
 ENOUGH_SEEDS = 4  # for a bootstrap over them
 DRAWN_AT_ONCE = 500  # of the draws
@@ -28,7 +29,8 @@ class PairedTest(NamedTuple):
     `seeds` are those that both have a table of. `points` is what the first has above the second,
     %, `low` and `high` the ends of its 95 % bootstrap interval. `p` is two-sided, by `method`: for
     one seed McNemar's where both sides are right or wrong, else of that bootstrap, over images and
-    seeds. `p_over_seeds` is of a paired t over the seeds, None for one. `least_shown` is the
+    seeds. `p_over_seeds` is of a paired t over the seeds, None for one seed, or
+    where all have one difference. `least_shown` is the
     smallest difference that so many images and seeds tell from chance, points; see
     `least_difference`.
     """
@@ -134,10 +136,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float((2 * tail + ways) / 2**discordant)
 
 
-def paired_t(differences_S: np.ndarray) -> float:
+def paired_t(differences_S: np.ndarray) -> float | None:
     """Give the two-sided p of Student's t that the mean of the seeds' differences is 0.
 
-    The images are taken for fixed: it asks what other seeds would give on these.
+    The images are taken for fixed: it asks what other seeds would give on these. None where all
+    seeds have one difference: counts of images agree by chance, and such a spread tells nothing.
 
     Args:
         differences_S: Mean difference of each seed, at least two.
@@ -146,8 +149,8 @@ def paired_t(differences_S: np.ndarray) -> float:
     """
     freedom = len(differences_S) - 1
     mean, sd = differences_S.mean(), differences_S.std(ddof=1)
-    if mean == 0:
-        return 1.0
+    if sd < EQUAL:
+        return None
     angle = math.atan2(abs(mean) * math.sqrt(freedom + 1), sd * math.sqrt(freedom))
     cosine, sine = math.cos(angle), math.sin(angle)
     odd = freedom % 2

@@ -35,7 +35,7 @@ class RunPaths:
 
     @property
     def holder(self) -> Path:
-        """Who writes the run, while somebody does."""
+        """Who writes the run, while it is being written."""
         return self.folder / ".holder.json"
 
     @property

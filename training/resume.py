@@ -122,7 +122,7 @@ def open_record(
         record = load_record(paths.record)
         _check_same(record, config, shards=shards, paths=paths, process=process)
         check_own(paths.last, meta, record)
-        if paths.best.exists():  # or the next record would name it, whosever it is
+        if paths.best.exists():  # or the next record would name it, though it is of another run
             check_own(paths.best, read_meta(paths.best), record)
         # A run that was killed between the two files has told of an epoch that it did not save.
         return replace(record, epochs=record.epochs[: meta.epoch])

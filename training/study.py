@@ -140,8 +140,9 @@ def run_study(
         ConfigError: If several processes would have to fit a proposer.
         DivergedError: After the last run, if the loss of any stopped being a number.
     """
-    if any(run.distilled is not None for run in runs):
-        require_one(process, "a study that fits proposers", command="srp-train study SHARDS")
+    is_fitted = {run.name for run in runs if RunPaths(folder=output / run.name).record.exists()}
+    if any(run.distilled is not None and run.name not in is_fitted for run in runs):
+        require_one(process, "a study that fits proposers")
     records = []
     failed: dict[str, str] = {}
     for position, run in enumerate(runs):

@@ -128,7 +128,10 @@ def describe_noise(arms: Sequence[Arm]) -> str:
         f"± is the sd over seeds; the images alone give each run a binomial sd of {noise:.1f} "
         "points."
     )
-    return f"{told} {few_seeds(min(len(arm.runs) for arm in arms))}".rstrip()
+    if any(len(arm.runs) == 1 for arm in arms):
+        told = f"{told} An arm of one seed is tested by its images alone."
+    fewest = min(len(arm.runs) for arm in arms if len(arm.runs) > 1)
+    return f"{told} {few_seeds(fewest)}".rstrip()
 
 
 def binomial_sd(arm: Arm) -> float:

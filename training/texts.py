@@ -29,7 +29,7 @@ def _lines(found: Audit) -> Iterator[str]:
         yield "p: bootstrap over images and seeds; t: p of a paired t over the seeds"
     yield _line("the chosen crop", _spread(found.top1), f"{found.macs / 1e6:.1f} M MACs")
     for rival in found.rivals:
-        yield _line(rival.name, _spread(rival.top1), _beside(rival))
+        yield _line(rival.name, _spread(rival.top1), _beside(rival, found.seeds))
     if found.oracle is not None:
         yield _line(ORACLE, _spread(found.oracle))
     yield _line("any crop right, in hindsight", _spread(found.any_right))
@@ -63,13 +63,15 @@ def _lines(found: Audit) -> Iterator[str]:
         yield from _price_lines(found.priced)
 
 
-def _beside(rival: Rival) -> str:
+def _beside(rival: Rival, seeds: tuple[int, ...]) -> str:
     told = f"{rival.macs / 1e6:.1f} M MACs, choosing {rival.points:+.1f}"
     if rival.test is None:
         return told
     test = rival.test
     told = f"{told} (95 % {test.low:+.1f} to {test.high:+.1f}), p {write_p(test.p)}"
-    return told if test.p_over_seeds is None else f"{told}, t {write_p(test.p_over_seeds)}"
+    if test.p_over_seeds is not None:
+        told = f"{told}, t {write_p(test.p_over_seeds)}"
+    return told if test.seeds == seeds else f"{told}, {name_seeds(test.seeds)} alone"
 
 
 def _box_lines(boxes: BoxFigures) -> Iterator[str]:

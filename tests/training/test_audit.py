@@ -273,13 +273,14 @@ def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
     found = audit(arm, group_arms(whole))
     alike = replace(found, rivals=tuple(one._replace(macs=found.macs) for one in found.rivals))
     assert "against whole, a classifier of its own" in alike.verdict
-    assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001; paired t" in alike.verdict
+    assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001)" in alike.verdict
 
 
 def test_it_is_json_and_text(make_run: Make) -> None:
     found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
     fields = json.loads(json.dumps(found.to_json()))
-    assert list(fields)[:3] == ["answer", "verdict", "notes"]
+    assert list(fields)[:4] == ["format", "answer", "verdict", "notes"]
+    assert fields["format"] == "srp-audit/2"
     assert (fields["answer"], fields["verdict"]) == ("worth it", found.verdict)
     assert fields["top1"] == {"mean": 100.0, "sd": 0.0}
     assert len(fields["rivals"]) == len(found.rivals)

@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from pipeline.errors import CheckpointError, ConfigError
-from training.checkpoint import digest_of
+from training.checkpoint import check_own, digest_of, read_meta
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data import Shards
 from training.distillation import distill
@@ -237,6 +237,15 @@ def test_a_checkpoint_of_another_run_beside_an_edited_record_is_not_gone_on_with
         f"{REFUSED}SHA-256 {theirs[:12]}, not {ours[:12]} in {paths.last}. Put back what was "
         "there, or delete the run's folder and train it again."
     )
+
+
+def test_two_spellings_of_the_checkpoint_that_a_run_began_with_are_no_other_run(
+    broken: dict[int, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
+    edit(paths, initial_checkpoint="runs/a/last.safetensors")
+    monkeypatch.chdir(tmp_path)
+    check_own(paths.last, read_meta(paths.last), load_record(paths.record))
 
 
 def test_a_record_that_was_edited_is_told_from_what_its_checkpoint_says(
