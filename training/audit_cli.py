@@ -109,7 +109,8 @@ def audit(
     opened = shards_of(record, shards)
     with started(device) as process, _shown(process.is_main) as on_progress:
         require_one(process, "an audit")
-        dataclasses.replace(record.config, workers=options["workers"])  # refused before a folder is made
+        # What cannot work is refused before a folder is made.
+        dataclasses.replace(record.config, workers=options["workers"])
         require_folder(output or run, "-o/--output")
         audited = audit_run(run, shards=opened, process=process, on_progress=on_progress, **options)
         written = write_audit(audited, output or run)
