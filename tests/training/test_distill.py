@@ -286,8 +286,8 @@ def test_several_processes_are_refused(
             process=replace(alone, world_size=2), workers=1, on_progress=ignore, on_epoch=ignore,
         )  # fmt: skip
     assert str(caught.value) == (
-        "a distillation runs in one process; got 2. Start it without torchrun: "
-        f"srp-train distill {base.folder}"
+        "a distillation runs in one process; got 2. Type the same with srp-train in place of "
+        "torchrun and its options."
     )
     assert not list(tmp_path.iterdir())
 
@@ -396,7 +396,7 @@ def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"got the tensors labels_N, logits_NKC in .* Delete"):
         LossMatrix.load(path, num_samples=5, num_crops=3, weights=("a",))
     save_file({"labels_N": torch.zeros(5), "logits_NKC": torch.zeros(5, 3, 10)}, path)
-    with pytest.raises(CheckpointError, match=r"got those of other checkpoints in "):
+    with pytest.raises(CheckpointError, match=r"got those that name no checkpoint in "):
         Judged.load(path, num_samples=5, num_crops=3, weights=("a",))  # it names none
 
 

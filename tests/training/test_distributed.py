@@ -188,8 +188,8 @@ def test_what_runs_in_one_process_is_refused_under_torchrun_in_one_line_before_i
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert lines[0] == (
-        f"error: {work} runs in one process; got 2. Start it without torchrun: "
-        f"srp-train {' '.join(words)}"
+        f"error: {work} runs in one process; got 2. Type the same with srp-train in place of "
+        "torchrun and its options."
     )
     assert "exitcode  : 2" in done.stderr
     assert done.stdout == ""

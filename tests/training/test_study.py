@@ -170,7 +170,7 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
 
 
 def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_fitted(
-    opened: Shards, alone: Process, tmp_path: Path
+    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = plan_runs(DISTILLED, opened, device="cpu", workers=1)
     with pytest.raises(ConfigError) as caught:
@@ -179,10 +179,19 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
             on_run=quiet,
         )  # fmt: skip
     assert str(caught.value) == (
-        "a study that fits proposers runs in one process; got 2. Start it without torchrun: "
-        "srp-train study SHARDS"
+        "a study that fits proposers runs in one process; got 2. Type the same with srp-train in "
+        "place of torchrun and its options."
     )
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(study, "_finish", lambda run, **_: run)
+    for run in runs:
+        if run.distilled is not None:
+            (tmp_path / run.name).mkdir()
+            RunPaths(folder=tmp_path / run.name).record.touch()
+    done = run_study(
+        runs, shards=opened, output=tmp_path, process=replace(alone, world_size=2), on_run=quiet
+    )
+    assert list(done) == list(runs)  # all that is left to train may be trained by several
 
 
 def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
