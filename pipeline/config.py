@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cpus import num_usable
-from pipeline.errors import ConfigError
+from pipeline.common.cpus import num_usable
+from pipeline.common.errors import ConfigError
 
 _CROP_SETS = {
     "five": "the four corners and the centre",
@@ -33,7 +33,7 @@ class BuildConfig:
         canvas_size: Side of the square canvas, px.
         crop_size: Side of every crop, px.
         glimpse_size: Side of the stored glimpses before padding, px.
-        candidates: One of `CANDIDATE_SETS`; see `pipeline.crops.plan_crops`.
+        candidates: One of `CANDIDATE_SETS`; see `pipeline.format.crops.plan_crops`.
         layout: `tensors` stores every crop; `canvas` stores the canvas and cuts on reading.
         codec: How a canvas is written; only `jpeg` loses anything.
         jpeg_quality: 1 to 100, of the codec `jpeg`.

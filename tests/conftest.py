@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.build import BuildResult, build
-from pipeline.cli import main
+from pipeline.build.build import BuildResult, build
+from pipeline.cli.main import main
 from pipeline.config import CODECS, BuildConfig
-from pipeline.resample import Pixels
+from pipeline.pixels.resize import Pixels
 
 REPO = Path(__file__).resolve().parents[1]
 REAL_ARCHIVE = REPO.parent / "shared/data/imagenette2-224.tgz"

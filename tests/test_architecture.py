@@ -9,70 +9,80 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import bench_cli, bench_config, cli, config
+from pipeline import config
+from pipeline.bench import cli as bench_cli
+from pipeline.bench import config as bench_config
+from pipeline.cli import main
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "training")
 
 # What training may know of the pipeline: the format, and how to meet the disk and the terminal.
 SEAM = {
-    "pipeline.address",
-    "pipeline.cache",
-    "pipeline.copies",
-    "pipeline.arrays",
-    "pipeline.codecs",
+    "pipeline.stream.address",
+    "pipeline.stream.cache",
+    "pipeline.pixels.streaming_copy",
+    "pipeline.format.npy",
+    "pipeline.format.codecs",
     "pipeline.config",
-    "pipeline.cpus",
-    "pipeline.crops",
-    "pipeline.durable",
-    "pipeline.errors",
-    "pipeline.fill",
-    "pipeline.holder",
-    "pipeline.kernels",
-    "pipeline.loader",
-    "pipeline.log",
-    "pipeline.mapped",
-    "pipeline.manifest",
-    "pipeline.order",
-    "pipeline.pictures",
-    "pipeline.pieces",
-    "pipeline.reader",
-    "pipeline.redirects",
-    "pipeline.remote",
-    "pipeline.resample",
-    "pipeline.schema",
-    "pipeline.seal",
-    "pipeline.shard",
-    "pipeline.store",
-    "pipeline.stream",
-    "pipeline.tar",
-    "pipeline.terminal",
-    "pipeline.wording",
+    "pipeline.common.cpus",
+    "pipeline.format.crops",
+    "pipeline.common.atomic_io",
+    "pipeline.common.errors",
+    "pipeline.read.collate",
+    "pipeline.common.file_lock",
+    "pipeline.pixels.kernels",
+    "pipeline.read.loader",
+    "pipeline.common.event_log",
+    "pipeline.read.memory_map",
+    "pipeline.format.manifest",
+    "pipeline.read.sampler",
+    "pipeline.datasets.writer",
+    "pipeline.stream.partition",
+    "pipeline.read.reader",
+    "pipeline.stream.http_session",
+    "pipeline.stream.remote_file",
+    "pipeline.pixels.resize",
+    "pipeline.format.sample",
+    "pipeline.common.checksum",
+    "pipeline.format.index",
+    "pipeline.stream.store",
+    "pipeline.stream.stream",
+    "pipeline.format.ustar",
+    "pipeline.common.console",
+    "pipeline.common.wording",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {
-    "pipeline.bench_cli",
-    "pipeline.cli",
-    "pipeline.verify_cli",
-    "pipeline.terminal",
-    "training.audit_cli",
-    "training.cli",
-    "training.headroom_cli",
+    "pipeline.bench.cli",
+    "pipeline.cli.main",
+    "pipeline.cli.verify",
+    "pipeline.common.console",
+    "training.cli.judge",
+    "training.cli.train",
+    "training.cli.headroom",
 }
 LATE_BACKENDS = {
-    "pipeline.remote": {"fsspec", "pipeline"},
-    "pipeline.stream": {"webdataset"},
-    "pipeline.codecs": {"pipeline"},
-    "pipeline.backends": {"pipeline"},
-    "pipeline.bench_build": {"pipeline"},
-    "pipeline.fill": {"pipeline"},
-    "pipeline.resample": {"pipeline"},
+    "pipeline.stream.remote_file": {"fsspec", "pipeline"},
+    "pipeline.stream.stream": {"webdataset"},
+    "pipeline.format.codecs": {"pipeline"},
+    "pipeline.decode.backends": {"pipeline"},
+    "pipeline.bench.decoders": {"pipeline"},
+    "pipeline.read.collate": {"pipeline"},
+    "pipeline.pixels.resize": {"pipeline"},
 }
-MAY_PRINT = {"pipeline.cli", "pipeline.terminal", "training.cli"}
+MAY_PRINT = {"pipeline.cli.main", "pipeline.common.console", "training.cli.train"}
 
-MAY_KNOW_TORCH = {"pipeline.predecessor", "pipeline.bench_chart"}
-# A peer runs in environments without srp's packages; ours is at home.
-PEERS_KNOW = {"pipeline.peers.tar", "pipeline.peers.tensors", "pipeline.peers.turn"}
+MAY_KNOW_TORCH = {"pipeline.bench.predecessor", "pipeline.bench.loaders.chart"}
+# A loader runs in environments without srp's packages; ours is at home. These run and show them.
+AROUND_LOADERS = {
+    f"pipeline.bench.loaders.{name}" for name in ("run", "export", "process", "rows", "chart")
+}
+LOADERS_KNOW = {
+    "pipeline.bench.loaders.tar",
+    "pipeline.bench.loaders.tensors",
+    "pipeline.bench.loaders.protocol",
+}
 
 Imports = set[str]
 
@@ -136,18 +146,21 @@ def roots(names: Imports) -> Imports:
 @pytest.mark.parametrize("name", MODULES["pipeline"])
 def test_the_pipeline_knows_neither_training_nor_its_libraries(name: str) -> None:
     # What the benches compare with, where it is installed, and a chart of it.
-    if name in MAY_KNOW_TORCH or name.startswith("pipeline.peers."):
+    is_loader = name.startswith("pipeline.bench.loaders.") and name not in AROUND_LOADERS
+    if name in MAY_KNOW_TORCH or is_loader:
         return
     beyond = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}
     assert not roots(imports_of(MODULES["pipeline"][name])) & beyond
 
 
-@pytest.mark.parametrize("name", sorted(n for n in NAMES if n.startswith("pipeline.peers.")))
-def test_a_peer_knows_no_more_of_srp_than_how_to_take_its_turn(name: str) -> None:
-    if name == "pipeline.peers.ours":
+@pytest.mark.parametrize(
+    "name", sorted(n for n in NAMES if n.startswith("pipeline.bench.loaders."))
+)
+def test_a_loader_knows_no_more_of_srp_than_how_to_take_its_turn(name: str) -> None:
+    if name == "pipeline.bench.loaders.ours" or name in AROUND_LOADERS:
         return
     known = {n for n in imports_of(MODULES["pipeline"][name]) if n.startswith("pipeline.")}
-    assert known <= PEERS_KNOW
+    assert known <= LOADERS_KNOW
 
 
 @pytest.mark.parametrize("name", MODULES["training"])
@@ -166,6 +179,36 @@ def test_the_seam_rests_on_itself() -> None:
 def test_no_module_imports_itself_by_a_detour(package: str) -> None:
     graph = {name: imports_of(tree) & NAMES for name, tree in MODULES[package].items()}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the cycle
+
+
+# Each folder may know those after it; what stands in one line knows nothing of its neighbours.
+ROOMS = (
+    {"pipeline.cli"},
+    {"pipeline.bench", "pipeline.verify"},
+    {"pipeline.datasets"},
+    {"pipeline.build"},
+    {"pipeline.decode", "pipeline.sources", "pipeline.stream"},
+    {"pipeline.read"},
+    {"pipeline.format"},
+    {"pipeline.pixels", "pipeline.config"},
+    {"pipeline.common"},
+)
+ROOM_OF = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+
+
+def room(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES["pipeline"] if "." in n))
+def test_the_arrows_between_folders_point_one_way(name: str) -> None:
+    known = {room(other) for other in imports_of(MODULES["pipeline"][name]) & NAMES}
+    for other in known - {room(name), "pipeline"}:
+        assert ROOM_OF[other] > ROOM_OF[room(name)], f"{name} knows {other}"
+
+
+def test_every_folder_has_its_place() -> None:
+    assert {room(name) for name in MODULES["pipeline"] if "." in name} == ROOM_OF.keys()
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -188,7 +231,8 @@ def test_function_bodies_are_short(name: str) -> None:
     for node in ast.walk(MODULES[name.split(".")[0]][name]):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
-            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
+            last = body[-1].end_lineno if body else None
+            length = last - body[0].lineno + 1 if last else 0
             assert length <= 40, f"{node.name} has {length} lines"
 
 
@@ -203,9 +247,9 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 # One line for each command that fills a config: the command, the config, its fields that are
 # arguments.
 SURFACES = [
-    (cli.build_shards, config.BuildConfig, {"source", "out"}),
-    (cli.sample, config.SceneConfig, set()),
-    (cli.scatter, config.ScatterConfig, {"source", "out"}),
+    (main.build_shards, config.BuildConfig, {"source", "out"}),
+    (main.sample, config.SceneConfig, set()),
+    (main.scatter, config.ScatterConfig, {"source", "out"}),
     (bench_cli.bench_build, bench_config.BenchConfig, {"source"}),
     (bench_cli.bench_load, bench_config.LoadBenchConfig, {"shards"}),
 ]
@@ -226,7 +270,7 @@ def test_options_and_fields_are_the_same_with_the_same_defaults(
     assert arguments <= positional
 
 
-GROUPS = (cli.main, bench_cli.bench)
+GROUPS = (main.main, bench_cli.bench)
 COMMANDS = [(name, command) for group in GROUPS for name, command in group.commands.items()]
 
 

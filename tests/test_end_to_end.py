@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.verify import verify
-from training.records import load_record
+from pipeline.verify.verify import verify
+from training.run.record import load_record
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("whole-s0", "centre-s0", "predecessor-g16-s0", "straight-through-g16-s0")

@@ -15,23 +15,23 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import manifest as manifests
-from pipeline.build import build
+from pipeline.build.build import build
+from pipeline.common.errors import SrpError
 from pipeline.config import BuildConfig
-from pipeline.errors import SrpError
-from pipeline.manifest import Manifest
-from pipeline.reader import IndexedReader
-from pipeline.scenes import draw_dataset
-from pipeline.store import open_store
-from pipeline.stream import Stream
-from training.checkpoint import load_optimizer, load_weights, read_meta
+from pipeline.datasets.scenes import draw_dataset
+from pipeline.format import manifest as manifests
+from pipeline.format.manifest import Manifest
+from pipeline.read.reader import IndexedReader
+from pipeline.stream.store import open_store
+from pipeline.stream.stream import Stream
 from training.config import TrainConfig
-from training.data import Shards
-from training.distributed import Process
-from training.paths import RunPaths
-from training.records import EpochRecord
-from training.resume import open_record, save_epoch
-from training.trainer import Trainer, build_trainer
+from training.data.shards import Shards
+from training.run.checkpoint import load_optimizer, load_weights, read_meta
+from training.run.folder import RunPaths
+from training.run.processes import Process
+from training.run.record import EpochRecord
+from training.run.resume import open_record, save_epoch
+from training.run.state import Trainer, build_trainer
 
 EXAMPLES = 500
 Found = list[tuple[str, int, bytes]]
@@ -190,8 +190,11 @@ def main() -> None:
     corpus = Path(tempfile.mkdtemp())
     for number, seed in enumerate(target.seeds()):
         (corpus / str(number)).write_bytes(seed)
-    for module in ("pipeline.manifest", "pipeline.reader", "pipeline.stream", "pipeline.schema",
-                   "pipeline.shard", "pipeline.arrays", "training.checkpoint"):  # fmt: skip
+    for module in (
+        "pipeline.format.manifest", "pipeline.read.reader", "pipeline.stream.stream",
+        "pipeline.format.sample", "pipeline.format.index", "pipeline.format.npy",
+        "training.run.checkpoint",
+    ):  # fmt: skip
         instrument(atheris, sys.modules[module])
     largest = 2 * max(map(len, target.seeds()))
     atheris.Setup([*sys.argv, f"-max_len={largest}", "-timeout=20", str(corpus)], target.check)

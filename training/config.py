@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cpus import num_usable
-from pipeline.errors import ConfigError
+from pipeline.common.cpus import num_usable
+from pipeline.common.errors import ConfigError
 
 SELECTING = ("blend", "straight-through", "expected")
 FIXED = ("whole", "centre", "random", "mean")
@@ -55,14 +55,14 @@ class TrainConfig:
     """One `srp-train from SHARDS` command.
 
     Attributes:
-        policy: How scores become what the classifier sees; see `training.selection`. `distilled`
-            is what `training.distill` makes.
+        policy: How scores become what the classifier sees; see `training.model.estimators`.
+            `distilled` is what `training.choose.fit_proposer` makes.
         candidates: Those to choose among, a set or names joined by commas; None takes all that
             the shards hold.
         model: Name of the classifier in timm.
         initial_checkpoint: Run, or a checkpoint of one, whose weights to begin with: its
             classifier's, and its proposer's if it is alike; empty begins with the seed's.
-        proposer: What scores the crops; see `training.proposer`. `crops` sees each glimpse by
+        proposer: What scores the crops; see `training.model.proposer`. `crops` sees each glimpse by
             itself, `joint` beside the others, `map` sees the whole canvas alone.
         position_prior: Whether each candidate has a learnt score of its own, whatever it shows.
         glimpse_size: Side of the glimpses, px; None takes those of the shards. Others are cut
@@ -70,7 +70,7 @@ class TrainConfig:
         pad_glimpses: Whether the proposer sees glimpses padded to the crop's size, as the
             predecessor's did. Without, it computes less and sees the same.
         proposer_channels: Of the proposer's convolutions, the first after the gray input; None
-            takes what suits it and its glimpses; see `training.proposer.suited_channels`.
+            takes what suits it and its glimpses; see `training.model.proposer.suited_channels`.
         tau_start: Temperature of the Gumbel-Softmax at the first step.
         tau_end: The same at the last step; geometric in between.
         balance: Weight of the entropy of the batch's mean choice, which keeps all crops in use.

@@ -23,9 +23,11 @@ from unittest import mock
 from breaking import STEPS, Act, forked, kill_at, stepped, tell
 from click.testing import CliRunner
 
-from pipeline import build as builds
-from pipeline import engines, manifest, server
-from pipeline.cli import main
+from pipeline.build import build as builds
+from pipeline.build import server
+from pipeline.build import worker_pool as engines
+from pipeline.cli.main import main
+from pipeline.format import manifest
 
 OPTIONS = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8", "--workers=1")
 

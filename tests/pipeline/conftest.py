@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import remote
+from pipeline.stream import remote_file as remote
 
 Fault = Callable[["Handler", bytes, int], None]
 

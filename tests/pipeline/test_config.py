@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.common.errors import ConfigError
 from pipeline.config import BuildConfig, SceneConfig
-from pipeline.errors import ConfigError
 
 
 def make(**options: Any) -> BuildConfig:

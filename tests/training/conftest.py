@@ -10,18 +10,18 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.scenes import draw_dataset
-from training.cli import main
+from pipeline.datasets.scenes import draw_dataset
+from training.cli.train import main
 from training.config import TrainConfig
-from training.data import Batch, Shards
-from training.distributed import Process
-from training.figures import Run
-from training.loop import fit
-from training.paths import RunPaths
-from training.records import DataRecord, EpochRecord, RunRecord
-from training.table import Evaluation, Table, final_prediction
+from training.data.shards import Batch, Shards
+from training.run.folder import RunPaths
+from training.run.processes import Process
+from training.run.record import DataRecord, EpochRecord, RunRecord
+from training.run.train import fit
+from training.score.crop_logits import Evaluation, Table, final_prediction
+from training.study.finished import Run
 
 CANVAS, CROP, GLIMPSE = 48, 32, 16
 TINY = TrainConfig(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training.config import (
     POLICIES,
     SELECTING,
@@ -17,7 +17,7 @@ from training.config import (
     config_from_json,
     config_to_json,
 )
-from training.paths import RunPaths
+from training.run.folder import RunPaths
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,271 @@
+"""`srp-data bench build`: every decoder beside the predecessor and beside what is possible.
+
+All read the same images from memory, on one thread but for DALI, which decodes a batch ahead;
+builds read them from files and write shards.
+The predecessor resized and cropped each image twice, once for the originals and once for the
+glimpses. The limits do less than any build must: decode, and decode with one resize.
+"""
+
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from pipeline.bench import results
+from pipeline.bench.config import BenchConfig
+from pipeline.bench.other_env import beside
+from pipeline.bench.results import Contender, Difference, Row
+from pipeline.build.build import build, view_spec
+from pipeline.build.planning import select
+from pipeline.common.errors import ConfigError, ImageError, SourceError
+from pipeline.config import BuildConfig
+from pipeline.decode.backends import Backend, open_decoder
+from pipeline.decode.pillow import (
+    FORMATS,
+    Decoder,
+    Views,
+    ViewSpec,
+    is_plain_jpeg,
+    opened,
+    pillow_name,
+)
+from pipeline.format.crops import cut
+from pipeline.pixels.resize import Pixels, gray, is_exact, resize_exactly
+from pipeline.sources.folder import Progress, open_source
+
+DECODE = "libjpeg-turbo: decode"
+DECODE_RESIZE = "libjpeg-turbo: decode, one resize"
+PILLOW_RESIZE = f"{pillow_name()}: decode, one resize"
+PREDECESSOR = "torchvision as the predecessor ran it"
+BACKENDS = (
+    Backend(decoder="pillow"),
+    Backend(decoder="dali"),
+    Backend(decoder="dali", device="gpu"),
+)
+COMPARED = 100  # images whose pixels are compared with the reference
+
+Measured = tuple[list[Row], dict[str, Any]]
+
+
+class _Images(NamedTuple):
+    """The images, in memory and as a source that can be built."""
+
+    files: list[bytes]
+    tree: Path
+
+
+def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
+    """Measure everything that can build shards here.
+
+    Returns:
+        The rows, the predecessor's first, and the setting they were measured in.
+
+    Raises:
+        ConfigError: If a size cannot work, or `--beside` is not such an environment.
+        SourceError: If the source cannot be used.
+    """
+    with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
+        spec = view_spec(config.build(source=config.source, out=Path(scratch)))
+        images = _gather(config, spec, Path(scratch), on_progress)
+        contenders = [
+            *_predecessor(images.files, spec),
+            *_limits(images.files, spec),
+            *_decoders(config, images, spec, Path(scratch)),
+        ]
+        if config.beside:
+            known = {contender.name for contender in contenders}
+            contenders += beside(config, images.tree, config.beside, known)
+        rows = results.interleave(
+            contenders,
+            rounds=config.rounds,
+            on_progress=lambda done, total: on_progress("measuring", done, total),
+        )
+    return rows, _setting(config, images)
+
+
+def _setting(config: BenchConfig, images: _Images) -> dict[str, Any]:
+    return {
+        "source": config.source.resolve().name,
+        "images": len(images.files),
+        "mean_bytes": round(sum(map(len, images.files)) / len(images.files)),
+        "rounds": config.rounds,
+        "canvas_size": config.canvas_size,
+        "crop_size": config.crop_size,
+        "glimpse_size": config.glimpse_size,
+    }
+
+
+def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, on_progress: Progress) -> _Images:
+    """Copy some usable images to a folder of their own, one of each class into `val/`."""
+    source = open_source(config.source, scratch=scratch / "archive", on_progress=on_progress)
+    both = [image for members in source.images.values() for image in members]
+    tree = scratch / "images"
+    files: list[bytes] = []
+    of_class: dict[str, int] = {}
+    for image in select(both, seed=config.seed, limit=None):
+        if len(files) == config.images:
+            break
+        data = image.read()
+        if not _is_for_all(data, spec):
+            continue
+        number = of_class.get(image.class_name, 0)
+        of_class[image.class_name] = number + 1
+        folder = tree / ("train" if number else "val") / image.class_name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:06d}.jpg").write_bytes(data)
+        files.append(data)
+    if min(of_class.values(), default=0) < 2:
+        raise SourceError(
+            f"a bench must find at least two upright RGB JPEGs in each class; got {len(files)} in "
+            f"{len(of_class)} classes of {config.source}. Raise --images, or name another source."
+        )
+    (scratch / "archive").unlink(missing_ok=True)
+    return _Images(files, tree)
+
+
+def _is_for_all(data: bytes, spec: ViewSpec) -> bool:
+    """Whether all contenders see the same picture; a file that one lacks would favour it."""
+    try:
+        with opened(data, max_pixels=spec.max_pixels) as image:
+            is_plain = is_plain_jpeg(image, spec) and image.mode == "RGB"
+            return is_plain and bool(simplejpeg.decode_jpeg(data, "RGB").size)
+    except ImageError:
+        return False
+
+
+def _rate(work: Callable[[bytes], object], files: Sequence[bytes]) -> Callable[[], float]:
+    """Time one piece of work on each file, images a second."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for data in files:
+            work(data)
+        return len(files) / (time.perf_counter() - start)
+
+    return measure
+
+
+def _limits(files: Sequence[bytes], spec: ViewSpec) -> Iterator[Contender]:
+    """Say what no build of the same library can beat."""
+    side = spec.plan.canvas_px
+
+    def in_pillow(data: bytes) -> object:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+
+    work: dict[str, Callable[[bytes], object]] = {
+        DECODE: lambda data: simplejpeg.decode_jpeg(data, "RGB"),
+        DECODE_RESIZE: lambda data: resize_exactly(simplejpeg.decode_jpeg(data, "RGB"), side),
+        PILLOW_RESIZE: in_pillow,
+    }
+    for name, one in work.items():
+        yield Contender(name=name, measure=_rate(one, files), differences={})
+
+
+def _predecessor(files: Sequence[bytes], spec: ViewSpec) -> Iterator[Contender]:
+    if find_spec("torchvision"):
+        from pipeline.bench.predecessor import make_transforms
+
+        work = make_transforms(spec)
+        yield Contender(name=PREDECESSOR, measure=_rate(work, files), differences={})
+
+
+def _decoders(
+    config: BenchConfig, images: _Images, spec: ViewSpec, scratch: Path
+) -> Iterator[Contender]:
+    """Measure each decoder that is here: views alone, and whole builds."""
+    reference = [_reference(data, spec) for data in images.files[:COMPARED]]
+    for backend in BACKENDS:
+        try:
+            decoder = open_decoder(backend, spec)
+        except ConfigError:  # not installed, or without its device
+            continue
+        yield Contender(
+            name=f"{_called(backend)}: views",
+            measure=_rate_of(decoder, images.files),
+            against=DECODE_RESIZE if is_exact() else PILLOW_RESIZE,
+            differences=_differences(reference, decoder.decode(images.files[:COMPARED])),
+        )
+        yield from _builds(config, backend, images, scratch)
+
+
+def _rate_of(decoder: Decoder, files: Sequence[bytes]) -> Callable[[], float]:
+    def measure() -> float:
+        start = time.perf_counter()
+        num_views = sum(isinstance(views, Views) for views in decoder.decode(files))
+        return num_views / (time.perf_counter() - start)
+
+    return measure
+
+
+def _builds(
+    config: BenchConfig, backend: Backend, images: _Images, scratch: Path
+) -> Iterator[Contender]:
+    """Measure whole builds, with one worker and with as many as asked for."""
+
+    def measure(workers: int) -> float:
+        with tempfile.TemporaryDirectory(dir=scratch) as out:
+            options = {"decoder": backend.decoder, "device": backend.device, "workers": workers}
+            task = config.build(
+                source=images.tree,
+                out=Path(out),
+                shard_mib=_shard_mib(config, len(images.files)),
+                **options,
+            )
+            start = time.perf_counter()
+            build(task, on_progress=lambda _stage, _done, _total: None)
+            return len(images.files) / (time.perf_counter() - start)
+
+    named = f"{_called(backend)}: build, workers "
+    for workers in sorted({1, config.workers}):
+        yield Contender(
+            name=f"{named}{workers}",
+            measure=partial(measure, workers),
+            against=f"{named}1" if workers > 1 else f"{_called(backend)}: views",
+            differences={},
+        )
+
+
+def _shard_mib(config: BenchConfig, num_images: int) -> int:
+    """Give each worker two equal shards, so that none waits for another at the end."""
+    sample_bytes = 3 * config.canvas_size**2 + 5 * config.glimpse_size**2
+    in_one = num_images * sample_bytes // (2 * config.workers)
+    return min(max(1, in_one >> 20), BuildConfig.shard_mib)
+
+
+def _called(backend: Backend) -> str:
+    """Name a decoder in a few words; the setting holds its versions."""
+    package = pillow_name().partition(" ")[0] if backend.decoder == "pillow" else backend.decoder
+    return f"{package} on the GPU" if backend.device == "gpu" else package
+
+
+def _reference(data: bytes, spec: ViewSpec) -> tuple[Pixels, Pixels]:
+    """Make canvas and glimpses as Pillow 13 does, whatever Pillow is installed."""
+    canvas = resize_exactly(simplejpeg.decode_jpeg(data, "RGB"), spec.plan.canvas_px)
+    crops = (cut(canvas, box) for box in spec.plan.boxes)
+    small = [gray(resize_exactly(crop, spec.glimpse_px)) for crop in crops]
+    return canvas, np.stack(small)[:, None]
+
+
+def _differences(
+    reference: Sequence[tuple[Pixels, Pixels]], found: Iterable[Views | ImageError]
+) -> dict[str, Difference]:
+    pairs = [
+        (expected, (views.canvas, views.glimpses))
+        for expected, views in zip(reference, found, strict=True)
+        if isinstance(views, Views)
+    ]
+    if not pairs:
+        return {}
+    return {
+        what: results.difference((ours[part], theirs[part]) for theirs, ours in pairs)
+        for part, what in enumerate(("canvas", "glimpses"))
+    }

@@ -1,0 +1,116 @@
+"""Give every peer the same images: some of a split's canvases, glimpses and labels, as arrays."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.bench.loaders.protocol import Batch, Images, digests
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.format.manifest import Manifest
+from pipeline.read.collate import Content
+from pipeline.read.loader import Loader
+from pipeline.read.reader import IndexedReader
+from pipeline.sources.folder import Progress, open_source
+
+SPLIT = "train"
+
+
+class _Origin(NamedTuple):
+    """Where an image came from."""
+
+    path: str
+    sha256: str
+
+
+def require_canvases(manifest: Manifest, folder: Path) -> None:
+    """Check that these shards hold what every peer can be given.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    spec = manifest.spec
+    if (spec.layout, spec.candidates) != ("canvas", "five"):
+        raise ConfigError(
+            "a bench of loaders needs shards with --layout canvas and --candidates five; got "
+            f"--layout {spec.layout} and --candidates {spec.candidates} in {folder}. "
+            "Build others with srp-data build-shards."
+        )
+
+
+def export_images(
+    folder: Path, manifest: Manifest, out: Path, *, num_images: int, on_progress: Progress
+) -> list[_Origin]:
+    """Write the first images of the split, and check sums of what every peer must hand over.
+
+    Args:
+        folder: Of the shards.
+        manifest: Of that folder.
+        out: New folder.
+        num_images: Not more than the split has.
+        on_progress: Told of images.
+
+    Returns:
+        Where each image came from.
+
+    Raises:
+        VerificationError: If the shards are damaged.
+    """
+    out.mkdir()
+    spec = manifest.spec
+    side, small_px, num_crops = spec.canvas_size, spec.glimpse_size, len(spec.plan())
+    canvases = _new_array(out / "canvases.npy", (num_images, side, side, 3))
+    glimpses = _new_array(out / "glimpses.npy", (num_images, num_crops, 1, small_px, small_px))
+    reader = IndexedReader(folder, manifest, manifest.of_split(SPLIT))
+    content = Content(candidates=tuple(range(num_crops)), glimpse_px=small_px, crops=False)
+    for batch in Loader(reader, content, workers=1).batches(np.arange(num_images)[:, None]):
+        index = int(batch.indices_B[0])
+        on_progress("reading shards", index, num_images)
+        canvases[index] = np.asarray(batch.arrays.canvases_BCC3)
+        glimpses[index, :, 0] = np.asarray(batch.arrays.glimpses_BLSS)
+    on_progress("reading shards", num_images, num_images)
+    np.save(out / "labels.npy", reader.labels_N[:num_images].astype(np.int64))
+    _write_expected(Images(out, spec.plan().boxes))
+    metas = [reader.read(index).meta for index in range(num_images)]
+    return [_Origin(meta.path, meta.sha256) for meta in metas]
+
+
+def _new_array(
+    path: Path, shape: tuple[int, ...]
+) -> "np.memmap[tuple[int, ...], np.dtype[np.uint8]]":
+    return np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+
+
+def _write_expected(images: Images) -> None:
+    def crops() -> Iterator[Batch]:
+        for index in range(len(images)):
+            only = slice(index, index + 1)
+            yield Batch(images.crops(index)[None], images.glimpses[only], images.labels[only])
+
+    whole = Batch(images.canvases, images.glimpses, images.labels)
+    np.save(images.folder / "expected-crops.npy", digests(crops()))
+    np.save(images.folder / "expected-canvases.npy", digests([whole]))
+
+
+def copy_files(source: Path, origins: list[_Origin], out: Path, on_progress: Progress) -> None:
+    """Copy the images' original files to `out/files/INDEX`.
+
+    Raises:
+        SourceError: If the source is not the one that the shards were built from.
+    """
+    archive = out / "archive"
+    opened = open_source(source, scratch=archive, on_progress=on_progress)
+    by_path = {image.path: image for image in opened.images[SPLIT]}
+    folder = out / "files"
+    folder.mkdir()
+    for index, origin in enumerate(origins):
+        data = by_path[origin.path].read() if origin.path in by_path else b""
+        if hashlib.sha256(data).hexdigest() != origin.sha256:
+            raise SourceError(
+                "--source must be what the shards were built from; got another file, or none, at "
+                f"{origin.path} of {source}. Name the other source, or drop --source."
+            )
+        (folder / str(index)).write_bytes(data)
+    archive.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""Which image goes to which shard: a pure, seeded decision."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from pipeline.common.errors import SourceError
+from pipeline.format.codecs import Codec
+from pipeline.format.crops import CropPlan
+from pipeline.format.sample import ShardSpec
+from pipeline.format.ustar import TAR_BLOCK, TAR_END
+from pipeline.sources.image import SourceImage
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")
+_META = re.compile(r"^__+")  # readers of the webdataset library skip __NAME__ as metadata
+_DIGEST = re.compile(r"-[0-9a-f]{12}$")
+_KEY_LIMIT = 80  # leaves room for the longest suffix in a ustar name of 100 bytes
+
+
+Planned = tuple[ShardSpec, tuple[SourceImage, ...]]
+"""One shard to be written, and the images that go into it."""
+
+
+def assign_keys(paths: Iterable[str]) -> dict[str, str]:
+    """Give each path of one split a key that is safe in a tar and unique in any file system.
+
+    A key is the path without its split and suffix. Where that has an unsafe character, is too
+    long, ends like a digest, or equals another but for case, a digest of the path is appended.
+
+    Raises:
+        SourceError: If two digests are equal, as only a search for such names would find.
+    """
+    plain = {path: path.split("/", 1)[1].rpartition(".")[0] for path in paths}
+    counts: dict[str, int] = {}
+    for stem in plain.values():
+        counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
+    keys: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for path, stem in plain.items():
+        safe = _META.sub("_", _UNSAFE.sub("_", stem))
+        is_own = safe == stem and len(safe) <= _KEY_LIMIT and not _DIGEST.search(stem.casefold())
+        if not is_own or counts[stem.casefold()] > 1:
+            digest = hashlib.sha256(path.encode()).hexdigest()[:12]
+            safe = f"{safe[: _KEY_LIMIT - 13]}-{digest}"
+        owner = owners.setdefault(safe.casefold(), path)
+        if owner != path:
+            raise SourceError(
+                f"every image must have a key of its own; got {safe} for {owner} and for {path}. "
+                "Rename one of them."
+            )
+        keys[path] = safe
+    return keys
+
+
+def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> list[SourceImage]:
+    """Order one split's images at random, and keep at most `limit` of them.
+
+    The order depends on the seed and the set of paths only. It mixes the classes, so that a
+    reader that streams the shards in order still sees mixed batches.
+    """
+    by_path = sorted(images, key=lambda image: image.path)
+    order = np.random.default_rng(seed).permutation(len(by_path))
+    return [by_path[i] for i in order[:limit]]
+
+
+def sample_bytes(plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int) -> int:
+    """Count the bytes that a sample takes in a shard, at most.
+
+    What a codec makes of an image is not known before; a share is taken that few exceed.
+    """
+    crop_bytes = plan.crop_px**2
+    if layout == "tensors":
+        pixels = len(plan) * 4 * crop_bytes
+    else:
+        coded = 3 * plan.canvas_px**2 + 3 * crop_bytes * len(plan.resized)
+        pixels = int(coded * codec.typical_share) + len(plan) * glimpse_px**2
+    overhead = 16 * TAR_BLOCK  # headers, paddings, .npy headers and the small members
+    return pixels + overhead
+
+
+def samples_per_shard(num_bytes: int, *, shard_mib: int) -> int:
+    """Count the samples of `num_bytes` that fit into a shard of `shard_mib` MiB; at least one."""
+    return max(1, ((shard_mib << 20) - len(TAR_END)) // num_bytes)
+
+
+def plan_shards(images: Mapping[str, Sequence[SourceImage]], *, per_shard: int) -> list[Planned]:
+    """Cut each split's ordered images into shards.
+
+    Args:
+        images: By split, in the order of `select`.
+        per_shard: Images a shard.
+
+    Returns:
+        Every shard with its images; every image is in exactly one.
+    """
+    shards = []
+    for split, members in images.items():
+        keys = assign_keys(image.path for image in members)
+        for index, start in enumerate(range(0, len(members), per_shard)):
+            chunk = tuple(members[start : start + per_shard])
+            spec = ShardSpec(
+                split=split, index=index, keys=tuple(keys[image.path] for image in chunk)
+            )
+            shards.append((spec, chunk))
+    return shards

@@ -1,0 +1,237 @@
+"""Finish a build that was broken off: trust bytes, never names.
+
+While a build runs, each finished shard's record lies in `OUT/.build/FINGERPRINT/`. The
+fingerprint covers the options and the source's listing, so records of another build are never
+taken for this one's. Where OUT has a manifest already, shards that are built again lie beside
+their records until all are there, since a manifest must not name a shard of other bytes.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.build.planning import Planned
+from pipeline.build.shard_writer import sha256_of
+from pipeline.common.atomic_io import named_output, remove_partials, write_file
+from pipeline.common.errors import ConfigError
+from pipeline.common.file_lock import held
+from pipeline.format import manifest
+from pipeline.format.index import ShardRecord, shard_from_json, shard_to_json
+from pipeline.format.manifest import DataSpec, Reject
+from pipeline.sources.folder import Progress
+
+STATE_NAME = ".build"
+LOST_FOUND = "lost+found"  # in every new file system of the ext family
+SCRATCH_NAME = "images"
+PICTURES_NAME = "pictures"
+HOLDER_NAME = "holder.json"
+SPEC_NAME = "spec.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One shard that is in place, and what did not get into it."""
+
+    shard: ShardRecord
+    rejects: tuple[Reject, ...]
+
+
+@contextlib.contextmanager
+def open_state(out: Path) -> Iterator[Path]:
+    """Hold the folder in which an unfinished build keeps what a later run needs.
+
+    A build that ends before its first shard leaves no trace.
+
+    Raises:
+        ConfigError: If the output folder cannot be written, or another build is writing it.
+    """
+    state = out / STATE_NAME
+    with named_output(out, "OUT"):
+        is_new = not out.exists()
+        state.mkdir(parents=True, exist_ok=True)
+    note, rule = state / HOLDER_NAME, "OUT must have one build at a time"
+    with held(out, note, rule=rule, fix="Wait for it to end, or name another folder."):
+        try:
+            for folder in (out, state):
+                remove_partials(folder)
+            yield state
+        finally:
+            # Not empty, and a later run goes on from it; or what went wrong before counts more.
+            with contextlib.suppress(OSError):
+                remove_partials(out)  # of workers that had to be killed
+                for name in (SCRATCH_NAME, HOLDER_NAME):
+                    (state / name).unlink(missing_ok=True)
+                state.rmdir()
+                if is_new:
+                    out.rmdir()
+
+
+@contextlib.contextmanager
+def open_new(out: Path) -> Iterator[Path]:
+    """Hold a folder that is to become a data set, as a build holds its own.
+
+    Returns:
+        The folder in it in which pictures gather until they are complete.
+
+    Raises:
+        ConfigError: If the output folder holds something, cannot be written, or is being written.
+    """
+    _require_new(out)  # before a file is touched in a folder that holds others
+    with open_state(out) as state:
+        _require_new(out)  # another may have finished meanwhile
+        yield state / PICTURES_NAME
+
+
+def _require_new(out: Path) -> None:
+    """Let pass what is absent, empty, or holds no more than what a killed `open_new` left."""
+    state = out / STATE_NAME
+    held = [*out.iterdir()] if out.is_dir() else [out] if out.exists() else []
+    if state in held and state.is_dir():
+        held.remove(state)
+        held += [path for path in state.iterdir() if path.name not in (HOLDER_NAME, PICTURES_NAME)]
+    held = [path for path in held if path.name != LOST_FOUND and not path.match(".*.partial")]
+    if held:
+        raise ConfigError(
+            f"OUT must be absent or an empty folder; got {out}, which exists. "
+            "Choose another OUT or remove that one first."
+        )
+
+
+def open_records(records: Path, spec: DataSpec) -> None:
+    """Make the folder for the records of one build's finished shards."""
+    records.mkdir(exist_ok=True)
+    write_file(records / SPEC_NAME, json.dumps(asdict(spec)).encode())
+    remove_partials(records)
+
+
+def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
+    """Never mix two builds in one folder, published or broken off.
+
+    Raises:
+        ConfigError: If the folder holds another build; names what differs.
+    """
+    if (out / manifest.FILE_NAME).exists():
+        other = manifest.load(out)
+        others = {} if other.fingerprint == fingerprint else {fingerprint: asdict(other.spec)}
+    else:
+        others = {
+            records.name: _load_spec(records / SPEC_NAME)
+            for records in (out / STATE_NAME).iterdir()
+            if records.is_dir() and records.name != fingerprint
+        }
+    for theirs in others.values():
+        changed = [
+            f"{name} {theirs[name]!r} there, {ours!r} asked for"
+            for name, ours in asdict(spec).items()
+            if name in theirs and theirs[name] != ours
+        ]
+        raise ConfigError(
+            f"OUT must be new or hold the same build; got {out} "
+            f"({'; '.join(changed) or 'other source images'}). "
+            "Name another folder, or delete this one."
+        )
+
+
+def _load_spec(path: Path) -> dict[str, Any]:
+    try:
+        return asdict(DataSpec(**json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def finished_before(
+    out: Path,
+    records: Path,
+    planned: Sequence[Planned],
+    spec: DataSpec,
+    on_progress: Progress,
+    *,
+    expected: Mapping[str, str],
+) -> dict[str, Finished]:
+    """Find the shards that are there with the very bytes that were written, by name.
+
+    Args:
+        out: Folder of the shards.
+        records: Folder of what was noted of them, and of those that lie aside.
+        planned: The shards of the build.
+        spec: The build's.
+        on_progress: Told of shards looked at and to look at.
+        expected: SHA-256 that shards must have, by name, where a folder is repaired; else empty.
+    """
+    published = _published(out, planned)
+    finished = {}
+    for number, (shard, _) in enumerate(planned):
+        aside = records / shard.name
+        noted = _load_state(records / f"{shard.name}.json", spec)
+        in_place = published.get(shard.name) or noted
+        digest = expected.get(shard.name)
+        kept = _intact(aside, noted, expected=digest)
+        if not kept:
+            aside.unlink(missing_ok=True)
+            kept = _intact(out / shard.name, in_place, expected=digest)
+        if kept:
+            finished[shard.name] = kept
+        if in_place:
+            on_progress("checking finished shards", number + 1, len(planned))
+    return finished
+
+
+def shards_folder(out: Path, records: Path) -> Path:
+    """Say where shards are to be written: aside, where a manifest speaks for those in place."""
+    return records if (out / manifest.FILE_NAME).exists() else out
+
+
+def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
+    if not (out / manifest.FILE_NAME).exists():
+        return {}
+    before = manifest.load(out)
+    records = {shard.name: shard for shard in before.shards}
+    published = {}
+    for shard, images in planned:
+        if shard.name not in records:
+            continue
+        paths = {image.path for image in images}
+        rejects = tuple(reject for reject in before.rejects if reject.path in paths)
+        published[shard.name] = Finished(shard=records[shard.name], rejects=rejects)
+    return published
+
+
+def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Finished | None:
+    """Give what was noted of a shard if it can be kept.
+
+    One with rejects is tried again, unless its very bytes are expected: the image may be readable
+    or mended by now.
+    """
+    if noted is None or not path.is_file():
+        return None
+    shard = noted.shard
+    if noted.rejects if expected is None else shard.sha256 != expected:
+        return None
+    is_whole = path.stat().st_size == shard.num_bytes and sha256_of(path) == shard.sha256
+    return noted if is_whole else None
+
+
+def save_state(state: Path, finished: Finished) -> None:
+    """Note that a shard is in place, for a later run of the same build."""
+    fields = {
+        "shard": shard_to_json(finished.shard),
+        "rejects": [asdict(reject) for reject in finished.rejects],
+    }
+    write_file(state / f"{finished.shard.name}.json", json.dumps(fields).encode())
+
+
+def _load_state(path: Path, spec: DataSpec) -> Finished | None:
+    """Read what an earlier run noted of a shard; whatever cannot be read is built again."""
+    try:
+        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        return Finished(
+            shard=shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
+            rejects=msgspec.json.decode(fields["rejects"], type=tuple[Reject, ...]),
+        )
+    except (OSError, KeyError, OverflowError, RecursionError, ValueError):
+        return None

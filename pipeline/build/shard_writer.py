@@ -1,0 +1,110 @@
+"""Write one shard aside, and rename it into place when every byte is on the disk."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from isal import isal_zlib
+
+from pipeline.common.atomic_io import whole_file
+from pipeline.format.index import SampleRecord, Samples, ShardRecord
+from pipeline.format.npy import Member
+from pipeline.format.sample import ShardSpec
+from pipeline.format.ustar import TAR_END, tar_header, tar_padding
+
+# Parts below this are joined: a call for each would cost more than copying them.
+SMALL = 65536
+
+
+class EncodedSample(NamedTuple):
+    """One sample's members, by suffix in tar order."""
+
+    key: str
+    label: int
+    members: Mapping[str, Member]
+
+
+def write_shard(
+    folder: Path,
+    spec: ShardSpec,
+    samples: Iterable[EncodedSample],
+    *,
+    suffixes: Sequence[str],
+    num_bytes: int | None = None,
+) -> ShardRecord:
+    """Write one shard under its final name.
+
+    The file appears whole or not at all, also after a power cut.
+
+    Args:
+        folder: Where it goes.
+        spec: Names it.
+        samples: In order; may leave out keys of the spec that were rejected.
+        suffixes: Of every sample's members in tar order.
+        num_bytes: What it will take, about; for errors.
+
+    Returns:
+        Its record for the manifest.
+    """
+    with whole_file(folder / spec.name, num_bytes=num_bytes) as file:
+        return _write_tar(file, spec, samples, suffixes)
+
+
+def _write_tar(
+    file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample], suffixes: Sequence[str]
+) -> ShardRecord:
+    digest = hashlib.sha256()
+    records = []
+    position = 0
+    for sample in samples:
+        crc32 = 0
+        for part in _tar_parts(sample):
+            file.write(part)
+            digest.update(part)
+            crc32 = isal_zlib.crc32(part, crc32)
+        record = SampleRecord(
+            key=sample.key,
+            label=sample.label,
+            offset=position,
+            sizes=tuple(_size(member) for member in sample.members.values()),
+            crc32=crc32,
+        )
+        records.append(record)
+        position += record.length
+    file.write(TAR_END)
+    digest.update(TAR_END)
+    return ShardRecord(
+        name=spec.name,
+        split=spec.split,
+        num_bytes=position + len(TAR_END),
+        sha256=digest.hexdigest(),
+        samples=Samples.of(records, suffixes),
+    )
+
+
+def _tar_parts(sample: EncodedSample) -> Iterator[bytes | memoryview]:
+    """Lay a sample's members out as they lie in the tar; what is small comes in one piece."""
+    small = b""
+    for suffix, member in sample.members.items():
+        size = _size(member)
+        small += tar_header(f"{sample.key}.{suffix}", size)
+        for part in member:
+            if len(part) < SMALL:
+                small += part
+                continue
+            yield small
+            yield part
+            small = b""
+        small += bytes(tar_padding(size))
+    yield small
+
+
+def _size(member: Member) -> int:
+    return sum(len(part) for part in member)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The commands of srp-data; the only code that prints."""

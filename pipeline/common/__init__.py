@@ -1,0 +1,1 @@
+"""What both programs share: errors, the console, the log, whole files, locks."""

@@ -1,0 +1,283 @@
+"""How both programs meet the terminal: one line per error, one look for progress.
+
+Results go to stdout; progress and messages go to stderr.
+"""
+
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from pipeline.common.atomic_io import named_output
+from pipeline.common.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
+from pipeline.common.event_log import LOG
+from pipeline.common.wording import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, TaskID
+
+EXIT_STATUSES = (
+    "Exit status: 0 done, 1 bug, full disk or memory, or diverged loss, 2 usage, 3 damaged data, "
+    "4 rejects, 75 preempted (SIGTERM), 130 interrupted (Ctrl-C)."
+)
+TYPED = "srp.typed"  # where a context keeps the words of the command
+BYTES = "MB/s"
+OWN_PACKAGES = ("", "pipeline", "training")
+FULL_MEMORY = (
+    "the work must fit into this machine's memory; got no more of it. Free some, or use fewer "
+    "--workers where the command has them."
+)
+STAGE_UNITS = {
+    "reading the archive": BYTES,
+    "checking finished shards": "shards/s",
+    "measuring": "turns/s",
+}
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+class Resumable(click.Command):
+    """A command that goes on where it was stopped when it is typed again."""
+
+
+class Commands(click.Group):
+    """A click group that ends every expected failure in one line and its exit status."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Add the options that all commands share."""
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--log"],
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                expose_value=False,
+                callback=lambda _context, _option, path: _open_log(path),
+                help="Append what happens as JSON Lines.  [default: nowhere]",
+            )
+        )
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **kwargs: Any) -> (
+        click.Context
+    ):  # fmt: skip
+        """Parse the options before the command's name."""
+        typed = [info_name or "", *args]
+        with one_line_errors():
+            context = super().make_context(info_name, args, *rest, **kwargs)
+        context.meta[TYPED] = typed
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; see `pipeline.common.errors` for the statuses."""
+        with one_line_errors(self._next_step(ctx)), _preemptible():
+            LOG.write("start", command=ctx.meta[TYPED])
+            result = super().invoke(ctx)
+            LOG.write("end", status=0)
+            return result
+
+    def _next_step(self, ctx: click.Context) -> str:
+        """Say what to type after a command was stopped: to go on with it, or to begin it anew."""
+        typed: list[str] = ctx.meta[TYPED]
+        named = next((name for name in typed[1:] if name in self.commands), "")
+        command = self.commands.get(named)
+        has_option = command is not None and any(p.name == "resume" for p in command.params)
+        added = ["--resume"] if has_option and "--resume" not in typed else []
+        peers = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        program = typed[0] if peers == "1" else f"torchrun --nproc-per-node {peers} -m training"
+        verb = "Resume" if isinstance(command, Resumable) else "Run again"
+        return f" {verb} with: {program} {shlex.join([*typed[1:], *added])}"
+
+
+def _open_log(path: Path | None) -> None:
+    with named_output(path or Path(), "--log", kind="file"):
+        LOG.open(path, warn=note)
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM came: whoever lends the machine wants it back."""
+
+
+@contextlib.contextmanager
+def _preemptible() -> Iterator[None]:
+    """Unwind on SIGTERM as on Ctrl-C, so that nothing is left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def one_line_errors(next_step: str = "") -> Iterator[None]:
+    """End the program in one line where the user, the data or the system is at fault.
+
+    Args:
+        next_step: What to type after an interruption, with a space before it.
+    """
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else ""
+        _end(f"{error.format_message()} See: {command} --help", ConfigError.exit_status)
+    except SrpError as error:
+        if error.by_every_rank and os.environ.get("RANK", "0") != "0":
+            sys.exit(error.exit_status)
+        how = next_step if isinstance(error, StoppedRunError) else ""
+        _end(f"{error}{how}", error.exit_status)
+    except Preempted:
+        _end(f"stopped by SIGTERM.{next_step}", PreemptedRunError.exit_status)
+    except KeyboardInterrupt:
+        _end(f"interrupted.{next_step}", StoppedRunError.exit_status)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in OWN_PACKAGES:
+            raise
+        _end(
+            f"this command needs a package that is not installed; got none named {name}. "
+            "Install the trainer's with: pip install 'srp[train]'",
+            ConfigError.exit_status,
+        )
+    except MemoryError:
+        _end(FULL_MEMORY, SrpError.exit_status)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno is None:
+            raise
+        _end(
+            f"a file could not be read or written; got {error.strerror} at "
+            f"{error.filename or 'a file that the system does not name'}. {_fix(error)}",
+            SrpError.exit_status,
+        )
+
+
+def _fix(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space there and run the same command again."
+    if error.errno == errno.EFBIG:
+        return "Raise the limit on the size of files (ulimit -f) and run the same command again."
+    if error.errno == errno.EROFS:
+        return "Make the disk writable, or name a folder on another."
+    if error.errno == errno.EIO:
+        return "Check the disk and its cables, and run the same command again."
+    return "Check the path and its permissions."
+
+
+def _end(message: str, status: int) -> NoReturn:
+    click.echo(f"error: {printable(message)}", err=True)
+    LOG.write("end", status=status, error=printable(message))
+    sys.exit(status)
+
+
+def note(text: str) -> None:
+    """Tell people, not programs, who have the log."""
+    console().print(printable(text), soft_wrap=True)
+    LOG.write("note", text=printable(text))
+
+
+AS_JSON = click.option(
+    "--json/--text", "as_json", default=False, show_default=True, help="Print for machines."
+)
+
+
+def option(
+    name: str, default: object, text: str, kind: click.ParamType[Any] | None = None
+) -> Callable[[Command], Command]:
+    """Make an option that shows the default it takes from its config."""
+    return click.option(name, default=default, show_default=True, help=text, type=kind)
+
+
+def console() -> "Console":
+    """Open stderr for people; lines are not wrapped where it is not a terminal."""
+    from rich.console import Console
+
+    # No markup: a file name may hold brackets.
+    screen = Console(stderr=True, highlight=False, markup=False)
+    return screen if screen.is_terminal else Console(stderr=True, width=160, markup=False)
+
+
+def _number_columns(unit: str) -> tuple["ProgressColumn", "ProgressColumn"]:
+    """Make the columns for count and rate; a bar's field `unit` goes before `unit`."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    def amount(number: float, unit: str) -> str:
+        return f"{number / 1e6:,.1f}" if unit == BYTES else f"{number:,.0f}"
+
+    class CountColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            own = str(task.fields.get("unit") or unit)
+            total = "?" if task.total is None else amount(task.total, own)
+            return Text(f"{amount(task.completed, own)}/{total}")
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            own = str(task.fields.get("unit") or unit)
+            speed = task.finished_speed or task.speed
+            return Text(f"{amount(speed, own) if speed else '-'} {own}")
+
+    return CountColumn(), RateColumn()
+
+
+@contextlib.contextmanager
+def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progress"]:
+    """Show bars with count, rate and time left.
+
+    Args:
+        unit: Of the rate, such as `images/s`; bytes are counted in MB if it is `BYTES`.
+        extra: Further rich columns, between the count and the rate.
+    """
+    from rich import progress
+
+    class Bars(progress.Progress):
+        def add_task(self, *args: Any, **kwargs: Any) -> progress.TaskID:
+            self.start()  # not before: without a bar, rich would print an empty line
+            return super().add_task(*args, **kwargs)
+
+    count, rate = _number_columns(unit)
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=24),
+        count,
+        *(progress.TextColumn(column) for column in extra),
+        rate,
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
+    )
+    bars = Bars(*columns, console=console())
+    try:
+        yield bars
+    finally:
+        if bars.tasks:
+            bars.stop()
+
+
+def stages(bars: "Progress") -> Callable[[str, int, int], None]:
+    """Show each stage of a command as a bar of its own."""
+    tasks: dict[str, TaskID] = {}
+    LOG.begin()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, unit=STAGE_UNITS.get(stage))
+        bars.update(tasks[stage], completed=done, total=total)
+        LOG.stage(stage, done, total)
+
+    return report

@@ -1,0 +1,1 @@
+"""What `srp-data download`, `sample` and `scatter` make."""

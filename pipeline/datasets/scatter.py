@@ -1,0 +1,170 @@
+"""A version of any data set in which location matters: images small, anywhere, amid clutter.
+
+On photos like Imagenette's the object fills the middle, so a fixed crop sees it. Here each image is
+put at a random place and scale on a canvas of other images' textures, and its box is known exactly.
+The textures are patches too small to show an object, drawn from all classes alike, so the clutter
+gives no class away; those of val/ come from val/, so nothing of it is seen in training.
+"""
+
+import functools
+import hashlib
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.build.resume import open_new
+from pipeline.common.errors import ImageError, SourceError
+from pipeline.config import ScatterConfig
+from pipeline.datasets.writer import Box, Picture, write_pictures
+from pipeline.decode.pillow import opened, to_rgb
+from pipeline.sources.folder import SPLITS, Progress, open_source, require_source
+from pipeline.sources.image import SourceImage
+
+BANK = 400  # images of a split that lend their textures
+BANK_PX = 192  # they are kept no larger than this
+PATCH = (0.1, 0.25)  # side of a patch over the shorter side of its image
+TILES = (5, 9)  # in a row of the ground
+SCRAPS = (6, 14)  # patches laid over it
+SCRAP_SIDE = (0.06, 0.3)  # over the canvas; some are as large as an image, and none shows one
+JPEG_QUALITY = 92
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+Rng = np.random.Generator
+
+
+class Scattered(NamedTuple):
+    """What was written, one picture of each image, and what was skipped of the source."""
+
+    num_images: int
+    skipped: tuple[str, ...]
+
+
+def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
+    """Write the scattered version of a source in Imagenette's layout, `boxes.csv` beside it.
+
+    A picture depends on the seed, its own path and its split's images alone.
+
+    Returns:
+        The number of pictures, each in its image's split and class, and what was skipped.
+
+    Raises:
+        ConfigError: If the output folder holds something, cannot be written, or is being written.
+        SourceError: If the source is damaged, or one of its images cannot be read.
+    """
+    require_source(config.source)
+    with open_new(config.out) as aside, TemporaryDirectory(prefix="srp-scatter-") as scratch:
+        source = open_source(
+            config.source, scratch=Path(scratch) / "images", on_progress=on_progress
+        )
+        total = sum(map(len, source.images.values()))
+        makers = (maker for split in SPLITS for maker in _makers(source.images[split], config))
+        num_images = write_pictures(
+            config.out,
+            makers,
+            aside=aside,
+            total=total,
+            workers=config.workers,
+            on_progress=lambda done, all_: on_progress("scattering", done, all_),
+        )
+    return Scattered(num_images, source.skipped)
+
+
+def _makers(
+    images: Sequence[SourceImage], config: ScatterConfig
+) -> Iterator[tuple[Path, Callable[[], Picture]]]:
+    """Give each image's place in the output, and what makes its picture."""
+    in_order = sorted(images, key=lambda image: image.path)
+    rng = np.random.default_rng((config.seed, len(in_order)))
+    lenders = rng.choice(len(in_order), min(BANK, len(in_order)), replace=False)
+    bank = [
+        _read(in_order[index], BANK_PX, max_pixels=config.max_pixels) for index in lenders.tolist()
+    ]
+    for image in in_order:
+        # Names may repeat but for their suffix or for what is made safe: a digest tells apart.
+        digest = hashlib.sha256(image.path.encode()).hexdigest()
+        stem = _UNSAFE.sub("_", PurePosixPath(image.path).stem)[:80]
+        path = Path(image.split, image.class_name, f"{stem}-{digest[:8]}.JPEG")
+        rng = np.random.default_rng((config.seed, int(digest[:16], 16)))
+        yield path, functools.partial(_make, image, bank, config, rng)
+
+
+def _make(
+    image: SourceImage, bank: Sequence[Image.Image], config: ScatterConfig, rng: Rng
+) -> Picture:
+    longest = round(config.largest * config.size_px)
+    rgb = _read(image, 2 * longest, max_pixels=config.max_pixels)
+    picture, box = draw_scattered(rgb, bank, config=config, rng=rng)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return Picture(buffer.getvalue(), box)
+
+
+def _read(image: SourceImage, longest_px: int, *, max_pixels: int) -> Image.Image:
+    """Decode an image upright, no larger than is needed."""
+    try:
+        with opened(image.read(), max_pixels=max_pixels) as file:
+            file.draft("RGB", (longest_px, longest_px))
+            rgb = to_rgb(ImageOps.exif_transpose(file))
+    except (ImageError, OSError) as error:
+        raise SourceError(
+            f"every image must be readable to be scattered; got {error} in {image.path}. "
+            "Remove the file, or restore it."
+        ) from error
+    rgb.thumbnail((longest_px, longest_px), Image.Resampling.BILINEAR)
+    return rgb
+
+
+def draw_scattered(
+    image: Image.Image, bank: Sequence[Image.Image], *, config: ScatterConfig, rng: Rng
+) -> tuple[Image.Image, Box]:
+    """Put an image somewhere on a canvas of textures.
+
+    Args:
+        image: RGB.
+        bank: RGB images that lend textures.
+        config: Sizes.
+        rng: Decides everything else.
+
+    Returns:
+        The canvas, RGB, square, and the image's box.
+    """
+    side = config.size_px
+    canvas = _ground(bank, side, rng)
+    longer = rng.uniform(config.smallest, config.largest) * side
+    scale = longer / max(image.size)
+    width, height = (max(1, round(scale * extent)) for extent in image.size)
+    x, y = int(rng.integers(side - width + 1)), int(rng.integers(side - height + 1))
+    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), (x, y))
+    return canvas, (x / side, y / side, (x + width) / side, (y + height) / side)
+
+
+def _ground(bank: Sequence[Image.Image], side: int, rng: Rng) -> Image.Image:
+    """Tile a canvas with patches, and lay more of them over it."""
+    canvas = Image.new("RGB", (side, side))
+    num_tiles = int(rng.integers(*TILES))
+    edges = [round(side * tile / num_tiles) for tile in range(num_tiles + 1)]
+    for top, bottom in itertools.pairwise(edges):
+        for left, right in itertools.pairwise(edges):
+            canvas.paste(_patch(bank, (right - left, bottom - top), rng), (left, top))
+    for _ in range(int(rng.integers(*SCRAPS))):
+        width, height = (max(1, round(side * rng.uniform(*SCRAP_SIDE))) for _ in range(2))
+        x, y = int(rng.integers(side - width + 1)), int(rng.integers(side - height + 1))
+        canvas.paste(_patch(bank, (width, height), rng), (x, y))
+    return canvas
+
+
+def _patch(bank: Sequence[Image.Image], size: tuple[int, int], rng: Rng) -> Image.Image:
+    image = bank[int(rng.integers(len(bank)))]
+    extent = max(1, round(min(image.size) * rng.uniform(*PATCH)))
+    x, y = (int(rng.integers(length - extent + 1)) for length in image.size)
+    patch = image.crop((x, y, x + extent, y + extent))
+    turned = patch.transpose(Image.Transpose(int(rng.integers(7))))
+    return turned.resize(size, Image.Resampling.BILINEAR)

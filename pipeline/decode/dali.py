@@ -1,0 +1,335 @@
+"""NVIDIA DALI as a decoder; the only file that imports it.
+
+On the CPU, DALI decodes plain JPEGs, which it does bit for bit as Pillow, and `crops` does the
+rest. On the GPU all is done there: decoding, the resize, the crops and the glimpses.
+
+Pillow opens every header and keeps the rules, so they are the same for every decoder: what is
+not a plain and sound JPEG, and what DALI cannot read, Pillow decodes or refuses by its reason.
+"""
+
+import itertools
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import math as dali_math
+from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined] # its own stub lacks it
+
+from pipeline.common.errors import ConfigError, ImageError, SrpError
+from pipeline.decode.jpeg_markers import is_sound
+from pipeline.decode.pillow import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
+from pipeline.format.crops import CropPlan
+from pipeline.pixels.resize import SourceBox, edge_weight
+
+BATCH = 32  # more is no faster on the CPU
+BATCH_PIXELS = 100_000_000  # 300 MB decoded
+
+# What no image is to blame for: another decoder's pixels in its place would hide it.
+DEVICE_FAULT = re.compile(r"out of memory|bad_alloc|CUDA (runtime|driver) API error", re.IGNORECASE)
+
+# Gray as Pillow has it; the weights are exact in 32-bit floats.
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+# DALI resizes in floats that are off by up to 0.002, and Pillow rounds halves up.
+HALF_UP = 1 / 1024
+
+Node = Any  # DALI's nodes have no types
+Size = tuple[int, int]
+
+
+class DaliDecoder:
+    """Decodes batches, one ahead of the images that are asked for.
+
+    Args:
+        spec: What is asked for.
+        device: `cpu` or `gpu`.
+        num_threads: DALI's own threads.
+
+    Raises:
+        ConfigError: If there is no GPU where one is asked for.
+    """
+
+    def __init__(self, spec: ViewSpec, *, device: str, num_threads: int) -> None:
+        if device == "gpu" and not GetCUDADeviceCount():
+            raise ConfigError(
+                "--device gpu needs an NVIDIA GPU and its driver; got none. Use --device cpu."
+            )
+        self._spec = spec
+        self._device = device
+        self._num_threads = num_threads
+        self._pillow = PillowDecoder(spec)
+        self._pipeline: Any = None
+
+    @property
+    def library(self) -> str:
+        """DALI's version, then who decodes what is not a plain JPEG."""
+        return f"dali {version('nvidia-dali-cuda130')}, {self._pillow.library}"
+
+    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
+        """Decode a batch while the views of the one before are written."""
+        with ThreadPoolExecutor(1) as thread:
+            ahead: deque[Any] = deque()
+            for batch in _batches(files):
+                ahead.append(thread.submit(self._decode_batch, batch))
+                if len(ahead) > 1:
+                    yield from ahead.popleft().result()
+            for future in ahead:
+                yield from future.result()
+
+    def _decode_batch(self, files: Sequence[bytes]) -> list[Views | ImageError]:
+        sizes = {number: self._plain_size(data) for number, data in enumerate(files)}
+        plain = {number: size for number, size in sizes.items() if size}
+        found = self._run_or_halve([files[number] for number in plain], list(plain.values()))
+        by_number = dict(zip(plain, found, strict=True))
+        decoded = [
+            by_number.get(number) or next(self._pillow.decode([data]))
+            for number, data in enumerate(files)
+        ]
+        num_fallen = sum(isinstance(decoded[number], Views) for number in plain)
+        if num_fallen > 1 and not any(found):
+            raise SrpError(
+                f"DALI must decode what Pillow can; got {num_fallen} failures out of as many. Is "
+                "its device gone? Run it again, or with --device cpu."
+            )
+        return decoded
+
+    def _plain_size(self, data: bytes) -> Size | None:
+        """Read the width and height of a file that DALI may have."""
+        try:
+            with opened(data, max_pixels=self._spec.max_pixels) as image:
+                size = image.size if is_plain_jpeg(image, self._spec) else None
+        except ImageError:
+            return None  # Pillow says why
+        return size if size and is_sound(data) else None
+
+    def _run_or_halve(self, files: list[bytes], sizes: list[Size]) -> list[Views | None]:
+        """Decode what can be; DALI fails a batch for one image, and seldom says which."""
+        if not files:
+            return []
+        if len(files) == 1 or sum(width * height for width, height in sizes) <= BATCH_PIXELS:
+            try:
+                return list(self._run(files, sizes))
+            except RuntimeError as error:
+                self._pipeline = None
+                reason = " ".join(str(error).split())
+                if DEVICE_FAULT.search(reason):
+                    raise SrpError(
+                        f"DALI must have its device, and memory for a batch; got {reason[:200]}. "
+                        "Lower --workers, or use --device cpu."
+                    ) from error
+            if len(files) == 1:
+                return [None]
+        half = len(files) // 2
+        first = self._run_or_halve(files[:half], sizes[:half])
+        return first + self._run_or_halve(files[half:], sizes[half:])
+
+    def _run(self, files: list[bytes], sizes: list[Size]) -> list[Views]:
+        data = [np.frombuffer(file, np.uint8) for file in files]
+        if self._pipeline is None:
+            graph = view_graph(self._spec, "gpu") if self._device == "gpu" else _decode_graph
+            self._pipeline = make_pipeline(
+                graph, device=self._device, num_threads=self._num_threads
+            )
+        if self._device == "gpu":
+            places = source_places(sizes, self._spec.plan)
+            return views_from(
+                self._pipeline.run(data=data, places=places), sizes, self._spec.plan.crop_px
+            )
+        (images,) = self._pipeline.run(data=data)
+        return [
+            views_of(np.asarray(images[number]), self._spec, width=width, height=height)
+            for number, (width, height) in enumerate(sizes)
+        ]
+
+
+def _batches(files: Iterable[bytes]) -> Iterator[list[bytes]]:
+    remaining = iter(files)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield batch
+
+
+def make_pipeline(graph: Callable[[], Any], *, device: str, num_threads: int) -> Any:
+    """Build a pipeline that runs one batch when told to."""
+    pipeline = pipeline_def(graph)(
+        batch_size=BATCH,
+        num_threads=num_threads,
+        device_id=0 if device == "gpu" else None,
+        prefetch_queue_depth=1,
+    )
+    pipeline.build()
+    return pipeline
+
+
+def _decode_graph() -> Node:
+    data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+    return _decoded(data, "cpu")
+
+
+def _decoded(data: Node, device: str) -> Node:
+    # Orientation stays with Pillow: DALI knows EXIF's alone, and crashes on a file with two.
+    options = {"output_type": types.RGB, "adjust_orientation": False, "use_fast_idct": False}
+    if device == "gpu":
+        # The hardware's share of a batch would decide which pixels an image gets.
+        options |= {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0}
+    return fn.decoders.image(data, **options)
+
+
+def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
+    """Define everything from bytes to views on one device.
+
+    Its inputs are `data`, files, and `places`, what `source_places` gives for them. Its outputs
+    are the canvas `(C, C, 3)`, the candidates that are not windows `(R, c, c, 3)`, if any, and
+    the glimpses `(K, s, s, 1)`.
+    """
+    plan = spec.plan
+
+    def graph() -> tuple[Node, ...]:
+        data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+        places = fn.external_source(name="places", dtype=types.FLOAT, ndim=3, device="cpu")
+        image = _decoded(data, device)
+        canvas = _source_part(image, places[0], plan.canvas_px, device)
+        resized = [
+            _source_part(image, places[1 + row], plan.crop_px, device)
+            for row in range(len(plan.resized))
+        ]
+        rows = {candidate: row for row, candidate in enumerate(plan.resized)}
+        crops = [
+            resized[rows[k]] if k in rows else canvas[box.y0 : box.y1, box.x0 : box.x1]
+            for k, box in enumerate(plan.boxes)
+        ]
+        weight = edge_weight(plan.crop_px, spec.glimpse_px)
+        stacked = fn.stack(*crops, axis_name="F")
+        colours = stacked
+        for axis in (2, 1):
+            colours = _one_pass(
+                colours, axis, spec.glimpse_px, device, axes=(2, 1), edges=(weight, weight)
+            )
+        luma = fn.coord_transform(colours, M=list(LUMA), T=[0.5], dtype=types.FLOAT)
+        gray = fn.cast(dali_math.floor(luma), dtype=types.UINT8)
+        return (canvas, *([fn.stack(*resized)] if resized else []), gray)
+
+    return graph
+
+
+def _source_part(image: Node, places: Node, side_px: int, device: str) -> Node:
+    """Resize a part of the source as Pillow: across and then down, rounding in between.
+
+    Args:
+        image: `(H, W, 3)`.
+        places: Of one part, from `source_places`.
+        side_px: Side of the square, px.
+        device: `cpu` or `gpu`.
+    """
+    for axis in (1, 0):
+        place = places[1 - axis]
+        edges = [place[2], place[3]]
+        if device == "gpu":
+            edges = [edge.gpu() for edge in edges]
+        image = _one_pass(
+            image, axis, side_px, device, axes=(1, 0), edges=edges, part=(place[0], place[1])
+        )
+    return image
+
+
+def _one_pass(
+    image: Node,
+    axis: int,
+    side_px: int,
+    device: str,
+    *,
+    axes: tuple[int, int],
+    edges: Sequence[Node],
+    part: tuple[Node, Node] | None = None,
+) -> Node:
+    """Resize one axis.
+
+    Args:
+        image: `(H, W, 3)`, or frames of it.
+        axis: Which one.
+        side_px: Length that it gets, px.
+        device: `cpu` or `gpu`.
+        axes: Which ones are width and height.
+        edges: What `edge_weight` says of its start and its end.
+        part: Where its part begins and ends, px; None takes all of it.
+    """
+    size = image.shape(dtype=types.FLOAT)
+    width, height = (side_px if axis == other else size[other] for other in axes)
+    region = {}
+    if part is not None:  # of an image, whose axes begin with height and width
+        start, stop = part
+        zero = 0.0 * start
+        region = {
+            "roi_start": fn.stack(start, zero) if axis == 0 else fn.stack(zero, start),
+            "roi_end": fn.stack(stop, size[1]) if axis == 0 else fn.stack(size[0], stop),
+        }
+    smooth = fn.resize(
+        image,
+        resize_x=width,
+        resize_y=height,
+        interp_type=types.INTERP_TRIANGULAR,
+        antialias=True,
+        dtype=types.FLOAT,
+        **region,
+    )
+    before = (slice(None),) * axis
+    first, last = image[(*before, slice(0, 1))], image[(*before, slice(-1, None))]
+    shape = [1] * (axes[0] + 2)
+    shape[axis] = side_px
+    ends = np.eye(side_px, dtype=np.float32)
+    at_start, at_end = (
+        types.Constant(end.reshape(shape), device=device) * edge
+        for end, edge in zip((ends[0], ends[-1]), edges, strict=True)
+    )
+    unpadded = smooth + at_start * (smooth - first) + at_end * (smooth - last)
+    return fn.cast(unpadded + HALF_UP, dtype=types.UINT8)
+
+
+def source_places(sizes: Sequence[Size], plan: CropPlan) -> list[npt.NDArray[np.float32]]:
+    """Say where the canvas and the resized candidates lie in each image.
+
+    Returns:
+        For each image float32 `(1 + R, 2, 4)`: for the canvas and then each resized candidate,
+        across and then down, the start and the end, px, and the `edge_weight` of both.
+    """
+    return [
+        np.array(
+            [_places((0, 0, *size), size, plan.canvas_px)]
+            + [
+                _places(plan.source_box(k, width=size[0], height=size[1]), size, plan.crop_px)
+                for k in plan.resized
+            ],
+            np.float32,
+        )
+        for size in sizes
+    ]
+
+
+def _places(box: SourceBox, size: Size, side_px: int) -> list[list[float]]:
+    """Place what becomes a square of `side_px`, across and down."""
+    places = []
+    for start, stop, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        weight = edge_weight(stop - start, side_px)  # none comes off where the image goes on
+        places.append([start, stop, weight * (start == 0), weight * (stop == length)])
+    return places
+
+
+def views_from(outputs: Sequence[Any], sizes: Sequence[Size], crop_px: int) -> list[Views]:
+    """Bring what `view_graph` put out to the CPU."""
+    canvases, *resized, grays = (np.asarray(out.as_cpu().as_tensor()) for out in outputs)
+    none = np.empty((len(sizes), 0, 3, crop_px, crop_px), np.uint8)
+    resized_RCHW = resized[0].transpose(0, 1, 4, 2, 3) if resized else none
+    return [
+        Views(
+            canvas=canvases[number],
+            resized=resized_RCHW[number],
+            glimpses=grays[number].transpose(0, 3, 1, 2),
+            width=width,
+            height=height,
+        )
+        for number, (width, height) in enumerate(sizes)
+    ]

@@ -1,0 +1,1 @@
+"""What a folder of shards is: crops, samples, the index, the manifest, codecs."""

@@ -1,0 +1,294 @@
+"""One finished shard: its checksums, and where each sample lies in it.
+
+Axes: N samples of the shard, M members of a sample.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, overload
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.format.ustar import TAR_BLOCK, TAR_END, tar_padding
+
+# A name becomes a path, a URL and a line of the terminal: it holds nothing that means more there.
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.tar")
+
+
+class Extent(NamedTuple):
+    """Where a member's data lies in its shard, bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """Where one sample lies in its shard.
+
+    Attributes:
+        key: The sample's key.
+        label: Index of the class.
+        offset: Of its first tar header, bytes.
+        sizes: Of its members' data in tar order, bytes.
+        crc32: Of everything from the first header to the end of the last padding.
+    """
+
+    key: str
+    label: int
+    offset: int
+    sizes: tuple[int, ...]
+    crc32: int
+
+    @property
+    def length(self) -> int:
+        """Bytes that the sample takes in the tar, headers and padding included."""
+        return sum(TAR_BLOCK + size + tar_padding(size) for size in self.sizes)
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield where each member's data lies, in tar order."""
+        position = self.offset
+        for size in self.sizes:
+            yield Extent(position + TAR_BLOCK, size)
+            position += TAR_BLOCK + size + tar_padding(size)
+
+
+class Samples(Sequence[SampleRecord]):
+    """A shard's samples in tar order.
+
+    They are held by columns, since a million records would take a gigabyte.
+
+    Attributes:
+        suffixes: Of the M members.
+        labels_N: Int32.
+        offsets_N: Int64, of each sample's first tar header, bytes.
+        crc32_N: Uint32.
+        sizes_MN: Int64, of the data of each member, bytes; a member that has one size throughout
+            takes the memory of one number.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Sequence[str],
+        labels: Sequence[int],
+        offsets: Sequence[int],
+        crc32: Sequence[int],
+        sizes: Mapping[str, int | Sequence[int]],
+    ) -> None:
+        """Take up columns with an entry for each sample.
+
+        Args:
+            keys: Of the samples.
+            labels: Indices of classes.
+            offsets: Of each sample's first tar header, bytes.
+            crc32: Of each sample's stretch of the tar.
+            sizes: One column of bytes for each member's suffix in tar order, or one number where
+                all are equal.
+
+        Raises:
+            OverflowError, TypeError, ValueError: If the columns do not agree.
+        """
+        # One text takes half the memory of many.
+        self._keys = "".join(keys)
+        self._count = count = len(keys)
+        self._key_ends_N = np.fromiter(map(len, keys), np.int64, count).cumsum()
+        self.labels_N = _column(labels, np.int32, count)
+        self.offsets_N = _column(offsets, np.int64, count)
+        self.crc32_N = _column(crc32, np.uint32, count)
+        self.suffixes = tuple(sizes)
+        self.sizes_MN = tuple(
+            _constant(size, count) if isinstance(size, int) else _column(size, np.int64, count)
+            for size in sizes.values()
+        )
+
+    @classmethod
+    def of(cls, records: Iterable[SampleRecord], suffixes: Sequence[str]) -> "Samples":
+        """Put single records together."""
+        rows = tuple(records)
+        return cls(
+            keys=[row.key for row in rows],
+            labels=[row.label for row in rows],
+            offsets=[row.offset for row in rows],
+            crc32=[row.crc32 for row in rows],
+            sizes={
+                suffix: [row.sizes[member] for row in rows]
+                for member, suffix in enumerate(suffixes)
+            },
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The samples' keys in order, taken apart anew on each call."""
+        return tuple(self.key(row) for row in range(self._count))
+
+    def key(self, row: int) -> str:
+        """Give one sample's key."""
+        start = self._key_ends_N[row - 1] if row else 0
+        return self._keys[start : self._key_ends_N[row]]
+
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Count the bytes that each sample takes in the tar, headers and padding included."""
+        lengths = np.zeros(self._count, np.int64)
+        for sizes_N in self.sizes_MN:
+            lengths += TAR_BLOCK + sizes_N + tar_padding(sizes_N)
+        return lengths
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> SampleRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SampleRecord, ...]: ...
+    def __getitem__(self, index: int | slice) -> SampleRecord | tuple[SampleRecord, ...]:
+        if isinstance(index, slice):
+            return tuple(self._record(row) for row in range(self._count)[index])
+        return self._record(range(self._count)[index])
+
+    def __iter__(self) -> Iterator[SampleRecord]:
+        return (self._record(row) for row in range(self._count))
+
+    def _record(self, row: int) -> SampleRecord:
+        return SampleRecord(
+            key=self.key(row),
+            label=int(self.labels_N[row]),
+            offset=int(self.offsets_N[row]),
+            sizes=tuple(int(sizes_N[row]) for sizes_N in self.sizes_MN),
+            crc32=int(self.crc32_N[row]),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Samples) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._keys)
+
+
+def _column(values: Sequence[int], dtype: Any, count: int) -> NDArray[Any]:
+    column = np.array(values, dtype)
+    if column.shape != (count,):
+        raise ValueError(f"a column of {column.shape} for {count} keys")
+    return column
+
+
+def _constant(value: int, count: int) -> NDArray[np.int64]:
+    """Repeat a number in the memory of one; `np.broadcast_to` takes ten times as long."""
+    return np.ndarray((count,), np.int64, np.array(value, np.int64), strides=(0,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One finished shard."""
+
+    name: str
+    split: str
+    num_bytes: int
+    sha256: str
+    samples: Samples
+
+    def place_of(self, record: SampleRecord) -> str:
+        """Name the place of one of its samples for an error."""
+        return f"{self.name} at offset {record.offset} (sample {record.key})"
+
+
+def shard_to_json(shard: ShardRecord) -> dict[str, Any]:
+    """Lay a shard's record out by columns, which keeps the manifest small."""
+    samples = shard.samples
+    return {
+        "name": shard.name,
+        "split": shard.split,
+        "samples": len(samples),
+        "bytes": shard.num_bytes,
+        "sha256": shard.sha256,
+        "keys": list(samples.keys),
+        "labels": samples.labels_N.tolist(),
+        "offsets": samples.offsets_N.tolist(),
+        "crc32": samples.crc32_N.tolist(),
+        "sizes": {
+            suffix: _one_or_all(sizes_N.tolist())
+            for suffix, sizes_N in zip(samples.suffixes, samples.sizes_MN, strict=True)
+        },
+    }
+
+
+def _one_or_all(sizes: list[int]) -> list[int] | int:
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+class _Fields(msgspec.Struct):
+    """What `shard_to_json` gives."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    keys: list[str]
+    labels: list[int]
+    offsets: list[int]
+    crc32: list[int]
+    sizes: dict[str, int | list[int]]
+
+
+def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardRecord:
+    """Read what `shard_to_json` gave.
+
+    Args:
+        text: JSON that has not been read yet, so that one shard's numbers can be let go of before
+            the next one's come.
+        suffixes: Of the members.
+
+    Raises:
+        OverflowError, ValueError: If the fields do not agree with one another.
+    """
+    fields = msgspec.json.decode(text, type=_Fields)
+    shard = ShardRecord(
+        name=fields.name,
+        split=fields.split,
+        num_bytes=fields.bytes,
+        sha256=fields.sha256,
+        samples=Samples(
+            keys=fields.keys,
+            labels=fields.labels,
+            offsets=fields.offsets,
+            crc32=fields.crc32,
+            sizes=fields.sizes,
+        ),
+    )
+    if shard.samples.suffixes != suffixes:
+        raise ValueError(f"members {', '.join(shard.samples.suffixes)} in {shard.name}")
+    _check_shard(shard, num_samples=fields.samples)
+    return shard
+
+
+def check_split(name: str) -> None:
+    """Refuse a name of a split that no build writes.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if not _SPLIT.fullmatch(name):
+        raise ValueError(f"split name {name!r}")
+
+
+def _check_shard(shard: ShardRecord, *, num_samples: int) -> None:
+    if not _NAME.fullmatch(shard.name):
+        raise ValueError(f"shard name {shard.name!r}")
+    check_split(shard.split)
+    if num_samples != len(shard.samples):
+        raise ValueError(f"{num_samples} samples but {len(shard.samples)} keys in {shard.name}")
+    lengths_N = shard.samples.lengths_N()
+    ends_N = lengths_N.cumsum()
+    wrong = shard.samples.offsets_N != ends_N - lengths_N
+    for sizes_N in shard.samples.sizes_MN:
+        wrong |= sizes_N < 0
+    if wrong.any():
+        sample = shard.samples[int(wrong.argmax())]
+        raise ValueError(f"offset {sample.offset} of {sample.key!r} in {shard.name}")
+    if int(lengths_N.sum()) + len(TAR_END) != shard.num_bytes:
+        raise ValueError(f"{shard.num_bytes} bytes in {shard.name}")

@@ -1,0 +1,60 @@
+"""The small files beside the shards that other readers of the field expect."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.common.atomic_io import write_file
+from pipeline.format.index import ShardRecord
+from pipeline.format.manifest import Manifest
+
+TIMM_INFO_NAME = "_info.json"
+
+
+def write_sidecars(folder: Path, manifest: Manifest) -> None:
+    """Write every side file."""
+    for name, content in sidecars(manifest):
+        write_file(folder / name, content)
+
+
+def sidecars(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of timm's `_info.json` and of each shard's `.idx`.
+
+    All of it follows from the manifest, so whoever has that knows what they must hold.
+    """
+    yield TIMM_INFO_NAME, timm_info(manifest).encode()
+    for shard in manifest.shards:
+        name = shard.name.removesuffix(".tar") + ".idx"
+        yield name, dali_index(shard, manifest.suffixes()).encode()
+
+
+def timm_info(manifest: Manifest) -> str:
+    """List splits, shards and their lengths as timm's WebDataset reader wants them."""
+    splits = {
+        split: {
+            "name": split,
+            "num_samples": manifest.num_samples(split),
+            "filenames": [shard.name for shard in manifest.of_split(split)],
+            "shard_lengths": [len(shard.samples) for shard in manifest.of_split(split)],
+        }
+        for split in manifest.splits
+    }
+    return json.dumps({"splits": splits}, indent=1) + "\n"
+
+
+def dali_index(shard: ShardRecord, suffixes: tuple[str, ...]) -> str:
+    """Index one shard for DALI's WebDataset reader.
+
+    Source: NVIDIA DALI, `wds2idx`, format v1.2: the version and the number of samples, then a
+    line per sample with suffix, data offset, size and name of each member.
+    """
+    lines = [f"v1.2 {len(shard.samples)}"]
+    for sample in shard.samples:
+        members = zip(suffixes, sample.extents(), strict=True)
+        lines.append(
+            " ".join(
+                f"{suffix} {extent.offset} {extent.size} {sample.key}.{suffix}"
+                for suffix, extent in members
+            )
+        )
+    return "\n".join(lines) + "\n"

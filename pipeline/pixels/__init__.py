@@ -1,0 +1,1 @@
+"""Pillow's arithmetic, compiled, and copies past the caches."""

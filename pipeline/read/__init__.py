@@ -1,0 +1,1 @@
+"""From local shards to batches, by index."""

@@ -1,0 +1,184 @@
+"""Local shards as memory maps: there with their full length, and looked at again before use."""
+
+import mmap
+import os
+import resource
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.common.errors import ConfigError, VerificationError
+from pipeline.format.index import ShardRecord
+from pipeline.format.manifest import still_names
+from pipeline.format.ustar import TAR_END
+from pipeline.pixels.resize import Pixels
+
+_SPARE_FILES = 64  # file descriptors that the rest of a process may still need
+
+
+class MappedShards:
+    """The bytes of some shards, each mapped on first use.
+
+    Safe to share among threads, and to send to other processes, which map them anew.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[ShardRecord]) -> None:
+        """Check that every shard is there with its full length.
+
+        Args:
+            folder: Where they lie.
+            shards: Those to map; `number` is a position among them.
+
+        Raises:
+            ConfigError: If they and what this process has open are more files than it may have.
+            VerificationError: If a shard is missing or has another length.
+        """
+        self._shards = tuple(shards)
+        self._paths = tuple(os.fspath(folder / shard.name) for shard in self._shards)
+        for path, shard in zip(self._paths, self._shards, strict=True):
+            check_length(path, shard)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make what belongs to this process alone."""
+        self._maps: dict[int, Pixels] = {}
+        self._addresses: dict[int, int] = {}
+        self._lock = threading.Lock()
+        with _LIVING_LOCK:
+            _allow_files(len(self._shards))
+            _LIVING.add(self)
+
+    @property
+    def num_unmapped(self) -> int:
+        """Count the shards that are files still to be opened."""
+        return len(self._shards) - len(self._maps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shards": self._shards, "_paths": self._paths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_up()
+
+    def written_ns(self, number: int) -> int:
+        """Look at a shard's file, since reading past the end of a cut one kills the process.
+
+        Returns:
+            When it was last written to, by the system's clock, nanoseconds.
+
+        Raises:
+            VerificationError: If it is missing or has another length.
+        """
+        return check_length(self._paths[number], self._shards[number])
+
+    def fix_of(self, number: int) -> str:
+        """Say what helps where a shard's bytes are not those that were written."""
+        return fix_of(self._paths[number], self._shards[number])
+
+    def bytes_of(self, number: int) -> Pixels:
+        """View a whole shard, uint8; it is mapped on first use."""
+        mapped = self._maps.get(number)
+        return self._map(number) if mapped is None else mapped
+
+    def address_of(self, number: int) -> int:
+        """Give the address of a shard's first byte in this process's memory."""
+        if number not in self._addresses:
+            self._addresses[number] = self.bytes_of(number).ctypes.data
+        return self._addresses[number]
+
+    def _map(self, number: int) -> Pixels:
+        with self._lock:
+            if number not in self._maps:
+                with open(self._paths[number], "rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[number] = np.frombuffer(mapped, np.uint8)
+            return self._maps[number]
+
+
+def check_length(path: str | Path, shard: ShardRecord) -> int:
+    """Check that a shard is there with its full length.
+
+    Returns:
+        When it was written to, by the system's clock, nanoseconds.
+
+    Raises:
+        VerificationError: If it is not.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise VerificationError(
+            f"every shard of the manifest must be there; got none at {path}. {fix_of(path, shard)}"
+        ) from None
+    if found.st_size != shard.num_bytes:
+        raise VerificationError(
+            f"a shard must have the length that was written; got {found.st_size} bytes, not "
+            f"{shard.num_bytes}, in {path} (broken from offset {_break_of(shard, found.st_size)}). "
+            f"{fix_of(path, shard)}"
+        )
+    return found.st_mtime_ns
+
+
+def fix_of(path: str | Path, shard: ShardRecord) -> str:
+    """Say what helps where a shard's file is not what the manifest that was read says."""
+    if still_names(Path(path).parent, shard):
+        return "Run the same srp-data build-shards command again to rebuild the shard."
+    return (
+        "The folder was rebuilt or deleted while it was read. Run this command again once "
+        "srp-data build-shards is done."
+    )
+
+
+def _break_of(shard: ShardRecord, size: int) -> str:
+    """Say where a shard of another length is broken, and in which sample."""
+    offset = min(size, shard.num_bytes)
+    row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1
+    if row < 0 or offset >= shard.num_bytes - len(TAR_END):
+        return f"{offset}, past its samples"
+    return f"{offset}, sample {shard.samples.key(row)}"
+
+
+# Of this process. A shard is opened when it is first read, so what is open is not all that will be.
+_LIVING: "weakref.WeakSet[MappedShards]" = weakref.WeakSet()
+_LIVING_LOCK = threading.Lock()
+
+
+def _open_files() -> int:
+    """Count the files that this process has open, and those that its readers are going to open."""
+    unmapped = sum(mapped.num_unmapped for mapped in _LIVING)
+    try:
+        return len(os.listdir("/dev/fd")) + unmapped
+    except OSError:  # some containers lack it: then what is open stays unknown
+        return unmapped
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's own limit on open files by the number of its new shards.
+
+    Args:
+        count: Of the new shards.
+
+    Raises:
+        ConfigError: If the system does not let it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    allowed = min(soft + count, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    beside = _open_files()  # which opens a file itself
+    needed = beside + count + _SPARE_FILES
+    if most < needed:
+        raise ConfigError(
+            f"every shard is a file that stays open; got {count} shards beside {beside} files of "
+            f"this process where the system allows it {most} and {_SPARE_FILES} are kept free. "
+            "Raise it with ulimit -n, or build shards with a larger --shard-mib."
+        )
+    if allowed < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,174 @@
+"""Read a .tgz front to back as if its sender meant harm; nothing is extracted.
+
+tarfile believes what headers say: it allocates a name of any length, fills a sparse file with
+zeros, goes back where a size is negative, and takes a damaged header for the end of the archive.
+"""
+
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from pipeline.common.atomic_io import named_errors
+from pipeline.common.errors import SourceError
+
+# Names of 4 KiB and a few attributes fit; tarfile parses such a header in quadratic time.
+MAX_HEADER_BYTES = 1 << 16
+# Images are compressed already. Many small ones, with a block of header each, may be 10 times
+# smaller as a .tgz; a bomb is 1000 times smaller and more.
+MAX_RATIO = 100
+MAX_SMALL_BYTES = 1 << 30  # that any archive may unpack to
+_LONG = frozenset(
+    (
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )
+)
+
+Member = tuple[tarfile.TarFile, tarfile.TarInfo, tuple[str, ...]]
+"""The open archive, a member of it, and the parts of its path below the folder with train/."""
+
+
+def read_members(
+    archive: Path, *, splits: tuple[str, ...], on_bytes: Callable[[int, int], None]
+) -> Iterator[Member]:
+    """Yield the folders, files and inner links of an archive, to its very end.
+
+    Args:
+        archive: To read.
+        splits: Folders that may stand at the top, without a root around them.
+        on_bytes: Told of the archive's bytes that were read, and of all.
+
+    Raises, as reading the members does, what `one_line` turns into a SourceError; an error of the
+    system names the archive.
+    """
+    total = archive.stat().st_size
+    limit = MAX_SMALL_BYTES + MAX_RATIO * total
+    last = -1
+    with (
+        io.BufferedReader(_NamedFile(archive)) as raw,
+        tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar,
+    ):
+        for member in tar:
+            tar.members.clear()  # type: ignore[attr-defined] # it would keep every header
+            on_bytes(raw.tell(), total)
+            if member.size < 0 or member.offset <= last:
+                raise tarfile.ReadError(f"a size below 0 at offset {member.offset}")
+            parts = _safe_parts(member, splits)
+            _check_length(member.offset_data + member.size, limit)
+            last = member.offset
+            yield tar, member, parts
+        _read_to_end(tar, limit)
+    on_bytes(total, total)
+
+
+class _Hostile(Exception):  # noqa: N818 - never leaves this file
+    """What no archive of images needs."""
+
+
+class _NamedFile(io.FileIO):
+    """A file whose errors of reading name it; the system's name none where one is open already."""
+
+    def readinto(self, buffer: Any) -> int:
+        with named_errors(Path(str(self.name))):
+            return super().readinto(buffer)
+
+
+class _Header(tarfile.TarInfo):
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """Refuse the one form of sparse file whose map has no end but the archive's."""
+        raise _Hostile("a sparse file")
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse a block; refuse it before tarfile reads the many more that it may ask for."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _LONG and not 0 <= header.size <= MAX_HEADER_BYTES:
+            raise _Hostile(f"a header of {header.size} bytes, more than {MAX_HEADER_BYTES}")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise _Hostile(f"the sparse file {header.name!r}")
+        return header
+
+
+@contextmanager
+def one_line(archive: Path) -> Iterator[None]:
+    """Turn whatever a damaged or hostile archive makes tarfile raise into its reason.
+
+    Raises:
+        SourceError: With that reason.
+    """
+    try:
+        yield
+    except _Hostile as error:
+        raise SourceError(
+            "an archive must hold folders, plain files and links, inside it and no larger than "
+            f"images need; got {error} in {archive}. Do not trust this archive."
+        ) from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not the archive's
+        raise _damaged(archive, error) from error
+    except (ValueError, RecursionError, OverflowError) as error:  # tarfile, parsing nonsense
+        raise _damaged(archive, error) from error
+
+
+def _damaged(archive: Path, error: Exception) -> SourceError:
+    reason = str(error).split("\n")[0].rstrip(":")  # tarfile adds a line for each compression
+    return SourceError(
+        f"an archive must be a whole .tgz; got {type(error).__name__}: {reason} in {archive}. "
+        "Fetch it again."
+    )
+
+
+def _check_length(num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        raise _Hostile(f"{num_bytes} bytes when unpacked, more than {limit},")
+
+
+def _read_to_end(tar: tarfile.TarFile, limit: int) -> None:
+    """Look for the end, and read what follows it.
+
+    tarfile takes a damaged header for the end, and checks no digest of gzip's.
+    """
+    file = tar.fileobj
+    if file is None:
+        return
+    file.seek(tar.offset)
+    if any(file.read(tarfile.BLOCKSIZE)) or file.tell() == tar.offset:
+        raise tarfile.ReadError(f"no end of the archive at offset {tar.offset}")
+    while file.read(1 << 20):
+        _check_length(file.tell(), limit)
+
+
+def _safe_parts(member: tarfile.TarInfo, splits: tuple[str, ...]) -> tuple[str, ...]:
+    """Give a member's path below the folder that holds the splits."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise _Hostile(f"a path that leaves it, {member.name!r},")
+    if member.issym() or member.islnk():
+        folder = path.parent if member.issym() else PurePosixPath()
+        if _leaves(folder / member.linkname):
+            raise _Hostile(f"a link that leaves it, {member.name!r} to {member.linkname!r},")
+    elif member.issparse():
+        raise _Hostile(f"the sparse file {member.name!r}")
+    elif not member.isfile() and not member.isdir():
+        raise _Hostile(f"the device or pipe {member.name!r}")
+    has_root = path.parts[:1] and path.parts[0] not in splits
+    return path.parts[1:] if has_root else path.parts
+
+
+def _leaves(path: PurePosixPath) -> bool:
+    """Whether a path is absolute or, read part by part, climbs out of its root."""
+    depth = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0 or path.is_absolute():
+            return True
+    return False

@@ -1,0 +1,260 @@
+"""Find, check and list the source images: a folder of class folders, or a .tgz of one."""
+
+import os
+import shutil
+import stat
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from pipeline.common.atomic_io import named_errors
+from pipeline.common.errors import SourceError
+from pipeline.sources.archive import one_line, read_members
+from pipeline.sources.image import MAX_IMAGE_BYTES, SourceImage
+
+SPLITS = ("train", "val")
+# All that Pillow registers for the formats that `decode` allows; a test compares the two. Frozen,
+# so that equal sources give equal shards whatever Pillow is installed.
+IMAGE_SUFFIXES = (
+    ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a source holds.
+
+    Attributes:
+        classes: Class folders, sorted; a label is an index into them.
+        images: By split, in no particular order.
+        skipped: What is not taken: files that are no images by suffix or place, and links back.
+    """
+
+    classes: tuple[str, ...]
+    images: dict[str, tuple[SourceImage, ...]]
+    skipped: tuple[str, ...]
+
+
+class _Found(NamedTuple):
+    """What was found so far."""
+
+    images: list[SourceImage]
+    classes: set[tuple[str, str]]
+    skipped: list[str]
+
+
+def open_source(source: Path, *, scratch: Path, on_progress: Progress) -> Source:
+    """List a source's images.
+
+    Args:
+        source: Folder with `train/` and `val/` class folders, or a .tgz of one.
+        scratch: File that an archive's images are copied to, one behind the other. The
+            archive's own paths never reach the file system.
+        on_progress: Told of the archive's bytes as they are read.
+
+    Raises:
+        SourceError: If the source is missing, damaged, hostile or laid out otherwise.
+        OSError: If a folder of it cannot be listed.
+    """
+    require_source(source)
+    if source.is_dir():
+        return _check(source, _list_folder(source))
+    return _check(source, _list_archive(source, scratch, on_progress))
+
+
+def require_source(source: Path) -> None:
+    """Check that there is a source before anything is written.
+
+    Raises:
+        SourceError: If there is none.
+    """
+    if not source.exists():
+        raise SourceError(
+            f"SOURCE must be a folder or a .tgz; got {source}, which does not exist. "
+            "Check the path, or get a data set with: srp-data download imagenette2-320"
+        )
+
+
+def _list_folder(root: Path) -> _Found:
+    found = _Found([], set(), [])
+    splits = []
+    for entry in _entries(root):
+        if entry.name in SPLITS and os.path.isdir(entry):
+            splits.append(entry)
+        else:
+            found.skipped.append(entry.name)
+    above = {_identity(path) for path in (root, *root.resolve().parents, *splits)}
+    for split in splits:
+        for entry in _entries(split):
+            if not os.path.isdir(entry) or _identity(entry) in above:
+                found.skipped.append(f"{split.name}/{entry.name}")
+                continue
+            found.classes.add((split.name, spelt_out(entry.name)))
+            for path in _files_below(entry, found, root, seen=set(above)):
+                _take_file(path, found, root)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List a folder in the order of names, links last; one that cannot be read is an error."""
+    with os.scandir(folder) as entries:
+        in_order = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    return [folder / entry.name for entry in in_order]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Tell a folder from every other, by whichever link it is reached."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _files_below(
+    folder: Path, found: _Found, root: Path, *, seen: set[tuple[int, int]]
+) -> Iterator[Path]:
+    """Walk a class folder, and links to folders too; each folder once, so that no loop is endless.
+
+    Args:
+        folder: To walk.
+        found: Told of the links to folders that were walked before.
+        root: That paths are relative to.
+        seen: Folders that were walked, or that this one lies in.
+    """
+    waiting = [folder]
+    while waiting:
+        inner = waiting.pop()
+        if _identity(inner) in seen:
+            found.skipped.append(inner.relative_to(root).as_posix())
+            continue
+        seen.add(_identity(inner))
+        folders = []
+        for entry in _entries(inner):
+            if os.path.isdir(entry):
+                folders.append(entry)
+            else:
+                yield entry
+        waiting += reversed(folders)
+
+
+def _take_file(path: Path, found: _Found, root: Path) -> None:
+    """Note a file as an image if it is one by its name.
+
+    One that is not there, such as behind a broken link, is noted too: reading it says why not.
+    """
+    relative = path.relative_to(root)
+    try:
+        status = path.stat()
+    except OSError:
+        status = None
+    is_device = status is not None and not stat.S_ISREG(status.st_mode)  # may never end
+    if path.suffix.lower() not in IMAGE_SUFFIXES or is_device:
+        found.skipped.append(relative.as_posix())
+        return
+    found.images.append(
+        SourceImage(
+            path=spelt_out(relative.as_posix()),
+            split=relative.parts[0],
+            class_name=spelt_out(relative.parts[1]),
+            size=status.st_size if status else 0,
+            file=str(path.absolute()),
+            offset=None,
+        )
+    )
+
+
+def spelt_out(name: str) -> str:
+    r"""Spell out the bytes of a name that are no UTF-8, as `\xff`; JSON cannot hold them.
+
+    A backslash becomes two, so that no other name can be spelt the same.
+    """
+    doubled = name.replace("\\", "\\\\")
+    return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _list_archive(archive: Path, scratch: Path, on_progress: Progress) -> _Found:
+    found = _Found([], set(), [])
+    on_bytes = partial(on_progress, "reading the archive")
+    members = read_members(archive, splits=SPLITS, on_bytes=on_bytes)
+    with one_line(archive), named_errors(scratch), scratch.open("wb") as out:
+        for tar, member, parts in members:
+            in_split = bool(parts) and parts[0] in SPLITS
+            if in_split and len(parts) >= (2 if member.isdir() else 3):
+                found.classes.add((parts[0], spelt_out(parts[1])))
+            if member.isdir():
+                continue
+            image = _copy_image(tar, member, parts, out)
+            if image is None:
+                found.skipped.append(member.name)
+            else:
+                found.images.append(image)
+    return found
+
+
+def _copy_image(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, parts: tuple[str, ...], out: BinaryIO
+) -> SourceImage | None:
+    """Append one member to the scratch file if it is an image by its place and name."""
+    is_image = (
+        member.isfile()
+        and len(parts) >= 3
+        and parts[0] in SPLITS
+        and PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES
+    )
+    file = tar.extractfile(member) if is_image else None
+    if file is None:
+        return None
+    offset = out.tell()
+    if member.size <= MAX_IMAGE_BYTES:  # else reading it says so
+        shutil.copyfileobj(file, out)
+    return SourceImage(
+        path=spelt_out("/".join(parts)),
+        split=parts[0],
+        class_name=spelt_out(parts[1]),
+        size=member.size,
+        file=out.name,
+        offset=offset,
+    )
+
+
+def _check(source: Path, found: _Found) -> Source:
+    images, classes = found.images, found.classes
+    names = tuple(sorted({name for _, name in classes}))
+    for split in SPLITS:
+        missing = [name for name in names if (split, name) not in classes]
+        if not names or len(missing) == len(names):
+            raise SourceError(
+                f"a source must hold {split}/CLASS/IMAGE; got no class folder in {split}/ of "
+                f"{source}. Name the folder that holds train/ and val/."
+            )
+        if missing:
+            raise SourceError(
+                f"every class must be in train/ and in val/; got no {split}/{missing[0]} in "
+                f"{source}. Add the folder, or remove the class from the other split."
+            )
+    twice = [path for path, count in Counter(image.path for image in images).items() if count > 1]
+    if twice:
+        raise SourceError(
+            f"every image must be in an archive once; got {twice[0]} more than once in {source}. "
+            "Pack it again from one folder."
+        )
+    filled = {(image.split, image.class_name) for image in images}
+    for split, name in sorted(classes):
+        if (split, name) not in filled:
+            raise SourceError(
+                f"every class folder must hold images; got 0 in {split}/{name} of {source}. "
+                "Add images or remove the folder."
+            )
+    return Source(
+        classes=names,
+        images={
+            split: tuple(image for image in images if image.split == split) for split in SPLITS
+        },
+        skipped=tuple(found.skipped),
+    )

@@ -1,0 +1,1 @@
+"""From shards anywhere to samples, front to back."""

@@ -1,0 +1,93 @@
+"""Where shards may lie: a folder of this machine, or an address of one of a few schemes."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from pipeline.common.errors import ConfigError
+
+REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFolder:
+    """A folder that is read over the network.
+
+    Attributes:
+        scheme: One of `REMOTE_SCHEMES`.
+        address: The whole address, without a slash at its end.
+    """
+
+    scheme: str
+    address: str
+
+    def locate(self, name: str) -> str:
+        """Give the address of a file in the folder."""
+        plain = name if self.scheme in ("s3", "gs") else quote(name)
+        return f"{self.address}/{plain}"
+
+
+def parse_address(text: str) -> Path | RemoteFolder:
+    """Tell folders from addresses, and refuse every address but those of the list.
+
+    Libraries would take far more: `pipe:` runs a command, and chained addresses such as
+    `simplecache::` or `reference://` open whatever they name.
+
+    Raises:
+        ConfigError: If it is neither; nothing was opened.
+    """
+    match = _SCHEME.match(text)
+    if not match:
+        if not text or "\0" in text:
+            raise _refused(text, "no path")
+        return Path(text)
+    scheme = match[1].lower()
+    if "::" in text:
+        raise _refused(text, "a chain of addresses")
+    if scheme not in ("file", *REMOTE_SCHEMES) or not text.startswith("://", match.end(1)):
+        raise _refused(text, f"the scheme {scheme}:")
+    if any(character.isspace() or not character.isprintable() for character in text):
+        raise _refused(text, "a space or a control character")
+    rest = text[match.end(1) + len("://") :]
+    return _local(text, rest) if scheme == "file" else _remote(text, scheme, rest)
+
+
+def is_inner(address: str) -> bool:
+    """Whether an IP address is this machine's, or of a network that the internet cannot reach."""
+    number = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(number, ipaddress.IPv6Address):
+        number = number.ipv4_mapped or number.sixtofour or number
+    return not number.is_global
+
+
+def _local(text: str, rest: str) -> Path:
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash or "%00" in path:
+        raise _refused(text, "a file address that is no absolute path")
+    return Path(f"/{unquote(path)}")
+
+
+def _remote(text: str, scheme: str, rest: str) -> RemoteFolder:
+    host = rest.partition("/")[0]
+    if "@" in host:
+        raise _refused(f"{scheme}://...@{host.rpartition('@')[2]}", "credentials")
+    if "?" in rest or "#" in rest:
+        raise _refused(text, "a query, which no file in a folder can have")
+    try:
+        named = urlsplit(f"{scheme}://{rest}").hostname
+    except ValueError:
+        named = None
+    if not named:
+        raise _refused(text, "no host or bucket")
+    return RemoteFolder(scheme=scheme, address=f"{scheme}://{rest.rstrip('/')}")
+
+
+def _refused(text: str, what: str) -> ConfigError:
+    return ConfigError(
+        "shards must lie in a folder, or at an address of file, http, https, s3 or gs; "
+        f"got {what} in {text!r}. Write such an address, or "
+        "the path, with ./ in front if it has a colon."
+    )

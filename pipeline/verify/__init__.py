@@ -1,0 +1,1 @@
+"""Shards checked byte by byte, and mended."""

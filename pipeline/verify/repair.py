@@ -1,0 +1,58 @@
+"""Build again what is broken in a folder of shards, with the options that its manifest names."""
+
+from pathlib import Path
+
+from pipeline.build.build import BuildResult, build
+from pipeline.config import BuildConfig
+from pipeline.format import manifest as manifests
+from pipeline.format.manifest import DataSpec
+from pipeline.sources.folder import Progress
+
+
+def repair(shards: Path, source: Path, *, workers: int, on_progress: Progress) -> BuildResult:
+    """Build the damaged shards of a folder again; whole ones are left as they are.
+
+    Args:
+        shards: The folder, or one that holds it; its manifest must be whole.
+        source: What the shards were built from.
+        workers: Processes.
+        on_progress: Told of the stage, and of images or shards done and to do.
+
+    Raises:
+        ConfigError: If the source or the libraries are not those of the shards.
+        VerificationError: If the source's images have other bytes than they had; the folder is
+            left as it is.
+    """
+    folder = manifests.find(shards)
+    before = manifests.load(folder)
+    config = config_of(
+        before.spec, source=source, out=folder, workers=workers, max_rejects=len(before.rejects)
+    )
+    return build(config, on_progress=on_progress, expected=before)
+
+
+def config_of(
+    spec: DataSpec, *, source: Path, out: Path, workers: int, max_rejects: int
+) -> BuildConfig:
+    """Give the options of a build that its spec is of.
+
+    Args:
+        spec: Of the manifest.
+        source: To build from.
+        out: Folder of the shards.
+        workers: Processes.
+        max_rejects: Unusable images that are allowed.
+    """
+    jpeg = (
+        {"jpeg_quality": spec.jpeg_quality, "jpeg_subsampling": spec.jpeg_subsampling}
+        if spec.codec == "jpeg"
+        else {}
+    )
+    return BuildConfig(
+        source=source, out=out, workers=workers, max_rejects=max_rejects,
+        canvas_size=spec.canvas_size, crop_size=spec.crop_size, glimpse_size=spec.glimpse_size,
+        candidates=spec.candidates, layout=spec.layout, codec=spec.codec,
+        decoder=spec.decoder, device=spec.device, draft=spec.draft, exif=spec.exif,
+        max_pixels=spec.max_pixels,
+        shard_mib=spec.shard_mib, limit=spec.limit, seed=spec.seed, **jpeg,  # type: ignore[arg-type]
+    )  # fmt: skip

@@ -1,0 +1,238 @@
+"""Check every byte of every shard against the manifest, and decode every sample.
+
+The side files follow from the manifest, and are compared with what they must be.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from pipeline.build.shard_writer import sha256_of
+from pipeline.common.errors import DownloadError, VerificationError
+from pipeline.format.index import ShardRecord
+from pipeline.format.manifest import Manifest
+from pipeline.format.sample import Sample
+from pipeline.format.sidecars import sidecars
+from pipeline.format.ustar import TAR_END
+from pipeline.read.reader import IndexedReader
+from pipeline.stream.store import LocalStore, Source, Store, open_store
+from pipeline.stream.stream import Stream, read_exactly
+from pipeline.verify.verified import load_stamps, save_stamps, stamp
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a verification found to be whole.
+
+    Attributes:
+        folder: That was checked, or its address.
+        manifest: That it was checked against.
+        unnamed: Tars of a local folder that the manifest does not name, and so do not exist for a
+            reader.
+        unread: Names of shards that an earlier verification found whole, and that were not written
+            to since.
+    """
+
+    folder: Path | str
+    manifest: Manifest
+    unnamed: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+def verify(
+    shards: Path | str,
+    *,
+    workers: int,
+    reads_all: bool = True,
+    on_progress: Callable[[int, int], None],
+) -> Verdict:
+    """Verify a folder of shards, by index where it is local, else as a stream.
+
+    Args:
+        shards: The folder, or one that holds it, or an address.
+        workers: Threads.
+        reads_all: Whether to read what an earlier verification found whole as well.
+        on_progress: Told of samples done and to do.
+
+    Raises:
+        VerificationError: If any byte is not as written; names every damaged file.
+    """
+    store = open_store(shards)
+    manifest = store.load_manifest()
+    if isinstance(store, LocalStore):
+        return _verify_folder(
+            store, manifest, workers=workers, reads_all=reads_all, on_progress=on_progress
+        )
+    faults = _find_faults(store, manifest, workers=workers, on_progress=on_progress)
+    _raise_faults(store, manifest, faults)
+    return Verdict(folder=store.address, manifest=manifest, unnamed=(), unread=())
+
+
+def _verify_folder(
+    store: LocalStore,
+    manifest: Manifest,
+    *,
+    workers: int,
+    reads_all: bool,
+    on_progress: Callable[[int, int], None],
+) -> Verdict:
+    """Verify the shards of a folder that have been written to since, and note those found whole."""
+    folder = store.folder
+    # Taken before reading: a shard that is written to meanwhile counts as changed the next time.
+    stamps = {shard.name: found for shard in manifest.shards if (found := stamp(folder, shard))}
+    known = {} if reads_all else load_stamps(folder)
+    unread = tuple(name for name, found in stamps.items() if known.get(name) == found)
+    rest = replace(manifest, shards=tuple(s for s in manifest.shards if s.name not in unread))
+    faults = _find_faults(store, rest, workers=workers, on_progress=on_progress)
+    damaged = {shard.name for shard, fault in zip(rest.shards, faults, strict=True) if fault}
+    save_stamps(folder, ((name, at) for name, at in stamps.items() if name not in damaged))
+    _raise_faults(store, manifest, faults)
+    named = {shard.name for shard in manifest.shards}
+    unnamed = tuple(sorted(path.name for path in folder.glob("*.tar") if path.name not in named))
+    return Verdict(folder=folder, manifest=manifest, unnamed=unnamed, unread=unread)
+
+
+def _raise_faults(store: Store, manifest: Manifest, faults: list[str | None]) -> None:
+    """End where there are any, in side files too, or where images are not accounted for."""
+    found = [fault for fault in faults if fault]
+    of_sidecars = _find_sidecar_faults(store, manifest)
+    if found or of_sidecars:
+        num_shards = len(manifest.shards)
+        counted = f"{len(found)} of {num_shards} shards are damaged. " if found else ""
+        raise VerificationError(counted + " | ".join([*found, *of_sidecars]))
+    _check_counts(manifest)
+
+
+def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
+    """Name in one sentence the side files that are not what the manifest makes them."""
+    wrong = []
+    for name, content in sidecars(manifest):
+        try:
+            found = store.read_file(name, at_most=len(content))
+        except FileNotFoundError:
+            wrong.append(f"no {name}")
+        except (OSError, DownloadError) as error:  # what is wrong with shards is told all the same
+            wrong.append(f"{name} that cannot be read ({error})")
+        else:
+            if found != content:
+                wrong.append(f"another {name}")
+    if not wrong:
+        return []
+    return [
+        f"the side files of DALI and timm must follow from the manifest; got {', '.join(wrong)} in "
+        f"{store.address}. {store.fix}"
+    ]
+
+
+def _find_faults(
+    store: Store, manifest: Manifest, *, workers: int, on_progress: Callable[[int, int], None]
+) -> list[str | None]:
+    """Verify every shard; say in order what is wrong with each, or None."""
+    num_done = [0] * len(manifest.shards)  # each thread counts in its own places
+    total = sum(len(shard.samples) for shard in manifest.shards)
+    on_progress(0, total)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        check = partial(_verify_shard, store, manifest, num_done)
+        futures = [pool.submit(check, index) for index in range(len(manifest.shards))]
+        pending = set(futures)
+        while pending:
+            _, pending = wait(pending, timeout=_POLL_S)
+            on_progress(sum(num_done), total)
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _verify_shard(store: Store, manifest: Manifest, num_done: list[int], index: int) -> str | None:
+    """Say what is wrong with one shard, or nothing."""
+    shard = manifest.shards[index]
+    try:
+        samples, sha256 = _open_shard(store, manifest, shard)
+        for sample, record in zip(samples, shard.samples, strict=True):
+            num_done[index] += 1
+            if sample.label != record.label:
+                raise VerificationError(
+                    f"a label must be as in the manifest; got {sample.label}, not "
+                    f"{record.label}, in {shard.name} (sample {record.key}). Rebuild the shard."
+                )
+        if sha256() != shard.sha256:
+            raise VerificationError(
+                f"a shard's sha256 must be as in the manifest; got another in {shard.name}, whose "
+                f"samples are whole (its end, from offset {shard.num_bytes - len(TAR_END)}, or the "
+                "manifest is not). Rebuild the shard."
+            )
+    except VerificationError as error:
+        return str(error)
+    return None
+
+
+def _open_shard(
+    store: Store, manifest: Manifest, shard: ShardRecord
+) -> tuple[Iterator[Sample], Callable[[], str]]:
+    """Give a shard's samples, and its sha256 once they were read."""
+    if isinstance(store, LocalStore):
+        reader = IndexedReader(store.folder, manifest, [shard])
+        samples = map(reader.read, range(len(reader)))
+        return samples, partial(sha256_of, store.folder / shard.name)
+    hashed = _HashedStore(store)
+    if not len(shard.samples):
+        _read_end(hashed, shard)
+        return iter(()), hashed.digest.hexdigest
+    alone = replace(manifest, shards=(shard,))
+    stream = Stream(store=hashed, manifest=alone, split=shard.split)
+    return stream.samples(), hashed.digest.hexdigest
+
+
+def _read_end(store: Store, shard: ShardRecord) -> None:
+    """Read a shard whose images were all rejected, which no stream opens: a tar's end alone."""
+    with closing(store.open(shard, start=0, stop=threading.Event())) as source:
+        read_exactly(source, len(TAR_END) + 1)
+
+
+class _HashedStore:
+    """A store that hashes the one shard which is read from it."""
+
+    def __init__(self, store: Store) -> None:
+        self.address = store.address
+        self.load_manifest = store.load_manifest
+        self.read_file = store.read_file
+        self.fix = store.fix
+        self.digest = hashlib.sha256()
+        self._store = store
+
+    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+        return _HashedSource(self._store.open(shard, start=start, stop=stop), self.digest.update)
+
+
+class _HashedSource:
+    def __init__(self, source: Source, update: Callable[[bytes], None]) -> None:
+        self.place = source.place
+        self.fix = source.fix
+        self.close = source.close
+        self._source = source
+        self._update = update
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._source.read(num_bytes)
+        self._update(data)
+        return data
+
+
+def _check_counts(manifest: Manifest) -> None:
+    """Check that every source image is in a shard or among the rejects."""
+    rejected = [reject.path.split("/", 1)[0] for reject in manifest.rejects]
+    for split, num_sources in manifest.num_sources.items():
+        accounted = manifest.num_samples(split) + rejected.count(split)
+        if accounted != num_sources:
+            raise VerificationError(
+                f"every source image must be in a shard or among the rejects; got {accounted} "
+                f"of {num_sources} in {split}. Build the shards again in a new folder."
+            )

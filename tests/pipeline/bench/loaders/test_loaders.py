@@ -1,0 +1,131 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.bench.loaders.export import copy_files, export_images
+from pipeline.bench.loaders.process import run_child
+from pipeline.bench.loaders.protocol import Answer, Batch, Images, Task, digests
+from pipeline.bench.loaders.registry import CANVASES, CROPS, PEERS, Peer, Variant
+from pipeline.format import manifest
+
+REPO = Path(__file__).resolve().parents[4]
+NUM_IMAGES = 18
+MODULES = {
+    "ours": "pipeline",
+    "limits": "pipeline",
+    "dali": "nvidia.dali",
+    "mosaicml": "streaming",
+}
+VARIANTS = [
+    pytest.param(peer, variant, id=f"{peer.name} {variant.name} {variant.mode}")
+    for peer in PEERS
+    for variant in peer.variants
+]
+
+
+def is_here(name: str) -> bool:
+    parent = name.partition(".")[0]
+    return find_spec(parent) is not None and find_spec(name) is not None
+
+
+@pytest.fixture(scope="module")
+def images(five_shards: Path, image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The images of the shards as peers are given them."""
+    folder = tmp_path_factory.mktemp("peers") / "images"
+    known = manifest.load(five_shards)
+    origins = export_images(
+        five_shards, known, folder, num_images=NUM_IMAGES, on_progress=lambda *_: None
+    )
+    copy_files(image_tree, origins, folder, lambda *_: None)
+    return Images(folder, known.spec.plan().boxes)
+
+
+def task_for(peer: Peer, variant: Variant, images: Images, out: Path, **options: Any) -> Task:
+    fields: dict[str, Any] = {
+        "action": "turn",
+        "peer": peer.name,
+        "package": peer.package,
+        "variant": variant.name,
+        "mode": variant.mode,
+        "layout": variant.layout,
+        "images": str(images.folder),
+        "out": str(out),
+        "workers": 2,
+        "batch_size": 4,  # the last batch has two
+        "seconds": 0.001,
+        "boxes": images.boxes,
+    }
+    return Task(**{**fields, **options})
+
+
+@pytest.mark.parametrize(("peer", "variant"), VARIANTS)
+def test_each_peer_hands_over_what_it_was_given(
+    peer: Peer, variant: Variant, images: Images, tmp_path: Path
+) -> None:
+    if not is_here(MODULES.get(peer.name, peer.name)):
+        pytest.skip(f"{peer.name} is not installed here")
+    out = tmp_path / "layout"
+    task = task_for(peer, variant, images, out)
+    built = run_child(
+        Path(sys.executable), task_for(peer, variant, images, out, action="build"),
+        scratch=tmp_path,
+    )  # fmt: skip
+    assert built.problem is None
+    assert built.num_bytes
+    assert built.build_s
+    answer = run_child(Path(sys.executable), task, scratch=tmp_path)
+    assert answer.problem is None
+    assert answer.rate
+    assert answer.first_batch_s
+    assert answer.import_s
+    assert answer.version or not peer.package
+
+
+def test_a_peer_that_cannot_be_imported_says_so(images: Images, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    task = task_for(PEERS[0], PEERS[0].variants[0], images, tmp_path)
+    task = replace(task, peer="none")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline.bench.loaders.child"],
+        input=task.to_json(), capture_output=True, text=True, env=env, check=True,
+    )  # fmt: skip
+    answer = Answer(**json.loads(done.stdout))
+    assert answer.missing == "pipeline.bench.loaders.none"
+    assert answer.rate is None
+
+
+@pytest.mark.parametrize("mode", [CROPS, CANVASES])
+def test_the_expected_sums_depend_on_each_pixel_and_its_place_but_not_on_the_order(
+    mode: str, images: Images
+) -> None:
+    def batch(order: list[int]) -> Batch:
+        pixels = np.stack(
+            [images.crops(i) if mode == CROPS else np.array(images.canvases[i]) for i in order]
+        )
+        return Batch(pixels, np.array(images.glimpses[order]), images.labels[order])
+
+    order = list(range(NUM_IMAGES))
+    expected = np.load(images.folder / f"expected-{mode}.npy")
+    assert (digests([batch(order[::-1])]) == expected).all()
+    turned, swapped, labelled = batch(order), batch(order), batch(order)
+    turned.pixels[3] = turned.pixels[3][..., ::-1].copy()
+    swapped.glimpses[[0, 1]] = swapped.glimpses[[1, 0]]
+    labelled.labels[0] += 1
+    for wrong in (turned, swapped, labelled):
+        assert (digests([wrong]) != expected).any()
+
+
+def test_the_roster_names_each_file_and_no_row_twice() -> None:
+    names = [(peer.name, variant.text) for peer in PEERS for variant in peer.variants]
+    assert len(set(names)) == len(names)
+    for peer in PEERS:
+        assert (REPO / f"pipeline/bench/loaders/{peer.name}.py").is_file()
+        assert peer.install or not peer.package

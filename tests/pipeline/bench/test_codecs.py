@@ -1,0 +1,44 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bench import codecs
+from pipeline.common.errors import ConfigError
+
+
+def test_every_codec_is_measured_on_every_canvas(canvas_shards: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    rows = codecs.measure(canvas_shards, images=20, on_progress=lambda *step: seen.append(step))
+    assert [row.name for row in rows][:4] == ["zstd", "png", "webp", "jpeg 95 4:4:4"]
+    for row in rows:
+        assert 0 < row.kilobytes < 168 * 168 * 3 / 1000
+        assert row.encode_ms > 0 < row.decode_ms
+        assert (row.max_off > 0) == (row.mean_off > 0) == row.name.startswith("jpeg")
+    assert seen == [(done, 20) for done in range(21)]
+
+
+@pytest.mark.parametrize(
+    ("fixture", "got"),
+    [
+        ("tensor_shards", "--layout tensors --codec raw"),
+        ("zstd_shards", "--layout canvas --codec zstd"),
+    ],
+)
+def test_shards_without_raw_canvases_are_refused_with_the_command_that_makes_some(
+    fixture: str, got: str, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ConfigError, match=rf"got {got} in .*\. Build some with --codec raw"):
+        codecs.measure(
+            request.getfixturevalue(fixture), images=1, on_progress=lambda _done, _total: None
+        )
+
+
+def test_the_command_prints_a_line_for_each(canvas_shards: Path, srp_data: Any) -> None:
+    result = srp_data("bench", "codecs", canvas_shards, "--images", 2)
+    assert result.exit_code == 0
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == [
+        "codec", "kB", "encode", "ms", "decode", "ms", "off:", "mean", "max"
+    ]  # fmt: skip
+    assert len(lines) == 3 + 6

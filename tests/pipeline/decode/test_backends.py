@@ -1,0 +1,144 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.common.errors import ConfigError
+from pipeline.config import BuildConfig
+from pipeline.decode.backends import Backend, open_decoder
+from pipeline.decode.pillow import PillowDecoder, ViewSpec, pillow_name
+from pipeline.format.crops import plan_crops
+
+REPO = Path(__file__).resolve().parents[3]
+
+SPEC = ViewSpec(
+    plan=plan_crops("five", canvas_px=8, crop_px=8), glimpse_px=1, exif=True, max_pixels=10**6
+)
+SIMD = Backend(decoder="pillow-simd")
+DALI = Backend(decoder="dali")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache() -> Iterator[None]:
+    """Keep what one test opened from the others."""
+    open_decoder.cache_clear()
+    yield
+    open_decoder.cache_clear()
+
+
+def test_pillow_is_the_pillow_that_is_installed() -> None:
+    decoder = open_decoder(Backend(decoder="pillow"), SPEC)
+    assert isinstance(decoder, PillowDecoder)
+    assert decoder.library.startswith(f"{pillow_name()}, ")
+
+
+def test_pillow_simd_opens_where_it_is_the_installed_pillow_and_only_there() -> None:
+    if pillow_name().startswith("pillow-simd"):
+        assert open_decoder(SIMD, SPEC).library.startswith("pillow-simd ")
+    else:
+        with pytest.raises(ConfigError, match=rf"; got {pillow_name()}\. Make one with make simd"):
+            open_decoder(SIMD, SPEC)
+
+
+def test_pillow_simd_opens_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.decode.backends.pillow_name", lambda: "pillow-simd 9.5.0.post2")
+    assert isinstance(open_decoder(SIMD, SPEC), PillowDecoder)
+
+
+def test_pillow_simd_is_not_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.decode.backends.pillow_name", lambda: "pillow 13.0.0")
+    with pytest.raises(ConfigError) as refusal:
+        open_decoder(SIMD, SPEC)
+    assert str(refusal.value) == (
+        "--decoder pillow-simd needs an environment in which it stands in for Pillow; got "
+        "pillow 13.0.0. Make one with make simd, or use --decoder pillow."
+    )
+
+
+@pytest.mark.parametrize("missing", ["nvidia", "nvidia.dali"])
+def test_without_dali_the_command_that_installs_it_is_named(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pipeline.decode.dali", "nvidia.dali"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError) as refusal:
+        open_decoder(DALI, SPEC)
+    assert str(refusal.value).startswith("--decoder dali needs NVIDIA DALI; got ")
+    assert str(refusal.value).endswith(". Install it with: pip install 'srp[dali]'")
+
+
+def test_a_dali_that_lacks_a_library_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "nvidia" / "dali").mkdir(parents=True)
+    (tmp_path / "nvidia" / "__init__.py").touch()
+    broken = "raise OSError('libdali.so: cannot open shared object file')"
+    (tmp_path / "nvidia" / "dali" / "__init__.py").write_text(broken)
+    command = ["-m", "pipeline.cli.main", "build-shards", str(tmp_path), str(tmp_path / "out")]
+    result = subprocess.run(
+        [sys.executable, *command, "--decoder=dali"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{REPO}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: --decoder dali needs NVIDIA DALI; got libdali.so: cannot open shared object file. "
+        "Install it with: pip install 'srp[dali]'\n"
+    )
+
+
+def test_a_module_of_ours_that_is_missing_is_our_mistake_and_not_dalis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pipeline.decode.dali", None)
+    with pytest.raises(ModuleNotFoundError) as mistake:
+        open_decoder(DALI, SPEC)
+    assert mistake.value.name == "pipeline.decode.dali"
+
+
+def test_dali_gets_its_device_and_threads() -> None:
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
+    decoder: Any = open_decoder(Backend(decoder="dali", num_threads=3), SPEC)
+    assert decoder.library.startswith("dali ")
+    assert ", pillow" in decoder.library
+    assert decoder._num_threads == 3
+
+
+def test_a_process_opens_each_decoder_once() -> None:
+    decoder = open_decoder(Backend(decoder="pillow"), SPEC)
+    assert open_decoder(Backend(decoder="pillow"), SPEC) is decoder
+    assert open_decoder(Backend(decoder="pillow", num_threads=2), SPEC) is not decoder
+
+
+def config(**options: Any) -> BuildConfig:
+    return BuildConfig(source=Path("in"), out=Path("out"), **options)
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "pillow-simd"])
+def test_only_dali_can_have_a_gpu(decoder: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        config(decoder=decoder, device="gpu")
+    assert str(refusal.value) == (
+        f"--device gpu needs --decoder dali; got --decoder {decoder}. "
+        "Add --decoder dali, or drop --device gpu."
+    )
+    assert config(decoder="dali", device="gpu").device == "gpu"
+
+
+def test_dali_makes_no_drafts() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        config(decoder="dali", draft=True)
+    assert str(refusal.value) == (
+        "--draft needs --decoder pillow or pillow-simd; got --decoder dali. Drop --draft."
+    )
+    assert config(decoder="pillow", draft=True).draft
+
+
+def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"^--device must be one of cpu, gpu; got 'tpu'\.$"):
+        config(decoder="dali", device="tpu")

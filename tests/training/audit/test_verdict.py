@@ -1,0 +1,444 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.common.errors import ConfigError
+from training.audit.run import audit_run
+from training.audit.verdict import Audit, audit
+from training.data.shards import Shards
+from training.report.terminal import audit_text
+from training.run.folder import RunPaths
+from training.run.processes import Process
+from training.run.record import RunRecord
+from training.score.crop_logits import Table
+from training.study.finished import Arm, Run, group_arms
+from training.study.paired import few_seeds, write_p
+
+NUM_SAMPLES, CROPS = 400, ("full", "left", "centre")
+Make = Callable[..., Run]
+
+
+def table_of(right_NK: torch.Tensor, chosen_N: torch.Tensor) -> Table:
+    """A classifier that is right where it is said to be, and loses little there."""
+    labels_N = torch.zeros(len(right_NK), dtype=torch.int64)
+    predicted_NK = (~right_NK).long()
+    return Table(
+        labels_N=labels_N,
+        predicted_NK=predicted_NK,
+        losses_NK=torch.where(right_NK, 0.1, 2.0) + 0.01 * torch.arange(right_NK.shape[1]),
+        averaged_N=predicted_NK.mode(1).values,
+        probabilities_NK=torch.nn.functional.one_hot(chosen_N, right_NK.shape[1]).float(),
+    )
+
+
+def arm_of(make_run: Make, tables: list[Table], name: str = "expected") -> Arm:
+    runs = []
+    for seed, table in enumerate(tables):
+        run = make_run(f"{name}-s{seed}", policy="expected", seed=seed)
+        right_NK = (table.predicted_NK == table.labels_N[:, None]).double()
+        chosen = table.chosen_N[:, None]
+        figures = replace(
+            run.evaluation,
+            crops=CROPS,
+            num_samples=NUM_SAMPLES,
+            top1=100 * float(right_NK.gather(1, chosen).mean()),
+            top1_crops=tuple((100 * right_NK.mean(0)).tolist()),
+            top1_random=100 * float(right_NK.mean()),
+            top1_mean=100 * float((table.averaged_N == table.labels_N).double().mean()),
+            top1_any_right=100 * float(right_NK.amax(1).mean()),
+            shares=tuple((table.chosen_N.bincount(minlength=3) / NUM_SAMPLES).tolist()),
+            proposer_macs=5, classifier_macs=1000,
+        )  # fmt: skip
+        runs.append(replace(run, evaluation=figures, table=table))
+    (arm,) = group_arms(runs)
+    return arm
+
+
+def seeing_one(seed: int, *, choice: str) -> Table:
+    """Each image is seen rightly in one crop alone, `full` a little more often."""
+    generator = torch.Generator().manual_seed(seed)
+    best_N = torch.randint(0, 3, (NUM_SAMPLES,), generator=torch.Generator().manual_seed(9))
+    right_NK = torch.nn.functional.one_hot(best_N, 3).bool()
+    right_NK[:, 0] |= torch.rand(NUM_SAMPLES, generator=generator) < 0.1
+    chosen_N = {
+        "best": best_N,
+        "worst": (best_N + 1) % 3,
+        "full": torch.zeros_like(best_N),
+        "nearly full": torch.where(torch.arange(NUM_SAMPLES) < 20, best_N, 0),
+    }[choice]
+    return table_of(right_NK, chosen_N)
+
+
+def rivals(found: Audit) -> dict[str, Any]:
+    return {rival.name.partition(",")[0]: rival for rival in found.rivals}
+
+
+def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
+    assert found.top1.mean == 100
+    assert found.verdict.startswith("Choosing is worth it here: +")
+    assert "against the whole image, same classifier, the best that costs no more" in found.verdict
+    tested = "bootstrap over images and seeds, seeds 0, 1: p < 0.001; paired t over the seeds: p"
+    assert f"({tested} " in found.verdict
+    assert found.any_right_skill is not None
+    assert found.any_right_skill.mean == pytest.approx(1)
+
+
+def test_a_choice_below_a_fixed_crop_is_not(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_one(0, choice="worst")]), [])
+    assert found.verdict.startswith(
+        "Choosing is not worth it here: take the whole image, same classifier, "
+    )
+    assert rivals(found)["the whole image"].points < 0
+    assert found.verdict.endswith("at no more compute (McNemar mid-p, seed 0: p < 0.001).")
+
+
+def seeing_as_well(num_first: int, num_second: int, num_samples: int = 200) -> Table:
+    """Sees the chosen crop alone rightly on some images, `left` alone on some, both elsewhere."""
+    right_NK = torch.ones(num_samples, 3, dtype=torch.bool)
+    right_NK[:, 2] = False
+    right_NK[:num_first, 1] = False
+    right_NK[num_first : num_first + num_second, 0] = False
+    return table_of(right_NK, torch.zeros(num_samples, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("num_first", "num_second"), [(16, 17), (17, 16)])
+def test_a_difference_that_may_be_chance_is_neither_claimed_nor_denied(
+    num_first: int, num_second: int, make_run: Make
+) -> None:
+    table = seeing_as_well(num_first, num_second)
+    table.averaged_N[:] = 1
+    found = replace(audit(arm_of(make_run, [table]), []), num_samples=200)
+    assert found.answer == "not shown"
+    strongest = rivals(found)["the best fixed crop"]
+    assert found.decisive is not None
+    assert found.decisive.points == min(0.0, strongest.points)
+    assert found.verdict.startswith(
+        "Choosing is not shown to be worth it here, nor to be not worth it: "
+    )
+    assert "take " not in found.verdict
+    note, one_seed = found.notes
+    assert one_seed == few_seeds(1)
+    assert note == (
+        "200 images and 1 seed could have shown a difference of "
+        f"{found.decisive.least_shown:.2f} points or more: half the width of its "
+        f"{found.decisive.level:.3g} % interval, and no less than 5 images."
+    )
+    assert audit_text(found).splitlines()[:3] == [found.verdict, note, one_seed]
+    fields = found.to_json()
+    assert (fields["answer"], fields["notes"]) == ("not shown", [note, one_seed])
+
+
+def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_as_well(2, 20)]), [])
+    # `left`, the best of three crops, was picked on the images that are scored.
+    assert found.answer == "not worth it"
+    assert found.decisive is not None
+    assert found.decisive.picked_from == 3
+    assert "take the best fixed crop, same classifier, 9.0 points above" in found.verdict
+    assert found.verdict.endswith(
+        "; p counts 3 times, once for each crop that it was picked from)."
+    )
+    assert found.notes == (few_seeds(1),)
+    by_luck = audit(arm_of(make_run, [seeing_as_well(3, 12)]), [])
+    assert by_luck.answer == "not shown"
+    assert by_luck.decisive is not None
+    assert by_luck.decisive.p is not None
+    assert by_luck.decisive.p < 0.05 < 3 * by_luck.decisive.p
+    assert by_luck.decisive.level == pytest.approx(98.33, abs=0.01)
+    assert -by_luck.decisive.points < by_luck.decisive.least_shown
+    assert by_luck.verdict.endswith(
+        "; p counts 3 times, once for each crop that it was picked from)."
+    )
+
+
+def test_few_seeds_are_warned_of_and_the_paired_t_over_them_stands_beside(make_run: Make) -> None:
+    tables = [seeing_one(seed, choice="nearly full") for seed in range(4)]
+    few, enough = (audit(arm_of(make_run, tables[:count]), []) for count in (3, 4))
+    assert few.notes[-1] == few_seeds(3)
+    assert few_seeds(3) in audit_text(few).splitlines()
+    assert few.to_json()["notes"][-1] == few_seeds(3)
+    assert not any("few" in note for note in enough.notes)
+    test = rivals(few)["the centre crop"].test
+    assert few.to_json()["rivals"][1]["test"]["p_over_seeds"] == test.p_over_seeds
+    (row,) = (line for line in audit_text(few).splitlines() if line.startswith("  the centre crop"))
+    assert row.endswith(f", p {write_p(test.p)}, t {write_p(test.p_over_seeds)}")
+
+
+def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
+    table = seeing_one(3, choice="best")
+    found = audit(arm_of(make_run, [table]), [])
+    right = (table.predicted_NK == table.labels_N[:, None]).double()
+    by_name = rivals(found)
+    assert by_name["the whole image"].top1.mean == pytest.approx(100 * float(right[:, 0].mean()))
+    assert by_name["the centre crop"].top1.mean == pytest.approx(100 * float(right[:, 2].mean()))
+    best = by_name["the best fixed crop"].top1.mean
+    assert best == pytest.approx(100 * float(right.mean(0).max()))
+    assert by_name["the mean of all"].macs == 3 * 1000
+    random = by_name["a random crop"].test
+    assert random.points == pytest.approx(found.top1.mean - 100 * float(right.mean()))
+    assert random.method == "bootstrap over images"
+    assert by_name["the centre crop"].test.method == "McNemar mid-p"
+    assert found.any_right.mean == pytest.approx(100 * float(right.amax(1).mean()))
+    assert (found.oracle, found.skill) == (None, None)
+
+
+def test_the_oracle_chooses_with_the_other_seeds_classifier(make_run: Make) -> None:
+    first, second = (seeing_one(seed, choice="best") for seed in (0, 1))
+    arm = arm_of(make_run, [first, second])
+    found = audit(arm, [])
+    scores = []
+    for table, other in ((first, second), (second, first)):
+        chosen = other.losses_NK.argmin(1)[:, None]
+        right = table.predicted_NK.gather(1, chosen)[:, 0] == table.labels_N
+        scores.append(100 * float(right.double().mean()))
+    assert found.oracle is not None
+    assert found.oracle.mean == pytest.approx(sum(scores) / 2)
+    assert found.oracle.mean < found.any_right.mean
+    assert found.skill is not None
+    skills = [
+        (run.evaluation.top1 - run.evaluation.top1_random) / (score - run.evaluation.top1_random)
+        for run, score in zip(arm.runs, scores, strict=True)
+    ]
+    assert found.skill.mean == pytest.approx(sum(skills) / 2)
+
+
+def test_runs_that_do_not_choose_are_compared_by_seed(make_run: Make) -> None:
+    tables = [seeing_one(seed, choice="best") for seed in (0, 1)]
+    arm = arm_of(make_run, tables)
+    whole = [
+        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), table=table)
+        for seed, table in enumerate(seeing_one(seed, choice="full") for seed in (0, 1))
+    ]
+    folded = replace(whole[0], record=replace(whole[0].record, name="fold", config=replace(
+        whole[0].record.config, fold=0)))  # fmt: skip
+    found = audit(arm, [*group_arms(whole), *group_arms([folded])])
+    (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
+    assert beside.name == "whole, a classifier of its own"
+    assert beside.test is not None
+    assert beside.test.seeds == (0, 1)
+    assert beside.p == beside.test.p < 0.001
+
+
+def test_a_run_of_random_crops_is_compared_by_their_expectation_not_by_one_draw(
+    make_run: Make,
+) -> None:
+    table = seeing_one(1, choice="worst")
+    runs = [
+        replace(
+            make_run("random-s0", policy="random", seed=0),
+            table=replace(table, probabilities_NK=torch.eye(3)[drawn].expand(NUM_SAMPLES, 3)),
+        )
+        for drawn in range(3)
+    ]
+    arm = arm_of(make_run, [seeing_one(0, choice="full")])
+    tests = [audit(arm, group_arms([run])).rivals[-1].test for run in runs]
+    assert tests[0] is not None
+    ours = 100 * float(arm.runs[0].table.right_NK[:, 0].double().mean())  # type: ignore[union-attr]
+    assert tests[0].points == pytest.approx(ours - 100 * float(table.right_NK.double().mean()))
+    assert tests == [tests[0]] * 3
+    assert tests[0].method == "bootstrap over images"
+
+
+def test_what_is_said_of_a_rival_is_of_the_seeds_that_both_have(make_run: Make) -> None:
+    tables = [seeing_one(seed, choice="best") for seed in (0, 1)]
+    whole = replace(
+        make_run("whole-s1", policy="whole", seed=1), table=seeing_one(1, choice="full")
+    )
+    found = audit(arm_of(make_run, tables), group_arms([whole]))
+    (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
+    assert beside.test is not None
+    assert beside.test.seeds == (1,)
+    both = replace(found, rivals=(beside._replace(macs=found.macs),))
+    assert f"{beside.points:+.1f} points" in both.verdict
+    assert "(McNemar mid-p, seed 1: p < 0.001)" in both.verdict
+
+
+def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
+    make_run: Make,
+) -> None:
+    arm = arm_of(make_run, [seeing_one(seed, choice="best") for seed in range(3)])
+    strong = seeing_one(0, choice="full")
+    strong.predicted_NK[:200] = 0
+    whole = [
+        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), table=strong)
+        for seed in (0, 2)
+    ]
+    found = audit(arm, group_arms(whole))
+    alike = replace(found, rivals=tuple(one._replace(macs=found.macs) for one in found.rivals))
+    assert "against whole, a classifier of its own" in alike.verdict
+    assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001)" in alike.verdict
+
+
+def test_it_is_json_and_text(make_run: Make) -> None:
+    found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
+    fields = json.loads(json.dumps(found.to_json()))
+    assert list(fields)[:4] == ["format", "answer", "verdict", "notes"]
+    assert fields["format"] == "srp-audit/2"
+    assert (fields["answer"], fields["verdict"]) == ("worth it", found.verdict)
+    assert fields["top1"] == {"mean": 100.0, "sd": 0.0}
+    assert len(fields["rivals"]) == len(found.rivals)
+    text = audit_text(found)
+    assert text.splitlines()[0] == found.verdict
+    assert all(rival.name in text for rival in found.rivals)
+    assert {"any_right", "oracle", "skill", "any_right_skill"} <= fields.keys()
+    assert "  the oracle: another seed's crop of least loss  " in text
+    assert "  any crop right, in hindsight  " in text
+    assert "  (chosen - random) / (oracle - random)  " in text
+    assert "  (chosen - random) / (any crop right - random)  " in text
+
+
+def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
+    finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process, scenes: Path
+) -> None:
+    paths, record = finished
+    seen: dict[str, list[tuple[int, int]]] = {}
+    audited = audit_run(
+        paths.folder, shards=opened, boxes=scenes / "boxes.csv", workers=1, process=alone,
+        on_progress=lambda stage, *counts: seen.setdefault(stage, []).append(counts),
+    )  # fmt: skip
+    found = audited.audit
+    assert (audited.run.record, audited.others) == (record, ())
+    assert record.evaluation is not None
+    assert found.top1.mean == pytest.approx(record.evaluation.top1)
+    assert found.shares == record.evaluation.shares
+    table = Table.load(paths.table)
+    assert found.any_right.mean == pytest.approx(record.evaluation.top1_any_right)
+    assert table.labels_N.shape == (29,)
+    assert found.boxes is not None
+    assert seen["looking up boxes"] == [(done, 29) for done in range(1, 30)]
+    assert seen["choosing where boxes are known"][-1] == (29, 29)
+    assert seen["scoring every canvas"][-1] == (29, 29)
+    assert found.boxes.pointing_map is None
+    assert found.priced is not None
+    assert found.priced.curve[0].top1 == pytest.approx(record.evaluation.top1)
+    assert found.priced.crop_macs == found.macs < found.priced.canvas_macs
+    assert found.boxes.num_samples == 29
+    assert found.boxes.top1 == pytest.approx(record.evaluation.top1)
+    assert found.boxes.top1_best is not None
+    assert found.boxes.coverage <= found.boxes.coverage_best == pytest.approx(1)
+    assert found.latency is not None
+    assert 0 < found.latency.proposer_ms < 1000
+    assert 0 < found.latency.classifier_ms < 1000
+    assert found.latency.proposer_images_per_s > 1
+
+
+def test_the_command_says_the_verdict_first(
+    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ("audit", finished[0].folder, "--device", "cpu", "-o", tmp_path / "out")
+    result = srp_train(*words)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Choosing is ")
+    assert f"wrote {tmp_path / 'out' / 'audit.html'}" in result.stderr
+    told = json.loads(srp_train(*words, "--json").stdout)
+    assert told["verdict"] == result.stdout.splitlines()[0]
+    written = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    assert told | {"latency": None} == written | {"latency": None}
+    assert not list(finished[0].folder.glob("audit.*"))
+
+
+def test_without_a_folder_page_and_json_go_into_the_run(
+    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished[0].folder, tmp_path / finished[0].folder.name)
+    result = srp_train("audit", run, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in run.glob("audit.*")} == {"audit.html", "audit.json"}
+    again = srp_train("audit", run, "--device", "cpu")
+    assert again.exit_code == 0, again.output
+
+
+def test_shards_without_canvases_leave_the_price_out_and_say_so(
+    finished: tuple[RunPaths, RunRecord], scene_tensors: Path, srp_train: Callable[..., Any],
+    train: Callable[..., RunRecord], tiny: Any, tmp_path: Path,
+) -> None:  # fmt: skip
+    words = ("--device", "cpu", "-o", tmp_path / "out", "--shards", scene_tensors)
+    other = srp_train("audit", finished[0].folder, *words)
+    assert "got others in" in other.stdout
+    train(tiny(), tmp_path / "tensors", shards=Shards.open(scene_tensors))
+    result = srp_train("audit", tmp_path / "tensors", *words)
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stdout.splitlines() if "no price" in line)
+    assert "got --layout tensors in" in line
+    page = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    assert "got --layout tensors in" in page
+    assert "canvas bought by doubt" not in page
+
+
+def test_another_seed_without_its_weights_costs_the_price_alone(
+    train: Callable[..., RunRecord], tiny: Any, opened: Shards, alone: Process, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        train(tiny(seed=seed), tmp_path / f"run-s{seed}")
+
+    def audited() -> Audit:
+        return audit_run(
+            tmp_path / "run-s0", shards=opened, boxes=None, workers=1, process=alone,
+            on_progress=lambda *_: None,
+        ).audit  # fmt: skip
+
+    both = audited().priced
+    assert both is not None
+    assert both.gain.sd is not None
+    (tmp_path / "run-s1" / "last.safetensors").unlink()
+    found = audited()
+    assert found.priced is None
+    assert "a run must have a checkpoint; got none at" in found.priced_note
+    assert found.oracle is not None
+
+
+def test_an_audit_takes_the_runs_on_its_shards_and_finds_renamed_folders(
+    train: Callable[..., RunRecord], tiny: Any, opened: Shards, small_shards: Path,
+    srp_train: Callable[..., Any], tmp_path: Path,
+) -> None:  # fmt: skip
+    small = Shards.open(small_shards)
+    for seed in (0, 1):
+        train(tiny(seed=seed), tmp_path / "runs" / f"mine-s{seed}")
+        (tmp_path / "runs" / f"mine-s{seed}").rename(tmp_path / "runs" / f"renamed {seed}")
+    train(tiny(policy="whole", seed=0), tmp_path / "runs" / "whole-s0")
+    train(tiny(policy="whole", batch_size=2), tmp_path / "runs" / "other-s0", shards=small)
+    run = tmp_path / "runs" / "renamed 1"
+    result = srp_train("audit", run, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["arm"], told["seeds"], told["priced_note"]) == ("mine", [0, 1], "")
+    names = [rival["name"] for rival in told["rivals"]]
+    assert "whole, a classifier of its own" in names
+    assert not any(name.startswith("other") for name in names)
+    shutil.copytree(tmp_path / "runs" / "renamed 0", tmp_path / "runs" / "zzz, a copy")
+    again = json.loads(srp_train("audit", run, "--device", "cpu", "--json").stdout)
+    assert again["seeds"] == [0, 1]
+    copy = srp_train("audit", tmp_path / "runs" / "zzz, a copy", "--device", "cpu", "--json")
+    assert json.loads(copy.stdout)["seeds"] == [0]
+
+
+def test_what_cannot_be_audited_is_one_line(
+    finished: tuple[RunPaths, RunRecord], train: Callable[..., RunRecord], tiny: Any,
+    srp_train: Callable[..., Any], tmp_path: Path, opened: Shards, alone: Process,
+) -> None:  # fmt: skip
+    train(tiny(policy="centre", epochs=1), tmp_path / "centre")
+    result = srp_train("audit", tmp_path / "centre", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "an audit is of a run that chooses; got --policy centre in" in result.stderr
+    other = tmp_path / "boxes.csv"
+    other.write_text("path,x0,y0,x1,y1\nval/none/1.JPEG,0,0,1,1\n")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    replace(finished[1], evaluation=None).save(begun / "record.json")
+    with pytest.raises(ConfigError, match=r"an audit needs a finished run; got .*begun, which is"):
+        audit_run(
+            begun, shards=opened, boxes=None, workers=1, process=alone,
+            on_progress=lambda *_: None,
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--boxes must be of the shards' images; got none of va"):
+        audit_run(
+            finished[0].folder, shards=opened, boxes=other, workers=1, process=alone,
+            on_progress=lambda *_: None,
+        )  # fmt: skip

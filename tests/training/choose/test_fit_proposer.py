@@ -1,0 +1,501 @@
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
+from pipeline.format.crops import plan_crops
+from training.choose import out_of_fold as distillation
+from training.choose.fit_proposer import TARGET_TAU, fill_fold, fit_proposer
+from training.choose.out_of_fold import fit_and_choose
+from training.config import DistillConfig, TrainConfig
+from training.data.augment import Mirrored, mirrored_candidates
+from training.data.shards import Shards
+from training.model.proposer import CropProposer, MapProposer, Proposal, make_proposer
+from training.run.checkpoint import digest_of, load_weights
+from training.run.folder import RunPaths
+from training.run.processes import Process
+from training.run.record import RunRecord, load_record
+from training.run.state import build_model, fold_rows, training_rows
+from training.score.evaluate import evaluate_run
+from training.score.losses import Judged, LossMatrix
+
+Tiny = Callable[..., TrainConfig]
+Train = Callable[..., RunRecord]
+SWAPPED = Mirrored((1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0))
+QUICK = DistillConfig(epochs=2, batch_size=16, proposer_channels=(4, 8))
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def bright_crops(num_samples: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dim glimpses of which one is bright, and losses that are low for that one."""
+    generator = torch.Generator().manual_seed(seed)
+    looked = torch.randint(0, 120, (num_samples, 4, 8, 8), dtype=torch.uint8, generator=generator)
+    best = torch.randint(0, 4, (num_samples,), generator=generator)
+    looked[torch.arange(num_samples), best] += 120
+    return looked, 2.0 - 1.9 * F.one_hot(best, 4).float()
+
+
+def proposer_of(seed: int) -> CropProposer:
+    torch.manual_seed(seed)
+    return CropProposer(
+        channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
+        has_prior=False,
+    )  # fmt: skip
+
+
+def fit(tiny: Tiny, *, seed: int = 1, **options: Any) -> tuple[CropProposer, list[float]]:
+    looked, losses = bright_crops(512, seed=0)
+    config = tiny(**{"epochs": 8, "batch_size": 64, "proposer_lr": 0.02, "seed": seed} | options)
+    proposer = proposer_of(seed)
+    means = fit_proposer(
+        proposer, looked, losses, config, counterparts=SWAPPED,
+        looked_counterparts=SWAPPED, on_rows=ignore,
+    )  # fmt: skip
+    return proposer.eval(), means
+
+
+def test_a_proposer_learns_which_crop_loses_least(tiny: Tiny) -> None:
+    proposer, means = fit(tiny)
+    assert means[-1] < 0.3 < means[0]
+    looked, losses = bright_crops(256, seed=1)
+    chosen = proposer(looked).chosen_B
+    assert (chosen == losses.argmin(1)).float().mean() > 0.95
+
+
+def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off(tiny: Tiny) -> None:
+    looked = torch.full((64, 4, 8, 8), 50, dtype=torch.uint8)
+    looked[:, 0] = 200
+    losses = torch.full((64, 4), 1.2)
+    losses[:, 0] = 0.05
+    losses[::4, 0] = 20.0  # a mean of 5.0, but right on three of four images
+    proposer = proposer_of(0)
+    config = tiny(epochs=20, batch_size=64, proposer_lr=0.02, hflip=0.0)
+    means = fit_proposer(
+        proposer, looked, losses, config, counterparts=SWAPPED,
+        looked_counterparts=SWAPPED, on_rows=ignore,
+    )  # fmt: skip
+    assert proposer.eval()(looked).chosen_B.eq(0).all()
+    assert means[-1] == pytest.approx(0.25 + 0.75 * -math.expm1(-0.05), abs=1e-5)
+
+
+def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny: Tiny) -> None:
+    looked, losses = bright_crops(512, seed=0)
+    proposer = CropProposer(
+        channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
+        has_prior=True,
+    )  # fmt: skip
+    assert proposer.prior is not None
+    with torch.no_grad():
+        proposer.prior[2] = 30.0  # the expected error has no gradient from here
+    fit_proposer(
+        proposer, looked, losses, tiny(epochs=24, batch_size=16, proposer_lr=0.1),
+        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
+    )  # fmt: skip
+    looked, losses = bright_crops(256, seed=1)
+    proposal = proposer.eval()(looked)
+    assert (proposal.chosen_B == losses.argmin(1)).float().mean() > 0.95
+    # Soft targets alone would ask for no more than this.
+    wanted = ((losses.neg().exp() - 1) / TARGET_TAU).softmax(1).amax(1).mean()
+    assert proposal.probabilities_BK.amax(1).mean() > 0.5 + wanted / 2
+
+
+@pytest.mark.parametrize(("hflip", "vflip"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
+    hflip: float, vflip: float, tiny: Tiny
+) -> None:
+    plan = plan_crops("full+five", canvas_px=48, crop_px=32)
+    candidates = plan.indices("top-left,centre")  # no counterpart of the first is among them
+    config = tiny(
+        epochs=1, proposer="map", proposer_lr=0.02, hflip=hflip, vflip=vflip, batch_size=8
+    )
+    proposer = make_proposer(config, plan, candidates, glimpse_px=16)
+    assert isinstance(proposer, MapProposer)
+    told: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(_: object, given: tuple[torch.Tensor, ...], proposal: Proposal) -> None:
+        map_BMN = proposer.saliency(given[0][:, 0].float() / 255)
+        told.append((map_BMN.detach(), proposal.scores_BK.detach()))
+
+    proposer.register_forward_hook(note)
+    looked = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+    fit_proposer(
+        proposer, looked, torch.rand(8, 2), config, on_rows=ignore,
+        counterparts=mirrored_candidates(plan, candidates),
+        looked_counterparts=mirrored_candidates(plan, plan.indices("full")),
+    )  # fmt: skip
+    ((map_BMN, scores_BK),) = told
+    large = map_BMN.repeat_interleave(12, 1).repeat_interleave(12, 2)  # as large as the canvas
+    left, upper = 16 * int(hflip), 16 * int(vflip)
+    torch.testing.assert_close(
+        scores_BK[:, 0], large[:, upper : upper + 32, left : left + 32].mean((1, 2))
+    )
+    torch.testing.assert_close(scores_BK[:, 1], large[:, 8:40, 8:40].mean((1, 2)))
+
+
+def test_the_table_is_not_changed_by_mirroring(tiny: Tiny) -> None:
+    looked, losses = bright_crops(64, seed=0)
+    before = looked.clone(), losses.clone()
+    fit_proposer(
+        proposer_of(0), looked, losses, tiny(epochs=1, batch_size=64, hflip=1.0, vflip=1.0),
+        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
+    )  # fmt: skip
+    assert torch.equal(looked, before[0])
+    assert torch.equal(losses, before[1])
+
+
+def test_equal_seeds_give_equal_proposers(tiny: Tiny) -> None:
+    first, again, other = (fit(tiny, seed=seed, epochs=1)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("num_samples", [2, 7, 10])
+def test_the_folds_part_the_split_and_each_trains_on_the_other(num_samples: int) -> None:
+    left_out = [fold_rows(num_samples, fold) for fold in (0, 1)]
+    assert sorted(np.concatenate(left_out).tolist()) == list(range(num_samples))
+    for fold, rows in enumerate(left_out):
+        trained_on = training_rows(num_samples, fold)
+        assert not set(rows.tolist()) & set(trained_on.tolist())
+        assert len(rows) + len(trained_on) == num_samples
+    assert training_rows(num_samples, None).tolist() == list(range(num_samples))
+
+
+def test_a_matrix_that_is_damaged_or_of_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "losses.safetensors"
+    own: dict[str, Any] = {"num_samples": 5, "num_crops": 3, "weights": ("a", "b")}
+    LossMatrix.empty(5, 3).save(path, weights=("a", "b"))
+    for weights in (("a", "b"), ("a", ""), ("", "b")):  # of one the file may be gone
+        assert LossMatrix.load(path, **own | {"weights": weights}).losses_NK.shape == (5, 3)
+    with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
+        LossMatrix.load(path, **own | {"num_samples": 6})
+    for weights in (("b", "a"), ("a",), ("a", "b", "c"), ("a", "c")):
+        with pytest.raises(CheckpointError) as caught:
+            LossMatrix.load(path, **own | {"weights": weights})
+        assert str(caught.value) == (
+            "a run's losses and logits must be of its own checkpoints, of its samples and crops; "
+            f"got those of other checkpoints in {path}. Delete it; it is computed again."
+        )
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(CheckpointError, match=r"got SafetensorError: .* Delete it"):
+        LossMatrix.load(path, **own)
+
+
+@pytest.fixture(scope="module")
+def base(train: Train, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A run of random crops."""
+    paths = RunPaths(folder=tmp_path_factory.mktemp("runs") / "random")
+    train(tiny(policy="random", epochs=1), paths.folder)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def distill(opened: Shards, alone: Process, base: RunPaths) -> Callable[..., RunRecord]:
+    """Distil a run: `distill("map", proposer="map")`."""
+
+    def run(name: str, *, of: RunPaths = base, **options: Any) -> RunRecord:
+        return distillation.distill(
+            of, replace(QUICK, **options), shards=opened, workers=1, process=alone,
+            paths=RunPaths(folder=base.folder.parent / name), on_progress=ignore, on_epoch=ignore,
+        )  # fmt: skip
+
+    return run
+
+
+def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
+    distill: Callable[..., RunRecord], base: RunPaths, opened: Shards, alone: Process
+) -> None:
+    distill("crops")
+    files = (base.last, base.fold(0).last, base.fold(1).last)
+    weights = tuple(map(digest_of, files))
+    matrix = LossMatrix.load(base.losses, num_samples=70, num_crops=6, weights=weights)
+    assert not matrix.losses_NK.isnan().any()
+    for fold in (0, 1):
+        record = load_record(base.fold(fold).record)
+        assert record.config.fold == fold
+        assert len(record.epochs) == record.config.epochs
+        assert record.evaluation is None  # nobody asks for it, and it costs time
+        model = build_model(record.config, opened, alone)
+        load_weights(base.fold(fold).last, model)
+        again = LossMatrix.empty(70, 6)
+        fill_fold(again, model, opened, fold=fold, process=alone, on_rows=ignore)
+        rows = fold_rows(70, fold)
+        is_known_N = ~again.losses_NK.isnan().any(1)
+        assert is_known_N.nonzero()[:, 0].tolist() == rows.tolist()
+        assert torch.equal(again.losses_NK[rows], matrix.losses_NK[rows])
+        sample = opened.reader("train").read(int(rows[3]))
+        crop = torch.from_numpy(np.ascontiguousarray(sample.crops[2].transpose(1, 2, 0)))[None]
+        with torch.inference_mode():
+            loss = F.cross_entropy(model.eval().logits(crop), torch.tensor([sample.label]))
+        torch.testing.assert_close(again.losses_NK[rows[3], 2], loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proposer": "map", "position_prior": True},
+        {"proposer": "joint"},
+        {"proposer": "crops", "glimpse_size": 24},
+        {"proposer": "map", "candidates": "centre,top-left,full"},
+    ],
+    ids=str,
+)
+def test_another_proposer_needs_no_other_classifier(
+    options: dict[str, Any], distill: Callable[..., RunRecord], base: RunPaths, alone: Process
+) -> None:
+    name = "-".join(map(str, options.values()))
+    distill(f"first-{name}")
+    before = {path: path.stat().st_mtime_ns for path in base.folder.rglob("*") if path.is_file()}
+    record = distill(name, **options)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert record.config.policy == "distilled"
+    assert record.evaluation is not None
+    base_record = load_record(base.record)
+    assert base_record.evaluation is not None
+    every = base_record.evaluation
+    alone_always = dict(zip(every.crops, every.top1_crops, strict=True))
+    assert record.evaluation.top1_crops == tuple(alone_always[c] for c in record.evaluation.crops)
+    assert len(record.evaluation.crops) == (3 if "candidates" in options else 6)
+    assert record.evaluation.proposer_macs > 0
+    found, again = evaluate_run(
+        RunPaths(folder=base.folder.parent / name), shards_path=None, candidates=None,
+        checkpoint="last", workers=1, process=alone, on_progress=ignore,
+    )  # fmt: skip
+    assert (found, again) == (record, record.evaluation)
+
+
+def test_several_processes_are_refused(
+    base: RunPaths, opened: Shards, alone: Process, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        distillation.distill(
+            base, QUICK, shards=opened, paths=RunPaths(folder=tmp_path / "run"),
+            process=replace(alone, world_size=2), workers=1, on_progress=ignore, on_epoch=ignore,
+        )  # fmt: skip
+    assert str(caught.value) == (
+        "a distillation runs in one process; got 2. Type the same with srp-train in place of "
+        "torchrun and its options."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_distilled_is_refused(
+    distill: Callable[..., RunRecord], finished: tuple[RunPaths, RunRecord], base: RunPaths
+) -> None:
+    with pytest.raises(ConfigError, match=r"without a proposer on all images; got --policy strai"):
+        distill("none", of=finished[0])
+    distill("twice")
+    with pytest.raises(
+        ConfigError, match=r"got one in .*twice already. Name another: --experiment NAME"
+    ):
+        distill("twice")
+    with pytest.raises(ConfigError, match=r"--candidates must be in the shards; got 'middle', but"):
+        distill("none", candidates="middle")
+    with pytest.raises(CheckpointError, match=r"a run must have a record; got none at"):
+        distill("none", of=RunPaths(folder=base.folder / "none"))
+
+
+@pytest.mark.parametrize(
+    ("at_step", "fault"),
+    [
+        (5, "the loss must stay a number; got nan at step 2 of epoch 2 of the proposer's fit."),
+        (8, r"weights must stay numbers; got others in .* at step 4 of epoch 2 of the proposer's "),
+    ],
+    ids=["a loss", "the last step's weights"],
+)
+def test_a_fit_that_diverges_ends_in_one_line_and_writes_nothing(
+    at_step: int, fault: str, distill: Callable[..., RunRecord], base: RunPaths,
+    srp_train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    distill(f"healthy-{at_step}")
+    before = {path: path.read_bytes() for path in base.folder.parent.rglob("*") if path.is_file()}
+    real, steps = torch.optim.AdamW.step, [0]
+
+    def breaking(optimizer: torch.optim.AdamW) -> None:
+        real(optimizer)
+        steps[0] += 1
+        if steps[0] == at_step:
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    result = srp_train(
+        "distill", base.folder, "--output", base.folder.parent, "--experiment", "broken",
+        "--epochs", 2, "-b", 16, "--proposer-channels", "4,8", "-j", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.match(f"error: {fault}", line)
+    assert line.endswith("Nothing of it is saved. Fit it again with a lower --proposer-lr.")
+    after = {path: path.read_bytes() for path in base.folder.parent.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_rate_far_too_high_for_a_fit_ends_in_one_error(tiny: Tiny) -> None:
+    with pytest.raises(DivergedError, match=r"at step \d+ of epoch \d+ of the proposer's fit\."):
+        fit(tiny, proposer_lr=1e3, weight_decay=1e3)
+
+
+def test_a_run_that_chooses_is_refused_by_that_whatever_its_policy_was_given(tiny: Tiny) -> None:
+    base = tiny(policy="straight-through", tau_start=0.5, random_epochs=0, balance=0.2)
+    config = distillation.distilled_config(base, DistillConfig(balance=0.1))
+    assert (config.policy, config.tau_start, config.balance) == ("distilled", 1.0, 0.1)
+
+
+def test_candidates_that_the_classifier_was_not_trained_on_are_refused(
+    train: Train, tiny: Tiny, distill: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    few = RunPaths(folder=tmp_path / "few")
+    train(tiny(policy="random", epochs=1, candidates="five"), few.folder)
+    with pytest.raises(ConfigError, match=r"some of the run's; got full, .* Name some of top-left"):
+        distill("none", of=few, candidates="full,centre")
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
+    train: Train, tiny: Tiny, distill: Callable[..., RunRecord], opened: Shards, tmp_path: Path
+) -> None:
+    run = RunPaths(folder=tmp_path / "fresh")
+    train(tiny(policy="random", epochs=1), run.folder)
+    before = sorted(run.folder.rglob("*"))
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"candidates": "middle"}, r"--candidates must be in the shards; got 'middle'"),
+        ({"glimpse_size": 1000}, r"glimpse size must fit the crop; got --glimpse-size 1000"),
+        ({"glimpse_size": 2}, r"a glimpse must be large enough for the proposer; got"),
+    )
+    for options, message in refused:
+        with pytest.raises(ConfigError, match=message):
+            distill("none", of=run, **options)
+    fields = json.loads(run.record.read_text())
+    fields["data"]["fingerprint"] = "0" * 64
+    run.record.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=r"on the shards that it was trained on, which its"):
+        distill("none", of=run)
+    assert sorted(run.folder.rglob("*")) == before
+
+
+def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "logits.safetensors"
+    Judged(labels_N=torch.zeros(5), logits_NKC=torch.zeros(5, 3, 10)).save(path, weights=("a",))
+    judged = Judged.load(path, num_samples=5, num_crops=3, weights=("a",))
+    assert judged.logits_NKC.shape == (5, 3, 10)
+    with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
+        Judged.load(path, num_samples=5, num_crops=4, weights=("a",))
+    with pytest.raises(CheckpointError, match=r"got the tensors labels_N, logits_NKC in .* Delete"):
+        LossMatrix.load(path, num_samples=5, num_crops=3, weights=("a",))
+    save_file({"labels_N": torch.zeros(5), "logits_NKC": torch.zeros(5, 3, 10)}, path)
+    with pytest.raises(CheckpointError, match=r"got those that name no checkpoint in "):
+        Judged.load(path, num_samples=5, num_crops=3, weights=("a",))  # it names none
+
+
+def test_losses_and_logits_of_other_weights_are_refused_and_made_again_once_deleted(
+    base: RunPaths, distill: Callable[..., RunRecord], train: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    distill("before-the-copy")
+    run = RunPaths(folder=shutil.copytree(base.folder, tmp_path / "run"))
+    shutil.rmtree(run.fold(1).folder)
+    first = distill("from-the-copy", of=run)
+    other = RunPaths(folder=tmp_path / "other")
+    train(tiny(policy="random", epochs=1, seed=7), other.folder)
+    for path in (other.record, other.last, other.best):
+        shutil.copyfile(path, run.folder / path.name)
+    for cached in (run.losses, run.logits):
+        with pytest.raises(CheckpointError, match=rf"got those of other checkpoints in {cached}"):
+            distill("of-the-other", of=run)
+        cached.unlink()
+        if cached == run.losses:
+            shutil.rmtree(run.fold(0).folder)
+    second = distill("of-the-other", of=run)
+    assert first.evaluation is not None
+    assert second.evaluation is not None
+    assert second.evaluation.top1_crops == tuple(load_record(other.record).evaluation.top1_crops)  # type: ignore[union-attr]
+    shutil.copyfile(other.last, run.fold(0).last)
+    with pytest.raises(CheckpointError, match=r"got those of other checkpoints in .*losses"):
+        distill("fold-of-another", of=run)
+
+
+def test_what_is_distilled_is_not_trained(train: Train, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got distilled, .* Use: srp-train distill RUN"):
+        train(tiny(policy="distilled"), tmp_path / "run")
+
+
+def test_the_command_prints_the_figures(
+    base: RunPaths, srp_train: Callable[..., Any], distill: Callable[..., RunRecord]
+) -> None:
+    distill("before")
+    result = srp_train(
+        "distill", base.folder, "--output", base.folder.parent, "--experiment", "typed",
+        "--epochs", 1, "-b", 16, "--proposer-channels", "4", "-j", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "how often each crop is chosen" in result.stdout
+    assert load_record(base.folder.parent / "typed/record.json").config.policy == "distilled"
+
+
+def test_two_fits_to_one_run_have_names_that_tell_them_apart(
+    base: RunPaths, distill: Callable[..., RunRecord], srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    distill("to have its losses")
+    quick = ("--output", tmp_path, "-j", 1, "--device", "cpu")
+    changes = ((), ("--position-prior",), ("--glimpse-size", 24), ("--candidates", "five"),
+               ("--seed", 7))  # fmt: skip
+    for changed in changes:
+        result = srp_train("distill", base.folder, *quick, *changed)
+        assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "distilled-crops-s42", "distilled-crops-prior-s42", "distilled-crops-g24-s42",
+        "distilled-crops-five-s42", "distilled-crops-s7",
+    }  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    again = srp_train("distill", base.folder, *quick)
+    assert again.exit_code == 2
+    assert again.stderr.endswith("Name another: --experiment NAME.\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "distilled-crops"),
+        ({"proposer": "map", "seed": 3}, "distilled-map"),
+        ({"candidates": "full, centre"}, "distilled-crops-full-centre"),
+        ({"proposer": "map", "position_prior": True, "candidates": "full+five", "glimpse_size": 64},
+         "distilled-map-prior-full+five-g64"),
+        ({"proposer_channels": (4, 8), "proposer_lr": 0.1, "epochs": 3, "batch_size": 16},
+         "distilled-crops-c4-8-lr0.1-e3-b16"),
+        ({"balance": 0.2, "weight_decay": 0.0, "vflip": 0.0},
+         "distilled-crops-balance0.2-wd0.0-vflip0.0"),
+    ],
+)  # fmt: skip
+def test_an_arm_is_named_by_what_is_not_the_default(options: dict[str, Any], name: str) -> None:
+    assert DistillConfig(**options).arm == name
+
+
+def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
+    base: RunPaths, opened: Shards, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(policy="distilled", epochs=1)
+    model = build_model(config, opened, alone)
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        distillation, "fit_proposer", lambda _model, seen_NLSS, *_, **__: given.append(seen_NLSS)
+    )
+    # So that buffers are used again.
+    monkeypatch.setattr("training.score.choices.EVALUATION_BATCH", 8)
+    fit_and_choose(model, torch.zeros(70, 6), opened, process=alone, on_progress=ignore)
+    reader = opened.reader("train")
+    for row in range(70):
+        expected = torch.from_numpy(reader.read(row).small_glimpses[:, 0].copy())
+        assert torch.equal(given[0][row], expected), row

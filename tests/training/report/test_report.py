@@ -1,0 +1,374 @@
+"""One page that says what was run, claims no more than the runs show, and loads nothing."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.datasets.scenes import CLASSES
+from training.data.shards import Shards
+from training.report import report
+from training.report.contact_sheet import draw_sheet
+from training.report.html import write_duration, write_macs, write_spread
+from training.report.report import render_page, write_reports
+from training.report.study_page import make_page
+from training.run.record import DataRecord, RunRecord
+from training.study.finished import Run, group_arms
+from training.study.paired import few_seeds
+from training.study.sentences import DRAWN_CLASSES, summarise_arms
+
+MakeRun = Callable[..., Run]
+LOADS = re.compile(r"""(?:\bsrc|\bhref|\bdata|\baction)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)""")
+
+
+def save(folder: Path, *runs: Run) -> Path:
+    for run in runs:
+        own = folder / run.record.name
+        own.mkdir(parents=True)
+        run.record.save(own / "record.json")
+        if run.table is not None:
+            run.table.save(own / "table.safetensors", weights="")
+    return folder
+
+
+def only_page(folder: Path, **options: Any) -> Path:
+    """Write the page about a folder whose runs are on one data set."""
+    (page,) = write_reports(folder, **options)
+    return page
+
+
+@pytest.fixture(scope="session")
+def runs(make_run: MakeRun) -> list[Run]:
+    """One seed of a policy that chooses, of the whole image and of the centre."""
+    return [
+        make_run("expected-g16-s0", policy="expected", glimpse_size=16, seed=0, accuracy=0.7),
+        make_run("whole-s0", policy="whole", seed=0),
+        make_run("centre-s0", policy="centre", seed=0),
+    ]
+
+
+@pytest.fixture(scope="session")
+def html(runs: list[Run], scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page about these runs."""
+    folder = save(tmp_path_factory.mktemp("runs"), *runs)
+    return only_page(folder, shards=scene_shards).read_text(encoding="utf-8")
+
+
+def visible(html: str) -> str:
+    """Take the markup off."""
+    return re.sub(r"<[^>]+>", " ", html.split("<body>")[1])
+
+
+def test_the_first_line_says_what_the_data_is(runs: list[Run]) -> None:
+    html = render_page(make_page(runs, data_note="Imagewoof"))
+    first = re.search(r"<p[^>]*>(.*?)</p>", html.split("</h1>")[1])
+    assert first is not None
+    for part in ("Imagewoof", "10 classes", "70 training", "29 validation", "48 px", "32 px"):
+        assert part in first[1]
+
+
+def test_drawn_scenes_are_called_so_loudly_and_photos_are_not(
+    html: str, runs: list[Run], make_run: MakeRun
+) -> None:
+    assert set(CLASSES) == DRAWN_CLASSES
+    assert "drawn scenes, not photographs" in html
+    photos = replace(runs[0].record.data, classes=tuple(f"n{number}" for number in range(10)))
+    page = render_page(make_page([make_run("whole-s0", data=photos, policy="whole", seed=0)]))
+    assert "not photographs" not in page
+
+
+def test_the_page_loads_nothing_and_runs_nothing(html: str) -> None:
+    for found in LOADS.finditer(html):
+        target = found[1] or found[2]
+        assert target.startswith(("#", "data:image/jpeg;base64,")), target
+    assert "<script" not in html
+    assert "<link" not in html
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_every_arm_is_named_with_its_figures(html: str, runs: list[Run]) -> None:
+    table = html.split('<table class="results">')[1].split("</table>")[0]
+    for arm in group_arms(runs):
+        row = table.split(f">{arm.name}</th>")[1].split("</tr>")[0]
+        assert f"{arm.top1.mean:.1f} ± –" in row
+        assert write_macs(arm.classifier_macs) in row
+
+
+def test_the_same_runs_give_the_same_page(
+    html: str, runs: list[Run], scene_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pages" / "again.html"
+    folder = save(tmp_path / "runs", *runs[::-1])
+    assert only_page(folder, shards=scene_shards, out=out) == out
+    assert out.read_text(encoding="utf-8") == html
+
+
+def test_one_seed_is_said_to_be_one_seed_and_how_much_of_it_is_noise(html: str) -> None:
+    assert re.search(r"differences below about \d+\.\d points can be chance", visible(html))
+
+
+def test_several_seeds_show_their_sd(make_run: MakeRun) -> None:
+    several = [make_run(f"whole-s{seed}", policy="whole", seed=seed) for seed in range(3)]
+    (arm,) = group_arms(several)
+    html = render_page(make_page(several))
+    assert write_spread(arm.top1) in html
+    assert "One seed" not in html
+    assert few_seeds(3) in html
+    assert "seeds are few" not in render_page(make_page([*several, make_run("whole-s3",
+                                                         policy="whole", seed=3)]))  # fmt: skip
+
+
+def spoken(make_run: MakeRun, ours: float, other: float, **options: Any) -> str:
+    chosen = make_run("expected-s0", policy="expected", seed=0, accuracy=ours)
+    return " ".join(
+        summarise_arms(
+            group_arms([chosen, make_run("whole-s0", accuracy=other, policy="whole", **options)])
+        )
+    )
+
+
+def test_better_and_worse_are_said_of_a_significant_paired_test_alone(make_run: MakeRun) -> None:
+    better, worse = spoken(make_run, 1.0, 0.2, seed=0), spoken(make_run, 0.2, 1.0, seed=0)
+    assert "that is better by" in better
+    assert "McNemar mid-p, seed 0: p < 0.001" in better
+    assert "that is worse by" in worse
+    close = spoken(make_run, 0.5, 0.5, seed=0)
+    unpaired = spoken(make_run, 1.0, 0.2, seed=1)
+    assert "cannot tell from chance" in close
+    assert "without a paired test" in unpaired
+    assert not re.search("better|worse", close + unpaired)
+
+
+def test_p_is_multiplied_by_the_arms_that_the_best_was_picked_from(make_run: MakeRun) -> None:
+    picked = [make_run(f"expected-g{px}-s0", policy="expected", glimpse_size=px, seed=0)
+              for px in (8, 16)]  # fmt: skip
+    text = " ".join(summarise_arms(group_arms([*picked, make_run("whole-s0", policy="whole",
+                                                                 seed=0)])))  # fmt: skip
+    assert "Of 2 arms that choose a crop" in text
+    assert "times the 2 arms it was picked from" in text
+
+
+def test_runs_that_choose_nothing_make_a_page_as_well(make_run: MakeRun) -> None:
+    html = render_page(make_page([make_run("whole-s0", policy="whole", seed=0)]))
+    assert "No run chose its crop" in html
+
+
+def test_markup_in_names_is_text(
+    tmp_path: Path,
+    make_shards: Callable[..., Any],
+    jpeg: Callable[..., bytes],
+    make_run: MakeRun,
+) -> None:
+    for split in ("train", "val"):
+        for number, name in enumerate(("<script>", "a&b")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            (folder / "<img src=x>.JPEG").write_bytes(jpeg(number))
+    make_shards(tmp_path / "images", tmp_path / "shards")
+    opened = Shards.open(tmp_path / "shards")
+    data = DataRecord.of(opened.manifest)
+    run = make_run("<i>run<i>", data=data, policy="blend", seed=0)
+    page = make_page([run], shards=opened, data_note="<u>")
+    assert page.sheet
+    html = render_page(page)
+    for raw in ("<script", "<i>run", "<u>", "<img src=x"):
+        assert raw not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_the_sheet_outlines_the_chosen_crop_of_images_that_are_not_picked(
+    runs: list[Run], opened: Shards
+) -> None:
+    run, table = runs[0], runs[0].table
+    assert table is not None
+    rows = draw_sheet(run, table, opened, num_rows=5)
+    assert [row.key for row in rows] == [
+        row.key for row in draw_sheet(run, table, opened, num_rows=5)
+    ]
+    keys = opened.reader("val").keys
+    for row in rows:
+        probabilities = table.probabilities_NK[keys.index(row.key)]
+        assert [crop.probability for crop in row.crops] == probabilities.tolist()
+        (chosen,) = (number for number, crop in enumerate(row.crops) if crop.is_chosen)
+        assert chosen == probabilities.argmax()
+        x0, _, x1, _ = opened.plan.normalised()[chosen]
+        assert (row.place.left, row.place.width) == pytest.approx((100 * x0, 100 * (x1 - x0)))
+
+
+def test_the_pictures_are_whole_jpegs(html: str) -> None:
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)
+    assert len(pictures) == 8 * 7
+    for picture in pictures:
+        Image.open(io.BytesIO(base64.b64decode(picture))).load()
+
+
+def test_a_sheet_shows_the_crops_that_its_run_had(make_run: MakeRun, opened: Shards) -> None:
+    run = make_run("blend-s0", policy="blend", seed=0, candidates="centre,top-left")
+    assert run.table is not None
+    table = replace(run.table, probabilities_NK=run.table.probabilities_NK[:, :2])
+    (row,) = draw_sheet(run, table, opened, num_rows=1)
+    assert [crop.name for crop in row.crops] == ["centre", "top-left"]
+
+
+def test_without_the_runs_own_shards_one_line_says_why_there_are_no_pictures(
+    runs: list[Run], opened: Shards
+) -> None:
+    other = replace(opened, manifest=replace(opened.manifest, fingerprint="other"))
+    for shards, reason in ((None, "--shards SHARDS"), (other, "not those of the runs")):
+        page = make_page(runs, shards=shards)
+        assert page.sheet == ()
+        assert reason in render_page(page)
+        assert "data:image" not in render_page(page)
+
+
+def test_unfinished_runs_are_listed_with_their_epochs_and_in_no_figure(
+    runs: list[Run], make_run: MakeRun, tmp_path: Path
+) -> None:
+    folder = save(tmp_path, *runs)
+    begun = make_run("blend-s0", policy="blend", seed=0)
+    record = replace(begun.record, epochs=begun.record.epochs[:1], evaluation=None)
+    (folder / "blend-s0").mkdir()
+    record.save(folder / "blend-s0" / "record.json")
+    html = only_page(folder, shards=None).read_text(encoding="utf-8")
+    assert "blend-s0 (1 of 2 epochs)" in html
+    assert html.count("blend") == 1
+
+
+def test_the_page_says_how_it_was_made(html: str, runs: list[Run]) -> None:
+    made = html.split("How this was made")[1]
+    for part in ("abc1234", "CPU", runs[0].record.data.fingerprint, "3 min 3 s", "glimpse size"):
+        assert part in made
+
+
+def test_no_runs_end_in_one_line_that_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs runs; got none in .*srp-train from SHARDS"):
+        only_page(tmp_path, shards=None)
+    with pytest.raises(ConfigError, match="which does not exist"):
+        only_page(tmp_path / "none", shards=None)
+
+
+def test_unfinished_runs_alone_end_in_one_line(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("blend-s0", policy="blend", seed=0)
+    (tmp_path / "blend-s0").mkdir()
+    replace(run.record, evaluation=None).save(tmp_path / "blend-s0" / "record.json")
+    with pytest.raises(ConfigError, match=r"got 1 unfinished in .*--resume"):
+        only_page(tmp_path, shards=None)
+
+
+@pytest.fixture(scope="session")
+def mixed(
+    train: Callable[..., RunRecord], tiny: Callable[..., Any], small_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """Runs on two data sets in one folder, trained. Only read it."""
+    folder = tmp_path_factory.mktemp("mixed")
+    small = Shards.open(small_shards)
+    for policy in ("straight-through", "whole"):
+        train(tiny(policy=policy, seed=0), folder / f"{policy}-s0")
+    train(tiny(policy="whole", seed=0, batch_size=2), folder / "small-s0", shards=small)
+    return folder
+
+
+def test_each_data_set_of_a_folder_has_a_page_of_its_own(
+    mixed: Path, opened: Shards, small_shards: Path, srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    result = srp_train("report", mixed, "-o", out)
+    assert result.exit_code == 0, result.output
+    names = [opened.folder.name, small_shards.name]
+    pages = [tmp_path / f"page-{name}.html" for name in (names[1], names[0])]
+    assert result.stdout == "".join(f"{page}\n" for page in pages)
+    small, scenes = (page.read_text(encoding="utf-8") for page in pages)
+    assert ">small</th>" in small
+    assert ">whole</th>" in scenes
+    assert ">straight-through</th>" in scenes
+    assert ">small</th>" not in scenes
+    assert ">whole</th>" not in small
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        f"page-{name}.json" for name in names
+    }
+
+
+def test_shards_pick_the_runs_of_a_mixed_folder(
+    mixed: Path, small_shards: Path, srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    result = srp_train("report", mixed, "--shards", small_shards, "-o", out, "--note", "few")
+    assert result.stdout == f"{out}\n"
+    html = out.read_text(encoding="utf-8")
+    assert ">small</th>" in html
+    assert ">whole</th>" not in html
+    assert "Ran on few: " in html
+
+
+def test_what_cannot_be_picked_from_a_mixed_folder_is_one_line(
+    mixed: Path, five_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    with pytest.raises(
+        ConfigError, match=r"--note must be of one data set; got runs on 2 in .*--sh"
+    ):
+        write_reports(mixed, shards=None, out=out, data_note="few")
+    with pytest.raises(
+        ConfigError, match=r"--shards must be those of runs in .*, which are on 2 dat"
+    ):
+        write_reports(mixed, shards=five_shards, out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_sets_whose_shards_had_one_name_are_told_apart(
+    runs: list[Run], make_run: MakeRun, tmp_path: Path
+) -> None:
+    other = replace(runs[0].record.data, fingerprint="0123456789")
+    save(tmp_path, runs[0], make_run("whole-s7", data=other, policy="whole", seed=7))
+    own = runs[0].record.data.fingerprint[:8]
+    assert [path.name for path in write_reports(tmp_path, shards=None)] == [
+        f"report-shards-{own}.html", "report-shards-01234567.html",
+    ]  # fmt: skip
+
+
+def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    folder = save(tmp_path, *runs)
+    table = folder / "whole-s0" / "table.safetensors"
+    table.write_bytes(table.read_bytes()[:99])
+    with pytest.raises(CheckpointError, match=r"table must be whole.*whole-s0"):
+        only_page(folder, shards=None)
+    table.unlink()
+    html = only_page(folder, shards=None).read_text(encoding="utf-8")
+    assert "without a paired test" in html
+
+
+def test_the_committed_records_make_a_report(tmp_path: Path) -> None:
+    results = Path(report.__file__).parents[1] / "results" / "imagenette-64" / "canvas-80"
+    for path in results.glob("*-s42.json"):
+        (tmp_path / path.stem).mkdir()
+        shutil.copy(path, tmp_path / path.stem / "record.json")
+    html = only_page(tmp_path, shards=None).read_text(encoding="utf-8")
+    for name in ("tuned-map-prior-g64", "distilled-map-prior-g64", "random", "whole-tuned"):
+        assert f">{name}</th>" in html
+    told = json.loads((results / "report.json").read_text(encoding="utf-8"))
+    old = {arm["name"]: arm["top1_oracle"]["mean"] for arm in told["arms"]}
+    new = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {arm["name"]: arm["top1_any_right"]["mean"] for arm in new["arms"]} == old
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [write_macs(count) for count in (12, 120_000, 1_814_000_000)] == [
+        "12",
+        "120 k",
+        "1.81 G",
+    ]
+    assert [write_duration(s) for s in (59.4, 61, 3725)] == ["59 s", "1 min 1 s", "1 h 2 min"]
+    assert write_spread(None) == "–"

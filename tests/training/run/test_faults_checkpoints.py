@@ -1,0 +1,203 @@
+"""A crash while saving, a flipped bit, a pickle: the last good state stays, and nothing runs."""
+
+import io
+import pickle
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from breaking import forked, kill_at, stepped
+from safetensors.torch import load
+from torch import Tensor
+
+from pipeline.common.errors import CheckpointError
+from training.config import TrainConfig
+from training.data.shards import Shards
+from training.run.checkpoint import load_initial, load_optimizer, load_weights, read_meta
+from training.run.epoch import Progress
+from training.run.folder import RunPaths
+from training.run.processes import Process
+from training.run.record import EpochRecord, RunRecord, load_record
+from training.run.resume import open_record, save_epoch
+from training.run.state import Trainer, build_trainer
+from training.score.losses import LossMatrix
+
+Tiny = Callable[..., TrainConfig]
+Train = Callable[..., RunRecord]
+EPOCH = EpochRecord(
+    epoch=1, train_loss=2.0, train_top1=10.0, val_top1=11.0, images_per_s=1.0, seconds=1.0
+)
+
+
+def survived(work: Callable[[], object], at: int) -> bool:
+    """Do work in a child that is killed at an operation; says whether it came to its end."""
+
+    def do() -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive the fork
+        signal.alarm(60)
+        with stepped(kill_at(at)):
+            work()
+
+    status = forked(do)
+    assert status in (0, -signal.SIGKILL)
+    return status == 0
+
+
+def state(path: Path) -> dict[str, Tensor]:
+    return load(path.read_bytes())
+
+
+@pytest.fixture
+def saved(
+    opened: Shards, alone: Process, tiny: Tiny, tmp_path: Path
+) -> tuple[Trainer, RunPaths, RunRecord]:
+    """A run with one epoch on the disk, and other weights in memory."""
+    config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "run")
+    trainer = build_trainer(config, opened, alone)
+    record = open_record(config, shards=opened, paths=paths, process=alone, resume=False)
+    paths.folder.mkdir()
+    record = replace(record, epochs=(EPOCH,))
+    save_epoch(trainer, paths, record, 0.0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 1
+    return trainer, paths, replace(record, epochs=(EPOCH, replace(EPOCH, epoch=2, val_top1=12.0)))
+
+
+def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint(
+    saved: tuple[Trainer, RunPaths, RunRecord],
+    opened: Shards,
+    alone: Process,
+) -> None:
+    trainer, paths, record = saved
+    files = (paths.record, paths.best, paths.last)
+    before = {path: path.read_bytes() for path in files}
+    epochs, at = [], 0
+    while True:
+        at += 1
+        for path, data in before.items():
+            path.write_bytes(data)
+        is_over = survived(partial(save_epoch, trainer, paths, record, 11.0), at)
+        meta, found = read_meta(paths.last), load_record(paths.record)
+        assert meta.epoch <= len(found.epochs)  # or the epoch would have no record
+        for path in (paths.last, paths.best):
+            fresh = build_trainer(trainer.config, opened, alone)
+            load_weights(path, fresh.model)
+            load_optimizer(path, fresh.optimizer, fresh.scheduler)
+        resumed = open_record(
+            trainer.config, shards=opened, paths=paths, process=alone, resume=True
+        )
+        assert len(resumed.epochs) == meta.epoch
+        epochs.append(meta.epoch)
+        for aside in paths.folder.glob(".*.partial"):
+            aside.unlink()
+        if is_over:
+            break
+    assert at > 15
+    assert epochs == sorted(epochs)  # the old one, then the new one
+    assert set(epochs) == {1, 2}
+
+
+def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command(
+    opened: Shards, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
+) -> None:
+    config, whole = tiny(), RunPaths(folder=tmp_path / "whole")
+    expected = train(config, whole.folder)
+    trained = RunPaths(folder=tmp_path / "trained")
+
+    def stop(now: Progress) -> None:
+        if now.stage == "table":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, trained.folder, on_progress=stop)
+    assert load_record(trained.record).evaluation is None
+    at, is_over = 0, False
+    while not is_over:
+        at += 1
+        paths = RunPaths(folder=tmp_path / str(at))
+        shutil.copytree(trained.folder, paths.folder)
+        is_over = survived(partial(train, config, paths.folder, resume=True), at)
+        resumed = train(config, paths.folder, resume=True)
+        assert resumed.evaluation == expected.evaluation
+        for file in ("best", "last", "table"):
+            found, known = (state(getattr(run, file)) for run in (paths, whole))
+            assert all(torch.equal(tensor, found[name]) for name, tensor in known.items())
+    assert at > 12
+
+
+def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
+    saved: tuple[Trainer, RunPaths, RunRecord],
+) -> None:
+    trainer, paths, _ = saved
+    data, before = paths.last.read_bytes(), state(paths.last)
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(data[:8], "little")
+    found = 0
+    positions = [*rng.integers(0, header, 150), *rng.integers(header, len(data), 50)]
+    for position in map(int, positions):
+        flipped = bytes([data[position] ^ 1 << int(rng.integers(8))])
+        paths.last.write_bytes(data[:position] + flipped + data[position + 1 :])
+        if is_refused(paths.last, trainer):
+            found += 1
+        else:  # the name of the digest's own field was hit, and nothing else
+            after = state(paths.last)
+            assert read_meta(paths.last).epoch == 1
+            assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert found >= len(positions) - 3
+
+
+def is_refused(path: Path, trainer: Trainer) -> bool:
+    try:
+        read_meta(path)
+        load_weights(path, trainer.model)
+    except CheckpointError:
+        return True
+    return False
+
+
+class Canary:
+    """What runs where somebody unpickles."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def pickles(canary: Path) -> Iterator[bytes]:
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        buffer = io.BytesIO()
+        torch.save({"model": Canary(canary)}, buffer, **options)
+        yield buffer.getvalue()
+    yield pickle.dumps(Canary(canary))
+
+
+def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_does_not_run(
+    saved: tuple[Trainer, RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    trainer, paths, _ = saved
+    canary = tmp_path / "ran"
+    readers: list[Callable[[Path], object]] = [
+        read_meta,
+        lambda path: load_weights(path, trainer.model),
+        lambda path: load_initial(path, trainer.model),
+        lambda path: load_optimizer(path, trainer.optimizer, trainer.scheduler),
+        lambda path: LossMatrix.load(path, num_samples=70, num_crops=6, weights=()),
+    ]
+    for data in pickles(canary):
+        paths.last.write_bytes(data)
+        for read in readers:
+            with pytest.raises(CheckpointError):
+                read(paths.last)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Canary(canary)))  # noqa: S301
+    assert canary.exists()  # so it would have been seen

@@ -1,0 +1,138 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.common.errors import ConfigError
+from training.config import TrainConfig
+from training.data.shards import Shards
+from training.run.processes import Process
+from training.run.state import batch_reader, build_model, build_trainer, glimpse_side, uses_bfloat16
+
+Tiny = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
+
+
+def test_equal_seeds_give_equal_weights(opened: Shards, alone: Process, tiny: Tiny) -> None:
+    first, again, other = (
+        build_model(tiny(seed=seed), opened, alone).state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_steps_and_schedule_follow_from_the_shards(
+    opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    trainer = build_trainer(tiny(epochs=3), opened, alone)
+    assert trainer.steps == 70 // 16
+    assert trainer.scheduler.state_dict()["total_steps"] == 3 * (70 // 16)
+    assert trainer.wrapped is trainer.model
+    assert trainer.counterparts == trainer.looked_counterparts
+    assert trainer.counterparts == (
+        (0, 2, 1, 4, 3, 5), (0, 3, 4, 1, 2, 5), (0, 4, 3, 2, 1, 5),
+    )  # fmt: skip
+    by_map = build_trainer(tiny(proposer="map"), opened, alone)
+    assert by_map.looked_counterparts == ((0,), (0,), (0,))
+
+
+def test_weight_decay_spares_biases_and_norms(opened: Shards, alone: Process, tiny: Tiny) -> None:
+    trainer = build_trainer(tiny(weight_decay=0.1), opened, alone)
+    decays = {
+        parameter.ndim >= 2: group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert decays == {True: 0.1, False: 0.0}
+
+
+@pytest.mark.parametrize("sched", ["onecycle", "cosine", "step"])
+def test_the_proposer_may_learn_at_a_rate_of_its_own(
+    sched: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    config = tiny(sched=sched, lr=0.08, proposer_lr=0.02, weight_decay=0.1, epochs=2)
+    trainer = build_trainer(config, opened, alone)
+    assert trainer.model.proposer is not None
+    proposer = {id(parameter) for parameter in trainer.model.proposer.parameters()}
+    highest: dict[bool, float] = {}
+    decays = set()
+    for _ in range(2 * trainer.steps):
+        for group in trainer.optimizer.param_groups:
+            (is_proposer,) = {id(parameter) in proposer for parameter in group["params"]}
+            highest[is_proposer] = max(highest.get(is_proposer, 0), group["lr"])
+            decays.add((is_proposer, group["weight_decay"]))
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    assert highest == pytest.approx({False: 0.08, True: 0.02}, rel=0.05)
+    assert decays == {(False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)}
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "adagrad"])
+def test_optimizers_take_their_names_from_timm(
+    opt: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    trainer = build_trainer(tiny(opt=opt, lr=0.01), opened, alone)
+    assert type(trainer.optimizer).__name__.lower() == opt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"opt": "sgdd"},
+            "--opt must be a name that timm knows; got 'sgdd'. Try sgd, adamw or lamb. ",
+        ),
+        (
+            {"momentum": 0.0},
+            "--opt must work with the other options; got Nesterov momentum requires a momentum "
+            "and zero dampening for 'sgd'. Change --momentum or --weight-decay, or try sgd, "
+            "momentum or adamw.",
+        ),
+        (
+            {"batch_size": 71},
+            "a step must not need more images than there are; got --batch-size 71 on 1 processes "
+            "for 70 images. Lower --batch-size.",
+        ),
+        ({"glimpse_size": 33}, "glimpse size must fit the crop; got --glimpse-size 33 px for "),
+        (
+            {"proposer_lr": 0.0},
+            "--proposer-lr 0 holds the proposer, which must have learnt to choose ",
+        ),
+        ({"glimpse_size": 14}, "a glimpse must be large enough for the proposer; got "),
+    ],
+)
+def test_a_config_that_does_not_fit_the_shards_is_refused(
+    options: dict[str, Any], message: str, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_trainer(tiny(**options), opened, alone)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_glimpse_is_the_shards_unless_asked_otherwise(opened: Shards, tiny: Tiny) -> None:
+    assert glimpse_side(tiny(), opened) == 16
+    assert glimpse_side(tiny(glimpse_size=32), opened) == 32
+
+
+@pytest.mark.parametrize(("policy", "looks"), [("blend", True), ("whole", False), ("mean", False)])
+def test_glimpses_are_read_only_where_a_proposer_looks(
+    policy: str, looks: bool, opened: Shards, alone: Process, tiny: Tiny
+) -> None:
+    config = tiny(policy=policy)
+    reader = batch_reader(config, opened, build_model(config, opened, alone), "val", alone)
+    (batch,) = reader.batches(np.arange(3)[None])
+    assert (batch.glimpses_BLSS is not None) == looks
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)],
+)
+def test_a_cpu_computes_in_bfloat16_only_with_instructions_for_it(
+    capabilities: dict[str, bool], expected: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert uses_bfloat16(tiny(amp=True), CPU) == expected
+    assert not uses_bfloat16(tiny(amp=False), CPU)

@@ -1,0 +1,1 @@
+"""Whether choosing is worth it, before a training and after it."""

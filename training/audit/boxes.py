@@ -1,0 +1,168 @@
+"""Whether the chosen crop shows the object, where boxes of the objects are known.
+
+Axes: N samples with boxes, K candidates.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.errors import ConfigError
+from pipeline.datasets.writer import BOX_HEADER, Box
+
+Point = tuple[float, float]
+"""x and y as fractions of the image's sides."""
+
+MIDDLE: Point = (0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxFigures:
+    """How well a choice covers the objects, beside choices that do not look; shares, 0 to 1.
+
+    Attributes:
+        num_samples: With boxes.
+        coverage: Share of the boxes' area inside the chosen crop, mean over the images.
+        coverage_centre: The same of the centre crop; None where there is none.
+        coverage_random: The same of a random crop, the exact expectation.
+        coverage_best: The same of the crop that covers most.
+        pointing: Share of the images whose chosen crop has the middle of a box inside it.
+        pointing_random: The same of a random crop, the exact expectation.
+        pointing_map: The pointing game: share of the images whose map has its maximum inside a
+            box. The maximum is one point, the middle of the cell that is highest, the first of
+            equals in reading order, of the map upsampled to 57 x 57 cells and averaged over a
+            window of a third of its sides; a cell is the part of the image that the crops' scores
+            take it for, 1/N of its width by 1/M of its height. A box holds its left and upper
+            edges, not the others. None where the proposer has no map.
+        pointing_centre: The same of the middle of the image, which needs no map.
+        top1: Of the chosen crop on these images, %; None where they are not those of the table.
+        top1_best: Of the crop that fits an object best, by the intersection over the union, %:
+            what knowing the place, but not the class, would reach. The whole image covers every
+            object and fits few.
+
+    Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.2; they
+    forgive 15 px around a box and average over the classes, we do neither.
+    """
+
+    num_samples: int
+    coverage: float
+    coverage_centre: float | None
+    coverage_random: float
+    coverage_best: float
+    pointing: float
+    pointing_random: float
+    pointing_map: float | None
+    pointing_centre: float
+    top1: float | None
+    top1_best: float | None
+
+
+def read_boxes(path: Path) -> dict[str, list[Box]]:
+    """Read the boxes of each image from a CSV with the columns path, x0, y0, x1 and y1.
+
+    Paths are those of the source's images, such as `val/CLASS/NAME.JPEG`; an image may have
+    several rows.
+
+    Raises:
+        ConfigError: If there is no such file, or a row is no box.
+    """
+    boxes: dict[str, list[Box]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                boxes.setdefault(row["path"], []).append(_box(row, number))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--boxes must be a CSV with the columns {', '.join(BOX_HEADER)}, boxes as fractions; "
+            f"got {type(error).__name__}: {error} in {path}. Give another file."
+        ) from error
+    return boxes
+
+
+def _box(row: Mapping[str, str], number: int) -> Box:
+    x0, y0, x1, y1 = (float(row[name]) for name in BOX_HEADER[1:])
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise ValueError(f"box {x0}, {y0}, {x1}, {y1} in line {number}")
+    return x0, y0, x1, y1
+
+
+def box_figures(
+    chosen_N: Sequence[int],
+    boxes_N: Sequence[Sequence[Box]],
+    candidates: Sequence[Box],
+    *,
+    centre: int | None,
+    peaks_N: Sequence[Point] | None = None,
+    right_NK: NDArray[np.bool_] | None = None,
+) -> BoxFigures:
+    """Compare chosen crops with boxes.
+
+    Args:
+        chosen_N: Index of each sample's crop.
+        boxes_N: Of each sample's objects, at least one.
+        candidates: The K crops, as fractions of the image's sides.
+        centre: Index of the centre crop.
+        peaks_N: Where each sample's map is highest, for proposers that have one.
+        right_NK: Whether the classifier is right on each crop, where that is known.
+    """
+    coverage_NK = np.array([[_covered(boxes, crop) for crop in candidates] for boxes in boxes_N])
+    hits_NK = np.array([[_points_at(boxes, crop) for crop in candidates] for boxes in boxes_N])
+    rows_N = np.arange(len(boxes_N))
+    chosen = np.asarray(chosen_N)
+    fits_NK = np.array([[_fit(boxes, crop) for crop in candidates] for boxes in boxes_N])
+    return BoxFigures(
+        num_samples=len(boxes_N),
+        coverage=_mean(coverage_NK[rows_N, chosen]),
+        coverage_centre=None if centre is None else _mean(coverage_NK[:, centre]),
+        coverage_random=_mean(coverage_NK),
+        coverage_best=_mean(coverage_NK.max(1)),
+        pointing=_mean(hits_NK[rows_N, chosen]),
+        pointing_random=_mean(hits_NK),
+        pointing_map=None if peaks_N is None else _hit_rate(peaks_N, boxes_N),
+        pointing_centre=_hit_rate([MIDDLE] * len(boxes_N), boxes_N),
+        top1=None if right_NK is None else 100 * _mean(right_NK[rows_N, chosen]),
+        top1_best=None if right_NK is None else 100 * _mean(right_NK[rows_N, fits_NK.argmax(1)]),
+    )
+
+
+def _hit_rate(points_N: Sequence[Point], boxes_N: Sequence[Sequence[Box]]) -> float:
+    """Give the share of the images whose point lies in one of its boxes."""
+    hits = [
+        any(_holds(box, point) for box in boxes)
+        for point, boxes in zip(points_N, boxes_N, strict=True)
+    ]
+    return sum(hits) / len(hits)
+
+
+def _mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> float:
+    return float(values.mean())
+
+
+def _covered(boxes: Sequence[Box], crop: Box) -> float:
+    """Give the share of the boxes' areas inside a crop; boxes that overlap count twice."""
+    inside = sum(_overlap(box, crop) for box in boxes)
+    return inside / sum(_overlap(box, box) for box in boxes)
+
+
+def _fit(boxes: Sequence[Box], crop: Box) -> float:
+    """Give the largest intersection over union of the crop with a box."""
+    shared = [(_overlap(box, crop), _overlap(box, box)) for box in boxes]
+    return max(both / (size + _overlap(crop, crop) - both) for both, size in shared)
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _points_at(boxes: Sequence[Box], crop: Box) -> bool:
+    return any(_holds(crop, ((x0 + x1) / 2, (y0 + y1) / 2)) for x0, y0, x1, y1 in boxes)
+
+
+def _holds(box: Box, point: Point) -> bool:
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]

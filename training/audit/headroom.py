@@ -1,0 +1,224 @@
+"""How much choosing a crop could gain, from two small classifiers: `srp-train headroom SHARDS`.
+
+Each classifier has learnt from random crops of another half of the training split. The *room* is
+what an oracle has above the best fixed crop: the crop on which one classifier loses least, scored
+by the other, so that no classifier is flattered. That oracle knows the label, and a proposer does
+not, so most of the room may be out of reach. Beside it stands what a proposer gains that was fitted
+to the two classifiers' losses and has seen neither the label nor the image before.
+
+Axes: 2 classifiers, N samples of the validation split, K candidates, D differences.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.score.crop_logits import Table
+from training.study.finished import Arm, Spread
+from training.study.paired import COVERED
+
+RESAMPLES = 2000
+# Of what naming the largest class leaves wrong: who knows less shows a proposer little but chance,
+# even where it is shown to know something.
+LEAST_LEARNT = 0.1
+
+Floats = NDArray[np.float64]
+
+
+class Gain(NamedTuple):
+    """A difference in top-1, points, and the ends of its 95 % bootstrap interval over images."""
+
+    points: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} points (95 % {self.low:+.1f} to {self.high:+.1f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headroom:
+    """What two small classifiers say of choosing; accuracies are top-1, %, means of both.
+
+    Attributes:
+        crops: Names of the K candidates.
+        num_samples: Of the validation split.
+        top1_largest: Of naming the most frequent class always.
+        top1_random: Of a crop drawn uniformly, the exact expectation.
+        top1_crops: Of each candidate always.
+        top1_fixed: Of the best candidate always; each classifier is scored on the one that is
+            best for the other.
+        top1_mean: Of the classes' mean probability over all crops, K times the compute.
+        top1_fitted: Of the crop that the fitted proposer chooses.
+        top1_oracle: Of the crop on which the other classifier loses least.
+        top1_any_right: Of any crop right, known in hindsight alone, which flatters.
+        learnt: The mean of all crops above the most frequent class.
+        room: The oracle above the best fixed crop.
+        gain: The fitted proposer above the best fixed crop.
+    """
+
+    crops: tuple[str, ...]
+    num_samples: int
+    top1_largest: float
+    top1_random: float
+    top1_crops: tuple[float, ...]
+    top1_fixed: float
+    top1_mean: float
+    top1_fitted: float
+    top1_oracle: float
+    top1_any_right: float
+    learnt: Gain
+    room: Gain
+    gain: Gain
+
+    @property
+    def verdict(self) -> str:
+        """Say in one line whether choosing can be worth a training."""
+        if self.learnt.low < self.least_top1 - self.top1_largest:
+            return (
+                "Nothing can be told: the small classifiers have learnt too little. By the mean of "
+                f"all crops they are right on {self.top1_mean:.1f} % of the images, naming the "
+                f"largest class always on {self.top1_largest:.1f} %; surely "
+                f"{self.least_top1:.1f} % is the least to go by. Let them learn more: raise "
+                "--epochs or --limit, or take another --model."
+            )
+        told = f"room: {self.room} above the best fixed crop, for an oracle that knows the label"
+        if self.room.high <= 0:
+            return f"{told}. Choosing is not worth a training: even that oracle gains nothing."
+        if self.room.low <= 0:
+            return (
+                f"{told}. Choosing is not shown to be worth a training: even that room can be "
+                f"chance, and it is at most {self.room.high:.1f} points."
+            )
+        fitted = f"a proposer fitted to the classifiers' losses has {self.gain}"
+        if self.gain.low <= 0:
+            return (
+                f"{told}; {fitted}, so none of it is shown to be in reach. Choosing is not shown "
+                "to be worth a training."
+            )
+        return f"{told}; {fitted}. Choosing can be worth it."
+
+    @property
+    def least_top1(self) -> float:
+        """What the mean of all crops must surely reach for anything to be told, %."""
+        return self.top1_largest + LEAST_LEARNT * (100 - self.top1_largest)
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out for programs, the verdict first."""
+        gains = {name: getattr(self, name)._asdict() for name in ("learnt", "room", "gain")}
+        return {"verdict": self.verdict, **dataclasses.asdict(self), **gains}
+
+
+def headroom(
+    tables: tuple[Table, Table], crops: Sequence[str], fitted_N: NDArray[np.int64], *, seed: int
+) -> Headroom:
+    """Compare ways to choose, image by image.
+
+    Args:
+        tables: Of two classifiers on the same samples, neither of which either has learnt from.
+        crops: Names of the candidates.
+        fitted_N: Index of the crop that the fitted proposer chooses for each sample.
+        seed: Of the resamples.
+    """
+    right_2NK = np.stack([table.right_NK.numpy() for table in tables])
+    least_2N = np.stack([table.losses_NK.argmin(1).numpy() for table in tables])
+    best_2N = np.broadcast_to(right_2NK.sum(1).argmax(1)[:, None], least_2N.shape)
+    labels_N = tables[0].labels_N.numpy()
+    averaged_2N = np.stack([t.averaged_N.numpy() for t in tables])
+    largest_N = (labels_N == np.bincount(labels_N).argmax()).astype(float)
+    mean_N = (averaged_2N == labels_N).mean(0)
+    fixed_N = _score(right_2NK, best_2N[::-1])
+    oracle_N = _score(right_2NK, least_2N[::-1])
+    chosen_N = _score(right_2NK, np.stack([fitted_N, fitted_N]))
+    learnt, room, gain = bootstrap(
+        np.stack([mean_N - largest_N, oracle_N - fixed_N, chosen_N - fixed_N], 1), seed=seed
+    )
+    return Headroom(
+        crops=tuple(crops),
+        num_samples=len(labels_N),
+        top1_largest=_percent(largest_N),
+        top1_random=_percent(right_2NK.mean((0, 2))),
+        top1_crops=tuple((100 * right_2NK.mean((0, 1))).tolist()),
+        top1_fixed=_percent(fixed_N),
+        top1_mean=_percent(mean_N),
+        top1_fitted=_percent(chosen_N),
+        top1_oracle=_percent(oracle_N),
+        top1_any_right=_percent(right_2NK.any(2).mean(0)),
+        learnt=learnt,
+        room=room,
+        gain=gain,
+    )
+
+
+def _score(right_2NK: NDArray[np.bool_], chosen_2N: NDArray[np.int64]) -> Floats:
+    """Give the share of the two classifiers that are right on what is chosen for each, `(N,)`."""
+    scores_N: Floats = np.take_along_axis(right_2NK, chosen_2N[:, :, None], 2)[:, :, 0].mean(0)
+    return scores_N
+
+
+def _percent(scores_N: Floats) -> float:
+    return 100 * float(scores_N.mean())
+
+
+def bootstrap(differences_ND: Floats, *, seed: int) -> list[Gain]:
+    """Give the mean of each column, points, and its 95 % interval over samples.
+
+    The columns share their resamples. Differences are paired: what an image adds to both sides is
+    gone before it is drawn.
+
+    Args:
+        differences_ND: Of scores, -1 to 1.
+        seed: Of the resamples.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3, percentiles.
+    """
+    generator = np.random.default_rng(seed)
+    count = len(differences_ND)
+    means_RD = np.stack([
+        differences_ND[generator.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)
+    ])  # fmt: skip
+    low_D, high_D = 100 * np.percentile(means_RD, COVERED, axis=0)
+    points_D = 100 * differences_ND.mean(0)
+    return [Gain(*map(float, ends)) for ends in zip(points_D, low_D, high_D, strict=True)]
+
+
+class Shown(NamedTuple):
+    """What a finished training that chooses showed; top-1, %, over its seeds.
+
+    `crops` are its candidates, which may be others than those of an estimate. `fixed` was picked
+    on the images that are scored, which flatters it. `oracle` is None for one seed.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    crops: tuple[str, ...]
+    fixed: Spread
+    chosen: Spread
+    oracle: Spread | None
+    any_right: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out for programs."""
+        return {
+            name: value._asdict() if isinstance(value, Spread) else value
+            for name, value in self._asdict().items()
+        }
+
+
+def shown_by(arms: Iterable[Arm]) -> list[Shown]:
+    """Say what finished arms that choose showed; those without their tables are left out."""
+    found = []
+    for arm in arms:
+        if not arm.config.selects or any(run.table is None for run in arm.runs):
+            continue
+        found.append(
+            Shown(
+                arm.name, arm.seeds, arm.crops, arm.top1_fixed, arm.top1, arm.top1_oracle,
+                arm.top1_any_right,
+            )
+        )  # fmt: skip
+    return found

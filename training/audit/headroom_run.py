@@ -1,0 +1,183 @@
+"""Train what an estimate of the headroom needs, or take it up: two classifiers and a proposer."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pipeline.common.errors import ConfigError, DivergedError
+from pipeline.format.index import Samples
+from training.audit.headroom import Headroom, headroom
+from training.choose.fit_proposer import fill_fold
+from training.choose.out_of_fold import distilled_config, fit_and_choose
+from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
+from training.data.shards import Shards
+from training.model.classifier import candidate_indices
+from training.run.checkpoint import digest_of, load_weights
+from training.run.epoch import OnProgress, counting
+from training.run.folder import RunPaths
+from training.run.processes import Process, require_one
+from training.run.resume import held_run
+from training.run.state import build_model, fold_rows
+from training.run.train import OnEpoch, fit
+from training.score.crop_logits import Table
+from training.score.losses import LossMatrix
+from training.study.runner import FORWARD, Run
+
+OnRun = Callable[[Run, int], tuple[OnProgress, OnEpoch]]
+
+
+def limited(shards: Shards, limit: int) -> Shards:
+    """Keep the first samples of each split, which were drawn at random when the shards were built.
+
+    Args:
+        shards: Not changed.
+        limit: Samples of a split, at most.
+    """
+    kept = []
+    left = dict.fromkeys(shards.manifest.splits, limit)
+    for shard in shards.manifest.shards:
+        samples = shard.samples
+        if left[shard.split] < len(samples):
+            samples = Samples.of(samples[: left[shard.split]], samples.suffixes)
+        left[shard.split] -= len(samples)
+        if len(samples):
+            kept.append(replace(shard, samples=samples))
+    return replace(shards, manifest=replace(shards.manifest, shards=tuple(kept)))
+
+
+def plan_parts(
+    wanted: HeadroomConfig, shards: Shards, *, workers: int, device: str
+) -> tuple[Run, ...]:
+    """List what is trained: a classifier for each half of the training split, then the proposer.
+
+    Raises:
+        ConfigError: If the shards hold too few images or crops for it.
+    """
+    num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
+    base = TrainConfig(
+        policy="random", candidates=wanted.candidates, model=wanted.model, epochs=wanted.epochs,
+        batch_size=wanted.batch_size, lr=wanted.lr, val_interval=wanted.epochs, workers=workers,
+        device=device,
+    )  # fmt: skip
+    _check_images(wanted, shards)
+    num_crops = _count_crops(base, shards)
+    halves = [
+        Run(
+            name=f"half-{half}",
+            config=replace(base, fold=half, seed=wanted.seed + half),
+            cost=wanted.epochs * (num_train // FOLDS) + num_crops * num_val // FORWARD,
+        )
+        for half in range(FOLDS)
+    ]
+    fitted = DistillConfig(
+        proposer="map" if "full" in shards.plan.names else "crops",
+        position_prior=True,
+        seed=wanted.seed,
+    )
+    proposer = distilled_config(base, fitted)
+    return (*halves, Run(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD))
+
+
+def _check_images(wanted: HeadroomConfig, shards: Shards) -> None:
+    num_train = shards.manifest.num_samples("train")
+    most = num_train // FOLDS
+    if most < wanted.batch_size:
+        raise ConfigError(
+            f"each half of the training images must fill a batch; got --batch-size "
+            f"{wanted.batch_size} for {num_train} images in {shards.folder}. "
+            f"{f'Lower --batch-size to {most}' if most > 1 else 'Take more images'}, and leave "
+            "--limit out if it is given."
+        )
+    shards.reader("val")  # which must hold images
+
+
+def _count_crops(config: TrainConfig, shards: Shards) -> int:
+    chosen = candidate_indices(config, shards.plan)
+    if len(chosen) < 2:
+        raise ConfigError(
+            "an estimate needs at least two candidates to choose among; got "
+            f"{', '.join(shards.plan.names[k] for k in chosen)} in {shards.folder}. "
+            "Name more in --candidates, or build shards with --candidates full+five."
+        )
+    return len(chosen)
+
+
+def work_folder(output: Path, wanted: HeadroomConfig, shards: Shards) -> Path:
+    """Name the folder of one estimate: the same options on the same shards have the same one.
+
+    It lies a floor deeper than runs do, so that no report takes its parts for runs.
+    """
+    told = json.dumps([asdict(wanted), shards.manifest.fingerprint], sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+    return output / "headroom" / f"{Path(wanted.model).name}-{digest}"
+
+
+def estimate_headroom(
+    parts: tuple[Run, ...], *, shards: Shards, folder: Path, process: Process, on_run: OnRun
+) -> Headroom:
+    """Train the parts that are not finished yet, and compare ways to choose.
+
+    Args:
+        parts: From `plan_parts`.
+        shards: That they were planned for.
+        folder: Where the parts go, each to a folder of its own.
+        process: The only one.
+        on_run: Called before each part with its position; gives what to tell of its progress.
+
+    Raises:
+        ConfigError: If there is no such classifier, or there are several processes.
+        DivergedError: If a loss stopped being a number.
+    """
+    require_one(process, "an estimate")
+    *halves, proposer = parts
+    chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
+    tables = []
+    for position, half in enumerate(halves):
+        on_progress, on_epoch = on_run(half, position)
+        paths = RunPaths(folder=folder / half.name)
+        try:
+            record = fit(
+                half.config, shards=shards, paths=paths, process=process, resume=True,
+                on_progress=on_progress, on_epoch=on_epoch,
+            )  # fmt: skip
+        except DivergedError as error:
+            raise DivergedError(
+                f"a small classifier must learn; got a loss or weights that are no numbers in "
+                f"{folder / half.name}. Use a --lr below {half.config.lr}."
+            ) from error
+        tables.append(Table.load(paths.table, weights=record.last))
+    on_progress, _ = on_run(proposer, len(halves))
+    matrix = _losses(halves, shards, folder, process, on_progress)
+    try:
+        chosen_NK = fit_and_choose(
+            chooser, matrix.losses_NK, shards, process=process, on_progress=on_progress
+        )
+    except DivergedError as error:
+        fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
+        raise DivergedError(f"{error} {fix}") from error
+    first, second = tables
+    chosen_N = chosen_NK.argmax(1).numpy()
+    return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)
+
+
+def _losses(
+    halves: list[Run], shards: Shards, folder: Path, process: Process, on_progress: OnProgress
+) -> LossMatrix:
+    """Take up what each classifier loses on the images that the other has learnt from."""
+    path = RunPaths(folder=folder).losses
+    num_samples = shards.manifest.num_samples("train")
+    models = [build_model(half.config, shards, process) for half in halves]
+    num_crops = len(models[0].candidates)
+    weights = tuple(digest_of(RunPaths(folder=folder / half.name).last) for half in halves)
+    if path.exists():
+        return LossMatrix.load(path, num_samples=num_samples, num_crops=num_crops, weights=weights)
+    matrix = LossMatrix.empty(num_samples, num_crops)
+    with held_run(RunPaths(folder=folder), process):
+        for fold, (half, model) in enumerate(zip(halves, models, strict=True)):
+            load_weights(RunPaths(folder=folder / half.name).last, model)
+            on_rows = counting(on_progress, "losses", len(fold_rows(num_samples, fold)))
+            fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
+        matrix.save(path, weights=weights)
+    return matrix

@@ -1,0 +1,165 @@
+"""Read what an audit needs from the disk, and let the run's networks look again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from pipeline.common.errors import CheckpointError, ConfigError
+from training.audit.box_run import choose_on_boxes
+from training.audit.canvases import SCORING, check_canvases, make_offer
+from training.audit.latency import measure_latency
+from training.audit.priced import price_canvas
+from training.audit.verdict import Audit, audit
+from training.data.shards import Shards
+from training.model.classifier import SelectiveClassifier
+from training.run.folder import RunPaths
+from training.run.processes import Process
+from training.run.record import load_record
+from training.run.state import glimpse_side
+from training.score.evaluate import count_images, load_model
+from training.study.finished import Arm, Run, group_arms
+from training.study.runs import read_runs_on
+
+OnStage = Callable[[str, int, int], None]
+"""Called with a stage, and images done and to do in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """An audit, and what it was made from.
+
+    Attributes:
+        audit: The figures.
+        arm: That was audited.
+        others: Arms beside it.
+        run: The one that was named.
+        model: Its networks, in evaluation mode.
+        shards: That all were trained on.
+        process: That the model is on.
+    """
+
+    audit: Audit
+    arm: Arm
+    others: tuple[Arm, ...]
+    run: Run
+    model: SelectiveClassifier
+    shards: Shards
+    process: Process
+
+
+def audit_run(
+    run: Path,
+    *,
+    shards: Shards,
+    boxes: Path | None,
+    workers: int,
+    process: Process,
+    on_progress: OnStage,
+) -> Audited:
+    """Audit the arm that a run belongs to, beside the other runs in its folder.
+
+    Args:
+        run: Folder of one of the arm's runs.
+        shards: That it was trained on.
+        boxes: CSV of the objects' boxes, or None.
+        workers: Threads that read samples.
+        process: The only one.
+        on_progress: Told of a stage, and its images done and to do.
+
+    Raises:
+        CheckpointError: If the run is damaged or of other shards.
+        ConfigError: If the run does not choose or is not finished, or the boxes cannot be used.
+    """
+    arm, others = _find(run)
+    model = load_model(RunPaths(folder=run), shards, workers=workers, process=process)
+    model.eval()
+    found = None
+    if boxes is not None:
+        member = _member(arm, run)
+        found = choose_on_boxes(
+            model, shards, boxes, table=member.table if _is_of(member, shards) else None,
+            process=process, on_progress=on_progress,
+        )  # fmt: skip
+    latency = measure_latency(
+        model,
+        glimpse_px=glimpse_side(model.config, shards),
+        crop_px=shards.manifest.spec.crop_size,
+        device=process.device,
+    )
+    audited = replace(audit(arm, others), latency=latency, boxes=found)
+    load = partial(load_model, shards=shards, workers=workers, process=process)
+    return Audited(
+        audit=_with_price(audited, arm, run, shards, load, process, on_progress),
+        arm=arm,
+        others=tuple(others),
+        run=_member(arm, run),
+        model=model,
+        shards=shards,
+        process=process,
+    )
+
+
+def _with_price(
+    found: Audit,
+    arm: Arm,
+    run: Path,
+    shards: Shards,
+    load: Callable[[RunPaths], SelectiveClassifier],
+    process: Process,
+    on_progress: OnStage,
+) -> Audit:
+    """Price the whole canvas with every seed's networks, or note why it cannot be."""
+    total = len(arm.runs) * shards.manifest.num_samples("val")
+    on_images = count_images(partial(on_progress, SCORING), total)
+    offers = []
+    try:
+        if not _is_of(_member(arm, run), shards):
+            raise ConfigError(
+                "a priced canvas needs the shards that the run was trained on; got others in "
+                f"{shards.folder}. Name the run's own with --shards."
+            )
+        for member in arm.runs:
+            model = load(RunPaths(folder=member.folder))
+            check_canvases(model, shards)
+            if member.table is None:
+                raise RuntimeError("a run without its table")
+            offers.append(
+                make_offer(model, shards, member.table, process=process, on_images=on_images)
+            )
+    except (CheckpointError, ConfigError) as error:
+        return replace(found, priced_note=str(error))
+    return replace(found, priced=price_canvas(offers, canvas_px=shards.manifest.spec.canvas_size))
+
+
+def _is_of(run: Run, shards: Shards) -> bool:
+    """Whether a run's table is of these very samples."""
+    return run.record.data.fingerprint == shards.manifest.fingerprint
+
+
+def _member(arm: Arm, run: Path) -> Run:
+    return next(member for member in arm.runs if member.folder == run.resolve())
+
+
+def _find(run: Path) -> tuple[Arm, list[Arm]]:
+    """Find the arm that lies in a folder, and the arms beside it that are on the same shards."""
+    folder = run.resolve()
+    fingerprint = load_record(RunPaths(folder=folder).record).data.fingerprint
+    arms = group_arms(read_runs_on(folder.parent, fingerprint))
+    for arm in arms:
+        if folder in [member.folder for member in arm.runs]:
+            if not arm.config.selects:
+                raise ConfigError(
+                    f"an audit is of a run that chooses; got --policy {arm.policy} in {run}. "
+                    "Name one with another policy; this one is compared with it."
+                )
+            if any(member.table is None for member in arm.runs):
+                raise ConfigError(
+                    f"an audit needs each run's table.safetensors; got {run} without. "
+                    "Train the run again."
+                )
+            return arm, [other for other in arms if other is not arm]
+    raise ConfigError(
+        f"an audit needs a finished run; got {run}, which is not. "
+        "Name the folder of a run, or go on with it: add --resume."
+    )

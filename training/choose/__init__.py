@@ -1,0 +1,1 @@
+"""Out-of-fold losses, and the proposer that is fitted to them."""

@@ -1,0 +1,67 @@
+"""srp-train headroom: what choosing could gain, before a long training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.common.console import AS_JSON, Resumable, progress_bars
+from training.cli.options import ESTIMATING, MACHINE, PATH, with_options
+from training.config import HeadroomConfig
+
+FIGURES = "{task.fields[figures]}"
+
+
+@click.command(cls=Resumable)
+@click.argument("shards", type=PATH)
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of the runs; what is trained here goes to its subfolder headroom.",
+)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of finished runs to compare with.  [default: that of --output]",
+)
+@AS_JSON
+@with_options(ESTIMATING)
+@with_options(MACHINE)
+def headroom(
+    shards: Path, output: Path, runs: Path | None, as_json: bool, workers: int, device: str,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Estimate what choosing could gain on SHARDS.
+
+    Two small classifiers are trained on half of the images each, and a proposer is fitted to what
+    they lose: minutes on a CPU. The room is what an oracle has above the best fixed crop; it knows
+    the label, so a proposer gains less. Finished runs on SHARDS that choose are shown beside it.
+    The same command goes on where it stopped.
+    """
+    from training.audit.headroom import shown_by
+    from training.audit.headroom_run import estimate_headroom, limited, plan_parts, work_folder
+    from training.cli.progress import StudyBars
+    from training.data.shards import Shards
+    from training.report.terminal import headroom_text
+    from training.run.processes import started
+    from training.study.finished import group_arms
+    from training.study.runs import read_runs_on
+
+    wanted = HeadroomConfig(**options)
+    opened = limited(Shards.open(shards), wanted.limit)
+    parts = plan_parts(wanted, opened, workers=workers, device=device)
+    beside = read_runs_on(output if runs is None else runs, opened.manifest.fingerprint)
+    with started(device) as process, progress_bars("images/s", extra=(FIGURES,)) as bars:
+        found = estimate_headroom(
+            parts,
+            shards=opened,
+            folder=work_folder(output, wanted, opened),
+            process=process,
+            on_run=StudyBars(bars, list(parts)).on_run,
+        )
+    shown = shown_by(group_arms(beside))
+    told = found.to_json() | {"shown": [arm.to_json() for arm in shown]}
+    click.echo(json.dumps(told, indent=1) if as_json else headroom_text(found, shown))

@@ -1,0 +1,130 @@
+"""srp-train evaluate and audit: what a run is worth. Options become arguments; no more."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.common.atomic_io import require_folder
+from pipeline.common.console import AS_JSON, progress_bars, stages
+from training.cli.options import MACHINE, PATH, SETS, with_options
+from training.run.folder import RunPaths
+
+RUN = click.argument("run", type=PATH)
+SHARDS = click.option(
+    "--shards", type=PATH, help="Folder of shards.  [default: where the run found them]"
+)
+
+
+@click.command()
+@RUN
+@SHARDS
+@click.option("--candidates", help=f"Crops to score. {SETS}  [default: the run's]")
+@click.option(
+    "--checkpoint",
+    type=click.Choice(("last", "best")),
+    default="last",
+    show_default=True,
+    help="best was picked by its accuracy on the very split that is scored here.",
+)
+@click.option(
+    "--price",
+    type=float,
+    help="Buy the whole canvas where the proposer's doubt, 1 - max p, exceeds this for each GMAC "
+    "more; 0 to inf.  [default: it is not for sale]",
+)
+@AS_JSON
+@with_options(MACHINE)
+def evaluate(
+    run: Path, shards: Path | None, price: float | None, as_json: bool, device: str, **options: Any
+) -> None:
+    """Score RUN on the validation split.
+
+    RUN is a folder that training wrote. Prints top-1 of the chosen crop, of each crop always, of
+    a random one, of the mean of all and of any crop right, in hindsight; how often each crop is
+    chosen; MACs; and top-1 by class. With --price, also what is reached where the classifier may
+    have the whole canvas in place of the chosen crop.
+    """
+    from training.audit.canvases import evaluate_at_price
+    from training.report.terminal import evaluation_text, price_text
+    from training.run.processes import started
+    from training.score.evaluate import evaluate_run
+
+    paths = RunPaths(folder=run)
+    with started(device) as process, _shown(process.is_main) as on_progress:
+        point = None
+        asked: dict[str, Any] = {"shards_path": shards, "process": process, **options}
+        if price is None:
+            on_crops = partial(on_progress, "scoring every crop")
+            record, evaluation = evaluate_run(paths, on_progress=on_crops, **asked)
+        else:
+            record, evaluation, point = evaluate_at_price(
+                paths, price=price, on_progress=on_progress, **asked
+            )
+    if process.is_main:
+        names = record.data.class_names
+        fields = dataclasses.asdict(evaluation)
+        told = [evaluation_text(evaluation, names)]
+        if point is not None:
+            fields["priced"] = point.to_json()
+            told.append(price_text(point))
+        click.echo(json.dumps(fields, indent=1) if as_json else "\n".join(told))
+
+
+@click.command()
+@RUN
+@SHARDS
+@click.option(
+    "--boxes", type=PATH, help="CSV of the objects' boxes: path,x0,y0,x1,y1.  [default: none]"
+)
+@click.option(
+    "-o", "--output", type=PATH, help="Folder for audit.html and audit.json.  [default: RUN]"
+)
+@AS_JSON
+@with_options(MACHINE)
+def audit(
+    run: Path, shards: Path | None, output: Path | None, as_json: bool, device: str, **options: Any
+) -> None:
+    """Say whether choosing is worth it in RUN.
+
+    RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
+    best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
+    do not choose in the same folder; and with an oracle. Runs of other seeds beside it are taken
+    together. Prints the figures, and writes them as audit.json and as one page, audit.html, which
+    loads nothing from anywhere.
+    """
+    from training.audit.run import audit_run
+    from training.report.audit_report import write_audit
+    from training.report.terminal import audit_text
+    from training.run.processes import require_one, started
+    from training.run.record import load_record
+    from training.score.evaluate import shards_of
+
+    record = load_record(RunPaths(folder=run).record)
+    opened = shards_of(record, shards)
+    with started(device) as process, _shown(process.is_main) as on_progress:
+        require_one(process, "an audit")
+        # What cannot work is refused before a folder is made.
+        dataclasses.replace(record.config, workers=options["workers"])
+        require_folder(output or run, "-o/--output")
+        audited = audit_run(run, shards=opened, process=process, on_progress=on_progress, **options)
+        written = write_audit(audited, output or run)
+    found = audited.audit
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else audit_text(found))
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+
+
+@contextmanager
+def _shown(is_main: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Draw a bar for each stage on rank 0, and nothing elsewhere."""
+    if not is_main:
+        yield lambda _stage, _done, _total: None
+        return
+    with progress_bars("images/s") as bars:
+        yield stages(bars)

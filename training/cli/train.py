@@ -1,0 +1,256 @@
+"""srp-train: shards in, figures out. Options become configs; nothing is decided here."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.common.console import AS_JSON, EXIT_STATUSES, Commands, Resumable, progress_bars
+from pipeline.common.errors import ConfigError
+from training.cli.headroom import headroom
+from training.cli.judge import audit, evaluate
+from training.cli.options import DISTILLING, MACHINE, PATH, TRAINING, Joined, with_options
+from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
+from training.run.folder import RunPaths
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from training.run.record import RunRecord
+
+_COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+OUTPUT = click.option(
+    "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
+)
+LONGEST_NAME = 255  # bytes; what the file systems of Linux take
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_STATUSES,
+)
+@click.version_option(package_name="srp")
+def main() -> None:
+    """Train and compare ways to choose the crop that a classifier sees."""
+
+
+main.add_command(evaluate)
+main.add_command(audit)
+main.add_command(headroom)
+
+
+@main.command("from", cls=Resumable)
+@click.argument("shards", type=PATH)
+@OUTPUT
+@click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, if any.")
+@AS_JSON
+@with_options(TRAINING)
+@with_options(MACHINE)
+def from_shards(
+    shards: Path, output: Path, experiment: str | None, resume: bool, as_json: bool, **options: Any
+) -> None:
+    """Train on SHARDS, and evaluate.
+
+    SHARDS is a folder that srp-data build-shards wrote, or one that holds one such folder. For
+    several processes:
+    torchrun --nproc-per-node 2 -m training from SHARDS
+    """
+    config = TrainConfig(**options)
+    context = click.get_current_context()
+    typed = [name for name in options if context.get_parameter_source(name) is _COMMANDLINE]
+    check_used(config.policy, typed)  # also where the default was typed
+    paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
+
+    from training.cli.progress import run_reporters
+    from training.data.shards import Shards
+    from training.run.processes import started
+    from training.run.train import fit
+
+    opened = Shards.open(shards)
+    with started(config.device) as process, _bars(process.is_main) as bars:
+        on_progress, on_epoch = run_reporters(bars, config.epochs)
+        record = fit(
+            config,
+            shards=opened,
+            paths=paths,
+            process=process,
+            resume=resume,
+            on_progress=on_progress,
+            on_epoch=on_epoch,
+        )
+    if process.is_main:
+        _tell(record, paths, as_json=as_json)
+
+
+def _tell(record: "RunRecord", paths: RunPaths, *, as_json: bool) -> None:
+    """Print what a finished run reached."""
+    from training.report.terminal import evaluation_text
+
+    if record.evaluation is None:
+        return
+    if as_json:
+        evaluation = dataclasses.asdict(record.evaluation)
+        click.echo(json.dumps({"run": str(paths.folder), **evaluation}, indent=1))
+        return
+    click.echo(evaluation_text(record.evaluation, record.data.class_names))
+    click.echo(f"run: {paths.folder}")
+
+
+def _paths(output: Path, name: str) -> RunPaths:
+    if Path(name).name != name or name in (".", ".."):
+        raise ConfigError(
+            f"--experiment must be the name of one folder; got {name!r}. "
+            "Name the folder above it with --output."
+        )
+    if not name.isprintable():
+        raise ConfigError(
+            f"--experiment must hold printable characters alone; got {name[:50]!r}. "
+            "Leave out line breaks and the like."
+        )
+    num_bytes = len(name.encode())
+    if num_bytes > LONGEST_NAME:
+        raise ConfigError(
+            f"--experiment must have at most {LONGEST_NAME} bytes, as names of folders must; got "
+            f"{num_bytes} in {name[:50]}... Shorten it."
+        )
+    return RunPaths(folder=output / name)
+
+
+@main.command(cls=Resumable)
+@click.argument("run", type=PATH)
+@click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
+@OUTPUT
+@click.option(
+    "--experiment",
+    help="Name of the new run's folder.  [default: distilled-PROPOSER-sSEED, with the options that "
+    "are not the defaults: distilled-map-prior-g64-s0]",
+)
+@AS_JSON
+@with_options(DISTILLING)
+@with_options(MACHINE)
+def distill(
+    run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
+    workers: int, device: str, **options: Any,
+) -> None:  # fmt: skip
+    """Fit a proposer to RUN's losses.
+
+    RUN is a classifier that was trained with --policy random. The first time, two classifiers are
+    trained on half of the images each, to tell what RUN would lose on crops of images that it has
+    not seen, which takes as long as RUN did. That table stays beside RUN: any other proposer, of
+    any glimpse size, is fitted to it in minutes.
+    """
+    from training.choose.out_of_fold import distill as distill_run
+    from training.choose.out_of_fold import distilled_config
+    from training.cli.progress import run_reporters
+    from training.run.processes import started
+    from training.run.record import load_record
+    from training.score.evaluate import shards_of
+
+    wanted = DistillConfig(**options)
+    base = load_record(RunPaths(folder=run).record)
+    seed = distilled_config(base.config, wanted).seed
+    paths = _paths(output, experiment or f"{wanted.arm}-s{seed}")
+    with started(device) as process, _bars(process.is_main) as bars:
+        on_progress, on_epoch = run_reporters(bars, base.config.epochs)
+        record = distill_run(
+            RunPaths(folder=run),
+            wanted,
+            shards=shards_of(base, shards),
+            paths=paths,
+            process=process,
+            workers=workers,
+            on_progress=on_progress,
+            on_epoch=on_epoch,
+        )
+    _tell(record, paths, as_json=as_json)
+
+
+@main.command(cls=Resumable)
+@click.argument("shards", type=PATH)
+@click.option(
+    "--profile",
+    type=click.Choice(PROFILE_NAMES),
+    default="quick",
+    show_default=True,
+    help="How much to run.",
+)
+@OUTPUT
+@click.option("--arms", type=Joined(str), help="To run, and what they need.  [default: all]")
+@click.option("--seeds", type=Joined(int), help="Of each arm.  [default: the profile's]")
+@click.option("--epochs", type=click.IntRange(1), help="Of a round.  [default: the profile's]")
+@click.option(
+    "--initial-checkpoint",
+    default="",
+    help="Run whose classifier every run begins with; {seed} in it is the run's.  [default: none]",
+)
+@AS_JSON
+@with_options(MACHINE)
+def study(shards: Path, profile: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Compare ways to choose on SHARDS.
+
+    The predecessor, a better policy and fixed crops, over glimpse sizes; the profiles choosing and
+    choosing-64 fit proposers of every kind. Every run leaves a record. Run the same command again
+    to go on where it stopped.
+    """
+    from training.cli.progress import StudyBars
+    from training.data.shards import Shards
+    from training.run.processes import started
+    from training.study.profiles import PROFILES
+    from training.study.runner import plan_runs, run_study
+
+    opened = Shards.open(shards)
+    runs = plan_runs(PROFILES[profile], opened, **options)
+    with started(options["device"]) as process, _bars(process.is_main) as bars:
+        shown = StudyBars(bars, runs)
+        records = run_study(
+            runs, shards=opened, output=output, process=process, on_run=shown.on_run
+        )
+    finished = [(r.name, r.evaluation.top1) for r in records if r.evaluation is not None]
+    if process.is_main and as_json:
+        click.echo(json.dumps({"folder": str(output), "top1": dict(finished)}, indent=1))
+    elif process.is_main:
+        click.echo("\n".join(f"{name}: top-1 {top1:.2f} %" for name, top1 in finished))
+
+
+@main.command()
+@click.argument("runs", type=PATH)
+@click.option(
+    "--shards", type=PATH, help="Folder of shards, for the contact sheets; it picks the runs on it."
+)
+@click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
+@click.option("--note", default="", help="What to say of the data in the first line.")
+def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
+    """Write one HTML page about runs.
+
+    RUNS is a folder of them. The page loads nothing from anywhere. Its figures are written as JSON
+    beside it. Runs on other shards are not compared: where there are some, each data set has a page
+    with the name of its shards behind it, or --shards picks one.
+    """
+    from training.report.report import write_reports
+    from training.run.processes import require_one, started
+
+    with started("cpu") as process:
+        require_one(process, "a report")
+        for page in write_reports(runs, shards=shards, out=output, data_note=note):
+            click.echo(str(page))
+
+
+@contextmanager
+def _bars(is_main: bool) -> Iterator["Bars | None"]:
+    """Draw bars on rank 0, and nothing elsewhere."""
+    if not is_main:
+        yield None
+        return
+    with progress_bars("images/s", extra=("{task.fields[figures]}",)) as bars:
+        yield bars
+
+
+if __name__ == "__main__":
+    sys.exit(main())

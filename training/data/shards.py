@@ -1,0 +1,267 @@
+"""From shards to batches of tensors, in an order that can be taken up at any sample.
+
+Axes: B samples, K candidates, L that are looked at, R resized candidates, C canvas px, H and W crop
+px, S glimpse px.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.common.errors import ConfigError
+from pipeline.format import manifest as manifests
+from pipeline.format.crops import CropPlan
+from pipeline.format.manifest import Manifest
+from pipeline.pixels.resize import Pixels
+from pipeline.read.collate import Content
+from pipeline.read.loader import ArrayBatch, Loader
+from pipeline.read.reader import IndexedReader
+from pipeline.read.sampler import Indices, steps_per_epoch, training_batches
+
+
+class Batch(NamedTuple):
+    """B samples, valid until the next batch is asked for; clone what is to be kept.
+
+    Pixels are uint8, RGB, channels last as on disk, so that one crop is already in the memory
+    format in which convolutions are fastest. There are either `crops_BKHWC`, or `canvases_BCC3`
+    and `resized_BRHWC`, from which `training.data.augment.cut` makes the crops. `glimpses_BLSS` are
+    gray without padding, or None where no proposer looks. `indices_B` are positions in the split.
+    """
+
+    crops_BKHWC: Tensor | None
+    canvases_BCC3: Tensor | None
+    resized_BRHWC: Tensor | None
+    glimpses_BLSS: Tensor | None
+    labels_B: Tensor
+    indices_B: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device."""
+        tensors = (None if t is None else t.to(device, non_blocking=True) for t in self)
+        return Batch(*tensors)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """A folder of shards, opened."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Shards":
+        """Open the shards that a user means; see `pipeline.format.manifest.find`."""
+        folder = manifests.find(path)
+        return cls(folder=folder, manifest=manifests.load(folder))
+
+    @property
+    def plan(self) -> CropPlan:
+        """The candidates that the shards hold."""
+        return self.manifest.spec.plan()
+
+    def reader(self, split: str) -> IndexedReader:
+        """Open one split.
+
+        Raises:
+            ConfigError: If it holds no sample.
+        """
+        reader = IndexedReader(self.folder, self.manifest, self.manifest.of_split(split))
+        if not len(reader):
+            raise ConfigError(
+                f"a split must hold samples; got 0 in {split} of {self.folder}. "
+                "Build shards from a source with images in both splits."
+            )
+        return reader
+
+
+class BatchReader:
+    """Reads batches of one split onto a device."""
+
+    def __init__(
+        self, reader: IndexedReader, content: Content, *, workers: int, device: torch.device
+    ) -> None:
+        """Open a split.
+
+        Args:
+            reader: Of the split.
+            content: What batches carry.
+            workers: Threads.
+            device: That batches are copied to.
+
+        Raises:
+            ConfigError: If the shards do not hold what batches should carry.
+        """
+        self.reader = reader
+        self._device = device
+        allocate = _pinned if device.type == "cuda" else None
+        self._loader = Loader(reader, content, workers=workers, allocate=allocate)
+
+    def batches(self, index_batches: Collection[Indices]) -> Iterator[Batch]:
+        """Read batches of the given samples, in the given order, some ahead of their use."""
+        for arrays in self._loader.batches(index_batches):
+            batch = _to_tensors(arrays).to(self._device)
+            copied = None
+            if self._device.type == "cuda":
+                copied = torch.cuda.current_stream(self._device).record_event()
+            yield batch
+            if copied is not None:
+                copied.synchronize()  # the next batch may be written to the same pinned memory
+
+
+def _pinned(shape: tuple[int, ...]) -> Pixels:
+    pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return pixels
+
+
+def _to_tensors(batch: ArrayBatch) -> Batch:
+    """View a batch's arrays as tensors; nothing is copied."""
+    pixels = [None if array is None else torch.from_numpy(array) for array in batch.arrays]
+    numbers = [torch.from_numpy(batch.labels_B), torch.from_numpy(batch.indices_B)]
+    return Batch(*pixels, *numbers)  # type: ignore[arg-type]
+
+
+class Position(TypedDict):
+    """Where a training stands among its samples: what is saved of `TrainingBatches`.
+
+    `num_seen` counts the samples of the epoch that all ranks have been handed.
+    """
+
+    epoch: int
+    num_seen: int
+
+
+class TrainingBatches:
+    """One rank's batches; each pass is one epoch, or the rest of one that was broken off.
+
+    The shuffle is global and depends on the seed and the epoch alone. Ranks share no sample and
+    take the same number of steps. After `load_state_dict` exactly the rest follows, with any
+    number of reading threads and, where whole steps were seen, of ranks.
+
+    Lightning takes it as `train_dataloaders`, and saves and restores its position.
+    """
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        rows: Indices | None = None,
+    ) -> None:
+        """Begin with the first epoch.
+
+        Args:
+            reader: Of the training split.
+            batch_size: Samples a step and rank.
+            seed: Of the order.
+            rank: This one.
+            world_size: Ranks.
+            rows: Samples to train on, as indices; None takes all.
+
+        Raises:
+            ConfigError: If there are too few samples for one step.
+        """
+        self._reader = reader
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._world_size = rank, world_size
+        self._rows = np.arange(len(reader.reader)) if rows is None else rows
+        self._epoch = self._num_seen = 0
+        self._steps = steps_per_epoch(len(self._rows), batch_size=batch_size, world_size=world_size)
+
+    def __len__(self) -> int:
+        """Count the steps of a whole epoch."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        rest = self._rest()
+        if not len(rest):  # what was left fills no step of as many ranks as there are now
+            self._epoch, self._num_seen = self._epoch + 1, 0
+            rest = self._rest()
+        for number, batch in enumerate(self._reader.batches(rest), start=1):
+            # Counted before it is handed over: who has taken the last one may not come back.
+            self._num_seen += self._batch_size * self._world_size
+            if number == len(rest):
+                self._epoch, self._num_seen = self._epoch + 1, 0
+            yield batch
+
+    def _rest(self) -> Indices:
+        return self._rows[self._places()]
+
+    def _places(self) -> Indices:
+        return training_batches(
+            len(self._rows),
+            batch_size=self._batch_size,
+            seed=self._seed,
+            epoch=self._epoch,
+            rank=self._rank,
+            world_size=self._world_size,
+            start=self._num_seen,
+        )
+
+    def keys(self, rows: Iterable[int]) -> tuple[str, ...]:
+        """Name samples by their rows."""
+        keys = self._reader.reader.keys
+        return tuple(keys[row] for row in rows)
+
+    def state_dict(self) -> Position:
+        """Say where the next batch begins."""
+        return {"epoch": self._epoch, "num_seen": self._num_seen}
+
+    def load_state_dict(self, state: Position) -> None:
+        """Go on from there with the next pass.
+
+        Raises:
+            ConfigError: If there is no such place among the samples.
+        """
+        epoch, num_seen = state["epoch"], state["num_seen"]
+        if epoch < 0 or not 0 <= num_seen <= len(self._rows):
+            raise ConfigError(
+                f"a training must go on among its samples; got epoch {epoch} and {num_seen} "
+                f"samples of {len(self._rows)}. Use the state with the shards it is of."
+            )
+        self._epoch, self._num_seen = epoch, num_seen
+
+
+class Example(NamedTuple):
+    """One sample; `row` is its position in the split. Pixels are uint8, as in a `Batch`."""
+
+    crops_KHWC: Tensor
+    glimpses_KSS: Tensor
+    label: int
+    row: int
+
+
+class ShardDataset(Dataset[Example]):
+    """One split for PyTorch's own `DataLoader`, whose processes each map the shards.
+
+    Every sample is checked each time it is read. `TrainingBatches` is several times as fast.
+    """
+
+    def __init__(self, reader: IndexedReader, *, candidates: tuple[int, ...] | None = None) -> None:
+        """Open a split.
+
+        Args:
+            reader: Of the split.
+            candidates: Indices on axis K to read; all by default.
+        """
+        self._reader = reader
+        self._candidates = candidates
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> Example:
+        sample = self._reader.read(index, candidates=self._candidates)
+        crops_KHWC = np.stack([crop.transpose(1, 2, 0) for crop in sample.crops])
+        glimpses_KSS = np.ascontiguousarray(sample.small_glimpses[:, 0])
+        return Example(
+            torch.from_numpy(crops_KHWC), torch.from_numpy(glimpses_KSS), sample.label, index
+        )

@@ -1,0 +1,1 @@
+"""The proposer, the estimators of its gradient, the classifier."""

@@ -1,0 +1,228 @@
+"""The proposer and the classifier, and one training loss for each policy.
+
+Axes: B samples, K candidates, L that are looked at, M crops through the classifier, H and W px,
+C channels.
+"""
+
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.common.errors import ConfigError
+from pipeline.format.crops import CropPlan
+from training.config import TrainConfig
+from training.data import augment
+from training.model import estimators
+from training.model.proposer import Proposal, looked_at, make_proposer
+
+
+class StepOutput(NamedTuple):
+    """What one training step computed.
+
+    `loss` is the scalar to go down. `losses_B` and `hits_B` (1 where right) are for people: of
+    what the classifier saw, averaged where it saw several crops.
+    """
+
+    loss: Tensor
+    losses_B: Tensor
+    hits_B: Tensor
+
+
+class SelectiveClassifier(nn.Module):
+    """Looks at glimpses, chooses a crop, classifies it."""
+
+    def __init__(
+        self, config: TrainConfig, *, plan: CropPlan, num_classes: int, glimpse_px: int
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            config: Of the run.
+            plan: The candidates that the shards hold.
+            num_classes: Of the classifier.
+            glimpse_px: Side of the glimpses, px.
+
+        Raises:
+            ConfigError: If timm has no such classifier, it cannot take the crops, or a policy
+                lacks its crop.
+        """
+        super().__init__()
+        self.config = config
+        self.candidates = candidate_indices(config, plan)
+        self.looked_at = looked_at(config, plan, self.candidates)
+        self.names = tuple(plan.names[k] for k in self.candidates)
+        self.classifier = _classifier(config, num_classes, plan.crop_px)
+        self.proposer = None
+        if config.selects:
+            proposer = make_proposer(config, plan, self.candidates, glimpse_px=glimpse_px)
+            self.proposer = proposer.to(memory_format=_layout(config))
+
+    def forward(
+        self,
+        crops_BKHWC: Tensor,
+        glimpses_BLSS: Tensor | None,
+        labels_B: Tensor,
+        noise_BMK: Tensor,
+        temperature: float,
+        *,
+        ways_B: Tensor | None = None,
+        chooses: bool = True,
+    ) -> StepOutput:
+        """Compute one step's loss.
+
+        Args:
+            crops_BKHWC: Uint8, augmented; the chosen one alone where it was `chosen_ahead`.
+            glimpses_BLSS: Uint8, for policies that select.
+            labels_B: Int64.
+            noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
+            temperature: Of the Gumbel-Softmax.
+            ways_B: How each image has been mirrored, see `augment.Draws`; None where none has.
+            chooses: Whether the proposer is listened to; see `TrainConfig.random_epochs`.
+        """
+        if self.proposer is None or glimpses_BLSS is None:
+            return self._one(crops_BKHWC[:, 0], labels_B)
+        proposal = self.proposer(glimpses_BLSS, ways_B)
+        if not chooses:
+            output = self._one(crops_BKHWC[:, 0], labels_B)
+            # Zero, but there for all weights: processes that share gradients wait for each.
+            return output._replace(loss=output.loss + 0 * proposal.scores_BK.sum())
+        if self.config.policy == "expected":
+            output = self._expected(crops_BKHWC, labels_B, noise_BMK, proposal)
+        else:
+            weigh = {
+                "blend": estimators.blend, "straight-through": estimators.straight_through,
+            }[self.config.policy]  # fmt: skip
+            weights_BK = weigh(proposal.scores_BK, noise_BMK[:, 0], temperature)
+            output = self._one(estimators.mix(crops_BKHWC, weights_BK), labels_B)
+        spread = estimators.mean_choice_entropy(proposal.probabilities_BK)
+        return output._replace(loss=output.loss - self.config.balance * spread)
+
+    def _one(self, images_BHWC: Tensor, labels_B: Tensor) -> StepOutput:
+        losses_B, hits_B = self._classify(images_BHWC, labels_B)
+        return StepOutput(losses_B.mean(), losses_B, hits_B)
+
+    def _expected(
+        self, crops_BKHWC: Tensor, labels_B: Tensor, noise_BMK: Tensor,
+        proposal: Proposal,
+    ) -> StepOutput:  # fmt: skip
+        num_samples, num_crops = labels_B.shape[0], crops_BKHWC.shape[1]
+        num_draws = self.config.num_draws
+        if num_draws:
+            drawn_BM = (proposal.scores_BK.detach()[:, None] + noise_BMK).argmax(2)
+            images = torch.cat([estimators.take(crops_BKHWC, drawn) for drawn in drawn_BM.T])
+        else:
+            drawn_BM = None
+            images = crops_BKHWC.transpose(0, 1).flatten(0, 1)
+        views_each = num_draws or num_crops
+        losses, hits = self._classify(images, labels_B.repeat(views_each))
+        losses_BM = losses.reshape(views_each, num_samples).T
+        hits_BM = hits.reshape(views_each, num_samples).T
+        if drawn_BM is not None:
+            log_probabilities_BM = proposal.scores_BK.log_softmax(1).gather(1, drawn_BM)
+            loss = estimators.leave_one_out_loss(log_probabilities_BM, losses_BM)
+            return StepOutput(loss, losses_BM.mean(1), hits_BM.mean(1))
+        weights_BK = proposal.probabilities_BK
+        loss = estimators.expected_loss(weights_BK, losses_BM)
+        return StepOutput(loss, (weights_BK * losses_BM).sum(1), (weights_BK * hits_BM).sum(1))
+
+    def _classify(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BC = self.logits(images_BHWC)
+        losses_B = F.cross_entropy(
+            logits_BC, labels_B, reduction="none", label_smoothing=self.config.smoothing
+        )
+        return losses_B, (logits_BC.argmax(1) == labels_B).float()
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Gumbel noise that one sample's step needs: draws of a crop, candidates."""
+        return max(1, self.config.num_draws), len(self.candidates)
+
+    def logits(self, images_BHWC: Tensor) -> Tensor:
+        """Classify images in 0 to 255, float32 `(B, classes)`."""
+        inputs = augment.normalise(images_BHWC, self.config.mean, self.config.std)
+        if not self.config.channels_last:
+            inputs = inputs.contiguous()
+        logits_BC: Tensor = self.classifier(inputs).float()
+        return logits_BC
+
+    def chosen_ahead(self, noise_BK: Tensor, *, chooses: bool) -> Tensor | None:
+        """Give the crops that are chosen before anyone looks, int64 `(B,)`; None where one does.
+
+        The others need not be cut then.
+        """
+        if self.config.selects and chooses:
+            return None
+        return self.fixed_choice(noise_BK)
+
+    def fixed_choice(self, noise_BK: Tensor) -> Tensor:
+        """Choose without looking, int64 `(B,)`: one crop always, or each alike at random."""
+        name = {"whole": "full", "centre": "centre"}.get(self.config.policy)
+        if name is None:  # random; mean learns from random crops and averages at evaluation
+            return noise_BK.argmax(1)
+        return torch.full_like(noise_BK[:, 0], self.names.index(name), dtype=torch.int64)
+
+
+def candidate_indices(config: TrainConfig, plan: CropPlan) -> tuple[int, ...]:
+    """Find which of the shards' candidates a run reads.
+
+    Raises:
+        ConfigError: If the shards lack one, or the policy's crop is not among them.
+    """
+    needed = {"whole": "full", "centre": "centre"}.get(config.policy)
+    if config.candidates is None:
+        chosen = tuple(range(len(plan)))
+    else:
+        chosen = plan.indices(config.candidates)
+    if needed and needed not in [plan.names[k] for k in chosen]:
+        raise ConfigError(
+            f"--policy {config.policy} needs the crop {needed!r}; got "
+            f"{', '.join(plan.names[k] for k in chosen)}. "
+            "Build shards with --candidates full+five, and leave --candidates out here."
+        )
+    if config.selects and len(chosen) < 2:
+        raise ConfigError(
+            f"--policy {config.policy} needs at least two candidates; got "
+            f"{', '.join(plan.names[k] for k in chosen)}. Name more in --candidates."
+        )
+    return chosen
+
+
+def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Module:
+    if not timm.is_model(config.model):
+        raise _unknown_model(config.model)
+    try:
+        model: nn.Module = timm.create_model(config.model, num_classes=num_classes)
+    except RuntimeError as error:  # a tag, such as resnet18.a1_in1k, that timm does not have
+        raise _unknown_model(config.model) from error
+    _check_takes(model, config.model, crop_px)
+    return model.to(memory_format=_layout(config))
+
+
+def _layout(config: TrainConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def _unknown_model(name: str) -> ConfigError:
+    close = ", ".join(timm.list_models(f"*{name[:6]}*")[:4])
+    return ConfigError(
+        f"--model must be a name that timm knows; got {name!r}. "
+        f"{'Close ones: ' + close + '. ' if close else ''}"
+        'List all with: python -c "import timm; print(timm.list_models())"'
+    )
+
+
+def _check_takes(classifier: nn.Module, name: str, crop_px: int) -> None:
+    """Show a classifier one black crop, since some are made for one size of image."""
+    try:
+        with torch.no_grad():
+            classifier.eval()(torch.zeros(1, 3, crop_px, crop_px))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--model must take images of the crop's size; got {error} from {name!r} at "
+            f"{crop_px} px. Take another --model, such as resnet18, or build shards with the "
+            "--crop-size that it wants."
+        ) from error
+    classifier.train()

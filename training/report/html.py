@@ -1,0 +1,102 @@
+"""Fill in the templates: how every page writes its numbers; everything but SVGs is escaped."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from training.study.finished import Spread
+from training.study.paired import write_p
+
+
+def fill_template(name: str, page: object) -> str:
+    """Fill in one of the templates beside this file.
+
+    Args:
+        name: Of its file.
+        page: What it shows, and calls `page`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "spread": write_spread, "macs": write_macs, "duration": write_duration, "p": _p,
+        "once": _once, "option": _option, "signed": _signed,
+    }  # fmt: skip
+    return environment.get_template(name).render(page=page) + "\n"
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Put a picture into the page itself.
+
+    Args:
+        picture: To show.
+        kind: Pillow's name of the format, `JPEG` or `PNG`.
+        options: For the format's writer in Pillow.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def write_spread(value: Spread | None, digits: int = 1, alone: str = "") -> str:
+    """Write `73.9 ± 0.4`, and what does not apply as a dash.
+
+    Args:
+        value: The figure over seeds.
+        digits: After the point.
+        alone: What follows the figure of one seed, which has no spread.
+    """
+    if value is None:
+        return "–"
+    sd = alone if value.sd is None else f" ± {value.sd:.{digits}f}"
+    return f"{value.mean:.{digits}f}{sd}".replace("-", "−")
+
+
+def write_macs(count: int) -> str:
+    """Write a number of multiply-accumulates for people."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _signed(points: float) -> str:
+    """Write a difference in points, `+0.4` or `−0.4`."""
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def _p(p: float | None) -> str:
+    """Write the p of a test, and a dash where there is none."""
+    return "–" if p is None else write_p(p).removeprefix("= ")
+
+
+def write_duration(seconds: float) -> str:
+    """Write a time for people, two units of it."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _once(values: Sequence[object]) -> str:
+    """Join values, each named once, in their order."""
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)

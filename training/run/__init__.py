@@ -1,0 +1,1 @@
+"""One training run: train.py is read first."""

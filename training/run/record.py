@@ -1,0 +1,227 @@
+"""What a run leaves behind: one JSON that says what was run, on what, and what came out."""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.common.atomic_io import write_file
+from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.format.manifest import DataSpec, Manifest
+from training.config import TrainConfig, config_from_json, config_to_json
+from training.score.crop_logits import Evaluation
+
+FORMAT = "srp-run/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPart:
+    """How far an epoch has come.
+
+    Attributes:
+        epoch: Finished ones before it.
+        step: Steps done.
+        sums: Of losses and of hits over the images, of each rank; empty before the first step.
+        seconds: Of the steps.
+    """
+
+    epoch: int
+    step: int = 0
+    sums: tuple[tuple[float, float], ...] = ()
+    seconds: float = 0.0
+
+    def sums_of(self, rank: int) -> tuple[float, float]:
+        """Give one rank's sums."""
+        return self.sums[rank] if self.sums else (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss: Mean over the epoch's steps, of what the classifier saw.
+        train_top1: The same, %.
+        val_top1: Of the policy on the validation split, %; None where it was not evaluated.
+        images_per_s: Of the training steps, all ranks together, evaluation not counted.
+        seconds: Of the training steps.
+    """
+
+    epoch: int
+    train_loss: float
+    train_top1: float
+    val_top1: float | None
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """What was trained on.
+
+    Attributes:
+        fingerprint: Of the build; see `pipeline.format.manifest`.
+        spec: What the pixels are.
+        classes: Folder names, in the order of the logits.
+        class_names: The same for people.
+        num_train: Samples.
+        num_val: Samples.
+    """
+
+    fingerprint: str
+    spec: DataSpec
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "DataRecord":
+        """Take it from a manifest."""
+        return cls(
+            fingerprint=manifest.fingerprint,
+            spec=manifest.spec,
+            classes=manifest.classes,
+            class_names=manifest.class_names,
+            num_train=manifest.num_samples("train"),
+            num_val=manifest.num_samples("val"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run, finished or not.
+
+    Attributes:
+        name: Of the run's folder.
+        config: As asked for.
+        data: That it was trained on.
+        shards: Folder of the shards, relative to where training was started unless it was
+            typed in full.
+        commit: Of srp, with `+` where the working tree had changes.
+        hardware: In words.
+        world_size: Processes.
+        epochs: Finished ones.
+        evaluation: After the last epoch, with the last weights; None until then.
+        seconds: Wall time of all of it so far, over every resume.
+        last: SHA-256 that the last checkpoint holds of itself; empty in records of before.
+        best: The same of the best one.
+        before: The same of those that lie there where a crash came before the new ones did.
+    """
+
+    name: str
+    config: TrainConfig
+    data: DataRecord
+    shards: str
+    commit: str
+    hardware: str
+    world_size: int
+    epochs: tuple[EpochRecord, ...]
+    evaluation: Evaluation | None
+    seconds: float
+    last: str = ""
+    best: str = ""
+    before: tuple[str, ...] = ()
+
+    @property
+    def checkpoints(self) -> frozenset[str]:
+        """The SHA-256 of each checkpoint that may lie beside the record."""
+        return frozenset((self.last, self.best, *self.before)) - {""}
+
+    def save(self, path: Path) -> None:
+        """Write the record."""
+        fields = dataclasses.asdict(self) | {"config": config_to_json(self.config)}
+        text = json.dumps({"format": FORMAT, **fields}, indent=1)
+        write_file(path, (text + "\n").encode())
+
+
+def load_record(path: Path) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        CheckpointError: If there is none or it is damaged.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.pop("format") != FORMAT:
+            raise ValueError("unknown format")
+        return _record(fields)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"a run must have a record; got none at {path}. "
+            "Name the folder of a run, or train one: srp-train from SHARDS"
+        ) from None
+    except ConfigError as error:
+        raise CheckpointError(f"{error} It is in {path}.") from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"a run's record must be whole; got {type(error).__name__}: {error} in {path}. "
+            "Delete the run's folder and train it again."
+        ) from error
+
+
+def _record(fields: dict[str, Any]) -> RunRecord:
+    data = fields["data"]
+    evaluation = fields["evaluation"]
+    return RunRecord(
+        **{
+            **fields,
+            "config": config_from_json(fields["config"]),
+            "data": DataRecord(**{**_tuples(data), "spec": DataSpec(**data["spec"])}),
+            "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
+            "evaluation": None if evaluation is None else _evaluation(evaluation),
+            "before": tuple(fields.get("before", ())),
+        }
+    )
+
+
+def _evaluation(fields: dict[str, Any]) -> Evaluation:
+    known = dict(_tuples(fields))
+    if "top1_oracle" in known:  # its name in records of earlier versions
+        known["top1_any_right"] = known.pop("top1_oracle")
+    return Evaluation(**known)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+
+
+def _tuple(values: list[Any]) -> tuple[Any, ...]:
+    return tuple(_tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def current_commit() -> str:
+    """Name the commit of srp's working tree, with `+` where it had changes."""
+    here = Path(__file__).resolve().parents[1]
+    try:
+        if Path(_git(here, "rev-parse", "--show-toplevel")) != here.parent:
+            return "unknown"  # installed inside some other project's repository
+        head = _git(here, "rev-parse", "--short", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 fixed words
+    return done.stdout.strip()
+
+
+def describe_hardware(device: torch.device) -> str:
+    """Say what computes, with the versions that decide its speed."""
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    else:
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        place = f"{name}, {torch.get_num_threads()} threads"
+    return f"{place}, torch {torch.__version__}, {platform.system()}"

@@ -1,0 +1,223 @@
+"""Everything that one run holds in memory, built from its config and its shards."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipeline.common.errors import ConfigError
+from pipeline.format.crops import CropPlan
+from pipeline.read.collate import Content
+from pipeline.read.sampler import Indices
+from training.config import FOLDS, TrainConfig
+from training.data.augment import Mirrored, mirrored_candidates
+from training.data.shards import BatchReader, Shards, TrainingBatches
+from training.model.classifier import SelectiveClassifier
+from training.model.proposer import suited_channels
+from training.run.processes import Process, parallel
+from training.run.schedule import make_scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """One run in memory.
+
+    Attributes:
+        config: As asked for.
+        process: This one among its peers.
+        model: With its own weights.
+        wrapped: The same model, averaging gradients over the processes.
+        optimizer: Of the model.
+        trained: The parameters that it changes: those of networks whose rate is not 0.
+        scheduler: Of the optimizer, stepped after every training step.
+        batches: Of the training split, on the process's device.
+        plan: The candidates that the shards hold.
+        counterparts: Which crop takes each candidate's place in a mirrored image.
+        looked_counterparts: The same of those that are looked at.
+        steps: A rank's steps an epoch.
+        autocast: Whether to compute in bfloat16.
+    """
+
+    config: TrainConfig
+    process: Process
+    model: SelectiveClassifier
+    wrapped: nn.Module
+    optimizer: Optimizer
+    trained: tuple[nn.Parameter, ...]
+    scheduler: LRScheduler
+    batches: TrainingBatches
+    plan: CropPlan
+    counterparts: Mirrored
+    looked_counterparts: Mirrored
+    steps: int
+    autocast: bool
+
+
+def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trainer:
+    """Build a run that has not taken a step.
+
+    Raises:
+        ConfigError: If the config does not fit the shards.
+    """
+    crop_px = shards.manifest.spec.crop_size
+    if config.shift >= crop_px:
+        raise ConfigError(
+            f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
+            f"px in {shards.folder}. Lower --shift."
+        )
+    if config.holds_proposer and not config.initial_checkpoint:
+        raise ConfigError(
+            "--proposer-lr 0 holds the proposer, which must have learnt to choose before; got no "
+            "--initial-checkpoint. Name the run that it learnt in, or raise --proposer-lr."
+        )
+    model = build_model(config, shards, process)
+    optimizer = _make_optimizer(model, config)
+    reader = batch_reader(config, shards, model, "train", process)
+    batches = TrainingBatches(
+        reader,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        rows=training_rows(len(reader.reader), config.fold),
+    )
+    return Trainer(
+        config=config,
+        process=process,
+        model=model,
+        wrapped=parallel(model, process),
+        optimizer=optimizer,
+        trained=_trained(model, config),
+        scheduler=make_scheduler(optimizer, config, len(batches)),
+        batches=batches,
+        plan=shards.plan,
+        counterparts=mirrored_candidates(shards.plan, model.candidates),
+        looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
+        steps=len(batches),
+        autocast=uses_bfloat16(config, process.device),
+    )
+
+
+def training_rows(num_samples: int, fold: int | None) -> Indices:
+    """List the samples to train on: all, or those outside of a fold."""
+    rows = np.arange(num_samples)
+    return rows if fold is None else np.delete(rows, fold_rows(num_samples, fold))
+
+
+def fold_rows(num_samples: int, fold: int) -> Indices:
+    """List the samples of one fold: those that its classifier has not seen."""
+    return np.arange(fold, num_samples, FOLDS)
+
+
+def build_model(config: TrainConfig, shards: Shards, process: Process) -> SelectiveClassifier:
+    """Build the networks with the seed's weights, on the process's device."""
+    torch.manual_seed(config.seed)
+    model = SelectiveClassifier(
+        config,
+        plan=shards.plan,
+        num_classes=len(shards.manifest.classes),
+        glimpse_px=glimpse_side(config, shards),
+    )
+    return model.to(process.device)
+
+
+def batch_reader(
+    config: TrainConfig, shards: Shards, model: SelectiveClassifier, split: str, process: Process
+) -> BatchReader:
+    """Open one split for what the model looks at."""
+    content = Content(
+        candidates=model.candidates,
+        looked_at=model.looked_at,
+        glimpse_px=glimpse_side(config, shards) if config.selects else None,
+        crops=shards.manifest.spec.layout != "canvas",
+        compiled=process.device.type == "cuda",  # where reading has to keep up
+    )
+    reader = shards.reader(split)
+    return BatchReader(reader, content, workers=config.workers, device=process.device)
+
+
+def settled(config: TrainConfig, shards: Shards) -> TrainConfig:
+    """Fill in the proposer's channels where none are asked for: a record says what was run."""
+    if config.proposer_channels is not None or not config.selects:
+        return config
+    channels = suited_channels(config.proposer, glimpse_side(config, shards))
+    return replace(config, proposer_channels=channels)
+
+
+def glimpse_side(config: TrainConfig, shards: Shards) -> int:
+    """Give the side of a run's glimpses, px.
+
+    Raises:
+        ConfigError: If it exceeds the crop.
+    """
+    spec = shards.manifest.spec
+    side = config.glimpse_size or spec.glimpse_size
+    if side > spec.crop_size:
+        raise ConfigError(
+            f"glimpse size must fit the crop; got --glimpse-size {side} px for crops of "
+            f"{spec.crop_size} px in {shards.folder}. Lower --glimpse-size."
+        )
+    return side
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: only where the device has instructions for it."""
+    if not config.amp:
+        return False
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _parameters(
+    model: SelectiveClassifier, config: TrainConfig
+) -> nn.Module | list[dict[str, Any]]:
+    """Give the optimizer the whole model, or groups where the proposer has its own rate."""
+    if model.proposer is None or config.proposer_lr is None:
+        return model
+    return [
+        {**group, "lr": rate}
+        for part, rate in _rates(model, config).items()
+        for group in param_groups_weight_decay(part, config.weight_decay)
+    ]
+
+
+def _rates(model: SelectiveClassifier, config: TrainConfig) -> dict[nn.Module, float]:
+    """Give the highest learning rate of each network."""
+    rates: dict[nn.Module, float] = {model.classifier: config.lr}
+    if model.proposer is not None:
+        rates[model.proposer] = config.lr if config.proposer_lr is None else config.proposer_lr
+    return rates
+
+
+def _trained(model: SelectiveClassifier, config: TrainConfig) -> tuple[nn.Parameter, ...]:
+    rates = _rates(model, config)
+    return tuple(weights for part, rate in rates.items() if rate for weights in part.parameters())
+
+
+def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimizer:
+    if config.opt not in list_optimizers():
+        raise ConfigError(
+            f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
+            'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
+        )
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            _parameters(model, config),
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
+        raise ConfigError(
+            f"--opt must work with the other options; got {error} for {config.opt!r}. "
+            "Change --momentum or --weight-decay, or try sgd, momentum or adamw."
+        ) from error
+    return optimizer

@@ -1,0 +1,1 @@
+"""The image x crop logits, and every figure that follows from them."""

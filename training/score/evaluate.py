@@ -1,0 +1,264 @@
+"""Accuracy of the choice, of every other choice, and what each costs.
+
+At evaluation there is no noise: one crop is chosen by the best score, and the classifier runs
+on that crop alone. Axes: N samples of the split, B of a batch, K candidates, C classes.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.read.sampler import Indices, evaluation_batches
+from training.data import augment
+from training.data.shards import Batch, Shards
+from training.model.classifier import SelectiveClassifier
+from training.model.estimators import take
+from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
+from training.run.folder import RunPaths
+from training.run.processes import Process, sum_over_ranks
+from training.run.record import RunRecord, load_record
+from training.run.state import batch_reader, build_model, glimpse_side, uses_bfloat16
+from training.score.crop_logits import Evaluation, Table, summarise
+
+OnImages = Callable[[int], None]
+"""Called with a number of images, on all ranks, that have passed."""
+
+EVALUATION_BATCH = 64
+CHOICE_SEED = 0  # of the one random crop that policy `random` is scored on after each epoch
+
+
+@torch.inference_mode()
+def evaluate_choice(
+    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+) -> float:
+    """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch."""
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.float64, device=process.device)
+    autocast = uses_bfloat16(model.config, process.device)
+    for batch, crops in val_batches(model, shards, process):
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+            predicted_B = _policy_prediction(model, batch, crops)
+        counts[0] += (predicted_B == batch.labels_B).sum()
+        counts[1] += len(predicted_B)
+        on_images(len(predicted_B) * process.world_size)
+    hits, seen = sum_over_ranks(counts, process).tolist()
+    return float(100 * hits / seen)
+
+
+def val_batches(
+    model: SelectiveClassifier, shards: Shards, process: Process
+) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
+    """Read this rank's share of the validation split, and view its crops."""
+    pieces = evaluation_batches(
+        shards.manifest.num_samples("val"),
+        batch_size=EVALUATION_BATCH,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+    yield from crop_batches(model, shards, process, split="val", pieces=pieces)
+
+
+def crop_batches(
+    model: SelectiveClassifier,
+    shards: Shards,
+    process: Process,
+    *,
+    split: str,
+    pieces: Collection[Indices],
+) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
+    """Read samples in pieces, and view their crops, each `(B, H, W, 3)`."""
+    reader = batch_reader(model.config, shards, model, split, process)
+    for batch in reader.batches(pieces):
+        yield batch, augment.cut(batch, shards.plan, model.candidates)
+
+
+def _policy_prediction(
+    model: SelectiveClassifier, batch: Batch, crops: tuple[Tensor, ...]
+) -> Tensor:
+    if model.config.policy == "mean":
+        return all_logits(model, crops).softmax(2).mean(1).argmax(1)
+    chosen_B = _probabilities(model, batch).argmax(1)
+    return model.logits(take(torch.stack(crops, 1), chosen_B)).argmax(1)
+
+
+def all_logits(model: SelectiveClassifier, crops: tuple[Tensor, ...]) -> Tensor:
+    """Classify every crop, float32 `(B, K, C)`."""
+    return torch.stack([model.logits(crop) for crop in crops], 1)
+
+
+def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
+    """Give the choice over K: the proposer's, or that of a policy that does not look."""
+    if model.proposer is not None and batch.glimpses_BLSS is not None:
+        probabilities_BK: Tensor = model.proposer(batch.glimpses_BLSS).probabilities_BK
+        return probabilities_BK
+    num_crops = len(model.candidates)
+    if model.config.policy in ("whole", "centre"):
+        fixed_B = model.fixed_choice(batch.labels_B[:, None].expand(-1, num_crops).float())
+        return F.one_hot(fixed_B, num_crops).float()
+    draws = [np.random.default_rng((CHOICE_SEED, index)).integers(num_crops)
+             for index in batch.indices_B.tolist()]  # fmt: skip
+    drawn_B = torch.tensor(draws, device=batch.labels_B.device)
+    return F.one_hot(drawn_B, num_crops).float()
+
+
+def evaluate_table(
+    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+) -> tuple[Table, Evaluation]:
+    """Run the classifier on every crop of the validation split, and draw the figures."""
+    table = make_table(model, shards, process=process, on_images=on_images)
+    return table, evaluation_of(table, model, shards)
+
+
+def evaluation_of(table: Table, model: SelectiveClassifier, shards: Shards) -> Evaluation:
+    """Draw the figures of a table."""
+    return summarise(
+        table,
+        model,
+        glimpse_px=glimpse_side(model.config, shards),
+        crop_px=shards.manifest.spec.crop_size,
+        num_classes=len(shards.manifest.classes),
+    )
+
+
+def evaluate_run(
+    paths: RunPaths,
+    *,
+    shards_path: Path | None,
+    candidates: str | None,
+    checkpoint: str,
+    workers: int,
+    process: Process,
+    on_progress: Callable[[int, int], None],
+) -> tuple[RunRecord, Evaluation]:
+    """Score a finished or unfinished run again.
+
+    Args:
+        paths: Of the run.
+        shards_path: To score on; None takes those that the run was trained on.
+        candidates: To score and to choose among; None takes the run's.
+        checkpoint: `last` or `best`.
+        workers: Threads that read samples.
+        process: This one among its peers.
+        on_progress: Told of images done and to do.
+
+    Raises:
+        CheckpointError: If there is no such run, or the shards are of another spec.
+    """
+    record = load_record(paths.record)
+    shards = shards_of(record, shards_path)
+    model = load_model(
+        paths, shards, candidates=candidates, checkpoint=checkpoint, workers=workers,
+        process=process,
+    )  # fmt: skip
+    on_images = count_images(on_progress, shards.manifest.num_samples("val"))
+    _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
+    return record, evaluation
+
+
+def count_images(on_progress: Callable[[int, int], None], total: int) -> OnImages:
+    """Turn numbers of images that have passed into how many have in all, and of how many."""
+    seen = 0
+
+    def report(num_images: int) -> None:
+        nonlocal seen
+        seen = min(total, seen + num_images)
+        on_progress(seen, total)
+
+    return report
+
+
+def load_model(
+    paths: RunPaths,
+    shards: Shards,
+    *,
+    candidates: str | None = None,
+    checkpoint: str = "last",
+    workers: int,
+    process: Process,
+) -> SelectiveClassifier:
+    """Load a run's networks, to score on shards.
+
+    Args:
+        paths: Of the run.
+        shards: To score on.
+        candidates: To score and to choose among; None takes the run's.
+        checkpoint: `last` or `best`.
+        workers: Threads that read samples.
+        process: This one among its peers.
+
+    Raises:
+        CheckpointError: If there is no such run, its checkpoint is of another, or the shards are
+            of another spec.
+    """
+    weights = paths.best if checkpoint == "best" else paths.last
+    meta = read_meta(weights)
+    check_fits(meta, shards.manifest, shards.folder)
+    check_own(weights, meta, load_record(paths.record))
+    config = replace(
+        meta.config,
+        workers=workers,
+        candidates=candidates or meta.config.candidates or meta.spec.candidates,
+    )
+    if config.selects:
+        config = replace(config, glimpse_size=config.glimpse_size or meta.spec.glimpse_size)
+    model = build_model(config, shards, process)
+    load_weights(weights, model)
+    return model
+
+
+def shards_of(record: RunRecord, path: Path | None) -> Shards:
+    """Open the shards that are named, or those that a run was trained on, where it found them.
+
+    Raises:
+        CheckpointError: If they are no longer there.
+    """
+    if path:
+        return Shards.open(path)
+    try:
+        return Shards.open(Path(record.shards))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"a run's shards must be where it found them; got none at {record.shards}, seen from "
+            "here. Name their folder with --shards."
+        ) from error
+
+
+@torch.inference_mode()
+def make_table(
+    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+) -> Table:
+    """Run the classifier on every crop of the validation split.
+
+    Each rank fills in its rows; their sum is the table of the whole split.
+    """
+    model.eval()
+    autocast = uses_bfloat16(model.config, process.device)
+    num_samples, num_crops = shards.manifest.num_samples("val"), len(model.candidates)
+    table = _empty_table(num_samples, num_crops, process.device)
+    for batch, crops in val_batches(model, shards, process):
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+            probabilities_BK = _probabilities(model, batch)
+            logits_BKC = all_logits(model, crops)
+        rows = batch.indices_B
+        part = Table.of(batch.labels_B, logits_BKC, probabilities_BK)
+        for name, column in vars(table).items():
+            column[rows] = getattr(part, name)
+        on_images(len(rows) * process.world_size)
+    columns = {name: sum_over_ranks(column, process).cpu() for name, column in vars(table).items()}
+    return Table(**columns)
+
+
+def _empty_table(num_samples: int, num_crops: int, device: torch.device) -> Table:
+    return Table(
+        labels_N=torch.zeros(num_samples, dtype=torch.int64, device=device),
+        predicted_NK=torch.zeros((num_samples, num_crops), dtype=torch.int64, device=device),
+        losses_NK=torch.zeros((num_samples, num_crops), device=device),
+        averaged_N=torch.zeros(num_samples, dtype=torch.int64, device=device),
+        probabilities_NK=torch.zeros((num_samples, num_crops), device=device),
+    )

@@ -1,0 +1,1 @@
+"""The arms of the comparison, their runs, and the tests between them."""

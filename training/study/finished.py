@@ -1,0 +1,288 @@
+"""RunRecords -> figures: arms, their means and spreads. Pure.
+
+An arm is what was run with several seeds: runs of one config but for the seed.
+"""
+
+import dataclasses
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from training.config import MACHINE_FIELDS, POLICIES, TrainConfig
+from training.run.record import RunRecord
+from training.score.crop_logits import Evaluation, Table
+
+FREE_OPTIONS = ("seed", *MACHINE_FIELDS)  # they may differ within an arm
+SEED_SUFFIX = re.compile(r"-s(\d+)$")
+
+
+class Spread(NamedTuple):
+    """A figure over the seeds of an arm; `sd` is the sample's, None for one seed."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    `folder` is where it lies, which may have another name than its record says: folders are
+    renamed. `table` is None where its file is gone.
+    """
+
+    folder: Path
+    record: RunRecord
+    evaluation: Evaluation
+    table: Table | None
+
+    def skill(self, ceiling: float) -> float | None:
+        """Selection skill: 0 chooses as chance does, 1 as one that reaches `ceiling`.
+
+        (acc_selected - acc_random) / (ceiling - acc_random), of one classifier; None without room.
+        """
+        done = self.evaluation
+        room = ceiling - done.top1_random
+        if not self.record.config.selects or room <= 0:
+            return None
+        return (done.top1 - done.top1_random) / room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Finished runs that differ in their seeds alone, in order of the seeds."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The options that all runs share, with the first run's seed."""
+        return self.runs[0].record.config
+
+    @property
+    def policy(self) -> str:
+        """How the arm chooses."""
+        return self.config.policy
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the runs."""
+        return tuple(run.record.config.seed for run in self.runs)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Of the runs."""
+        return tuple(run.evaluation for run in self.runs)
+
+    @property
+    def family(self) -> str:
+        """The name without the glimpse's side: what one line over glimpse sizes is called."""
+        return self.name.removesuffix(f"-g{self.glimpse_px}")
+
+    @property
+    def glimpse_px(self) -> int | None:
+        """Side of the glimpses, px; None where nobody looks."""
+        stored = self.runs[0].record.data.spec.glimpse_size
+        return (self.config.glimpse_size or stored) if self.config.selects else None
+
+    @property
+    def top1(self) -> Spread:
+        """Of the policy itself, %."""
+        return spread(done.top1 for done in self.evaluations)
+
+    @property
+    def top1_random(self) -> Spread:
+        """Of a crop drawn uniformly, %."""
+        return spread(done.top1_random for done in self.evaluations)
+
+    @property
+    def top1_fixed(self) -> Spread:
+        """Of the one crop that is best for the whole split, %."""
+        return spread(max(done.top1_crops) for done in self.evaluations)
+
+    @property
+    def fixed_crop(self) -> str:
+        """Name of that crop, if it is the same with every seed."""
+        best = (
+            done.crops[done.top1_crops.index(max(done.top1_crops))] for done in self.evaluations
+        )
+        names = set(best)
+        return names.pop() if len(names) == 1 else "varies"
+
+    @property
+    def top1_any_right(self) -> Spread:
+        """Of any crop right, in hindsight, %."""
+        return spread(done.top1_any_right for done in self.evaluations)
+
+    @property
+    def top1_oracle(self) -> Spread | None:
+        """Of the oracle, %: the crop on which another seed's classifier loses least.
+
+        It is split-half: who chooses does not score, so that no classifier is flattered. None
+        without a second classifier.
+        """
+        known = [oracle for _, oracle in self._oracles]
+        return spread(known) if known else None
+
+    @property
+    def _oracles(self) -> list[tuple[Run, float]]:
+        """Score each run's classifier on the crops of the others' least loss, mean over them."""
+        known = [(run, run.table) for run in self.runs if run.table is not None]
+        found = []
+        for run, table in known:
+            scores = [
+                100
+                * float(table.right_NK.gather(1, other.losses_NK.argmin(1, True)).double().mean())
+                for _, other in known
+                if not other.losses_NK.equal(table.losses_NK)  # seeds may share a classifier
+            ]
+            if scores:
+                found.append((run, statistics.fmean(scores)))
+        return found
+
+    @property
+    def top1_mean(self) -> Spread:
+        """Of the mean over all crops, %."""
+        return spread(done.top1_mean for done in self.evaluations)
+
+    @property
+    def skill(self) -> Spread | None:
+        """Selection skill beside the oracle: (chosen - random) / (oracle - random)."""
+        return _known(run.skill(oracle) for run, oracle in self._oracles)
+
+    @property
+    def any_right_skill(self) -> Spread | None:
+        """The same beside any crop right, which no choice reaches: what one seed can tell."""
+        return _known(run.skill(run.evaluation.top1_any_right) for run in self.runs)
+
+    @property
+    def proposer_macs(self) -> int:
+        """For one image."""
+        return self.evaluations[0].proposer_macs
+
+    @property
+    def classifier_macs(self) -> int:
+        """For what one image shows the classifier."""
+        return self.evaluations[0].classifier_macs
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Median over all epochs of all runs, in training; None where there was none."""
+        rates = [epoch.images_per_s for run in self.runs for epoch in run.record.epochs]
+        return statistics.median(rates) if rates else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all runs together."""
+        return sum(run.record.seconds for run in self.runs)
+
+    @property
+    def crops(self) -> tuple[str, ...]:
+        """Names of the candidates."""
+        return self.evaluations[0].crops
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How often each crop was chosen, mean over the seeds, 0 to 1."""
+        return tuple(
+            statistics.fmean(column)
+            for column in zip(*(done.shares for done in self.evaluations), strict=True)
+        )
+
+    @property
+    def entropy_of_mean(self) -> Spread:
+        """Of the mean choice, nats: 0 where every image gets the same crop."""
+        return spread(done.entropy_of_mean for done in self.evaluations)
+
+    @property
+    def most_entropy(self) -> float:
+        """The most that a choice among the crops can have, nats."""
+        return math.log(len(self.crops))
+
+    @property
+    def mean_entropy(self) -> Spread:
+        """Mean entropy of an image's choice, nats: 0 where the proposer is sure of each."""
+        return spread(done.mean_entropy for done in self.evaluations)
+
+    @property
+    def best_run(self) -> Run:
+        """The run with the highest top-1."""
+        return max(self.runs, key=lambda run: run.evaluation.top1)
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Give mean and sample sd (n - 1); one value has no sd."""
+    known = list(values)
+    sd = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), sd)
+
+
+def _known(values: Iterable[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return spread(known) if known else None
+
+
+def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
+    """Group finished runs into arms, ordered by policy, family and glimpse size.
+
+    Runs belong together if their names agree up to `-sSEED` and their options but for the seed. A
+    copy of a run is no further seed: it makes an arm of its own.
+    """
+    groups: dict[tuple[str, TrainConfig, int], list[Run]] = {}
+    seen: Counter[tuple[str, TrainConfig]] = Counter()
+    # What lies where its record says is the original.
+    for run in sorted(runs, key=lambda run: run.folder.name != run.record.name):
+        name, config = arm_name(run.record), run.record.config
+        copy = seen[name, config]
+        seen[name, config] += 1
+        groups.setdefault((name, _without_seed(config), copy), []).append(run)
+    names = [name for name, _, _ in groups]
+    arms = []
+    for number, ((name, _, _), members) in enumerate(groups.items()):
+        again = names[:number].count(name)
+        ordered = sorted(members, key=lambda run: run.record.config.seed)
+        arms.append(Arm(name=f"{name} ({again + 1})" if again else name, runs=tuple(ordered)))
+    return tuple(sorted(arms, key=_place))
+
+
+def _place(arm: Arm) -> tuple[int, str, int, str]:
+    return POLICIES.index(arm.policy), arm.family, arm.glimpse_px or 0, arm.name
+
+
+def arm_name(record: RunRecord) -> str:
+    """Take the seed off a run's name; a number that is not the run's seed stays.
+
+    Two runs of one seed are thus never taken for two seeds.
+    """
+    found = SEED_SUFFIX.search(record.name)
+    if found and int(found[1]) == record.config.seed:
+        return record.name[: found.start()]
+    return record.name
+
+
+def _without_seed(config: TrainConfig) -> TrainConfig:
+    defaults = {name: getattr(TrainConfig, name) for name in FREE_OPTIONS}
+    # Each seed may begin with a classifier that was trained with it.
+    initial = config.initial_checkpoint.removesuffix(f"-s{config.seed}")
+    return dataclasses.replace(config, **defaults, initial_checkpoint=initial)
+
+
+def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Name the options that are not the same in all arms, seeds and machine aside."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in FREE_OPTIONS
+        and len({getattr(arm.config, field.name) for arm in arms}) > 1
+    )
+
+
+def best_arm(arms: Iterable[Arm]) -> Arm | None:
+    """Give the arm with the highest mean top-1, the first of equals."""
+    return max(arms, key=lambda arm: arm.top1.mean, default=None)

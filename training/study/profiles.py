@@ -1,0 +1,176 @@
+"""How much of the comparison to run: which arms, how often, and in which order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.common.errors import ConfigError
+from training.config import DistillConfig, TrainConfig
+from training.study.arms import (
+    BEGUN_LR,
+    blend,
+    by_map,
+    centre,
+    expected,
+    expected_by_map,
+    predecessor,
+    random_crop,
+    random_of_all,
+    straight_through,
+    tuned,
+    whole,
+)
+
+RANDOM = "random"  # name of the arm whose classifier proposers are fitted to
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One line of the comparison: a name without its seed, and how to train it.
+
+    Attributes:
+        name: Unique in its profile.
+        config: Of the training; of a distilled arm, what its base is trained with.
+        distilled: How a proposer is fitted to the arm `random` of the same seed; None trains.
+        begins_with: Name of the arm whose networks of the same seed it begins with, if any.
+        rounds: How many times the profile's epochs it is trained for.
+    """
+
+    name: str
+    config: TrainConfig
+    distilled: DistillConfig | None = None
+    begins_with: str | None = None
+    rounds: int = 1
+
+    @property
+    def base(self) -> str | None:
+        """Name of the arm that must be finished before it, if any."""
+        return RANDOM if self.distilled is not None else self.begins_with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much of the study to run.
+
+    Attributes:
+        epochs: Of a round; an arm has one or more.
+        seeds: Each arm is run once with each.
+        arms: Every one, behind those that it is distilled from or begins with.
+        evaluations: Of each run, spread over its epochs; 1 looks at the last weights alone.
+    """
+
+    epochs: int
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    evaluations: int = 10
+
+    def only(self, names: tuple[str, ...]) -> "Profile":
+        """Leave out all arms but these and those that they need.
+
+        Raises:
+            ConfigError: If there is none of such a name.
+        """
+        known = {arm.name: arm for arm in self.arms}
+        wanted = set()
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"--arms must be of the profile; got {name!r}. Name some of {', '.join(known)}."
+                )
+            needed: str | None = name
+            while needed is not None:
+                wanted.add(needed)
+                needed = known[needed].base
+        return replace(self, arms=tuple(arm for arm in self.arms if arm.name in wanted))
+
+
+def compare(
+    predecessor_glimpses: tuple[int, ...], glimpses: tuple[int, ...], *, with_slow: bool
+) -> Iterator[Arm]:
+    """List the arms that are compared with the predecessor.
+
+    Args:
+        predecessor_glimpses: Sides of the glimpses for the predecessor's arm, px.
+        glimpses: The same for the policies that are compared with it, px.
+        with_slow: Whether to run the arms that cost several times as much.
+    """
+    yield Arm(name="whole", config=whole())
+    yield Arm(name="centre", config=centre())
+    if with_slow:
+        yield Arm(name=RANDOM, config=random_crop())
+    for side in predecessor_glimpses:
+        yield Arm(name=f"predecessor-g{side}", config=predecessor(side))
+    for side in glimpses:
+        yield Arm(name=f"straight-through-g{side}", config=straight_through(side))
+    if with_slow:
+        for side in glimpses:
+            yield Arm(name=f"blend-g{side}", config=blend(side))
+            yield Arm(name=f"expected-g{side}", config=expected(side))
+
+
+def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
+    """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
+
+    Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
+    of them; `straight-through` and `expected` go on with that classifier and learn a map meanwhile,
+    for as many epochs. The whole image and the centre crop are trained for as long as `tuned` and
+    what it begins with, from nothing and, since random crops may be the better school, on top of
+    them (`whole-tuned`, `centre-tuned`). The folds, two trainings on half of the images each, which
+    only the choice needs, are not set against them.
+
+    Args:
+        side: Of the crops and of the map's glimpse, px.
+        smaller: Sides of other glimpses for the map, px.
+    """
+    yield Arm(name="whole", config=whole(), rounds=2)
+    yield Arm(name="centre", config=centre(), rounds=2)
+    yield Arm(name=RANDOM, config=random_of_all())
+    for name, fixed in (("whole", whole()), ("centre", centre())):
+        config = replace(fixed, lr=BEGUN_LR)
+        yield Arm(name=f"{name}-tuned", config=config, begins_with=RANDOM)
+    for prior in (False, True):
+        fitted = _distilled(proposer="map", glimpse_size=side, position_prior=prior)
+        config = tuned(side, position_prior=prior)
+        yield fitted
+        name = fitted.name.replace("distilled", "tuned")
+        yield Arm(name=name, config=config, begins_with=fitted.name)
+    for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", smaller)):
+        for px in sides:
+            yield _distilled(proposer=kind, glimpse_size=px)
+    yield _distilled(proposer="crops", glimpse_size=32, position_prior=True)
+    for candidates in ("five", "full+five", "grid3"):
+        yield _distilled(proposer="map", glimpse_size=side, candidates=candidates)
+    for policy, config in (("straight-through", by_map(side)), ("expected", expected_by_map(side))):
+        yield Arm(name=f"{policy}-map-g{side}", config=config, begins_with=RANDOM)
+
+
+def _distilled(**options: Any) -> Arm:
+    wanted = DistillConfig(**options)
+    return Arm(name=wanted.arm, config=random_of_all(), distilled=wanted)
+
+
+PROFILES = {
+    # The drawn scenes at canvas 96, crop 64: shows that everything works, and no more.
+    "smoke": Profile(
+        epochs=2, seeds=(0,), arms=tuple(compare((16,), (16,), with_slow=False))
+    ),
+    # Imagenette at canvas 168, crop 112: the full sizes halved.
+    "quick": Profile(
+        epochs=2, seeds=(0,), arms=tuple(compare((16, 32, 64, 112), (16, 32), with_slow=False))
+    ),
+    # Imagenette at canvas 336, crop 224: the predecessor's own sizes.
+    "full": Profile(
+        epochs=20, seeds=(0, 1, 2),
+        arms=tuple(compare((32, 64, 128, 224), (32, 64, 128, 224), with_slow=True)),
+    ),
+    # When choosing is worth it: Imagenette at canvas 168, scatter at canvas 224, both crop 112.
+    "choosing": Profile(
+        epochs=4, seeds=SEEDS, arms=tuple(choosing(112, smaller=(32, 64))), evaluations=1
+    ),
+    # The same for classifiers that learn from nothing on two cores: Imagenette at canvas 112,
+    # crop 64.
+    "choosing-64": Profile(
+        epochs=8, seeds=SEEDS, arms=tuple(choosing(64, smaller=(16, 32))), evaluations=1
+    ),
+}  # fmt: skip

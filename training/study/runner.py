@@ -1,0 +1,193 @@
+"""Run the comparison: every arm of a profile once with each seed, gone on with where it stopped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.common.errors import ConfigError, DivergedError
+from training.choose.out_of_fold import distill
+from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
+from training.data.shards import Shards
+from training.model.classifier import candidate_indices
+from training.run.epoch import OnProgress
+from training.run.folder import RunPaths
+from training.run.processes import Process, require_one
+from training.run.record import RunRecord
+from training.run.train import OnEpoch, fit
+from training.study.arms import BEGUN_LR
+from training.study.profiles import Arm, Profile
+
+FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own
+FORWARD = 4  # images that are only looked at cost as much as one that is learnt from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        name: Of the run's folder.
+        config: What to train.
+        cost: Images through the classifier forwards and backwards, about.
+        distilled: How a proposer is fitted to the classifier of `base`; None trains `config`.
+        base: Name of the run whose networks are taken, if any are.
+    """
+
+    name: str
+    config: TrainConfig
+    cost: int
+    distilled: DistillConfig | None = None
+    base: str | None = None
+
+
+def plan_runs(
+    profile: Profile,
+    shards: Shards,
+    *,
+    device: str,
+    workers: int,
+    arms: tuple[str, ...] | None = None,
+    seeds: tuple[int, ...] | None = None,
+    epochs: int | None = None,
+    initial_checkpoint: str = "",
+) -> list[Run]:
+    """List every run, all arms of one seed before the next seed.
+
+    Args:
+        profile: Arms and seeds.
+        shards: To train on.
+        device: See `TrainConfig`.
+        workers: See `TrainConfig`.
+        arms: Names of those to run; those that they need are run as well. None takes all.
+        seeds: Each arm is run once with each; None takes the profile's.
+        epochs: Of a round; None takes the profile's.
+        initial_checkpoint: Whose classifier every run begins with, at a lower learning rate;
+            `{seed}` in it stands for the run's seed.
+
+    Raises:
+        ConfigError: If there is no such arm or seed, the shards lack candidates, or they are too
+            small for the profile's glimpses.
+    """
+    check_range("--seeds", seeds, 0, MOST_SEED)
+    check_range("--epochs", epochs, 1, MOST_EPOCHS)
+    round_epochs = epochs or profile.epochs
+    runs = []
+    for seed in seeds or profile.seeds:
+        for arm in (profile.only(arms) if arms else profile).arms:
+            count = arm.rounds * round_epochs
+            config = replace(
+                arm.config,
+                epochs=count,
+                val_interval=max(1, count // profile.evaluations),
+                lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
+                initial_checkpoint=initial_checkpoint.replace("{seed}", str(seed)),
+                seed=seed,
+                device=device,
+                workers=workers,
+            )
+            runs.append(_run(arm, config, shards))
+    return runs
+
+
+def _run(arm: Arm, config: TrainConfig, shards: Shards) -> Run:
+    wanted = arm.distilled and replace(arm.distilled, seed=config.seed)
+    base = arm.base and f"{arm.base}-s{config.seed}"
+    _check_fits(wanted or config, shards)
+    num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
+    num_crops = len(candidate_indices(config, shards.plan))
+    name = f"{arm.name}-s{config.seed}"
+    if wanted is not None:
+        cost = round(FITTING * num_train * wanted.epochs / len(shards.plan))
+        return Run(name=name, config=config, cost=cost, distilled=wanted, base=base)
+    shown = config.num_draws or num_crops if config.policy == "expected" else 1
+    trained = shown * config.epochs * num_train
+    scored = num_crops * num_val // FORWARD
+    return Run(name=name, config=config, cost=trained + scored, base=base)
+
+
+def _check_fits(config: TrainConfig | DistillConfig, shards: Shards) -> None:
+    shards.plan.indices(config.candidates or shards.manifest.spec.candidates)
+    crop_px = shards.manifest.spec.crop_size
+    if (config.glimpse_size or 0) > crop_px:
+        raise ConfigError(
+            f"--profile must fit the shards; got glimpses of {config.glimpse_size} px for crops "
+            f"of {crop_px} px in {shards.folder}. Build shards with a larger --crop-size, or "
+            "choose a smaller profile."
+        )
+
+
+def run_study(
+    runs: list[Run],
+    *,
+    shards: Shards,
+    output: Path,
+    process: Process,
+    on_run: Callable[[Run, int], tuple[OnProgress, OnEpoch]],
+) -> list[RunRecord]:
+    """Train and evaluate the runs that are not finished yet, in order.
+
+    Args:
+        runs: From `plan_runs`.
+        shards: To train on.
+        output: Each run gets a folder there.
+        process: This one among its peers.
+        on_run: Called before each run with its position; gives what to tell of its progress.
+
+    Returns:
+        Every run's record.
+
+    Raises:
+        ConfigError: If several processes would have to fit a proposer.
+        DivergedError: After the last run, if the loss of any stopped being a number.
+    """
+    is_fitted = {run.name for run in runs if RunPaths(folder=output / run.name).record.exists()}
+    if any(run.distilled is not None and run.name not in is_fitted for run in runs):
+        require_one(process, "a study that fits proposers")
+    records = []
+    failed: dict[str, str] = {}
+    for position, run in enumerate(runs):
+        if run.base in failed:
+            failed[run.name] = f"not run, since {run.base} is not finished"
+            continue
+        on_progress, on_epoch = on_run(run, position)
+        try:
+            records.append(
+                _finish(
+                    run, shards=shards, output=output, process=process,
+                    on_progress=on_progress, on_epoch=on_epoch,
+                )
+            )  # fmt: skip
+        except DivergedError as error:  # one arm's failure is a result; the others go on
+            failed[run.name] = str(error)
+    if failed:
+        told = " | ".join(f"{name} ({why})" for name, why in failed.items())
+        raise DivergedError(
+            f"{len(failed)} of {len(runs)} runs diverged, or needed one that did: {told} "
+            f"The other runs are finished, in {output}."
+        )
+    return records
+
+
+def _finish(
+    run: Run,
+    *,
+    shards: Shards,
+    output: Path,
+    process: Process,
+    on_progress: OnProgress,
+    on_epoch: OnEpoch,
+) -> RunRecord:
+    paths = RunPaths(folder=output / run.name)
+    if run.distilled is None or run.base is None:
+        config = run.config
+        if run.base is not None:
+            config = replace(config, initial_checkpoint=str(output / run.base))
+        return fit(
+            config, shards=shards, paths=paths, process=process, resume=True,
+            on_progress=on_progress, on_epoch=on_epoch,
+        )  # fmt: skip
+    return distill(
+        RunPaths(folder=output / run.base), run.distilled, shards=shards, paths=paths,
+        process=process, workers=run.config.workers, resume=True,
+        on_progress=on_progress, on_epoch=on_epoch,
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""What the report says in words, computed from the figures.
+
+`better` and `worse` are said of a paired test alone.
+"""
+
+import math
+from collections.abc import Sequence
+
+from training.run.record import DataRecord
+from training.study.finished import Arm, best_arm
+from training.study.paired import few_seeds, paired_test
+
+SIGNIFICANCE = 0.05
+# The classes of the data set that srp draws itself; `training` does not import its drawer.
+DRAWN_CLASSES = frozenset(
+    ("arrow", "crescent", "cross", "fish", "flower", "house", "ladder", "ring", "spiral", "star")
+)
+NAMED_CLASSES = 12
+UNPAIRED = 1.96 * math.sqrt(2)  # sds of one figure within which 95 % of chance differences lie
+
+
+def is_drawn(data: DataRecord) -> bool:
+    """Whether the images are srp's own drawings, by their class folders."""
+    return set(data.classes) == DRAWN_CLASSES
+
+
+def describe_data(data: DataRecord, note: str) -> str:
+    """Say in one line what the runs were trained and evaluated on."""
+    names = ", ".join(data.class_names[:NAMED_CLASSES])
+    more = ", …" if len(data.class_names) > NAMED_CLASSES else ""
+    return (
+        f"Ran on {note + ': ' if note else ''}{len(data.classes)} classes ({names}{more}), "
+        f"{data.num_train:,} training and {data.num_val:,} validation images, "
+        f"canvas {data.spec.canvas_size} px, crops {data.spec.crop_size} px."
+    )
+
+
+def summarise_arms(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Say what choosing brought, beside the crops that need no choice.
+
+    Returns:
+        Sentences, the first of which stands alone.
+    """
+    selecting = [arm for arm in arms if arm.config.selects]
+    best = best_arm(selecting)
+    baselines = [
+        found for found in (
+            best_arm(arm for arm in arms if arm.policy == "whole"),
+            best_arm(arm for arm in arms if arm.policy == "centre"),
+            best_arm(arm for arm in selecting if arm.family == "predecessor"),
+        ) if found is not None and found is not best
+    ]  # fmt: skip
+    if best is None:
+        plain = "; ".join(f"{arm.name} reached {accuracy(arm)}" for arm in arms)
+        return f"No run chose its crop: {plain}.", describe_noise(arms)
+    verdicts = [describe_difference(best, arm, num_tried=len(selecting)) for arm in baselines]
+    place = (
+        f"{best.name}, the one arm that chooses a crop,"
+        if len(selecting) == 1
+        else f"Of {len(selecting)} arms that choose a crop, the most accurate is {best.name}: it"
+    )
+    head = f"{place} reached {accuracy(best)} top-1 with {describe_cost(best)}."
+    return head, *verdicts, describe_skill(best), describe_noise([best, *baselines])
+
+
+def describe_cost(arm: Arm) -> str:
+    """Say what choosing costs beside one run of the classifier."""
+    part = 100 * arm.proposer_macs / arm.classifier_macs
+    return f"one crop an image through the classifier and {part:.2g} % more for the choice"
+
+
+def describe_skill(arm: Arm) -> str:
+    """Say what an arm's classifier reaches without its choice, and where the answer is known."""
+    told = (
+        f"The classifier of {arm.name} reaches {arm.top1_random.mean:.1f} % on random crops and "
+        f"{arm.top1_fixed.mean:.1f} % on its best fixed crop; any crop is right, in hindsight, for "
+        f"{arm.top1_any_right.mean:.1f} % of the images"
+    )
+    if arm.top1_oracle is not None and arm.skill is not None:
+        return (
+            f"{told}; the oracle, another seed's crop of least loss, reaches "
+            f"{arm.top1_oracle.mean:.1f} %, so selection skill is {arm.skill.mean:.2f}."
+        )
+    if arm.any_right_skill is not None:
+        return f"{told}; selection skill beside any crop right is {arm.any_right_skill.mean:.2f}."
+    return f"{told}."
+
+
+def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
+    """Compare an arm with a baseline in one sentence, as firmly as a paired test allows.
+
+    Args:
+        ours: The arm.
+        other: The baseline.
+        num_tried: Arms from which ours was picked by its accuracy; p is multiplied by it.
+    """
+    points = ours.top1.mean - other.top1.mean
+    test = paired_test(ours, other)
+    figures = f"{accuracy(other)} for {other.name}"
+    if test is None:
+        return (
+            f"Against {figures} that is {points:+.1f} points, without a paired test, "
+            "since no seed has both tables."
+        )
+    p = min(1.0, test.p * num_tried)
+    t = None if test.p_over_seeds is None else min(1.0, test.p_over_seeds * num_tried)
+    tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
+    tested = test._replace(p=p, p_over_seeds=t).told + tried
+    if p < SIGNIFICANCE:
+        word = "better" if test.points > 0 else "worse"
+        return f"Against {figures} that is {word} by {abs(points):.1f} points ({tested})."
+    return (
+        f"Against {figures} that is {points:+.1f} points, which a paired test cannot tell from "
+        f"chance ({tested})."
+    )
+
+
+def describe_noise(arms: Sequence[Arm]) -> str:
+    """Say how large a difference chance alone makes."""
+    noise = max(binomial_sd(arm) for arm in arms)
+    if all(len(arm.runs) == 1 for arm in arms):
+        return (
+            f"One seed: a figure's binomial sd is {noise:.1f} points, so differences below about "
+            f"{UNPAIRED * noise:.1f} points can be chance, and another seed moves each figure as "
+            "well."
+        )
+    told = (
+        f"± is the sd over seeds; the images alone give each run a binomial sd of {noise:.1f} "
+        "points."
+    )
+    if any(len(arm.runs) == 1 for arm in arms):
+        told = f"{told} An arm of one seed is tested by its images alone."
+    fewest = min(len(arm.runs) for arm in arms if len(arm.runs) > 1)
+    return f"{told} {few_seeds(fewest)}".rstrip()
+
+
+def binomial_sd(arm: Arm) -> float:
+    """Give the sd of a run's accuracy over draws of the validation images, points."""
+    part = arm.top1.mean / 100
+    return 100 * math.sqrt(part * (1 - part) / arm.evaluations[0].num_samples)
+
+
+def accuracy(arm: Arm) -> str:
+    """Write an arm's top-1 with its spread and seeds."""
+    if arm.top1.sd is None:
+        return f"{arm.top1.mean:.1f} % (1 seed)"
+    return f"{arm.top1.mean:.1f} ± {arm.top1.sd:.1f} % ({len(arm.runs)} seeds)"
