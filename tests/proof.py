@@ -94,7 +94,7 @@ def surface(command: click.Command, name: str) -> dict[str, str]:
     found = {}
     for parameter in command.params:
         spelt = "/".join((*parameter.opts, *parameter.secondary_opts))
-        found[f"{name} {spelt}"] = f"{parameter.default!r} {parameter.type!r}"
+        found[f"{name} {spelt}"] = f"{parameter.default!r} {parameter.type.to_info_dict()}"
     if isinstance(command, click.Group):
         for below, nested in sorted(command.commands.items()):
             found |= surface(nested, f"{name} {below}")
