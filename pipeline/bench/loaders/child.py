@@ -42,7 +42,7 @@ def main() -> None:
 def _answer(task: Task) -> Answer:
     start = time.perf_counter()
     try:
-        peer: Peer = import_module(f"pipeline.bench.loaders.{task.peer}")
+        peer: Peer = import_module(f"pipeline.bench.loaders.contenders.{task.peer}")
     except ImportError as error:  # a library, or a library of a library
         return Answer(problem=str(error), missing=error.name or task.package)
     import_s = time.perf_counter() - start

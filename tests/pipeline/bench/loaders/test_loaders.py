@@ -127,5 +127,5 @@ def test_the_roster_names_each_file_and_no_row_twice() -> None:
     names = [(peer.name, variant.text) for peer in PEERS for variant in peer.variants]
     assert len(set(names)) == len(names)
     for peer in PEERS:
-        assert (REPO / f"pipeline/bench/loaders/{peer.name}.py").is_file()
+        assert (REPO / f"pipeline/bench/loaders/contenders/{peer.name}.py").is_file()
         assert peer.install or not peer.package

@@ -1,0 +1,1 @@
+"""Each loader that is measured, and the limits beside them; a file each."""
