@@ -98,7 +98,10 @@ class Commands(click.Group):
 
 
 def _open_log(path: Path | None) -> None:
-    with named_output(path or Path(), "--log", kind="file"):
+    if path is None:
+        LOG.open(None, warn=note)  # of an earlier command in this process
+        return
+    with named_output(path, "--log", kind="file"):
         LOG.open(path, warn=note)
 
 

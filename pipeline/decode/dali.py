@@ -203,8 +203,7 @@ def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
             for k, box in enumerate(plan.boxes)
         ]
         weight = edge_weight(plan.crop_px, spec.glimpse_px)
-        stacked = fn.stack(*crops, axis_name="F")
-        colours = stacked
+        colours = fn.stack(*crops, axis_name="F")
         for axis in (2, 1):
             colours = _one_pass(
                 colours, axis, spec.glimpse_px, device, axes=(2, 1), edges=(weight, weight)

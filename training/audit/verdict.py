@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -48,8 +48,16 @@ class Rival(NamedTuple):
 
     @property
     def p(self) -> float | None:
-        """Of the test."""
-        return self.test.p if self.test else None
+        """Of the test, counted as often as `tries` says; None without one."""
+        return self.test.times(self.tries).p if self.test else None
+
+    @property
+    def told(self) -> str:
+        """Say by which test it is told from the choice, for people; empty without one."""
+        if self.test is None:
+            return ""
+        picked = f", times the {self.tries} crops that it was picked from"
+        return self.test.times(self.tries).told + (picked if self.tries > 1 else "")
 
     @property
     def tries(self) -> int:
@@ -62,11 +70,11 @@ class Rival(NamedTuple):
     @property
     def differs(self) -> bool:
         """Whether a test tells it from the choice by more than chance."""
-        return self.test is not None and self.tries * self.test.p < SIGNIFICANCE
+        return self.p is not None and self.p < SIGNIFICANCE
 
     @property
     def level(self) -> float:
-        """Of the interval that its p goes with, %."""
+        """What the interval covers that its p goes with, %."""
         return 100 * (1 - SIGNIFICANCE / self.tries)
 
     @property
@@ -143,30 +151,30 @@ class Audit:
 
     @property
     def answer(self) -> str:
-        """Say whether to choose: one of `WORTH_IT`, `NOT_WORTH_IT`, `NOT_SHOWN`.
+        """Say whether to choose: one of `WORTH_IT`, `NOT_WORTH_IT`, `NOT_SHOWN`."""
+        return self._decided[0]
+
+    @property
+    def decisive(self) -> Rival | None:
+        """The rival that the answer is due to: the strongest of those that decide it."""
+        return self._decided[1]
+
+    @cached_property
+    def _decided(self) -> tuple[str, Rival | None]:
+        """Give the answer, and the rival that it is due to.
 
         Worth it is what is shown to be better than every rival that costs no more; not worth it,
         what any of them is shown to be better than. All else is not shown, equal accuracy as well:
         a paired test that finds no difference has not found that there is none.
         """
-        if any(rival.differs and rival.points < 0 for rival in self.equals):
-            return NOT_WORTH_IT
-        if self.equals and all(rival.differs and rival.points > 0 for rival in self.equals):
-            return WORTH_IT
-        return NOT_SHOWN
-
-    @property
-    def decisive(self) -> Rival | None:
-        """The rival that the answer is due to: the strongest of those that decide it."""
-        return next(
-            (
-                rival for rival in self.equals
-                if self.answer == WORTH_IT
-                or (self.answer == NOT_WORTH_IT and rival.differs and rival.points < 0)
-                or (self.answer == NOT_SHOWN and not (rival.differs and rival.points > 0))
-            ),
-            None,
-        )  # fmt: skip
+        equals = self.equals
+        for rival in equals:
+            if rival.differs and rival.points < 0:
+                return NOT_WORTH_IT, rival
+        for rival in equals:
+            if not rival.differs:
+                return NOT_SHOWN, rival
+        return (WORTH_IT, equals[0]) if equals else (NOT_SHOWN, None)
 
     @property
     def verdict(self) -> str:
@@ -174,23 +182,20 @@ class Audit:
         rival = self.decisive
         if rival is None or rival.test is None:
             return "Choosing is not shown to be worth it here: no rival of equal cost has a test."
-        picked = f"; p counts {rival.tries} times, once for each crop that it was picked from"
-        tried = picked if rival.tries > 1 else ""
-        told = f"({rival.test.told}{tried})"
         if self.answer == WORTH_IT:
             return (
                 f"Choosing is worth it here: {rival.points:+.1f} points against {rival.name}, the "
-                f"best that costs no more {told}."
+                f"best that costs no more ({rival.told})."
             )
         if self.answer == NOT_WORTH_IT:
             return (
                 f"Choosing is not worth it here: take {rival.name}, {-rival.points:.1f} points "
-                f"above the chosen crop at no more compute {told}."
+                f"above the chosen crop at no more compute ({rival.told})."
             )
         return (
             "Choosing is not shown to be worth it here, nor to be not worth it: "
             f"{rival.points:+.1f} points against {rival.name} at equal compute can be chance "
-            f"{told}."
+            f"({rival.told})."
         )
 
     @property
@@ -219,7 +224,10 @@ class Audit:
             "verdict": self.verdict,
             "notes": list(self.notes),
         }
-        return {**told, **_plain(self)}
+        fields = _plain(self)
+        for rival, row in zip(self.rivals, fields["rivals"], strict=True):
+            row["p"] = rival.p
+        return {**told, **fields}
 
 
 def _plain(value: Any) -> Any:

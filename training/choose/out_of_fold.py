@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from training.choose.fit_proposer import count_fitted, fill_fold, fit_proposer, judge
 from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
@@ -19,8 +20,8 @@ from training.run.checkpoint import (
     check_own,
     digest_of,
     load_weights,
+    pack_checkpoint,
     read_meta,
-    save_checkpoint,
 )
 from training.run.epoch import OnProgress, counting
 from training.run.folder import RunPaths
@@ -197,11 +198,11 @@ def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) ->
         best_top1=0.0,
         fingerprint=record.data.fingerprint,
     )
+    data = pack_checkpoint(
+        meta, model=trainer.model, optimizer=trainer.optimizer, scheduler=trainer.scheduler
+    )
     for path in (paths.best, paths.last):
-        save_checkpoint(
-            path, meta, model=trainer.model, optimizer=trainer.optimizer,
-            scheduler=trainer.scheduler,
-        )  # fmt: skip
+        write_file(path, data)
     digest = digest_of(paths.last)
     table.save(paths.table, weights=digest)
     record = replace(record, last=digest, best=digest)

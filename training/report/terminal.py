@@ -67,7 +67,7 @@ def _beside(rival: Rival, seeds: tuple[int, ...]) -> str:
     told = f"{rival.macs / 1e6:.1f} M MACs, choosing {rival.points:+.1f}"
     if rival.test is None:
         return told
-    test = rival.test
+    test = rival.test.times(rival.tries)
     told = f"{told} (95 % {test.low:+.1f} to {test.high:+.1f}), p {write_p(test.p)}"
     if test.p_over_seeds is not None:
         told = f"{told}, t {write_p(test.p_over_seeds)}"

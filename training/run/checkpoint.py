@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import NO_DIGEST, check_seal, read_seal, seal
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.manifest import DataSpec, Manifest
@@ -54,11 +53,6 @@ class CheckpointMeta:
     best_top1: float
     part: EpochPart | None = None
     fingerprint: str = ""
-
-
-def save_checkpoint(path: Path, meta: CheckpointMeta, **state: Any) -> None:
-    """Write a checkpoint that is whole or not there; `state` is that of `pack_checkpoint`."""
-    write_file(path, pack_checkpoint(meta, **state))
 
 
 def pack_checkpoint(

@@ -29,10 +29,9 @@ class PairedTest(NamedTuple):
     `seeds` are those that both have a table of. `points` is what the first has above the second,
     %, `low` and `high` the ends of its 95 % bootstrap interval. `p` is two-sided, by `method`: for
     one seed McNemar's where both sides are right or wrong, else of that bootstrap, over images and
-    seeds. `p_over_seeds` is of a paired t over the seeds, None for one seed, or
-    where all have one difference. `least_shown` is the
-    smallest difference that so many images and seeds tell from chance, points; see
-    `least_difference`.
+    seeds. `p_over_seeds` is of a paired t over the seeds, None for one seed, or where all have one
+    difference. `least_shown` is the smallest difference that so many images and seeds tell from
+    chance, points; see `least_difference`.
     """
 
     seeds: tuple[int, ...]
@@ -43,6 +42,11 @@ class PairedTest(NamedTuple):
     high: float
     least_shown: float
     p_over_seeds: float | None
+
+    def times(self, count: int) -> "PairedTest":
+        """Count each p as often as there were sides to pick from (Bonferroni)."""
+        t = None if self.p_over_seeds is None else min(1.0, count * self.p_over_seeds)
+        return self._replace(p=min(1.0, count * self.p), p_over_seeds=t)
 
     @property
     def told(self) -> str:

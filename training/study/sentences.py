@@ -102,11 +102,10 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
             f"Against {figures} that is {points:+.1f} points, without a paired test, "
             "since no seed has both tables."
         )
-    p = min(1.0, test.p * num_tried)
-    t = None if test.p_over_seeds is None else min(1.0, test.p_over_seeds * num_tried)
+    test = test.times(num_tried)
     tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
-    tested = test._replace(p=p, p_over_seeds=t).told + tried
-    if p < SIGNIFICANCE:
+    tested = test.told + tried
+    if test.p < SIGNIFICANCE:
         word = "better" if test.points > 0 else "worse"
         return f"Against {figures} that is {word} by {abs(points):.1f} points ({tested})."
     return (

@@ -142,20 +142,19 @@ def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None
     assert found.decisive is not None
     assert found.decisive.picked_from == 3
     assert "take the best fixed crop, same classifier, 9.0 points above" in found.verdict
-    assert found.verdict.endswith(
-        "; p counts 3 times, once for each crop that it was picked from)."
-    )
+    assert found.verdict.endswith(", times the 3 crops that it was picked from).")
     assert found.notes == (few_seeds(1),)
     by_luck = audit(arm_of(make_run, [seeing_as_well(3, 12)]), [])
     assert by_luck.answer == "not shown"
     assert by_luck.decisive is not None
     assert by_luck.decisive.p is not None
-    assert by_luck.decisive.p < 0.05 < 3 * by_luck.decisive.p
+    assert by_luck.decisive.test is not None
+    assert by_luck.decisive.test.p < 0.05 < 3 * by_luck.decisive.test.p
+    assert by_luck.decisive.p == pytest.approx(3 * by_luck.decisive.test.p)
+    assert by_luck.decisive.p in [rival["p"] for rival in by_luck.to_json()["rivals"]]
     assert by_luck.decisive.level == pytest.approx(98.33, abs=0.01)
     assert -by_luck.decisive.points < by_luck.decisive.least_shown
-    assert by_luck.verdict.endswith(
-        "; p counts 3 times, once for each crop that it was picked from)."
-    )
+    assert by_luck.verdict.endswith(", times the 3 crops that it was picked from).")
 
 
 def test_few_seeds_are_warned_of_and_the_paired_t_over_them_stands_beside(make_run: Make) -> None:

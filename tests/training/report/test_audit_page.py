@@ -67,9 +67,12 @@ def test_every_rival_is_in_the_table_and_in_the_chart(html: str, by_map: Audited
         row = table.split(f">{rival.name}</th>")[1].split("</tr>")[0].replace("−", "-")
         if rival.test is not None:
             assert f"<td>{rival.test.low:+.1f} to {rival.test.high:+.1f}</td>" in row
-            t = rival.test.p_over_seeds
-            told = "–" if t is None else write_p(t).removeprefix("= ").replace("<", "&lt;")
-            assert row.endswith(f"<td>{told}</td>")
+            counted = rival.test.times(rival.tries)
+            told = [
+                "–" if p is None else write_p(p).removeprefix("= ").replace("<", "&lt;")
+                for p in (counted.p, counted.p_over_seeds)
+            ]
+            assert row.endswith(f"<td>{told[0]}</td><td>{told[1]}</td>")
     for label in ("the chosen crop", "any crop right", "the oracle", "the mean of all",
                   "run whole", "canvas bought by doubt", "canvas bought at random"):  # fmt: skip
         assert label in chart

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError
 from training.config import TrainConfig
 from training.data.shards import Shards
@@ -18,8 +19,8 @@ from training.run.checkpoint import (
     check_fits,
     load_optimizer,
     load_weights,
+    pack_checkpoint,
     read_meta,
-    save_checkpoint,
 )
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
@@ -60,7 +61,7 @@ def meta_of(shards: Shards, config: TrainConfig) -> CheckpointMeta:
 
 def save(path: Path, meta: CheckpointMeta, stepped: Stepped) -> None:
     model, optimizer, scheduler = stepped
-    save_checkpoint(path, meta, model=model, optimizer=optimizer, scheduler=scheduler)
+    write_file(path, pack_checkpoint(meta, model=model, optimizer=optimizer, scheduler=scheduler))
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
