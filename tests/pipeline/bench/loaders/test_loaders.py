@@ -98,7 +98,7 @@ def test_a_peer_that_cannot_be_imported_says_so(images: Images, tmp_path: Path) 
         input=task.to_json(), capture_output=True, text=True, env=env, check=True,
     )  # fmt: skip
     answer = Answer(**json.loads(done.stdout))
-    assert answer.missing == "pipeline.bench.loaders.none"
+    assert answer.missing == "pipeline.bench.loaders.contenders.none"
     assert answer.rate is None
 
 
