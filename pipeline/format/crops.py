@@ -15,7 +15,15 @@ import numpy as np
 
 from pipeline.common.errors import ConfigError
 from pipeline.config import CANDIDATE_SETS
-from pipeline.pixels.resize import Pixels, SourceBox, gray, is_exact, resize, resize_windows
+from pipeline.pixels.resize import (
+    Pixels,
+    SourceBox,
+    gray,
+    is_exact,
+    resize,
+    resize_boxes,
+    resize_windows,
+)
 
 FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
 STRIPS = (
@@ -196,9 +204,9 @@ def resized_crops(source_HWC: Pixels, plan: CropPlan) -> Pixels:
     height, width, _ = source_HWC.shape
     shape = (len(plan.resized), 3, plan.crop_px, plan.crop_px)
     crops_RCHW = np.empty(shape, np.uint8)
-    for row, candidate in enumerate(plan.resized):
-        box = plan.source_box(candidate, width=width, height=height)
-        crops_RCHW[row] = resize(source_HWC, plan.crop_px, box).transpose(2, 0, 1)
+    boxes = [plan.source_box(k, width=width, height=height) for k in plan.resized]
+    for row, crop_HWC in enumerate(resize_boxes(source_HWC, plan.crop_px, boxes)):
+        crops_RCHW[row] = crop_HWC.transpose(2, 0, 1)
     return crops_RCHW
 
 

@@ -7,6 +7,7 @@ Pillow is older or is pillow-simd, Pillow does the work.
 import functools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +38,25 @@ def resize(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pix
     Returns:
         Uint8 `(side, side, 3)`; the image itself if it is that already.
     """
+    return resize_boxes(image_HWC, side_px, [box])[0]
+
+
+def resize_boxes(
+    image_HWC: Pixels, side_px: int, boxes: Sequence[SourceBox | None]
+) -> list[Pixels]:
+    """Resize several boxes of one image as `resize` does each."""
+    if not boxes:
+        return []
     height, width, _ = image_HWC.shape
-    if (height, width) == (side_px, side_px) and box in (None, (0, 0, width, height)):
-        return image_HWC
     if is_exact():
-        return resize_exactly(image_HWC, side_px, box)
-    return _resize_in_pillow(image_HWC, side_px, box)
+        resized = partial(resize_exactly, image_HWC, side_px)
+    else:  # Pillow takes the image into its own memory, once for all boxes
+        resized = partial(_resize_in_pillow, _in_pillow(image_HWC), side_px)
+    is_done = (height, width) == (side_px, side_px)
+    return [
+        image_HWC if is_done and box in (None, (0, 0, width, height)) else resized(box)
+        for box in boxes
+    ]
 
 
 def resize_exactly(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pixels:
@@ -111,8 +125,11 @@ def goes_down_first(height: int, width: int, side_px: int) -> bool:
     return height - side_px > 2 * max(width - side_px, 0)
 
 
-def _resize_in_pillow(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pixels:
-    image = Image.fromarray(np.ascontiguousarray(image_HWC))
+def _in_pillow(image_HWC: Pixels) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image_HWC))
+
+
+def _resize_in_pillow(image: Image.Image, side_px: int, box: SourceBox | None) -> Pixels:
     return np.asarray(image.resize((side_px, side_px), Image.Resampling.BILINEAR, box))
 
 
@@ -127,7 +144,9 @@ def is_exact() -> bool:
     shapes = ((40, 30, 36), (31, 53, 20), (53, 31, 20), (24, 24, 36), (300, 9, 8), (9, 300, 8))
     probes = ((rng.integers(0, 256, (h, w, 3), np.uint8), side) for h, w, side in shapes)
     return all(
-        np.array_equal(resize_exactly(image, side, box), _resize_in_pillow(image, side, box))
+        np.array_equal(
+            resize_exactly(image, side, box), _resize_in_pillow(_in_pillow(image), side, box)
+        )
         for image, side in probes
         for box in (None, (image.shape[1] / 3, 0, 2 * image.shape[1] / 3, image.shape[0]))
     )
