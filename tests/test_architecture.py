@@ -51,6 +51,9 @@ SEAM = {
     "pipeline.format.ustar",
     "pipeline.common.console",
     "pipeline.common.wording",
+    "pipeline.common.progress",
+    "pipeline.common.options",
+    "pipeline.common.settings",
 }
 # Heavy imports wait until a command runs, and optional backends until they are asked for.
 MAY_IMPORT_LATE = {

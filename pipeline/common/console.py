@@ -19,11 +19,13 @@ import click
 from pipeline.common.atomic_io import named_output
 from pipeline.common.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
 from pipeline.common.event_log import LOG
+from pipeline.common.progress import Progress
 from pipeline.common.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn, TaskID
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, TaskID
 
 EXIT_STATUSES = (
     "Exit status: 0 done, 1 bug, full disk or memory, or diverged loss, 2 usage, 3 damaged data, "
@@ -239,7 +241,41 @@ def _number_columns(unit: str) -> tuple["ProgressColumn", "ProgressColumn"]:
 
 
 @contextlib.contextmanager
-def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progress"]:
+def shown_progress(unit: str) -> Iterator[Progress]:
+    """Show progress on stderr, a bar a stage with count, rate and ETA, and write it to the log.
+
+    Args:
+        unit: Of the rate, such as `images/s`; `STAGE_UNITS` names those of other stages. Bytes are
+            counted in MB if it is `BYTES`.
+    """
+    with progress_bars(unit, extra=("{task.fields[figures]}",)) as bars:
+        yield _Shown(bars)
+
+
+class _Shown(Progress):
+    """A bar for each stage."""
+
+    def __init__(self, bars: "Bars") -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        LOG.begin()
+
+    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(
+                stage, total=total or None, unit=STAGE_UNITS.get(stage), figures=""
+            )
+        self._bars.update(self._tasks[stage], completed=done, total=total or None, figures=figures)
+        LOG.stage(stage, done, total)
+
+    def event(self, name: str, text: str = "", **fields: object) -> None:
+        if text:
+            self._bars.console.print(printable(text), soft_wrap=True)
+        LOG.write(name, **fields)
+
+
+@contextlib.contextmanager
+def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Bars"]:
     """Show bars with count, rate and time left.
 
     Args:
@@ -272,7 +308,7 @@ def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Progre
             bars.stop()
 
 
-def stages(bars: "Progress") -> Callable[[str, int, int], None]:
+def stages(bars: "Bars") -> Callable[[str, int, int], None]:
     """Show each stage of a command as a bar of its own."""
     tasks: dict[str, TaskID] = {}
     LOG.begin()
