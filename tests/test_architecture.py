@@ -69,7 +69,7 @@ LATE_BACKENDS = {
     "pipeline.stream.remote_file": {"fsspec", "pipeline"},
     "pipeline.stream.stream": {"webdataset"},
     "pipeline.format.codecs": {"pipeline"},
-    "pipeline.decode.backends": {"pipeline"},
+    "pipeline.decode": {"pipeline"},
     "pipeline.bench.decoders": {"pipeline"},
     "pipeline.read.collate": {"pipeline"},
     "pipeline.pixels.resize": {"pipeline"},

@@ -55,7 +55,7 @@ def bench_build(source: Path, **options: object) -> None:
     """
     from pipeline.bench import results as benches
     from pipeline.bench.decoders import bench_build as measure
-    from pipeline.decode.pillow import own_process
+    from pipeline.decode.rules import own_process
 
     config = BenchConfig(source=source, **options)  # type: ignore[arg-type]
     with progress_bars("images/s") as bars, own_process():

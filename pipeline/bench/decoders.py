@@ -27,16 +27,9 @@ from pipeline.build.build import build, view_spec
 from pipeline.build.planning import select
 from pipeline.common.errors import ConfigError, ImageError, SourceError
 from pipeline.config import BuildConfig
-from pipeline.decode.backends import Backend, open_decoder
-from pipeline.decode.pillow import (
-    FORMATS,
-    Decoder,
-    Views,
-    ViewSpec,
-    is_plain_jpeg,
-    opened,
-    pillow_name,
-)
+from pipeline.decode import Backend, open_decoder
+from pipeline.decode.pillow import pillow_name
+from pipeline.decode.rules import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened
 from pipeline.format.crops import cut
 from pipeline.pixels.resize import Pixels, gray, is_exact, resize_exactly
 from pipeline.sources.folder import Progress, open_source

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from pipeline.decode.pillow import ViewSpec
+from pipeline.decode.rules import ViewSpec
 
 
 def make_transforms(spec: ViewSpec) -> Callable[[bytes], tuple[torch.Tensor, torch.Tensor]]:

@@ -31,8 +31,8 @@ from pipeline.build.worker import Task, write_one
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import NoRoomError, VerificationError
 from pipeline.config import BuildConfig
-from pipeline.decode.backends import Backend, open_decoder
-from pipeline.decode.pillow import ViewSpec
+from pipeline.decode import Backend, open_decoder
+from pipeline.decode.rules import ViewSpec
 from pipeline.format import manifest
 from pipeline.format.codecs import Codec
 from pipeline.format.crops import plan_crops

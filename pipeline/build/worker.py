@@ -11,8 +11,8 @@ from pipeline.build.resume import Finished, save_state
 from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.common.atomic_io import remove_partials
 from pipeline.common.errors import ImageError, SrpError
-from pipeline.decode.backends import Backend, open_decoder
-from pipeline.decode.pillow import Decoder, Views, ViewSpec, own_process
+from pipeline.decode import Backend, open_decoder
+from pipeline.decode.rules import Decoder, Views, ViewSpec, own_process
 from pipeline.format.manifest import DataSpec, Reject, suffixes_of
 from pipeline.format.sample import SampleMeta, ShardSpec, encode_sample
 from pipeline.sources.image import SourceImage

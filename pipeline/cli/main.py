@@ -231,7 +231,7 @@ def scatter(**options: Any) -> None:
     images' places are in boxes.csv.
     """
     from pipeline.datasets.scatter import scatter as scatter_images
-    from pipeline.decode.pillow import own_process
+    from pipeline.decode.rules import own_process
 
     config = ScatterConfig(**options)
     with progress_bars("images/s") as bars, own_process():

@@ -23,7 +23,7 @@ from pipeline.build.resume import open_new
 from pipeline.common.errors import ImageError, SourceError
 from pipeline.config import ScatterConfig
 from pipeline.datasets.writer import Box, Picture, write_pictures
-from pipeline.decode.pillow import opened, to_rgb
+from pipeline.decode.rules import opened, to_rgb
 from pipeline.sources.folder import SPLITS, Progress, open_source, require_source
 from pipeline.sources.image import SourceImage
 

@@ -23,7 +23,8 @@ from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
 from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
-from pipeline.decode.pillow import PillowDecoder, Views, ViewSpec, is_plain_jpeg, opened, views_of
+from pipeline.decode.pillow import PillowDecoder
+from pipeline.decode.rules import Views, ViewSpec, is_plain_jpeg, opened, views_of
 from pipeline.format.crops import CropPlan
 from pipeline.pixels.resize import SourceBox, edge_weight
 

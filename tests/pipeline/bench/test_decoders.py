@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.bench import decoders as bench_build
 from pipeline.bench import results
 from pipeline.bench.results import Difference, Row
-from pipeline.decode.backends import Backend
+from pipeline.decode import Backend
 from pipeline.decode.pillow import pillow_name
 from pipeline.pixels.resize import is_exact
 

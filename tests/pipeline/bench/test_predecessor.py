@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode.pillow import PillowDecoder, Views, ViewSpec
+from pipeline.decode.pillow import PillowDecoder
+from pipeline.decode.rules import Views, ViewSpec
 from pipeline.format.crops import original_crops, pad_glimpses, plan_crops
 from pipeline.pixels.resize import Pixels
 

@@ -8,7 +8,7 @@ from pipeline.build import worker
 from pipeline.build.build import view_spec
 from pipeline.build.worker import Task, write_one
 from pipeline.config import BuildConfig
-from pipeline.decode.backends import Backend
+from pipeline.decode import Backend
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.format.sample import ShardSpec
 from pipeline.sources.image import SourceImage

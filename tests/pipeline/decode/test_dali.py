@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
-from pipeline.decode.pillow import PillowDecoder, Views, ViewSpec, own_process
+from pipeline.decode.pillow import PillowDecoder
+from pipeline.decode.rules import Views, ViewSpec, own_process
 from pipeline.format.crops import plan_crops
 from pipeline.pixels.resize import edge_weight
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.common.errors import ImageError
-from pipeline.decode.pillow import DRAFT_CANVASES, PillowDecoder, Views, ViewSpec
+from pipeline.decode.pillow import DRAFT_CANVASES, PillowDecoder
+from pipeline.decode.rules import Views, ViewSpec
 from pipeline.format.crops import plan_crops
 from pipeline.pixels.resize import Pixels
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, features
 
 from pipeline.common.errors import ImageError
-from pipeline.decode.backends import Backend, open_decoder
-from pipeline.decode.pillow import FORMATS, Views, ViewSpec, own_process
+from pipeline.decode import Backend, open_decoder
+from pipeline.decode.rules import FORMATS, Views, ViewSpec, own_process
 from pipeline.format.crops import plan_crops
 
 MAX_PIXELS = 1_000_000
@@ -233,9 +233,9 @@ CHILD = r"""
 import io, re, resource, sys
 from pathlib import Path
 from PIL import Image
-from pipeline.decode.backends import Backend, open_decoder
+from pipeline.decode import Backend, open_decoder
 from pipeline.format.crops import plan_crops
-from pipeline.decode.pillow import ViewSpec, own_process
+from pipeline.decode.rules import ViewSpec, own_process
 from pipeline.common.errors import ImageError
 own = own_process()
 own.__enter__()

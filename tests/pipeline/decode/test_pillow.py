@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
 
 from pipeline.common.errors import ImageError
-from pipeline.decode.pillow import PillowDecoder, Views, ViewSpec, opened, own_process
+from pipeline.decode.pillow import PillowDecoder
+from pipeline.decode.rules import Views, ViewSpec, opened, own_process
 from pipeline.format.crops import plan_crops
 
 SIDE = 8
@@ -131,7 +132,7 @@ def test_a_fault_of_ours_is_no_rejection(jpeg: Any, monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise ValueError("a bug in the resize")
 
-    monkeypatch.setattr("pipeline.decode.pillow.resize", fail)
+    monkeypatch.setattr("pipeline.decode.rules.resize", fail)
     with pytest.raises(ValueError, match="a bug in the resize"):
         decode(jpeg(1))
 

@@ -9,7 +9,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from pipeline.common.errors import ConfigError
 from pipeline.config import CANDIDATE_SETS
-from pipeline.decode.pillow import PillowDecoder, Views, ViewSpec
+from pipeline.decode.pillow import PillowDecoder
+from pipeline.decode.rules import Views, ViewSpec
 from pipeline.format import crops
 from pipeline.format.crops import Box, CropPlan, plan_crops
 from pipeline.pixels.resize import Pixels

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.common.errors import SourceError
-from pipeline.decode.pillow import FORMATS
+from pipeline.decode.rules import FORMATS
 from pipeline.sources.folder import IMAGE_SUFFIXES, Source, open_source
 
 Member = tuple[str, bytes]

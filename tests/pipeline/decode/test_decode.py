@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.common.errors import ConfigError
 from pipeline.config import BuildConfig
-from pipeline.decode.backends import Backend, open_decoder
-from pipeline.decode.pillow import PillowDecoder, ViewSpec, pillow_name
+from pipeline.decode import Backend, open_decoder
+from pipeline.decode.pillow import PillowDecoder, pillow_name
+from pipeline.decode.rules import ViewSpec
 from pipeline.format.crops import plan_crops
 
 REPO = Path(__file__).resolve().parents[3]
@@ -45,12 +46,12 @@ def test_pillow_simd_opens_where_it_is_the_installed_pillow_and_only_there() -> 
 
 
 def test_pillow_simd_opens_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.decode.backends.pillow_name", lambda: "pillow-simd 9.5.0.post2")
+    monkeypatch.setattr("pipeline.decode.pillow_name", lambda: "pillow-simd 9.5.0.post2")
     assert isinstance(open_decoder(SIMD, SPEC), PillowDecoder)
 
 
 def test_pillow_simd_is_not_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.decode.backends.pillow_name", lambda: "pillow 13.0.0")
+    monkeypatch.setattr("pipeline.decode.pillow_name", lambda: "pillow 13.0.0")
     with pytest.raises(ConfigError) as refusal:
         open_decoder(SIMD, SPEC)
     assert str(refusal.value) == (
