@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: reproduce test lint format simd gpu-check bench-envs bench-load
+.PHONY: reproduce test test-all lint format simd gpu-check bench-envs bench-load
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -129,8 +129,15 @@ reproduce: $(READY)
 	$(BIN)/srp-train report "$$runs" --shards "$$shards" --note "$$note"
 	step 'done'
 
+# Two processes of one thread each; the twenty slowest tests are printed.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+
 test: lint
-	@$(BIN)/python -m pytest
+	@$(PYTEST) -m 'not sweep'
+
+# Every sweep, with more examples of every property.
+test-all: lint
+	@$(PYTEST) --hypothesis-profile all
 
 # Images for the benches: DATA, or drawn scenes.
 define BENCH_DATA

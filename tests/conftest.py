@@ -25,8 +25,9 @@ CLASSES = ("cat", "dog", "emu")
 PER_CLASS = {"train": 6, "val": 3}
 
 # A test has no stopwatch, and the same examples run everywhere.
-settings.register_profile("srp", deadline=None, derandomize=True, max_examples=50)
-settings.load_profile("srp")
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=20)
+settings.register_profile("all", settings.get_profile("quick"), max_examples=100)
+settings.load_profile("quick")
 
 Encode = Callable[..., bytes]
 MakeShards = Callable[..., BuildResult]
