@@ -23,7 +23,7 @@ from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
 from pipeline.read.reader import IndexedReader
 from pipeline.stream.store import open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 from training.config import TrainConfig
 from training.data.shards import Shards
 from training.run.checkpoint import load_optimizer, load_weights, read_meta
@@ -58,7 +58,7 @@ def by_index(folder: Path, manifest: Manifest) -> Found:
 
 
 def by_stream(folder: Path, manifest: Manifest) -> Found:
-    stream = Stream(store=open_store(folder), manifest=manifest, split="train")
+    stream = SampleStream(store=open_store(folder), manifest=manifest, split="train")
     return [
         (s.key, s.label, b"".join(crop.tobytes() for crop in s.crops)) for s in stream.samples()
     ]

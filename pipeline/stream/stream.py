@@ -31,7 +31,7 @@ ALONE = Part()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
+class SampleStream:
     """One split of a store as a stream of samples.
 
     Attributes:

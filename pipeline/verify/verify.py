@@ -21,7 +21,7 @@ from pipeline.format.sidecars import sidecars
 from pipeline.format.ustar import TAR_END
 from pipeline.read.reader import IndexedReader
 from pipeline.stream.store import LocalStore, Source, Store, open_store
-from pipeline.stream.stream import Stream, read_exactly
+from pipeline.stream.stream import SampleStream, read_exactly
 from pipeline.verify.verified import load_stamps, save_stamps, stamp
 
 _POLL_S = 0.1
@@ -187,7 +187,7 @@ def _open_shard(
         _read_end(hashed, shard)
         return iter(()), hashed.digest.hexdigest
     alone = replace(manifest, shards=(shard,))
-    stream = Stream(store=hashed, manifest=alone, split=shard.split)
+    stream = SampleStream(store=hashed, manifest=alone, split=shard.split)
     return stream.samples(), hashed.digest.hexdigest
 
 

@@ -7,7 +7,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.format.sample import Sample
 from pipeline.stream.partition import Part
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 from training.run.processes import Process
 
 
@@ -18,7 +18,7 @@ class StreamDataset(IterableDataset[Sample]):
     ranks take equal steps; see `pipeline.stream.partition.share_of` for what is left out.
     """
 
-    def __init__(self, stream: Stream, process: Process, *, equal: bool = True) -> None:
+    def __init__(self, stream: SampleStream, process: Process, *, equal: bool = True) -> None:
         """Say what to stream.
 
         Args:

@@ -26,7 +26,7 @@ from pipeline.format import manifest as manifests
 from pipeline.format.ustar import TAR_END, tar_header, tar_padding
 from pipeline.read.reader import IndexedReader
 from pipeline.stream.store import open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 from pipeline.verify.verify import verify
 
 # All that webdataset would decode by itself, a few of them as its other handlers would.
@@ -136,7 +136,7 @@ def as_a_stream(folder: Path) -> None:
     store = open_store(folder)
     manifest = store.load_manifest()
     for split in manifest.splits:
-        for _ in Stream(store=store, manifest=manifest, split=split).samples():
+        for _ in SampleStream(store=store, manifest=manifest, split=split).samples():
             pass
 
 

@@ -21,7 +21,7 @@ from pipeline.read.collate import Content
 from pipeline.read.loader import Loader
 from pipeline.read.reader import IndexedReader
 from pipeline.stream.store import open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 from pipeline.verify.verify import verify
 
 KINDS = ("canvas-raw", "canvas-zstd", "tensors-raw")
@@ -73,7 +73,7 @@ def by_index(folder: Path, manifest: Manifest, shard: ShardRecord) -> list[str]:
 
 
 def by_stream(folder: Path, manifest: Manifest, shard: ShardRecord) -> list[str]:
-    stream = Stream(store=open_store(folder), manifest=manifest, split=shard.split)
+    stream = SampleStream(store=open_store(folder), manifest=manifest, split=shard.split)
     return [sample.key for sample in stream.samples()]
 
 
@@ -290,7 +290,7 @@ def test_a_reader_that_looks_at_any_stage_of_a_rebuild_says_so(small: Small) -> 
 def test_a_stream_whose_folder_is_rebuilt_gives_what_was_there_before_and_then_says_so(
     change: dict[str, int], small: Small
 ) -> None:
-    stream = Stream(store=open_store(small.folder), manifest=small.manifest, split="train")
+    stream = SampleStream(store=open_store(small.folder), manifest=small.manifest, split="train")
     streams = {stage: stream.samples() for stage in ("deleted", "unfinished", "rebuilt")}
     read = {stage: [next(samples)] for stage, samples in streams.items()}
     for stage, samples in streams.items():

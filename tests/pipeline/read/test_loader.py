@@ -15,7 +15,7 @@ from pipeline.read.collate import Arrays, Content
 from pipeline.read.loader import ArrayBatch, Loader, aligned
 from pipeline.read.reader import IndexedReader
 from pipeline.stream.store import open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 
 ORDER = np.random.default_rng(0).permutation(18)
 PIECES = [ORDER[:5], ORDER[5:10], ORDER[10:15], ORDER[15:]]
@@ -127,7 +127,7 @@ def test_a_stream_decodes_each_picture_of_a_sample_once(
     codec_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(codec_shards)
-    stream = Stream(store=store, manifest=store.load_manifest(), split="train")
+    stream = SampleStream(store=store, manifest=store.load_manifest(), split="train")
     num_decoded = count_decoded(monkeypatch)
     assert len([glimpses(sample.crops, 13) for sample in stream.samples()]) == 18
     assert len(num_decoded) == 2 * 18

@@ -18,7 +18,7 @@ from pipeline.format.sample import Sample
 from pipeline.read.reader import IndexedReader
 from pipeline.stream.partition import Part
 from pipeline.stream.store import LocalStore, open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 
 
 def assert_equal(one: Sample, other: Sample) -> None:
@@ -26,12 +26,12 @@ def assert_equal(one: Sample, other: Sample) -> None:
     np.testing.assert_array_equal(one.stacked(), other.stacked())
 
 
-def stream_of(folder: Path, split: str = "train", **options: int) -> Stream:
+def stream_of(folder: Path, split: str = "train", **options: int) -> SampleStream:
     store = open_store(folder)
-    return Stream(store=store, manifest=store.load_manifest(), split=split, **options)  # type: ignore[arg-type]
+    return SampleStream(store=store, manifest=store.load_manifest(), split=split, **options)  # type: ignore[arg-type]
 
 
-def keys_of(stream: Stream, epoch: int = 0, **options: object) -> list[str]:
+def keys_of(stream: SampleStream, epoch: int = 0, **options: object) -> list[str]:
     return [sample.key for sample in stream.samples(epoch, **options)]  # type: ignore[arg-type]
 
 
@@ -56,7 +56,7 @@ def read(own: Own) -> list[Sample]:
     """Stream the first shard alone."""
     folder, manifest, shard = own
     alone = replace(manifest, shards=(shard,))
-    stream = Stream(store=LocalStore(folder=folder), manifest=alone, split=shard.split)
+    stream = SampleStream(store=LocalStore(folder=folder), manifest=alone, split=shard.split)
     return list(stream.samples())
 
 

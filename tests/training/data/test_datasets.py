@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.format.sample import Sample
 from pipeline.stream.store import open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 from training.data.datasets import StreamDataset
 from training.data.shards import Shards
 from training.run.processes import Process
@@ -22,7 +22,7 @@ def dataset(
     folder: Path, *, rank: int = 0, world_size: int = 1, equal: bool = True
 ) -> StreamDataset:
     store = open_store(folder)
-    stream = Stream(
+    stream = SampleStream(
         store=store, manifest=store.load_manifest(), split="train", seed=0, shuffle_buffer=8
     )
     process = Process(rank=rank, world_size=world_size, device=torch.device("cpu"))

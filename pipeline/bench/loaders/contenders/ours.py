@@ -22,7 +22,7 @@ from pipeline.read.loader import Loader
 from pipeline.read.reader import IndexedReader
 from pipeline.read.sampler import training_batches
 from pipeline.stream.store import open_store
-from pipeline.stream.stream import Stream
+from pipeline.stream.stream import SampleStream
 
 LOADED = (copies, kernels)  # numba's second is one of importing, here as with FFCV
 SPLIT = "train"
@@ -117,7 +117,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
 def _stream(task: Task) -> Epoch:
     """Stack streamed samples to batches, in this process alone."""
     store = open_store(Path(task.out))
-    stream = Stream(
+    stream = SampleStream(
         store=store, manifest=store.load_manifest(), split=SPLIT, seed=0,
         shuffle_buffer=SHUFFLE_BUFFER,
     )  # fmt: skip
