@@ -9,12 +9,13 @@ from markupsafe import Markup
 
 from training.audit.priced import PricedPoint, few_points
 from training.audit.run import Audited
-from training.audit.saliency import HeatMaps, draw_heat, read_maps
+from training.audit.saliency import read_maps
 from training.audit.verdict import Audit
 from training.config import TrainConfig
 from training.report.charts.audit import audit_macs
 from training.report.charts.svg import colour_of
 from training.report.contact_sheet import SheetRow, draw_sheet, drawn_rows, why_no_sheet
+from training.report.heat_maps import HeatMaps, draw_heat
 from training.run.record import DataRecord, describe_hardware
 from training.study.finished import FREE_OPTIONS, Arm, Run, differing_options
 from training.study.sentences import describe_data, is_drawn

@@ -1,5 +1,3 @@
-import base64
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -9,16 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.audit.saliency import HEAT_PX, draw_heat, peaks, read_maps, smoothed
+from training.audit.saliency import peaks, read_maps, smoothed
 from training.config import TrainConfig
 from training.data.shards import Shards
 from training.model.proposer import mean_over_boxes
 from training.run.processes import Process
 from training.run.state import build_model
-
-
-def pixels(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.data())
@@ -35,24 +29,6 @@ def test_a_peak_is_the_middle_of_the_cell_that_scores_take_it_for(
 
 def test_of_equal_cells_the_first_in_reading_order_is_the_peak() -> None:
     assert peaks(torch.zeros(2, 4, 2)) == [(0.25, 0.125)] * 2
-
-
-def test_heat_is_bright_where_the_map_is_high_on_one_scale_for_all() -> None:
-    maps_BMN = torch.zeros(2, 4, 4)
-    maps_BMN[0, 0, 0], maps_BMN[0, 3, 3] = 5, -5
-    heat = draw_heat(maps_BMN + torch.tensor([0.0, 100.0])[:, None, None])
-    loud, flat = (pixels(image).astype(float) for image in heat.images)
-    assert loud.shape == (HEAT_PX, HEAT_PX, 4)
-    assert loud[0, 0, :3].sum() > flat[0, 0, :3].sum() > loud[-1, -1, :3].sum()
-    assert np.ptp(flat, axis=(0, 1)).max() == 0
-    assert 0 < loud[0, 0, 3] < 255
-    assert heat.low < 0 < heat.high
-    strip = pixels(heat.legend)[0, :, :3].astype(float) @ (0.3, 0.6, 0.1)
-    assert (np.diff(strip) > -1.5).all()  # ordered but for the rounding of bytes
-
-
-def test_maps_that_say_nothing_are_drawn_as_well() -> None:
-    assert len(draw_heat(torch.zeros(3, 4, 4)).images) == 3
 
 
 @pytest.mark.parametrize("sides", [(7, 7), (14, 14), (4, 5)])

@@ -1,0 +1,58 @@
+"""Draw a proposer's maps over canvases, all on one scale.
+
+Axes: B samples, M and N rows and columns of a map.
+"""
+
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from training.report.html import data_uri
+
+COLOURS = "magma"  # perceptually ordered: dark is low, bright is high
+OPACITY = 0.65
+ENDS = (1, 99)  # percentiles of the maps at the ends of the colours: single cells do not decide
+FLAT = 1e-12  # logits between the ends of constant maps
+HEAT_PX = 108
+LEGEND_PX = (256, 1)
+
+
+class HeatMaps(NamedTuple):
+    """Maps drawn on one scale, as data URIs.
+
+    Each map is centred on its own mean, since a choice depends on differences within an image
+    alone. `low` and `high` are the ends of the scale, logits; values beyond them are clipped.
+    """
+
+    images: tuple[str, ...]
+    legend: str
+    low: float
+    high: float
+
+
+def draw_heat(maps_BMN: Tensor) -> HeatMaps:
+    """Draw maps to lie over canvases, all on one scale, upsampled bilinearly."""
+    centred = (maps_BMN - maps_BMN.mean((1, 2), keepdim=True)).numpy()
+    low, high = (float(end) for end in np.percentile(centred, ENDS))
+    shares = np.clip((centred - low) / max(high - low, FLAT), 0, 1)
+    strip = np.linspace(0, 1, LEGEND_PX[0], dtype=np.float32)[None]
+    return HeatMaps(
+        images=tuple(data_uri(_colour(_enlarge(share)), "PNG") for share in shares),
+        legend=data_uri(_colour(strip), "PNG"),
+        low=low,
+        high=high,
+    )
+
+
+def _enlarge(map_MN: NDArray[np.float32]) -> NDArray[np.float32]:
+    picture = Image.fromarray(map_MN.astype(np.float32))
+    return np.asarray(picture.resize((HEAT_PX, HEAT_PX), Image.Resampling.BILINEAR))
+
+
+def _colour(share: NDArray[np.float32]) -> Image.Image:
+    rgba = mpl.colormaps[COLOURS](share, alpha=OPACITY, bytes=True)
+    return Image.fromarray(np.ascontiguousarray(rgba))
