@@ -21,7 +21,7 @@ from training.run.processes import Process
 from training.run.record import DataRecord, EpochRecord, RunRecord
 from training.run.train import fit
 from training.score.crop_logits import Evaluation, Table, final_prediction
-from training.study.finished import Run
+from training.study.finished import FinishedRun
 
 CANVAS, CROP, GLIMPSE = 48, 32, 16
 TINY = TrainConfig(
@@ -165,7 +165,7 @@ def srp_train() -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def make_run(opened: Shards) -> Callable[..., Run]:
+def make_run(opened: Shards) -> Callable[..., FinishedRun]:
     """Make up a finished run: `make_run("blend-s1", policy="blend", seed=1, accuracy=0.7)`.
 
     The classifier is right on each crop with that chance; the numbers follow from the name.
@@ -173,7 +173,7 @@ def make_run(opened: Shards) -> Callable[..., Run]:
 
     def make(
         name: str, *, data: DataRecord | None = None, accuracy: float = 0.5, **options: Any
-    ) -> Run:
+    ) -> FinishedRun:
         data = data or DataRecord.of(opened.manifest)
         config = replace(TINY, epochs=2, **options)
         table = make_table(data, accuracy, zlib.crc32(name.encode()))
@@ -188,7 +188,7 @@ def make_run(opened: Shards) -> Callable[..., Run]:
             name=name, config=config, data=data, shards="shards", commit="abc1234", hardware="CPU",
             world_size=1, epochs=epochs, evaluation=evaluation, seconds=61.0,
         )  # fmt: skip
-        return Run(folder=Path(name), record=record, evaluation=evaluation, table=table)
+        return FinishedRun(folder=Path(name), record=record, evaluation=evaluation, table=table)
 
     return make
 
@@ -237,7 +237,7 @@ def make_evaluation(table: Table, config: TrainConfig, data: DataRecord) -> Eval
 
 
 @pytest.fixture(scope="session")
-def runs(make_run: Callable[..., Run]) -> list[Run]:
+def runs(make_run: Callable[..., FinishedRun]) -> list[FinishedRun]:
     """Two glimpse sizes of one policy, the whole image, and two seeds of each."""
     return [
         make_run(f"{name}-s{seed}", seed=seed, **options)

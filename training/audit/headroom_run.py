@@ -23,9 +23,9 @@ from training.run.state import build_model, fold_rows
 from training.run.train import OnEpoch, fit
 from training.score.crop_logits import Table
 from training.score.losses import LossMatrix
-from training.study.runner import FORWARD, Run
+from training.study.runner import FORWARD, PlannedRun
 
-OnRun = Callable[[Run, int], tuple[OnProgress, OnEpoch]]
+OnRun = Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]]
 
 
 def limited(shards: Shards, limit: int) -> Shards:
@@ -49,7 +49,7 @@ def limited(shards: Shards, limit: int) -> Shards:
 
 def plan_parts(
     wanted: HeadroomConfig, shards: Shards, *, workers: int, device: str
-) -> tuple[Run, ...]:
+) -> tuple[PlannedRun, ...]:
     """List what is trained: a classifier for each half of the training split, then the proposer.
 
     Raises:
@@ -64,7 +64,7 @@ def plan_parts(
     _check_images(wanted, shards)
     num_crops = _count_crops(base, shards)
     halves = [
-        Run(
+        PlannedRun(
             name=f"half-{half}",
             config=replace(base, fold=half, seed=wanted.seed + half),
             cost=wanted.epochs * (num_train // FOLDS) + num_crops * num_val // FORWARD,
@@ -77,7 +77,10 @@ def plan_parts(
         seed=wanted.seed,
     )
     proposer = distilled_config(base, fitted)
-    return (*halves, Run(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD))
+    return (
+        *halves,
+        PlannedRun(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD),
+    )
 
 
 def _check_images(wanted: HeadroomConfig, shards: Shards) -> None:
@@ -115,7 +118,7 @@ def work_folder(output: Path, wanted: HeadroomConfig, shards: Shards) -> Path:
 
 
 def estimate_headroom(
-    parts: tuple[Run, ...], *, shards: Shards, folder: Path, process: Process, on_run: OnRun
+    parts: tuple[PlannedRun, ...], *, shards: Shards, folder: Path, process: Process, on_run: OnRun
 ) -> Headroom:
     """Train the parts that are not finished yet, and compare ways to choose.
 
@@ -163,7 +166,11 @@ def estimate_headroom(
 
 
 def _losses(
-    halves: list[Run], shards: Shards, folder: Path, process: Process, on_progress: OnProgress
+    halves: list[PlannedRun],
+    shards: Shards,
+    folder: Path,
+    process: Process,
+    on_progress: OnProgress,
 ) -> LossMatrix:
     """Take up what each classifier loses on the images that the other has learnt from."""
     path = RunPaths(folder=folder).losses

@@ -18,8 +18,7 @@ from training.run.processes import Process
 from training.run.record import load_record
 from training.run.state import glimpse_side
 from training.score.evaluate import count_images, load_model
-from training.study.finished import Arm, Run, group_arms
-from training.study.runs import read_runs_on
+from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
 
 OnStage = Callable[[str, int, int], None]
 """Called with a stage, and images done and to do in it."""
@@ -42,7 +41,7 @@ class Audited:
     audit: Audit
     arm: Arm
     others: tuple[Arm, ...]
-    run: Run
+    run: FinishedRun
     model: SelectiveClassifier
     shards: Shards
     process: Process
@@ -132,12 +131,12 @@ def _with_price(
     return replace(found, priced=price_canvas(offers, canvas_px=shards.manifest.spec.canvas_size))
 
 
-def _is_of(run: Run, shards: Shards) -> bool:
+def _is_of(run: FinishedRun, shards: Shards) -> bool:
     """Whether a run's table is of these very samples."""
     return run.record.data.fingerprint == shards.manifest.fingerprint
 
 
-def _member(arm: Arm, run: Path) -> Run:
+def _member(arm: Arm, run: Path) -> FinishedRun:
     return next(member for member in arm.runs if member.folder == run.resolve())
 
 

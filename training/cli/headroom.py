@@ -47,8 +47,7 @@ def headroom(
     from training.data.shards import Shards
     from training.report.terminal import headroom_text
     from training.run.processes import started
-    from training.study.finished import group_arms
-    from training.study.runs import read_runs_on
+    from training.study.finished import group_arms, read_runs_on
 
     wanted = HeadroomConfig(**options)
     opened = limited(Shards.open(shards), wanted.limit)

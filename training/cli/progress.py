@@ -10,7 +10,7 @@ from pipeline.common.event_log import LOG
 from training.run.epoch import OnProgress, Progress
 from training.run.record import EpochRecord
 from training.run.train import OnEpoch
-from training.study.runner import Run
+from training.study.runner import PlannedRun
 
 STAGES = {
     "val": "validating",
@@ -76,7 +76,7 @@ class _RunBars:
 class StudyBars:
     """A bar for the whole study above the bars of the run in hand."""
 
-    def __init__(self, bars: Bars | None, runs: list[Run]) -> None:
+    def __init__(self, bars: Bars | None, runs: list[PlannedRun]) -> None:
         """Draw the study's bar.
 
         Args:
@@ -89,7 +89,7 @@ class StudyBars:
         total = sum(run.cost for run in runs)
         self._task = bars.add_task("study", total=total, figures="") if bars else None
 
-    def on_run(self, run: Run, position: int) -> tuple[OnProgress, OnEpoch]:
+    def on_run(self, run: PlannedRun, position: int) -> tuple[OnProgress, OnEpoch]:
         """Begin a run; gives what to tell of it."""
         if self._bars is None or self._task is None:
             return _say_nothing, _say_nothing
@@ -103,7 +103,7 @@ class StudyBars:
         LOG.write("run", name=run.name, position=position + 1, total=len(self._runs))
         return self._on_progress(run), self._run.on_epoch
 
-    def _on_progress(self, run: Run) -> OnProgress:
+    def _on_progress(self, run: PlannedRun) -> OnProgress:
         shown, bars, task, base = self._run, self._bars, self._task, self._base
 
         def report(now: Progress) -> None:

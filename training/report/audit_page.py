@@ -17,7 +17,7 @@ from training.report.charts.svg import colour_of
 from training.report.contact_sheet import SheetRow, draw_sheet, drawn_rows, why_no_sheet
 from training.report.heat_maps import HeatMaps, draw_heat
 from training.run.record import DataRecord, describe_hardware
-from training.study.finished import FREE_OPTIONS, Arm, Run, differing_options
+from training.study.finished import FREE_OPTIONS, Arm, FinishedRun, differing_options
 from training.study.sentences import describe_data, is_drawn
 
 SHEET_ROWS = 8
@@ -55,7 +55,7 @@ class AuditPage:
     is_drawn: bool
     chart: Markup
     collapse: str
-    run: Run
+    run: FinishedRun
     sheet: tuple[SheetRow, ...]
     sheet_note: str | None
     heat: HeatMaps | None
@@ -66,7 +66,7 @@ class AuditPage:
     machine: str
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[FinishedRun, ...]:
         """All that a figure of the page is of."""
         return tuple(run for arm in self.arms for run in arm.runs)
 

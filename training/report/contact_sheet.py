@@ -16,7 +16,7 @@ from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.report.html import data_uri
 from training.score.crop_logits import Table, final_prediction
-from training.study.finished import Run
+from training.study.finished import FinishedRun
 
 DRAW_SEED = 0
 CANVAS_PX = 216
@@ -62,7 +62,7 @@ class SheetRow:
     heat: str | None = None
 
 
-def why_no_sheet(run: Run, shards: Shards | None) -> str | None:
+def why_no_sheet(run: FinishedRun, shards: Shards | None) -> str | None:
     """Say why a run's choices cannot be shown; None where they can."""
     if shards is None:
         return "No shards were named, so there are no pictures; add --shards SHARDS."
@@ -76,7 +76,9 @@ def why_no_sheet(run: Run, shards: Shards | None) -> str | None:
     return None
 
 
-def draw_sheet(run: Run, table: Table, shards: Shards, *, num_rows: int) -> tuple[SheetRow, ...]:
+def draw_sheet(
+    run: FinishedRun, table: Table, shards: Shards, *, num_rows: int
+) -> tuple[SheetRow, ...]:
     """Show what a run chose on some validation images.
 
     Args:

@@ -9,7 +9,7 @@ from training.data.shards import Shards
 from training.report.html import fill_template
 from training.report.study_json import digest
 from training.report.study_page import Page, make_page
-from training.study.runs import DataRuns, read_runs
+from training.study.finished import DataRuns, read_runs
 
 TEMPLATE = "report.html.j2"
 

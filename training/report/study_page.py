@@ -9,7 +9,7 @@ from training.data.shards import Shards
 from training.report.charts import costs, plots
 from training.report.contact_sheet import SheetRow, draw_sheet, why_no_sheet
 from training.run.record import DataRecord, RunRecord
-from training.study.finished import Arm, Run, best_arm, differing_options, group_arms
+from training.study.finished import Arm, FinishedRun, best_arm, differing_options, group_arms
 from training.study.sentences import describe_data, is_drawn, summarise_arms
 
 SHEET_ROWS = 8
@@ -69,17 +69,17 @@ class Page:
     charts: Charts
     sheet: tuple[SheetRow, ...]
     sheet_note: str | None
-    run: Run
+    run: FinishedRun
     classes: tuple[ClassRow, ...]
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[FinishedRun, ...]:
         """All finished ones."""
         return tuple(run for arm in self.arms for run in arm.runs)
 
 
 def make_page(
-    runs: Sequence[Run],
+    runs: Sequence[FinishedRun],
     *,
     unfinished: tuple[RunRecord, ...] = (),
     shards: Shards | None = None,
@@ -118,7 +118,7 @@ def _sheet(arm: Arm | None, shards: Shards | None) -> tuple[tuple[SheetRow, ...]
     return draw_sheet(run, run.table, shards, num_rows=SHEET_ROWS), None
 
 
-def _draw_charts(arms: Sequence[Arm], run: Run) -> Charts:
+def _draw_charts(arms: Sequence[Arm], run: FinishedRun) -> Charts:
     names = run.record.data.class_names
     return Charts(
         curves=Markup(plots.learning_curves(arms)),  # noqa: S704 matplotlib escaped its text
@@ -133,7 +133,7 @@ def _optional(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)  # noqa: S704 matplotlib escaped its text
 
 
-def _class_rows(run: Run) -> tuple[ClassRow, ...]:
+def _class_rows(run: FinishedRun) -> tuple[ClassRow, ...]:
     names, rows = run.record.data.class_names, []
     for true, counts in enumerate(run.evaluation.confusion):
         wrong = [0 if predicted == true else count for predicted, count in enumerate(counts)]

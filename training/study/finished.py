@@ -1,4 +1,4 @@
-"""RunRecords -> figures: arms, their means and spreads. Pure.
+"""Finished runs of a folder -> arms, with means and spreads over their seeds.
 
 An arm is what was run with several seeds: runs of one config but for the seed.
 """
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors
+
+from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import MACHINE_FIELDS, POLICIES, TrainConfig
-from training.run.record import RunRecord
+from training.run.folder import RunPaths
+from training.run.record import RunRecord, load_record
 from training.score.crop_logits import Evaluation, Table
 
 FREE_OPTIONS = ("seed", *MACHINE_FIELDS)  # they may differ within an arm
@@ -29,7 +33,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FinishedRun:
     """A finished run.
 
     `folder` is where it lies, which may have another name than its record says: folders are
@@ -58,7 +62,7 @@ class Arm:
     """Finished runs that differ in their seeds alone, in order of the seeds."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def config(self) -> TrainConfig:
@@ -131,7 +135,7 @@ class Arm:
         return spread(known) if known else None
 
     @property
-    def _oracles(self) -> list[tuple[Run, float]]:
+    def _oracles(self) -> list[tuple[FinishedRun, float]]:
         """Score each run's classifier on the crops of the others' least loss, mean over them."""
         known = [(run, run.table) for run in self.runs if run.table is not None]
         found = []
@@ -211,7 +215,7 @@ class Arm:
         return spread(done.mean_entropy for done in self.evaluations)
 
     @property
-    def best_run(self) -> Run:
+    def best_run(self) -> FinishedRun:
         """The run with the highest top-1."""
         return max(self.runs, key=lambda run: run.evaluation.top1)
 
@@ -228,13 +232,13 @@ def _known(values: Iterable[float | None]) -> Spread | None:
     return spread(known) if known else None
 
 
-def group_arms(runs: Iterable[Run]) -> tuple[Arm, ...]:
+def group_arms(runs: Iterable[FinishedRun]) -> tuple[Arm, ...]:
     """Group finished runs into arms, ordered by policy, family and glimpse size.
 
     Runs belong together if their names agree up to `-sSEED` and their options but for the seed. A
     copy of a run is no further seed: it makes an arm of its own.
     """
-    groups: dict[tuple[str, TrainConfig, int], list[Run]] = {}
+    groups: dict[tuple[str, TrainConfig, int], list[FinishedRun]] = {}
     seen: Counter[tuple[str, TrainConfig]] = Counter()
     # What lies where its record says is the original.
     for run in sorted(runs, key=lambda run: run.folder.name != run.record.name):
@@ -286,3 +290,87 @@ def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:
 def best_arm(arms: Iterable[Arm]) -> Arm | None:
     """Give the arm with the highest mean top-1, the first of equals."""
     return max(arms, key=lambda arm: arm.top1.mean, default=None)
+
+
+class DataRuns(NamedTuple):
+    """The runs of a folder that are on one data set: those that may be compared.
+
+    `fingerprint` is of its shards, `name` that of their folder when the first run was trained.
+    """
+
+    fingerprint: str
+    name: str
+    finished: list[FinishedRun]
+    unfinished: tuple[RunRecord, ...]
+
+
+def read_runs(folder: Path) -> tuple[DataRuns, ...]:
+    """Read every run in a folder, by data set, in order of the runs' folders.
+
+    Raises:
+        ConfigError: If there is none.
+        CheckpointError: If a record or a table is damaged.
+    """
+    records = _read_records(folder)
+    if not records:
+        raise ConfigError(
+            f"a report needs runs; got none in {folder}"
+            f"{'' if folder.is_dir() else ', which does not exist'}. "
+            f"Train some: srp-train from SHARDS --output {folder}"
+        )
+    by_data: dict[str, dict[Path, RunRecord]] = {}
+    for path, record in records.items():
+        by_data.setdefault(record.data.fingerprint, {})[path] = record
+    return tuple(
+        DataRuns(
+            fingerprint=fingerprint,
+            name=Path(next(iter(found.values())).shards).name,
+            finished=_finished(found),
+            unfinished=tuple(each for each in found.values() if each.evaluation is None),
+        )
+        for fingerprint, found in by_data.items()
+    )
+
+
+def read_runs_on(folder: Path, fingerprint: str) -> list[FinishedRun]:
+    """Read the finished runs of a folder that are on these shards; there may be none.
+
+    Args:
+        folder: Whose subfolders are runs.
+        fingerprint: Of the shards' build.
+
+    Raises:
+        CheckpointError: If a record or a table is damaged.
+    """
+    records = _read_records(folder)
+    return _finished(
+        {path: each for path, each in records.items() if each.data.fingerprint == fingerprint}
+    )
+
+
+def _read_records(folder: Path) -> dict[Path, RunRecord]:
+    return {path.parent: load_record(path) for path in sorted(folder.glob("*/record.json"))}
+
+
+def _finished(records: dict[Path, RunRecord]) -> list[FinishedRun]:
+    return [
+        FinishedRun(
+            folder=run_folder, record=record, evaluation=record.evaluation,
+            table=_read_table(run_folder, record),
+        )
+        for run_folder, record in records.items()
+        if record.evaluation is not None
+    ]  # fmt: skip
+
+
+def _read_table(run_folder: Path, record: RunRecord) -> Table | None:
+    path = RunPaths(folder=run_folder).table
+    try:
+        return Table.load(path, weights=record.last)
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"a run's table must be whole; got {type(error).__name__}: {error} in {path}. "
+            f"Delete it, or train {run_folder.name} again."
+        ) from error

@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class PlannedArm:
     """One line of the comparison: a name without its seed, and how to train it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Profile:
 
     epochs: int
     seeds: tuple[int, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[PlannedArm, ...]
     evaluations: int = 10
 
     def only(self, names: tuple[str, ...]) -> "Profile":
@@ -87,7 +87,7 @@ class Profile:
 
 def compare(
     predecessor_glimpses: tuple[int, ...], glimpses: tuple[int, ...], *, with_slow: bool
-) -> Iterator[Arm]:
+) -> Iterator[PlannedArm]:
     """List the arms that are compared with the predecessor.
 
     Args:
@@ -95,21 +95,21 @@ def compare(
         glimpses: The same for the policies that are compared with it, px.
         with_slow: Whether to run the arms that cost several times as much.
     """
-    yield Arm(name="whole", config=whole())
-    yield Arm(name="centre", config=centre())
+    yield PlannedArm(name="whole", config=whole())
+    yield PlannedArm(name="centre", config=centre())
     if with_slow:
-        yield Arm(name=RANDOM, config=random_crop())
+        yield PlannedArm(name=RANDOM, config=random_crop())
     for side in predecessor_glimpses:
-        yield Arm(name=f"predecessor-g{side}", config=predecessor(side))
+        yield PlannedArm(name=f"predecessor-g{side}", config=predecessor(side))
     for side in glimpses:
-        yield Arm(name=f"straight-through-g{side}", config=straight_through(side))
+        yield PlannedArm(name=f"straight-through-g{side}", config=straight_through(side))
     if with_slow:
         for side in glimpses:
-            yield Arm(name=f"blend-g{side}", config=blend(side))
-            yield Arm(name=f"expected-g{side}", config=expected(side))
+            yield PlannedArm(name=f"blend-g{side}", config=blend(side))
+            yield PlannedArm(name=f"expected-g{side}", config=expected(side))
 
 
-def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
+def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[PlannedArm]:
     """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
 
     Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
@@ -123,18 +123,18 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
         side: Of the crops and of the map's glimpse, px.
         smaller: Sides of other glimpses for the map, px.
     """
-    yield Arm(name="whole", config=whole(), rounds=2)
-    yield Arm(name="centre", config=centre(), rounds=2)
-    yield Arm(name=RANDOM, config=random_of_all())
+    yield PlannedArm(name="whole", config=whole(), rounds=2)
+    yield PlannedArm(name="centre", config=centre(), rounds=2)
+    yield PlannedArm(name=RANDOM, config=random_of_all())
     for name, fixed in (("whole", whole()), ("centre", centre())):
         config = replace(fixed, lr=BEGUN_LR)
-        yield Arm(name=f"{name}-tuned", config=config, begins_with=RANDOM)
+        yield PlannedArm(name=f"{name}-tuned", config=config, begins_with=RANDOM)
     for prior in (False, True):
         fitted = _distilled(proposer="map", glimpse_size=side, position_prior=prior)
         config = tuned(side, position_prior=prior)
         yield fitted
         name = fitted.name.replace("distilled", "tuned")
-        yield Arm(name=name, config=config, begins_with=fitted.name)
+        yield PlannedArm(name=name, config=config, begins_with=fitted.name)
     for kind, sides in (("crops", (16, 32)), ("joint", (32,)), ("map", smaller)):
         for px in sides:
             yield _distilled(proposer=kind, glimpse_size=px)
@@ -142,12 +142,12 @@ def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[Arm]:
     for candidates in ("five", "full+five", "grid3"):
         yield _distilled(proposer="map", glimpse_size=side, candidates=candidates)
     for policy, config in (("straight-through", by_map(side)), ("expected", expected_by_map(side))):
-        yield Arm(name=f"{policy}-map-g{side}", config=config, begins_with=RANDOM)
+        yield PlannedArm(name=f"{policy}-map-g{side}", config=config, begins_with=RANDOM)
 
 
-def _distilled(**options: Any) -> Arm:
+def _distilled(**options: Any) -> PlannedArm:
     wanted = DistillConfig(**options)
-    return Arm(name=wanted.arm, config=random_of_all(), distilled=wanted)
+    return PlannedArm(name=wanted.arm, config=random_of_all(), distilled=wanted)
 
 
 PROFILES = {

@@ -15,14 +15,14 @@ from training.run.processes import Process, require_one
 from training.run.record import RunRecord
 from training.run.train import OnEpoch, fit
 from training.study.arms import BEGUN_LR
-from training.study.profiles import Arm, Profile
+from training.study.profiles import PlannedArm, Profile
 
 FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own
 FORWARD = 4  # images that are only looked at cost as much as one that is learnt from
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """One arm with one seed.
 
     Attributes:
@@ -50,7 +50,7 @@ def plan_runs(
     seeds: tuple[int, ...] | None = None,
     epochs: int | None = None,
     initial_checkpoint: str = "",
-) -> list[Run]:
+) -> list[PlannedRun]:
     """List every run, all arms of one seed before the next seed.
 
     Args:
@@ -89,7 +89,7 @@ def plan_runs(
     return runs
 
 
-def _run(arm: Arm, config: TrainConfig, shards: Shards) -> Run:
+def _run(arm: PlannedArm, config: TrainConfig, shards: Shards) -> PlannedRun:
     wanted = arm.distilled and replace(arm.distilled, seed=config.seed)
     base = arm.base and f"{arm.base}-s{config.seed}"
     _check_fits(wanted or config, shards)
@@ -98,11 +98,11 @@ def _run(arm: Arm, config: TrainConfig, shards: Shards) -> Run:
     name = f"{arm.name}-s{config.seed}"
     if wanted is not None:
         cost = round(FITTING * num_train * wanted.epochs / len(shards.plan))
-        return Run(name=name, config=config, cost=cost, distilled=wanted, base=base)
+        return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
     shown = config.num_draws or num_crops if config.policy == "expected" else 1
     trained = shown * config.epochs * num_train
     scored = num_crops * num_val // FORWARD
-    return Run(name=name, config=config, cost=trained + scored, base=base)
+    return PlannedRun(name=name, config=config, cost=trained + scored, base=base)
 
 
 def _check_fits(config: TrainConfig | DistillConfig, shards: Shards) -> None:
@@ -117,12 +117,12 @@ def _check_fits(config: TrainConfig | DistillConfig, shards: Shards) -> None:
 
 
 def run_study(
-    runs: list[Run],
+    runs: list[PlannedRun],
     *,
     shards: Shards,
     output: Path,
     process: Process,
-    on_run: Callable[[Run, int], tuple[OnProgress, OnEpoch]],
+    on_run: Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]],
 ) -> list[RunRecord]:
     """Train and evaluate the runs that are not finished yet, in order.
 
@@ -169,7 +169,7 @@ def run_study(
 
 
 def _finish(
-    run: Run,
+    run: PlannedRun,
     *,
     shards: Shards,
     output: Path,

@@ -10,7 +10,7 @@ from training.audit.headroom import Headroom, bootstrap, headroom, shown_by
 from training.audit.verdict import audit
 from training.report.terminal import headroom_text
 from training.score.crop_logits import Table
-from training.study.finished import Run, group_arms
+from training.study.finished import FinishedRun, group_arms
 
 CROPS = ("full", "left", "right")
 NUM_SAMPLES, NUM_CLASSES = 600, 5
@@ -195,7 +195,7 @@ def test_equal_seeds_give_equal_intervals() -> None:
 
 
 def test_trainings_that_choose_are_shown_beside_it(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., FinishedRun],
 ) -> None:
     seeds = [make_run(f"st-s{seed}", policy="straight-through", seed=seed) for seed in (0, 1)]
     other = make_run("random-s0", policy="random")
@@ -212,7 +212,7 @@ def test_trainings_that_choose_are_shown_beside_it(
 
 
 def test_the_text_begins_with_the_verdict_and_ends_with_what_training_showed(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., FinishedRun],
 ) -> None:
     found = estimate(at_best=0.9, elsewhere=0.5, sure=1.0)
     run = make_run("st-s0", policy="straight-through", seed=0)

@@ -25,7 +25,7 @@ from training.run.folder import RunPaths
 from training.run.processes import Process
 from training.run.record import RunRecord, load_record
 from training.score.crop_logits import Table
-from training.study.runs import read_runs_on
+from training.study.finished import read_runs_on
 
 SrpTrain = Callable[..., Result]
 Folder = tuple[Path, Result]

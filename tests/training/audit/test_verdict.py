@@ -17,11 +17,11 @@ from training.run.folder import RunPaths
 from training.run.processes import Process
 from training.run.record import RunRecord
 from training.score.crop_logits import Table
-from training.study.finished import Arm, Run, group_arms
+from training.study.finished import Arm, FinishedRun, group_arms
 from training.study.paired import few_seeds, write_p
 
 NUM_SAMPLES, CROPS = 400, ("full", "left", "centre")
-Make = Callable[..., Run]
+Make = Callable[..., FinishedRun]
 
 
 def table_of(right_NK: torch.Tensor, chosen_N: torch.Tensor) -> Table:

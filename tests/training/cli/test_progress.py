@@ -8,7 +8,7 @@ from training.cli.progress import StudyBars, run_reporters
 from training.config import TrainConfig
 from training.run.epoch import Progress
 from training.run.record import EpochRecord
-from training.study.runner import Run
+from training.study.runner import PlannedRun
 
 EPOCH = EpochRecord(
     epoch=2, train_loss=1.23456, train_top1=50, val_top1=61.5, images_per_s=140.4, seconds=1
@@ -25,7 +25,7 @@ def test_ranks_without_bars_say_nothing(capsys: pytest.CaptureFixture[str]) -> N
     on_progress(Progress("train", 1, 1, 2, 0.5, 50))
     on_epoch(EPOCH)
     shown = StudyBars(None, [])
-    shown.on_run(Run(name="a", config=TrainConfig(), cost=1), 0)[1](EPOCH)
+    shown.on_run(PlannedRun(name="a", config=TrainConfig(), cost=1), 0)[1](EPOCH)
     assert capsys.readouterr() == ("", "")
 
 
@@ -61,7 +61,9 @@ def test_each_epoch_leaves_one_line_on_stderr(
 
 def test_a_studys_bar_moves_by_the_cost_of_its_runs(bars: Bars) -> None:
     config = TrainConfig(epochs=2)
-    runs = [Run(name=name, config=config, cost=cost) for name, cost in (("a", 100), ("b", 300))]
+    runs = [
+        PlannedRun(name=name, config=config, cost=cost) for name, cost in (("a", 100), ("b", 300))
+    ]
     shown = StudyBars(bars, runs)
     study = bars.tasks[0]
     assert study.total == 400

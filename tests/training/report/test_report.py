@@ -22,15 +22,15 @@ from training.report.html import write_duration, write_macs, write_spread
 from training.report.report import render_page, write_reports
 from training.report.study_page import make_page
 from training.run.record import DataRecord, RunRecord
-from training.study.finished import Run, group_arms
+from training.study.finished import FinishedRun, group_arms
 from training.study.paired import few_seeds
 from training.study.sentences import DRAWN_CLASSES, summarise_arms
 
-MakeRun = Callable[..., Run]
+MakeRun = Callable[..., FinishedRun]
 LOADS = re.compile(r"""(?:\bsrc|\bhref|\bdata|\baction)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)""")
 
 
-def save(folder: Path, *runs: Run) -> Path:
+def save(folder: Path, *runs: FinishedRun) -> Path:
     for run in runs:
         own = folder / run.record.name
         own.mkdir(parents=True)
@@ -47,7 +47,7 @@ def only_page(folder: Path, **options: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(make_run: MakeRun) -> list[Run]:
+def runs(make_run: MakeRun) -> list[FinishedRun]:
     """One seed of a policy that chooses, of the whole image and of the centre."""
     return [
         make_run("expected-g16-s0", policy="expected", glimpse_size=16, seed=0, accuracy=0.7),
@@ -57,7 +57,9 @@ def runs(make_run: MakeRun) -> list[Run]:
 
 
 @pytest.fixture(scope="session")
-def html(runs: list[Run], scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def html(
+    runs: list[FinishedRun], scene_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> str:
     """The page about these runs."""
     folder = save(tmp_path_factory.mktemp("runs"), *runs)
     return only_page(folder, shards=scene_shards).read_text(encoding="utf-8")
@@ -68,7 +70,7 @@ def visible(html: str) -> str:
     return re.sub(r"<[^>]+>", " ", html.split("<body>")[1])
 
 
-def test_the_first_line_says_what_the_data_is(runs: list[Run]) -> None:
+def test_the_first_line_says_what_the_data_is(runs: list[FinishedRun]) -> None:
     html = render_page(make_page(runs, data_note="Imagewoof"))
     first = re.search(r"<p[^>]*>(.*?)</p>", html.split("</h1>")[1])
     assert first is not None
@@ -77,7 +79,7 @@ def test_the_first_line_says_what_the_data_is(runs: list[Run]) -> None:
 
 
 def test_drawn_scenes_are_called_so_loudly_and_photos_are_not(
-    html: str, runs: list[Run], make_run: MakeRun
+    html: str, runs: list[FinishedRun], make_run: MakeRun
 ) -> None:
     assert set(CLASSES) == DRAWN_CLASSES
     assert "drawn scenes, not photographs" in html
@@ -96,7 +98,7 @@ def test_the_page_loads_nothing_and_runs_nothing(html: str) -> None:
     assert "default-src 'none'" in html
 
 
-def test_every_arm_is_named_with_its_figures(html: str, runs: list[Run]) -> None:
+def test_every_arm_is_named_with_its_figures(html: str, runs: list[FinishedRun]) -> None:
     table = html.split('<table class="results">')[1].split("</table>")[0]
     for arm in group_arms(runs):
         row = table.split(f">{arm.name}</th>")[1].split("</tr>")[0]
@@ -105,7 +107,7 @@ def test_every_arm_is_named_with_its_figures(html: str, runs: list[Run]) -> None
 
 
 def test_the_same_runs_give_the_same_page(
-    html: str, runs: list[Run], scene_shards: Path, tmp_path: Path
+    html: str, runs: list[FinishedRun], scene_shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pages" / "again.html"
     folder = save(tmp_path / "runs", *runs[::-1])
@@ -187,7 +189,7 @@ def test_markup_in_names_is_text(
 
 
 def test_the_sheet_outlines_the_chosen_crop_of_images_that_are_not_picked(
-    runs: list[Run], opened: Shards
+    runs: list[FinishedRun], opened: Shards
 ) -> None:
     run, table = runs[0], runs[0].table
     assert table is not None
@@ -221,7 +223,7 @@ def test_a_sheet_shows_the_crops_that_its_run_had(make_run: MakeRun, opened: Sha
 
 
 def test_without_the_runs_own_shards_one_line_says_why_there_are_no_pictures(
-    runs: list[Run], opened: Shards
+    runs: list[FinishedRun], opened: Shards
 ) -> None:
     other = replace(opened, manifest=replace(opened.manifest, fingerprint="other"))
     for shards, reason in ((None, "--shards SHARDS"), (other, "not those of the runs")):
@@ -232,7 +234,7 @@ def test_without_the_runs_own_shards_one_line_says_why_there_are_no_pictures(
 
 
 def test_unfinished_runs_are_listed_with_their_epochs_and_in_no_figure(
-    runs: list[Run], make_run: MakeRun, tmp_path: Path
+    runs: list[FinishedRun], make_run: MakeRun, tmp_path: Path
 ) -> None:
     folder = save(tmp_path, *runs)
     begun = make_run("blend-s0", policy="blend", seed=0)
@@ -244,7 +246,7 @@ def test_unfinished_runs_are_listed_with_their_epochs_and_in_no_figure(
     assert html.count("blend") == 1
 
 
-def test_the_page_says_how_it_was_made(html: str, runs: list[Run]) -> None:
+def test_the_page_says_how_it_was_made(html: str, runs: list[FinishedRun]) -> None:
     made = html.split("How this was made")[1]
     for part in ("abc1234", "CPU", runs[0].record.data.fingerprint, "3 min 3 s", "glimpse size"):
         assert part in made
@@ -327,7 +329,7 @@ def test_what_cannot_be_picked_from_a_mixed_folder_is_one_line(
 
 
 def test_data_sets_whose_shards_had_one_name_are_told_apart(
-    runs: list[Run], make_run: MakeRun, tmp_path: Path
+    runs: list[FinishedRun], make_run: MakeRun, tmp_path: Path
 ) -> None:
     other = replace(runs[0].record.data, fingerprint="0123456789")
     save(tmp_path, runs[0], make_run("whole-s7", data=other, policy="whole", seed=7))
@@ -338,7 +340,7 @@ def test_data_sets_whose_shards_had_one_name_are_told_apart(
 
 
 def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
-    runs: list[Run], tmp_path: Path
+    runs: list[FinishedRun], tmp_path: Path
 ) -> None:
     folder = save(tmp_path, *runs)
     table = folder / "whole-s0" / "table.safetensors"

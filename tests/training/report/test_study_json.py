@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from training.report.study_json import digest
-from training.study.finished import Run, group_arms
+from training.study.finished import FinishedRun, group_arms
 
-MakeRun = Callable[..., Run]
+MakeRun = Callable[..., FinishedRun]
 
 
 def test_every_arm_is_told_with_its_seeds_and_its_tests_against_what_does_not_choose(
-    runs: list[Run],
+    runs: list[FinishedRun],
 ) -> None:
     arms = group_arms(runs)
     told = json.loads(json.dumps(digest(arms), allow_nan=False))

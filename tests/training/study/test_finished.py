@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.report.charts import costs, plots
-from training.study.finished import Run, best_arm, differing_options, group_arms, spread
+from training.study.finished import FinishedRun, best_arm, differing_options, group_arms, spread
 from training.study.paired import (
     PairedTest,
     compare_differences,
@@ -25,10 +25,12 @@ from training.study.paired import (
     paired_test,
 )
 
-MakeRun = Callable[..., Run]
+MakeRun = Callable[..., FinishedRun]
 
 
-def test_every_run_is_in_one_arm_and_an_arm_differs_in_its_seeds_alone(runs: list[Run]) -> None:
+def test_every_run_is_in_one_arm_and_an_arm_differs_in_its_seeds_alone(
+    runs: list[FinishedRun],
+) -> None:
     arms = group_arms(runs)
     assert sorted(run.record.name for arm in arms for run in arm.runs) == sorted(
         run.record.name for run in runs
@@ -39,14 +41,14 @@ def test_every_run_is_in_one_arm_and_an_arm_differs_in_its_seeds_alone(runs: lis
 
 
 def test_arms_stand_by_policy_and_glimpse_size_whatever_the_order_of_the_runs(
-    runs: list[Run],
+    runs: list[FinishedRun],
 ) -> None:
     names = [arm.name for arm in group_arms(runs)]
     assert names == ["expected-g8", "expected-g16", "whole"]
     assert [arm.name for arm in group_arms(runs[::-1])] == names
 
 
-def test_mean_and_sample_sd_are_over_the_seeds(runs: list[Run]) -> None:
+def test_mean_and_sample_sd_are_over_the_seeds(runs: list[FinishedRun]) -> None:
     for arm in group_arms(runs):
         top1 = [run.evaluation.top1 for run in arm.runs]
         assert arm.top1 == (statistics.fmean(top1), statistics.stdev(top1))
@@ -81,7 +83,7 @@ def test_skill_is_0_for_chance_1_for_its_ceiling_and_absent_without_room(make_ru
 
 
 def test_the_oracle_needs_another_seeds_classifier_and_skill_is_measured_with_it(
-    runs: list[Run],
+    runs: list[FinishedRun],
 ) -> None:
     arm = group_arms(runs)[0]
     assert arm.top1_oracle is not None
@@ -112,7 +114,7 @@ def test_mcnemar_of_no_difference_is_1_and_of_a_large_split_is_tiny() -> None:
     assert mcnemar(2000, 1000) < 1e-60
 
 
-def test_a_paired_test_is_over_the_shared_seeds(runs: list[Run]) -> None:
+def test_a_paired_test_is_over_the_shared_seeds(runs: list[FinishedRun]) -> None:
     small, large, whole = group_arms(runs)
     both = paired_test(large, whole)
     assert both is not None
@@ -134,7 +136,7 @@ def test_a_copy_of_a_run_never_takes_the_place_of_the_original(make_run: MakeRun
     assert arms["st (2)"].runs == (copy,)
 
 
-def test_without_a_table_there_is_no_paired_test(runs: list[Run]) -> None:
+def test_without_a_table_there_is_no_paired_test(runs: list[FinishedRun]) -> None:
     small, large, _ = group_arms(runs)
     bare = replace(large, runs=tuple(replace(run, table=None) for run in large.runs))
     assert paired_test(small, bare) is None
@@ -230,7 +232,7 @@ def test_half_the_interval_is_the_least_difference_that_could_have_been_shown() 
     assert tested(5, 0, 195).p < 0.05 < tested(4, 0, 196).p
 
 
-def test_the_best_arm_has_the_highest_mean(runs: list[Run]) -> None:
+def test_the_best_arm_has_the_highest_mean(runs: list[FinishedRun]) -> None:
     arms = group_arms(runs)
     best = best_arm(arms)
     assert best is not None
@@ -238,7 +240,7 @@ def test_the_best_arm_has_the_highest_mean(runs: list[Run]) -> None:
     assert best_arm([]) is None
 
 
-def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[Run]) -> None:
+def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[FinishedRun]) -> None:
     arms = group_arms(runs)
     for draw in (plots.learning_curves, plots.glimpse_sizes, plots.crop_shares, costs.macs):
         svg = draw(arms)
@@ -250,8 +252,8 @@ def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[Run])
     assert all(f">{name}<" in costs.macs(arms) for name in named)
 
 
-def test_the_cheapest_arm_need_not_be_the_one_that_is_named(runs: list[Run]) -> None:
-    def costly(run: Run) -> Run:
+def test_the_cheapest_arm_need_not_be_the_one_that_is_named(runs: list[FinishedRun]) -> None:
+    def costly(run: FinishedRun) -> FinishedRun:
         return replace(run, evaluation=replace(run.evaluation, proposer_macs=10**9))
 
     small, large, _ = group_arms(runs)
@@ -272,7 +274,7 @@ def test_many_arms_get_a_panel_for_each_family_and_all_keep_their_names(make_run
     assert all(f">{label}<" in svg for label in (*names, "blend", "expected", "no choice"))
 
 
-def test_no_two_charts_share_an_id(runs: list[Run]) -> None:
+def test_no_two_charts_share_an_id(runs: list[FinishedRun]) -> None:
     arms = group_arms(runs)
     names = runs[0].record.data.class_names
     charts = [

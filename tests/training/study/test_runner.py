@@ -18,11 +18,11 @@ from training.run.record import RunRecord, load_record
 from training.run.state import settled
 from training.run.train import OnEpoch
 from training.study import runner as study
-from training.study.profiles import PROFILES, Arm, Profile, compare
-from training.study.runner import Run, plan_runs, run_study
+from training.study.profiles import PROFILES, PlannedArm, Profile, compare
+from training.study.runner import PlannedRun, plan_runs, run_study
 
 
-def quiet(_run: Run, _position: int) -> tuple[OnProgress, OnEpoch]:
+def quiet(_run: PlannedRun, _position: int) -> tuple[OnProgress, OnEpoch]:
     return (lambda _: None), (lambda _: None)
 
 
@@ -42,7 +42,9 @@ def test_an_arm_is_trained_for_its_rounds_and_evaluated_as_often_as_the_profile_
     once, twice = TrainConfig(policy="random"), TrainConfig(proposer="map")
     profile = Profile(
         epochs=4, seeds=(0,), evaluations=2,
-        arms=(Arm(name="once", config=once), Arm(name="twice", config=twice, rounds=2)),
+        arms=(
+            PlannedArm(name="once", config=once), PlannedArm(name="twice", config=twice, rounds=2),
+        ),
     )  # fmt: skip
 
     def planned(epochs: int | None) -> list[tuple[int, int]]:
@@ -92,13 +94,15 @@ def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
         for run in plan_runs(PROFILES["smoke"], opened, device="cpu", workers=1)
     ]
 
-    def study(on_run: Callable[[Run, int], tuple[OnProgress, OnEpoch]] = quiet) -> list[RunRecord]:
+    def study(
+        on_run: Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]] = quiet,
+    ) -> list[RunRecord]:
         return run_study(runs, shards=opened, output=tmp_path, process=alone, on_run=on_run)
 
     class Killed(BaseException):
         pass
 
-    def kill_in_third(run: Run, position: int) -> tuple[OnProgress, OnEpoch]:
+    def kill_in_third(run: PlannedRun, position: int) -> tuple[OnProgress, OnEpoch]:
         if position == 2:
             raise Killed
         return quiet(run, position)
@@ -126,13 +130,13 @@ DISTILLED = Profile(
     epochs=1,
     seeds=(0,),
     arms=(
-        Arm(name="random", config=TrainConfig(policy="random")),
-        Arm(
+        PlannedArm(name="random", config=TrainConfig(policy="random")),
+        PlannedArm(
             name="distilled-map",
             config=TrainConfig(policy="random"),
             distilled=DistillConfig(proposer="map", epochs=2, batch_size=16),
         ),
-        Arm(
+        PlannedArm(
             name="tuned",
             config=TrainConfig(policy="straight-through", proposer="map", lr=0.0, weight_decay=0.0),
             begins_with="distilled-map",
@@ -198,7 +202,7 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
 def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
     opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms = (*DISTILLED.arms, Arm(name="alone", config=TrainConfig(policy="random")))
+    arms = (*DISTILLED.arms, PlannedArm(name="alone", config=TrainConfig(policy="random")))
     planned = plan_runs(replace(DISTILLED, arms=arms), opened, device="cpu", workers=1)
     real, begun = study.fit, []
 

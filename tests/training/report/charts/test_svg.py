@@ -5,12 +5,12 @@ import pytest
 from training.config import POLICIES
 from training.report.charts.costs import macs
 from training.report.charts.svg import COLOURS, colour_of
-from training.study.finished import Run, group_arms
+from training.study.finished import FinishedRun, group_arms
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_has_a_colour_and_can_be_drawn(
-    policy: str, make_run: Callable[..., Run]
+    policy: str, make_run: Callable[..., FinishedRun]
 ) -> None:
     (arm,) = group_arms([make_run("run-s0", policy=policy, seed=0)])
     assert colour_of(arm) == COLOURS[policy]
