@@ -33,7 +33,7 @@ class BuildConfig:
         canvas_size: Side of the square canvas, px.
         crop_size: Side of every crop, px.
         glimpse_size: Side of the stored glimpses before padding, px.
-        candidates: One of `CANDIDATE_SETS`; see `pipeline.format.crops.plan_crops`.
+        candidates: One of `CANDIDATE_SETS`; see `pipeline.format.crops.place_crops`.
         layout: `tensors` stores every crop; `canvas` stores the canvas and cuts on reading.
         codec: How a canvas is written; only `jpeg` loses anything.
         jpeg_quality: 1 to 100, of the codec `jpeg`.

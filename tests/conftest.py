@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.build.build import BuildResult, build
 from pipeline.cli.main import main
 from pipeline.config import CODECS, BuildConfig
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 REPO = Path(__file__).resolve().parents[1]
 REAL_ARCHIVE = REPO.parent / "shared/data/imagenette2-224.tgz"

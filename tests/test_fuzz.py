@@ -21,7 +21,7 @@ from pipeline.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from training.config import TrainConfig
@@ -51,7 +51,7 @@ def shards() -> Path:
 
 
 def by_index(folder: Path, manifest: Manifest) -> Found:
-    reader = IndexedReader(folder, manifest, manifest.of_split("train"))
+    reader = ShardReader(folder, manifest, manifest.of_split("train"))
     reader.locate(range(len(reader)))
     samples = [reader.read(index) for index in range(len(reader))]
     return [(s.key, s.label, b"".join(crop.tobytes() for crop in s.crops)) for s in samples]

@@ -16,7 +16,7 @@ from pipeline.config import CODECS, JPEG_SUBSAMPLINGS, BuildConfig
 from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import decode_array
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 _CONTENDERS = {
     **{name: Codec(name) for name in CODECS if name not in ("raw", "jpeg")},

@@ -31,7 +31,8 @@ from pipeline.decode import Backend, open_decoder
 from pipeline.decode.pillow import pillow_name
 from pipeline.decode.rules import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened
 from pipeline.format.crops import cut
-from pipeline.pixels.resize import Pixels, gray, is_exact, resize_exactly
+from pipeline.pixels import Pixels
+from pipeline.pixels.resize import gray, is_exact, resize_exactly
 from pipeline.sources.folder import Progress, open_source
 
 DECODE = "libjpeg-turbo: decode"

@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from pipeline.common.cpus import num_usable
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 Progress = Callable[[int, int], None]
 

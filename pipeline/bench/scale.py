@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
-from pipeline.read.collate import Content
-from pipeline.read.loader import Loader
-from pipeline.read.reader import IndexedReader
+from pipeline.read.collate import BatchSpec
+from pipeline.read.loader import BatchLoader
+from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import training_batches
 from pipeline.sources.folder import Progress
 
@@ -74,7 +74,7 @@ def bench_scale(
 def _multiply(folder: Path, known: Manifest, out: Path, size: int) -> None:
     """Write a folder of at least as many samples as asked for."""
     real = [shard for shard in known.of_split(SPLIT) if len(shard.samples)]
-    shards: list[ShardRecord] = []
+    shards: list[ShardEntry] = []
     count = 0
     while count < size:
         shard = real[len(shards) % len(real)]
@@ -111,11 +111,11 @@ def measure(folder: Path, workers: int, *, num_batches: int = 200) -> Cost:
     """Measure one folder in this process."""
     start = time.perf_counter()
     known = manifests.load(folder)
-    reader = IndexedReader(folder, known, known.of_split(SPLIT))
-    content = Content(candidates=(0,), glimpse_px=None, crops=False)
+    reader = ShardReader(folder, known, known.of_split(SPLIT))
+    content = BatchSpec(candidates=(0,), glimpse_px=None, crops=False)
     batch_size = min(BATCH, len(reader))
     order = training_batches(len(reader), batch_size=batch_size, seed=0, epoch=0)[:num_batches]
-    batches = Loader(reader, content, workers=workers).batches(order)
+    batches = BatchLoader(reader, content, workers=workers).batches(order)
     next(batches)
     first = time.perf_counter()
     num_read = sum(len(batch.labels_B) for batch in batches)

@@ -35,7 +35,7 @@ from pipeline.decode import Backend, open_decoder
 from pipeline.decode.rules import ViewSpec
 from pipeline.format import manifest
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from pipeline.format.manifest import DataSpec, Manifest
 from pipeline.sources.class_names import CLASS_NAMES
 from pipeline.sources.folder import Progress, Source, open_source, require_source, spelt_out
@@ -162,7 +162,7 @@ def _describe(
 def view_spec(config: BuildConfig) -> ViewSpec:
     """Say what the decoder of a build is asked for."""
     return ViewSpec(
-        plan=plan_crops(config.candidates, canvas_px=config.canvas_size, crop_px=config.crop_size),
+        plan=place_crops(config.candidates, canvas_px=config.canvas_size, crop_px=config.crop_size),
         glimpse_px=config.glimpse_size,
         exif=config.exif,
         max_pixels=config.max_pixels,

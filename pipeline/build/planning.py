@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.common.errors import SourceError
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropPlan
-from pipeline.format.sample import ShardSpec
+from pipeline.format.crops import CropLayout
+from pipeline.format.sample import PlannedShard
 from pipeline.format.ustar import TAR_BLOCK, TAR_END
 from pipeline.sources.image import SourceImage
 
@@ -19,7 +19,7 @@ _DIGEST = re.compile(r"-[0-9a-f]{12}$")
 _KEY_LIMIT = 80  # leaves room for the longest suffix in a ustar name of 100 bytes
 
 
-Planned = tuple[ShardSpec, tuple[SourceImage, ...]]
+Planned = tuple[PlannedShard, tuple[SourceImage, ...]]
 """One shard to be written, and the images that go into it."""
 
 
@@ -65,7 +65,7 @@ def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> li
     return [by_path[i] for i in order[:limit]]
 
 
-def sample_bytes(plan: CropPlan, *, layout: str, codec: Codec, glimpse_px: int) -> int:
+def sample_bytes(plan: CropLayout, *, layout: str, codec: Codec, glimpse_px: int) -> int:
     """Count the bytes that a sample takes in a shard, at most.
 
     What a codec makes of an image is not known before; a share is taken that few exceed.
@@ -100,7 +100,7 @@ def plan_shards(images: Mapping[str, Sequence[SourceImage]], *, per_shard: int) 
         keys = assign_keys(image.path for image in members)
         for index, start in enumerate(range(0, len(members), per_shard)):
             chunk = tuple(members[start : start + per_shard])
-            spec = ShardSpec(
+            spec = PlannedShard(
                 split=split, index=index, keys=tuple(keys[image.path] for image in chunk)
             )
             shards.append((spec, chunk))

@@ -7,10 +7,10 @@ from typing import BinaryIO, NamedTuple
 
 from isal import isal_zlib
 
-from pipeline.common.atomic_io import whole_file
-from pipeline.format.index import SampleRecord, Samples, ShardRecord
+from pipeline.common.atomic_io import atomic_write
+from pipeline.format.index import SampleEntry, SampleIndex, ShardEntry
 from pipeline.format.npy import Member
-from pipeline.format.sample import ShardSpec
+from pipeline.format.sample import PlannedShard
 from pipeline.format.ustar import TAR_END, tar_header, tar_padding
 
 # Parts below this are joined: a call for each would cost more than copying them.
@@ -27,12 +27,12 @@ class EncodedSample(NamedTuple):
 
 def write_shard(
     folder: Path,
-    spec: ShardSpec,
+    spec: PlannedShard,
     samples: Iterable[EncodedSample],
     *,
     suffixes: Sequence[str],
     num_bytes: int | None = None,
-) -> ShardRecord:
+) -> ShardEntry:
     """Write one shard under its final name.
 
     The file appears whole or not at all, also after a power cut.
@@ -47,13 +47,13 @@ def write_shard(
     Returns:
         Its record for the manifest.
     """
-    with whole_file(folder / spec.name, num_bytes=num_bytes) as file:
+    with atomic_write(folder / spec.name, num_bytes=num_bytes) as file:
         return _write_tar(file, spec, samples, suffixes)
 
 
 def _write_tar(
-    file: BinaryIO, spec: ShardSpec, samples: Iterable[EncodedSample], suffixes: Sequence[str]
-) -> ShardRecord:
+    file: BinaryIO, spec: PlannedShard, samples: Iterable[EncodedSample], suffixes: Sequence[str]
+) -> ShardEntry:
     digest = hashlib.sha256()
     records = []
     position = 0
@@ -63,7 +63,7 @@ def _write_tar(
             file.write(part)
             digest.update(part)
             crc32 = isal_zlib.crc32(part, crc32)
-        record = SampleRecord(
+        record = SampleEntry(
             key=sample.key,
             label=sample.label,
             offset=position,
@@ -74,12 +74,12 @@ def _write_tar(
         position += record.length
     file.write(TAR_END)
     digest.update(TAR_END)
-    return ShardRecord(
+    return ShardEntry(
         name=spec.name,
         split=spec.split,
         num_bytes=position + len(TAR_END),
         sha256=digest.hexdigest(),
-        samples=Samples.of(records, suffixes),
+        samples=SampleIndex.of(records, suffixes),
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.rules import Decoder, Views, ViewSpec, own_process
 from pipeline.format.manifest import DataSpec, Reject, suffixes_of
-from pipeline.format.sample import SampleMeta, ShardSpec, encode_sample
+from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample
 from pipeline.sources.image import SourceImage
 
 MAX_LOSSES = 16  # workers that one shard may cost: eight images that kill each theirs twice
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     spec: DataSpec
     views: ViewSpec
     backend: Backend
-    shard: ShardSpec
+    shard: PlannedShard
     images: tuple[SourceImage, ...]
     classes: tuple[str, ...]
     num_bytes: int

@@ -11,7 +11,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 
 TILE_PX = 112
 TEXT_PX = 16
@@ -36,7 +36,7 @@ def draw_sheet(shards: Path, png: Path, *, split: str, rows: int, seed: int) -> 
     """
     folder = manifests.find(shards)
     manifest = manifests.load(folder)
-    reader = IndexedReader(folder, manifest, manifest.of_split(split))
+    reader = ShardReader(folder, manifest, manifest.of_split(split))
     if not len(reader):
         raise ConfigError(f"--split must have samples; got {split!r}, which has none in {folder}.")
     chosen = np.random.default_rng(seed).permutation(len(reader))[:rows]

@@ -69,7 +69,7 @@ def require_file(path: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[BinaryIO]:
     """Open a file that appears under its name only when every byte is on the disk.
 
     Written aside, fsync, rename, fsync of the folder: also a power cut leaves no partial file.
@@ -94,7 +94,7 @@ def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[BinaryIO
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that it exists whole or not at all."""
-    with whole_file(path, num_bytes=len(data)) as file:
+    with atomic_write(path, num_bytes=len(data)) as file:
         file.write(data)
 
 

@@ -9,7 +9,7 @@ import re
 NO_DIGEST = "0" * 64
 
 
-def seal(data: bytes, name: str) -> bytes:
+def embed_sha256(data: bytes, name: str) -> bytes:
     """Fill in a file's digest.
 
     Args:
@@ -20,7 +20,7 @@ def seal(data: bytes, name: str) -> bytes:
     return b"".join((data[:start], hashlib.sha256(data).hexdigest().encode(), data[end:]))
 
 
-def check_seal(data: bytes, name: str, *, within: int) -> None:
+def verify_sha256(data: bytes, name: str, *, within: int) -> None:
     """Check a file's digest of itself; a file of before it had one has none, and passes.
 
     Args:
@@ -43,7 +43,7 @@ def check_seal(data: bytes, name: str, *, within: int) -> None:
         raise ValueError(f"a SHA-256 of {digest.hexdigest()}, not {found[1].decode()}")
 
 
-def read_seal(data: bytes, name: str) -> str:
+def read_sha256(data: bytes, name: str) -> str:
     """Read the digest that a file holds of itself; empty where it has none.
 
     Args:

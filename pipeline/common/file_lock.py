@@ -14,7 +14,7 @@ from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import ConfigError
 
 
-class Holder(msgspec.Struct, frozen=True):
+class LockOwner(msgspec.Struct, frozen=True):
     """The process that writes in a folder."""
 
     pid: int
@@ -26,7 +26,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def held(folder: Path, note: Path, *, rule: str, fix: str) -> Iterator[None]:
+def folder_lock(folder: Path, note: Path, *, rule: str, fix: str) -> Iterator[None]:
     """Keep a second writer out.
 
     The lock is the system's and ends with the process, however it ends. Where the file system has
@@ -41,7 +41,7 @@ def held(folder: Path, note: Path, *, rule: str, fix: str) -> Iterator[None]:
     Raises:
         ConfigError: If another process holds it; names it.
     """
-    me = Holder(os.getpid(), socket.gethostname(), f"{datetime.now().astimezone():%F %T %Z}")
+    me = LockOwner(os.getpid(), socket.gethostname(), f"{datetime.now().astimezone():%F %T %Z}")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -59,7 +59,7 @@ def held(folder: Path, note: Path, *, rule: str, fix: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_note(folder: Path, note: Path, me: Holder, rule: str) -> None:
+def _take_note(folder: Path, note: Path, me: LockOwner, rule: str) -> None:
     """Leave a note where there is none, or one of a process of this machine that is gone."""
     holder = _read(note)
     if holder and holder.host == me.host and not _is_alive(holder.pid):
@@ -75,9 +75,9 @@ def _take_note(folder: Path, note: Path, me: Holder, rule: str) -> None:
         ) from None
 
 
-def _read(note: Path) -> Holder | None:
+def _read(note: Path) -> LockOwner | None:
     try:
-        return msgspec.json.decode(note.read_bytes(), type=Holder)
+        return msgspec.json.decode(note.read_bytes(), type=LockOwner)
     except (OSError, msgspec.MsgspecError):
         return None
 

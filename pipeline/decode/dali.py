@@ -25,7 +25,7 @@ from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec, is_plain_jpeg, opened, views_of
-from pipeline.format.crops import CropPlan
+from pipeline.format.crops import CropLayout
 from pipeline.pixels.resize import SourceBox, edge_weight
 
 BATCH = 32  # more is no faster on the CPU
@@ -289,7 +289,7 @@ def _one_pass(
     return fn.cast(unpadded + HALF_UP, dtype=types.UINT8)
 
 
-def source_places(sizes: Sequence[Size], plan: CropPlan) -> list[npt.NDArray[np.float32]]:
+def source_places(sizes: Sequence[Size], plan: CropLayout) -> list[npt.NDArray[np.float32]]:
     """Say where the canvas and the resized candidates lie in each image.
 
     Returns:

@@ -20,7 +20,7 @@ from pipeline.decode.rules import (
     upright_size,
     views_of,
 )
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 # A draft is at least this many canvases wide and high, so that the resize still has to blend.
 DRAFT_CANVASES = 2

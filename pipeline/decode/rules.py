@@ -30,8 +30,9 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.common.errors import ImageError
-from pipeline.format.crops import CropPlan, canvas_glimpses, resized_crops
-from pipeline.pixels.resize import Pixels, resize
+from pipeline.format.crops import CropLayout, canvas_glimpses, resized_crops
+from pipeline.pixels import Pixels
+from pipeline.pixels.resize import resize
 
 # An allow-list: some of Pillow's other plugins start programs (EPS starts Ghostscript).
 # MPO, the format of some cameras, comes in through JPEG and has no name of its own here.
@@ -50,7 +51,7 @@ class ViewSpec:
         draft: Whether libjpeg may shrink a large photo while it decodes it.
     """
 
-    plan: CropPlan
+    plan: CropLayout
     glimpse_px: int
     exif: bool
     max_pixels: int

@@ -21,7 +21,7 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 
 from pipeline.format.npy import NPY_START, npy_header
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 Data = bytes | memoryview
 

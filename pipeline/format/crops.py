@@ -15,8 +15,8 @@ import numpy as np
 
 from pipeline.common.errors import ConfigError
 from pipeline.config import CANDIDATE_SETS
+from pipeline.pixels import Pixels
 from pipeline.pixels.resize import (
-    Pixels,
     SourceBox,
     gray,
     is_exact,
@@ -49,7 +49,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropPlan:
+class CropLayout:
     """The K candidate boxes of one square canvas.
 
     The order is part of the shard format: axis K of every stored tensor follows it.
@@ -133,7 +133,7 @@ def candidate_names(candidate_set: str) -> tuple[str, ...]:
     return (FULL, *_MEMBERS[members]) if with_full else _MEMBERS[members]
 
 
-def plan_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropPlan:
+def place_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropLayout:
     """Place the candidates of one square canvas.
 
     Args:
@@ -158,7 +158,7 @@ def plan_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropPlan:
             f"--candidates {candidate_set}. Raise --canvas-size."
         )
     boxes = _places(canvas_px, crop_px)
-    return CropPlan(
+    return CropLayout(
         canvas_px=canvas_px,
         crop_px=crop_px,
         names=names,
@@ -188,7 +188,7 @@ def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
     return canvas_HWC[box.y0 : box.y1, box.x0 : box.x1]
 
 
-def resized_crops(source_HWC: Pixels, plan: CropPlan) -> Pixels:
+def resized_crops(source_HWC: Pixels, plan: CropLayout) -> Pixels:
     """Make the crops that are not plain windows of the canvas.
 
     They are resized once, from the source image: from the canvas they would be blurred twice.
@@ -199,7 +199,7 @@ def resized_crops(source_HWC: Pixels, plan: CropPlan) -> Pixels:
 
     Returns:
         Uint8 `(R, 3, crop, crop)` in the order of the plan, each bit for bit Pillow's
-        `image.resize((crop, crop), BILINEAR, box)` with the box of `CropPlan.source_box`.
+        `image.resize((crop, crop), BILINEAR, box)` with the box of `CropLayout.source_box`.
     """
     height, width, _ = source_HWC.shape
     shape = (len(plan.resized), 3, plan.crop_px, plan.crop_px)
@@ -211,7 +211,7 @@ def resized_crops(source_HWC: Pixels, plan: CropPlan) -> Pixels:
 
 
 def original_crops(
-    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropPlan, candidates: Iterable[int]
+    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropLayout, candidates: Iterable[int]
 ) -> list[Pixels]:
     """View the chosen candidates, each uint8 `(3, crop, crop)`; nothing is copied.
 
@@ -248,7 +248,7 @@ def glimpses(crops_CHW: Iterable[Pixels], glimpse_px: int) -> Pixels:
 
 
 def canvas_glimpses(
-    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropPlan, glimpse_px: int
+    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropLayout, glimpse_px: int
 ) -> Pixels:
     """Make a glimpse of every candidate, as `glimpses` does but several at a time.
 

@@ -27,7 +27,7 @@ class Extent(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRecord:
+class SampleEntry:
     """Where one sample lies in its shard.
 
     Attributes:
@@ -57,7 +57,7 @@ class SampleRecord:
             position += TAR_BLOCK + size + tar_padding(size)
 
 
-class Samples(Sequence[SampleRecord]):
+class SampleIndex(Sequence[SampleEntry]):
     """A shard's samples in tar order.
 
     They are held by columns, since a million records would take a gigabyte.
@@ -107,7 +107,7 @@ class Samples(Sequence[SampleRecord]):
         )
 
     @classmethod
-    def of(cls, records: Iterable[SampleRecord], suffixes: Sequence[str]) -> "Samples":
+    def of(cls, records: Iterable[SampleEntry], suffixes: Sequence[str]) -> "SampleIndex":
         """Put single records together."""
         rows = tuple(records)
         return cls(
@@ -142,19 +142,19 @@ class Samples(Sequence[SampleRecord]):
         return self._count
 
     @overload
-    def __getitem__(self, index: int) -> SampleRecord: ...
+    def __getitem__(self, index: int) -> SampleEntry: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[SampleRecord, ...]: ...
-    def __getitem__(self, index: int | slice) -> SampleRecord | tuple[SampleRecord, ...]:
+    def __getitem__(self, index: slice) -> tuple[SampleEntry, ...]: ...
+    def __getitem__(self, index: int | slice) -> SampleEntry | tuple[SampleEntry, ...]:
         if isinstance(index, slice):
             return tuple(self._record(row) for row in range(self._count)[index])
         return self._record(range(self._count)[index])
 
-    def __iter__(self) -> Iterator[SampleRecord]:
+    def __iter__(self) -> Iterator[SampleEntry]:
         return (self._record(row) for row in range(self._count))
 
-    def _record(self, row: int) -> SampleRecord:
-        return SampleRecord(
+    def _record(self, row: int) -> SampleEntry:
+        return SampleEntry(
             key=self.key(row),
             label=int(self.labels_N[row]),
             offset=int(self.offsets_N[row]),
@@ -163,7 +163,7 @@ class Samples(Sequence[SampleRecord]):
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Samples) and tuple(self) == tuple(other)
+        return isinstance(other, SampleIndex) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
         return hash(self._keys)
@@ -182,21 +182,21 @@ def _constant(value: int, count: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord:
+class ShardEntry:
     """One finished shard."""
 
     name: str
     split: str
     num_bytes: int
     sha256: str
-    samples: Samples
+    samples: SampleIndex
 
-    def place_of(self, record: SampleRecord) -> str:
+    def place_of(self, record: SampleEntry) -> str:
         """Name the place of one of its samples for an error."""
         return f"{self.name} at offset {record.offset} (sample {record.key})"
 
 
-def shard_to_json(shard: ShardRecord) -> dict[str, Any]:
+def shard_to_json(shard: ShardEntry) -> dict[str, Any]:
     """Lay a shard's record out by columns, which keeps the manifest small."""
     samples = shard.samples
     return {
@@ -235,7 +235,7 @@ class _Fields(msgspec.Struct):
     sizes: dict[str, int | list[int]]
 
 
-def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardRecord:
+def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardEntry:
     """Read what `shard_to_json` gave.
 
     Args:
@@ -247,12 +247,12 @@ def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardRecord
         OverflowError, ValueError: If the fields do not agree with one another.
     """
     fields = msgspec.json.decode(text, type=_Fields)
-    shard = ShardRecord(
+    shard = ShardEntry(
         name=fields.name,
         split=fields.split,
         num_bytes=fields.bytes,
         sha256=fields.sha256,
-        samples=Samples(
+        samples=SampleIndex(
             keys=fields.keys,
             labels=fields.labels,
             offsets=fields.offsets,
@@ -276,7 +276,7 @@ def check_split(name: str) -> None:
         raise ValueError(f"split name {name!r}")
 
 
-def _check_shard(shard: ShardRecord, *, num_samples: int) -> None:
+def _check_shard(shard: ShardEntry, *, num_samples: int) -> None:
     if not _NAME.fullmatch(shard.name):
         raise ValueError(f"shard name {shard.name!r}")
     check_split(shard.split)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.common.checksum import NO_DIGEST, check_seal, seal
+from pipeline.common.checksum import NO_DIGEST, embed_sha256, verify_sha256
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.config import CODECS, LAYOUTS
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropPlan, plan_crops
-from pipeline.format.index import ShardRecord, check_split, shard_from_json, shard_to_json
+from pipeline.format.crops import CropLayout, place_crops
+from pipeline.format.index import ShardEntry, check_split, shard_from_json, shard_to_json
 from pipeline.format.sample import member_suffixes, npy_shapes
 
 FORMAT = "srp-shards/3"
@@ -56,9 +56,9 @@ class DataSpec:
     draft: bool = False
     decoder_library: str = ""
 
-    def plan(self) -> CropPlan:
+    def plan(self) -> CropLayout:
         """Place the candidates."""
-        return plan_crops(self.candidates, canvas_px=self.canvas_size, crop_px=self.crop_size)
+        return place_crops(self.candidates, canvas_px=self.canvas_size, crop_px=self.crop_size)
 
     def pixel_codec(self) -> Codec:
         """Say how canvases are written."""
@@ -93,14 +93,14 @@ class Manifest:
     class_names: tuple[str, ...]
     num_sources: Mapping[str, int]
     rejects: tuple[Reject, ...]
-    shards: tuple[ShardRecord, ...]
+    shards: tuple[ShardEntry, ...]
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, in order."""
         return tuple(self.num_sources)
 
-    def of_split(self, split: str) -> tuple[ShardRecord, ...]:
+    def of_split(self, split: str) -> tuple[ShardEntry, ...]:
         """List a split's shards in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
@@ -161,7 +161,7 @@ def to_json(manifest: Manifest) -> str:
         json.dumps(shard_to_json(shard), separators=(",", ":")) for shard in manifest.shards
     )
     text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
-    return seal(text.encode(), DIGEST).decode()
+    return embed_sha256(text.encode(), DIGEST).decode()
 
 
 class _Format(msgspec.Struct):
@@ -230,7 +230,7 @@ def from_json(text: str | bytes) -> Manifest:
             f"shards must be of the format {FORMAT}; got {version!r}. "
             "Use the version of srp that wrote them, or build them again."
         )
-    check_seal(data, DIGEST, within=_HEAD_BYTES)
+    verify_sha256(data, DIGEST, within=_HEAD_BYTES)
     head = msgspec.json.decode(data, type=_Head)
     spec = head.spec
     _check_spec(spec)
@@ -285,7 +285,7 @@ class _Digests(msgspec.Struct):
     shards: tuple[_Digest, ...]
 
 
-def still_names(folder: Path, shard: ShardRecord) -> bool:
+def still_names(folder: Path, shard: ShardEntry) -> bool:
     """Whether a folder's manifest says of a shard's bytes what it said when it was read.
 
     It does not where the folder was rebuilt or deleted since. One that cannot be read any more

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.common.errors import VerificationError
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 Member = tuple[bytes | memoryview, ...]
 """A member's bytes in parts, so that pixels go to the file without being copied on the way."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.common.errors import VerificationError
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropPlan, original_crops, pad_glimpses
+from pipeline.format.crops import CropLayout, original_crops, pad_glimpses
 from pipeline.format.npy import Member, decode_array, encode_array
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 ORIGINALS = "originals.npy"
 GLIMPSES = "glimpses.npy"
@@ -25,7 +25,7 @@ META = "json"
 _NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
-def member_suffixes(layout: str, plan: CropPlan, codec: Codec) -> tuple[str, ...]:
+def member_suffixes(layout: str, plan: CropLayout, codec: Codec) -> tuple[str, ...]:
     """List a sample's members in the order in which they lie in the tar."""
     if layout == "tensors":
         return (ORIGINALS, GLIMPSES, LABEL, META)
@@ -34,7 +34,7 @@ def member_suffixes(layout: str, plan: CropPlan, codec: Codec) -> tuple[str, ...
 
 
 def npy_shapes(
-    layout: str, plan: CropPlan, codec: Codec, glimpse_px: int
+    layout: str, plan: CropLayout, codec: Codec, glimpse_px: int
 ) -> dict[str, tuple[int, ...]]:
     """Give the shapes of the members that are arrays, by suffix."""
     crop, canvas = plan.crop_px, plan.canvas_px
@@ -103,7 +103,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSpec:
+class PlannedShard:
     """One shard to be written.
 
     Attributes:
@@ -129,7 +129,7 @@ def encode_sample(
     glimpses: Pixels,
     label: int,
     meta: SampleMeta,
-    plan: CropPlan,
+    plan: CropLayout,
     layout: str,
     codec: Codec,
 ) -> dict[str, Member]:
@@ -171,7 +171,7 @@ def decode_sample(
     key: str,
     members: Mapping[str, bytes | memoryview],
     *,
-    plan: CropPlan,
+    plan: CropLayout,
     layout: str,
     codec: Codec,
     glimpse_px: int,
@@ -217,7 +217,7 @@ def decode_sample(
 
 def _decode_crops(
     members: Mapping[str, bytes | memoryview],
-    plan: CropPlan,
+    plan: CropLayout,
     codec: Codec,
     chosen: tuple[int, ...],
     where: str,
@@ -250,7 +250,7 @@ def _decode_meta(fields: dict[str, Any]) -> SampleMeta:
 
 
 def _check_shapes(
-    crops: list[Pixels], small: Pixels, *, plan: CropPlan, glimpse_px: int, where: str
+    crops: list[Pixels], small: Pixels, *, plan: CropLayout, glimpse_px: int, where: str
 ) -> None:
     crop_shape = (3, plan.crop_px, plan.crop_px)
     small_shape = (len(plan), 1, glimpse_px, glimpse_px)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.common.atomic_io import write_file
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 
 TIMM_INFO_NAME = "_info.json"
@@ -42,7 +42,7 @@ def timm_info(manifest: Manifest) -> str:
     return json.dumps({"splits": splits}, indent=1) + "\n"
 
 
-def dali_index(shard: ShardRecord, suffixes: tuple[str, ...]) -> str:
+def dali_index(shard: ShardEntry, suffixes: tuple[str, ...]) -> str:
     """Index one shard for DALI's WebDataset reader.
 
     Source: NVIDIA DALI, `wds2idx`, format v1.2: the version and the number of samples, then a

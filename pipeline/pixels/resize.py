@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+from pipeline.pixels import Pixels
+
 SourceBox = tuple[float, float, float, float]  # left, upper, right, lower, px; as Pillow has them
 Triangle = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.crops import CropPlan, glimpses, original_crops
+from pipeline.format.crops import CropLayout, glimpses, original_crops
 from pipeline.format.npy import NPY_START
 from pipeline.format.sample import GLIMPSES, ORIGINALS, SMALL_GLIMPSES
-from pipeline.pixels.resize import Pixels
-from pipeline.read.reader import IndexedReader, Located
+from pipeline.pixels import Pixels
+from pipeline.read.reader import Located, ShardReader
 from pipeline.read.sampler import Indices
 
 Addresses = NDArray[np.int64]
@@ -28,7 +28,7 @@ _ONE_ROW = np.zeros(1, np.int64)  # a piece of one row has no next one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Content:
+class BatchSpec:
     """What a batch carries of each sample.
 
     Attributes:
@@ -62,10 +62,10 @@ class Arrays(NamedTuple):
     glimpses_BLSS: Pixels | None
 
 
-class Filler:
+class Collator:
     """Fills arrays with samples of one reader. Safe to share among threads."""
 
-    def __init__(self, reader: IndexedReader, content: Content) -> None:
+    def __init__(self, reader: ShardReader, content: BatchSpec) -> None:
         """Look at what the shards hold.
 
         Raises:
@@ -290,7 +290,7 @@ class _Cuts(NamedTuple):
     strides_K: Addresses
 
 
-def _cuts(plan: CropPlan, candidates: tuple[int, ...]) -> _Cuts:
+def _cuts(plan: CropLayout, candidates: tuple[int, ...]) -> _Cuts:
     offsets, strides = [], []
     for candidate in candidates:
         if plan.is_cut(candidate):

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.pixels.resize import Pixels
-from pipeline.read.collate import Arrays, Content, Filler
-from pipeline.read.reader import IndexedReader
+from pipeline.pixels import Pixels
+from pipeline.read.collate import Arrays, BatchSpec, Collator
+from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import Indices
 
 PREFETCH = 2  # batches in flight for each reading thread
@@ -37,13 +37,13 @@ class ArrayBatch(NamedTuple):
     indices_B: Indices
 
 
-class Loader:
+class BatchLoader:
     """Reads batches of one split with threads."""
 
     def __init__(
         self,
-        reader: IndexedReader,
-        content: Content,
+        reader: ShardReader,
+        content: BatchSpec,
         *,
         workers: int,
         allocate: Allocate | None = None,
@@ -60,7 +60,7 @@ class Loader:
             ConfigError: If the shards do not hold what batches should carry.
         """
         self.reader = reader
-        self._filler = Filler(reader, content)
+        self._filler = Collator(reader, content)
         self._workers = workers
         self._allocate = allocate or aligned
         self._spare: list[Arrays] = []

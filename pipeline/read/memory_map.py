@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import still_names
 from pipeline.format.ustar import TAR_END
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 _SPARE_FILES = 64  # file descriptors that the rest of a process may still need
 
@@ -27,7 +27,7 @@ class MappedShards:
     Safe to share among threads, and to send to other processes, which map them anew.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardRecord]) -> None:
+    def __init__(self, folder: Path, shards: Sequence[ShardEntry]) -> None:
         """Check that every shard is there with its full length.
 
         Args:
@@ -100,7 +100,7 @@ class MappedShards:
             return self._maps[number]
 
 
-def check_length(path: str | Path, shard: ShardRecord) -> int:
+def check_length(path: str | Path, shard: ShardEntry) -> int:
     """Check that a shard is there with its full length.
 
     Returns:
@@ -124,7 +124,7 @@ def check_length(path: str | Path, shard: ShardRecord) -> int:
     return found.st_mtime_ns
 
 
-def fix_of(path: str | Path, shard: ShardRecord) -> str:
+def fix_of(path: str | Path, shard: ShardEntry) -> str:
     """Say what helps where a shard's file is not what the manifest that was read says."""
     if still_names(Path(path).parent, shard):
         return "Run the same srp-data build-shards command again to rebuild the shard."
@@ -134,7 +134,7 @@ def fix_of(path: str | Path, shard: ShardRecord) -> str:
     )
 
 
-def _break_of(shard: ShardRecord, size: int) -> str:
+def _break_of(shard: ShardEntry, size: int) -> str:
     """Say where a shard of another length is broken, and in which sample."""
     offset = min(size, shard.num_bytes)
     row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1

@@ -15,7 +15,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.common.errors import VerificationError
-from pipeline.format.index import SampleRecord, ShardRecord
+from pipeline.format.index import SampleEntry, ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.npy import NPY_START, npy_header
 from pipeline.format.sample import LABEL, Sample, decode_sample
@@ -35,14 +35,14 @@ class Located(NamedTuple):
     sizes_MB: NDArray[np.int64]
 
 
-class IndexedReader:
+class ShardReader:
     """Read any sample of some local shards by its index.
 
     Shards are memory-mapped on first use. Safe to share among threads, and to send to other
     processes, which map them anew.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: Iterable[ShardRecord]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> None:
         """Check that every shard is there with its full length.
 
         Args:
@@ -185,7 +185,7 @@ class IndexedReader:
                 f"a sample's index must be at least 0 and below {len(self)}; got {index}."
             )
 
-    def _record(self, index: int) -> tuple[int, SampleRecord]:
+    def _record(self, index: int) -> tuple[int, SampleEntry]:
         """Find a sample's shard and record.
 
         Raises:
@@ -196,7 +196,7 @@ class IndexedReader:
         samples = self._shards[number].samples
         return number, samples[index - int(self._ends_S[number]) + len(samples)]
 
-    def _check(self, number: int, record: SampleRecord) -> memoryview:
+    def _check(self, number: int, record: SampleEntry) -> memoryview:
         """Give a sample's stretch of the tar if it is what the manifest says.
 
         The tar's own headers are compared as well, since other readers go by them.
@@ -218,7 +218,7 @@ class IndexedReader:
             )
         return data
 
-    def _check_members(self, number: int, record: SampleRecord) -> None:
+    def _check_members(self, number: int, record: SampleEntry) -> None:
         """Check one sample so that its arrays need no look at their headers any more."""
         data = self._check(number, record)
         at = self._shards[number].place_of(record)

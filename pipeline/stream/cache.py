@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.common.atomic_io import whole_file
+from pipeline.common.atomic_io import atomic_write
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 
 _POLL_S = 0.1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,7 +47,7 @@ class ShardCache:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"the cache must be a folder; got the file {self.folder}. Move it.")
 
-    def path_of(self, shard: ShardRecord) -> Path:
+    def path_of(self, shard: ShardEntry) -> Path:
         """Say where a shard is kept.
 
         Raises:
@@ -61,7 +61,7 @@ class ShardCache:
         return self.folder / f"{shard.sha256}.tar"
 
     def open(
-        self, shard: ShardRecord, *, fetch: Fetch, address: str, stop: threading.Event
+        self, shard: ShardEntry, *, fetch: Fetch, address: str, stop: threading.Event
     ) -> BinaryIO:
         """Open a shard; fetch it first if it is not there with its full length.
 
@@ -89,12 +89,12 @@ class ShardCache:
                 self._fetch(path, shard, fetch, address)
         return file
 
-    def _fetch(self, path: Path, shard: ShardRecord, fetch: Fetch, address: str) -> None:
+    def _fetch(self, path: Path, shard: ShardEntry, fetch: Fetch, address: str) -> None:
         for left in self.folder.glob(f".{path.name}.*.partial"):  # whoever wrote it was killed
             left.unlink(missing_ok=True)
         digest = hashlib.sha256()
         with (
-            whole_file(path, num_bytes=shard.num_bytes) as file,
+            atomic_write(path, num_bytes=shard.num_bytes) as file,
             contextlib.closing(fetch()) as chunks,
         ):
             for chunk in chunks:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Part:
 class Piece(NamedTuple):
     """Samples `first` to `stop`, exclusive, of one shard."""
 
-    shard: ShardRecord
+    shard: ShardEntry
     first: int
     stop: int
 
@@ -69,7 +69,7 @@ def _stretch(start: int, stop: int, index: int, count: int) -> tuple[int, int]:
     return start + length * index // count, start + length * (index + 1) // count
 
 
-def cut_pieces(shards: Sequence[ShardRecord], share: range) -> Iterator[Piece]:
+def cut_pieces(shards: Sequence[ShardEntry], share: range) -> Iterator[Piece]:
     """Find the shards that hold a share of the samples, and what of each is meant."""
     position = 0
     for shard in shards:

@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
 from pipeline.stream.address import RemoteFolder, parse_address
@@ -61,7 +61,7 @@ class Store(Protocol):
             FileNotFoundError: If there is none.
         """
 
-    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+    def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
         """Open a shard for reading from an offset on; give up once `stop` is set."""
 
 
@@ -112,7 +112,7 @@ class LocalStore:
         with (self.folder / name).open("rb") as file:
             return file.read(at_most + 1)
 
-    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+    def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
         """Open a shard; a local file needs no giving up.
 
         Raises:
@@ -181,7 +181,7 @@ class RemoteStore:
             file.close()
         return bytes(data)
 
-    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+    def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
         """Open a shard in the cache, or at the store if there is none.
 
         Raises:
@@ -203,7 +203,7 @@ class RemoteStore:
         return _RemoteSource(remote)
 
     def _open_kept(
-        self, cache: ShardCache, shard: ShardRecord, *, start: int, stop: threading.Event
+        self, cache: ShardCache, shard: ShardEntry, *, start: int, stop: threading.Event
     ) -> Source:
         def fetch() -> Generator[bytes, None, None]:
             with closing(self._file_of(shard, start=0, stop=stop)) as remote:
@@ -213,7 +213,7 @@ class RemoteStore:
         file.seek(start)
         return _KeptSource(file, cache.path_of(shard))
 
-    def _file_of(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> RemoteFile:
+    def _file_of(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> RemoteFile:
         return RemoteFile(
             self.folder, shard.name, num_bytes=shard.num_bytes, start=start, stop=stop
         )
@@ -226,7 +226,7 @@ def _damaged(place: str, what: str) -> VerificationError:
 class _LocalSource:
     """A shard of a local folder; one that is replaced meanwhile is read to its end all the same."""
 
-    def __init__(self, file: BinaryIO, path: Path, shard: ShardRecord) -> None:
+    def __init__(self, file: BinaryIO, path: Path, shard: ShardEntry) -> None:
         self.place = str(path)
         self._file = file
         self._shard = shard

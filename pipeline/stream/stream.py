@@ -20,7 +20,7 @@ import numpy as np
 from isal import isal_zlib
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.index import SampleRecord
+from pipeline.format.index import SampleEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample, decode_sample
 from pipeline.format.ustar import TAR_BLOCK, TAR_END, is_tar_header
@@ -186,7 +186,7 @@ def read_exactly(source: Source, num_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _has_members(data: bytes, record: SampleRecord, suffixes: tuple[str, ...]) -> bool:
+def _has_members(data: bytes, record: SampleEntry, suffixes: tuple[str, ...]) -> bool:
     """Whether the headers are those of the sample's members, in order, and of nothing else."""
     for suffix, extent in zip(suffixes, record.extents(), strict=True):
         header = extent.offset - record.offset - TAR_BLOCK

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.common.atomic_io import write_file
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 
 FILE_NAME = ".verified.json"
 
@@ -26,7 +26,7 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def stamp(folder: Path, shard: ShardRecord) -> Stamp | None:
+def stamp(folder: Path, shard: ShardEntry) -> Stamp | None:
     """Look at a shard's file without reading it; None where it is missing."""
     try:
         found = (folder / shard.name).stat()

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pipeline.build.shard_writer import sha256_of
 from pipeline.common.errors import DownloadError, VerificationError
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
 from pipeline.format.sidecars import sidecars
 from pipeline.format.ustar import TAR_END
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 from pipeline.stream.store import LocalStore, Source, Store, open_store
 from pipeline.stream.stream import SampleStream, read_exactly
 from pipeline.verify.verified import load_stamps, save_stamps, stamp
@@ -175,11 +175,11 @@ def _verify_shard(store: Store, manifest: Manifest, num_done: list[int], index: 
 
 
 def _open_shard(
-    store: Store, manifest: Manifest, shard: ShardRecord
+    store: Store, manifest: Manifest, shard: ShardEntry
 ) -> tuple[Iterator[Sample], Callable[[], str]]:
     """Give a shard's samples, and its sha256 once they were read."""
     if isinstance(store, LocalStore):
-        reader = IndexedReader(store.folder, manifest, [shard])
+        reader = ShardReader(store.folder, manifest, [shard])
         samples = map(reader.read, range(len(reader)))
         return samples, partial(sha256_of, store.folder / shard.name)
     hashed = _HashedStore(store)
@@ -191,7 +191,7 @@ def _open_shard(
     return stream.samples(), hashed.digest.hexdigest
 
 
-def _read_end(store: Store, shard: ShardRecord) -> None:
+def _read_end(store: Store, shard: ShardEntry) -> None:
     """Read a shard whose images were all rejected, which no stream opens: a tar's end alone."""
     with closing(store.open(shard, start=0, stop=threading.Event())) as source:
         read_exactly(source, len(TAR_END) + 1)
@@ -208,7 +208,7 @@ class _HashedStore:
         self.digest = hashlib.sha256()
         self._store = store
 
-    def open(self, shard: ShardRecord, *, start: int, stop: threading.Event) -> Source:
+    def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
         return _HashedSource(self._store.open(shard, start=start, stop=stop), self.digest.update)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline.common.errors import ConfigError, DivergedError
-from pipeline.format.index import Samples
+from pipeline.format.index import SampleIndex
 from training.audit.headroom import Headroom, headroom
 from training.choose.fit_proposer import fill_fold
 from training.choose.out_of_fold import distilled_config, fit_and_choose
@@ -40,7 +40,7 @@ def limited(shards: Shards, limit: int) -> Shards:
     for shard in shards.manifest.shards:
         samples = shard.samples
         if left[shard.split] < len(samples):
-            samples = Samples.of(samples[: left[shard.split]], samples.suffixes)
+            samples = SampleIndex.of(samples[: left[shard.split]], samples.suffixes)
         left[shard.split] -= len(samples)
         if len(samples):
             kept.append(replace(shard, samples=samples))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.format.crops import Box, CropPlan
+from pipeline.format.crops import Box, CropLayout
 from training.data.shards import Batch
 
 
@@ -49,7 +49,7 @@ def draw(
     return Draws(chances < hflip, torch.rand(num_samples, generator=generator) < vflip, shifts)
 
 
-def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> Mirrored:
+def mirrored_candidates(plan: CropLayout, candidates: tuple[int, ...]) -> Mirrored:
     """Find, for each candidate, the one that lies where it would be in a mirrored image.
 
     A candidate whose counterpart is not among the chosen ones keeps its place on axis K, though
@@ -66,7 +66,7 @@ def mirrored_candidates(plan: CropPlan, candidates: tuple[int, ...]) -> Mirrored
 
 
 def mirrored_boxes(
-    plan: CropPlan, candidates: tuple[int, ...]
+    plan: CropLayout, candidates: tuple[int, ...]
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """Say where the crops lie that `mirror` puts on axis K, for each of the four `Draws.ways_B`.
 
@@ -93,7 +93,7 @@ def _reflected(box: Box, way: int, side: int) -> Box:
     return box
 
 
-def cut(batch: Batch, plan: CropPlan, candidates: tuple[int, ...]) -> tuple[Tensor, ...]:
+def cut(batch: Batch, plan: CropLayout, candidates: tuple[int, ...]) -> tuple[Tensor, ...]:
     """View the crops of a batch, each uint8 `(B, H, W, 3)`; nothing is copied.
 
     Args:

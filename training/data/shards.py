@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest as manifests
-from pipeline.format.crops import CropPlan
+from pipeline.format.crops import CropLayout
 from pipeline.format.manifest import Manifest
-from pipeline.pixels.resize import Pixels
-from pipeline.read.collate import Content
-from pipeline.read.loader import ArrayBatch, Loader
-from pipeline.read.reader import IndexedReader
+from pipeline.pixels import Pixels
+from pipeline.read.collate import BatchSpec
+from pipeline.read.loader import ArrayBatch, BatchLoader
+from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import Indices, steps_per_epoch, training_batches
 
 
@@ -61,17 +61,17 @@ class Shards:
         return cls(folder=folder, manifest=manifests.load(folder))
 
     @property
-    def plan(self) -> CropPlan:
+    def plan(self) -> CropLayout:
         """The candidates that the shards hold."""
         return self.manifest.spec.plan()
 
-    def reader(self, split: str) -> IndexedReader:
+    def reader(self, split: str) -> ShardReader:
         """Open one split.
 
         Raises:
             ConfigError: If it holds no sample.
         """
-        reader = IndexedReader(self.folder, self.manifest, self.manifest.of_split(split))
+        reader = ShardReader(self.folder, self.manifest, self.manifest.of_split(split))
         if not len(reader):
             raise ConfigError(
                 f"a split must hold samples; got 0 in {split} of {self.folder}. "
@@ -84,7 +84,7 @@ class BatchReader:
     """Reads batches of one split onto a device."""
 
     def __init__(
-        self, reader: IndexedReader, content: Content, *, workers: int, device: torch.device
+        self, reader: ShardReader, content: BatchSpec, *, workers: int, device: torch.device
     ) -> None:
         """Open a split.
 
@@ -100,7 +100,7 @@ class BatchReader:
         self.reader = reader
         self._device = device
         allocate = _pinned if device.type == "cuda" else None
-        self._loader = Loader(reader, content, workers=workers, allocate=allocate)
+        self._loader = BatchLoader(reader, content, workers=workers, allocate=allocate)
 
     def batches(self, index_batches: Collection[Indices]) -> Iterator[Batch]:
         """Read batches of the given samples, in the given order, some ahead of their use."""
@@ -245,7 +245,7 @@ class ShardDataset(Dataset[Example]):
     Every sample is checked each time it is read. `TrainingBatches` is several times as fast.
     """
 
-    def __init__(self, reader: IndexedReader, *, candidates: tuple[int, ...] | None = None) -> None:
+    def __init__(self, reader: ShardReader, *, candidates: tuple[int, ...] | None = None) -> None:
         """Open a split.
 
         Args:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import CropPlan
+from pipeline.format.crops import CropLayout
 from training.config import TrainConfig
 from training.data import augment
 from training.model import estimators
@@ -35,7 +35,7 @@ class SelectiveClassifier(nn.Module):
     """Looks at glimpses, chooses a crop, classifies it."""
 
     def __init__(
-        self, config: TrainConfig, *, plan: CropPlan, num_classes: int, glimpse_px: int
+        self, config: TrainConfig, *, plan: CropLayout, num_classes: int, glimpse_px: int
     ) -> None:
         """Build the networks.
 
@@ -165,7 +165,7 @@ class SelectiveClassifier(nn.Module):
         return torch.full_like(noise_BK[:, 0], self.names.index(name), dtype=torch.int64)
 
 
-def candidate_indices(config: TrainConfig, plan: CropPlan) -> tuple[int, ...]:
+def candidate_indices(config: TrainConfig, plan: CropLayout) -> tuple[int, ...]:
     """Find which of the shards' candidates a run reads.
 
     Raises:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import FULL, CropPlan
+from pipeline.format.crops import FULL, CropLayout
 from training.config import TrainConfig
 from training.data.augment import mirrored_boxes
 
@@ -235,7 +235,9 @@ def _convolutions(
     return nn.Sequential(*layers)
 
 
-def looked_at(config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...]) -> tuple[int, ...]:
+def looked_at(
+    config: TrainConfig, plan: CropLayout, candidates: tuple[int, ...]
+) -> tuple[int, ...]:
     """Find the candidates whose glimpses a run's proposer reads, none where there is no proposer.
 
     Raises:
@@ -277,7 +279,7 @@ def _check_cells(channels: tuple[int, ...], glimpse_px: int) -> None:
 
 
 def make_proposer(
-    config: TrainConfig, plan: CropPlan, candidates: tuple[int, ...], *, glimpse_px: int
+    config: TrainConfig, plan: CropLayout, candidates: tuple[int, ...], *, glimpse_px: int
 ) -> Proposer:
     """Build the proposer that `--proposer` names.
 

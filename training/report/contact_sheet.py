@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.format.crops import CropPlan
-from pipeline.pixels.resize import Pixels
-from pipeline.read.reader import IndexedReader
+from pipeline.format.crops import CropLayout
+from pipeline.pixels import Pixels
+from pipeline.read.reader import ShardReader
 from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.report.html import data_uri
@@ -109,7 +109,7 @@ def drawn_rows(num_samples: int, num_rows: int) -> list[int]:
 
 
 def _row(
-    reader: IndexedReader,
+    reader: ShardReader,
     index: int,
     shards: Shards,
     *,
@@ -142,7 +142,7 @@ def _row(
     )  # fmt: skip
 
 
-def _canvas(crops: Sequence[Pixels], plan: CropPlan) -> Image.Image:
+def _canvas(crops: Sequence[Pixels], plan: CropLayout) -> Image.Image:
     """Put the canvas together again: resized candidates first, what was cut from it over them."""
     canvas = Image.new("RGB", (plan.canvas_px, plan.canvas_px), UNSEEN)
     for k in sorted(range(len(plan)), key=plan.is_cut):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pipeline.common.checksum import NO_DIGEST, check_seal, read_seal, seal
+from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.manifest import DataSpec, Manifest
 from training.config import TrainConfig, changed_options, config_from_json, config_to_json
@@ -76,7 +76,7 @@ def pack_checkpoint(
     }
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"srp": json.dumps(fields), DIGEST: NO_DIGEST}
-    return seal(save(contiguous, metadata=metadata), DIGEST)
+    return embed_sha256(save(contiguous, metadata=metadata), DIGEST)
 
 
 def digest_of(path: Path) -> str:
@@ -87,7 +87,7 @@ def digest_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            return read_seal(file.read(min(length, path.stat().st_size)), DIGEST)
+            return read_sha256(file.read(min(length, path.stat().st_size)), DIGEST)
     except FileNotFoundError:
         return ""
 
@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         data = path.read_bytes()
         header_bytes = 8 + int.from_bytes(data[:8], "little")  # as the format has it
-        check_seal(data, DIGEST, within=header_bytes)
+        verify_sha256(data, DIGEST, within=header_bytes)
         tensors = load(data)  # which finds a header that does not fit the file
         metadata = json.loads(data[8:header_bytes])["__metadata__"]
         fields: dict[str, Any] = json.loads(metadata["srp"])

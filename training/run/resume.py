@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from pipeline.common.atomic_io import named_output, require_folder, write_file
-from pipeline.common.checksum import read_seal
+from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError, EveryRankError
-from pipeline.common.file_lock import held
+from pipeline.common.file_lock import folder_lock
 from training.config import DISTILLED, TRAINED, TrainConfig, changed_options
 from training.data.shards import Shards
 from training.run.checkpoint import (
@@ -84,7 +84,7 @@ def held_run(paths: RunPaths, process: Process, *, option: str = "--output") -> 
 def _held(paths: RunPaths, option: str) -> Iterator[None]:
     is_new = not paths.folder.exists()
     require_folder(paths.folder, option)
-    with held(
+    with folder_lock(
         paths.folder, paths.holder, rule="a run must have one trainer at a time",
         fix="Wait for it to end, or name another --experiment or --output.",
     ):  # fmt: skip
@@ -223,6 +223,6 @@ def _name(
 ) -> RunRecord:
     """Name the checkpoints that are about to be written, and those that lie there until then."""
     there = {path: digest_of(path) for path in (paths.last, paths.best)}
-    new = there | dict.fromkeys(written, read_seal(data, DIGEST))
+    new = there | dict.fromkeys(written, read_sha256(data, DIGEST))
     before = tuple(sorted({*there.values()} - {*new.values(), ""}))
     return replace(record, last=new[paths.last], best=new[paths.best], before=before)

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import CropPlan
-from pipeline.read.collate import Content
+from pipeline.format.crops import CropLayout
+from pipeline.read.collate import BatchSpec
 from pipeline.read.sampler import Indices
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
@@ -51,7 +51,7 @@ class Trainer:
     trained: tuple[nn.Parameter, ...]
     scheduler: LRScheduler
     batches: TrainingBatches
-    plan: CropPlan
+    plan: CropLayout
     counterparts: Mirrored
     looked_counterparts: Mirrored
     steps: int
@@ -130,7 +130,7 @@ def batch_reader(
     config: TrainConfig, shards: Shards, model: SelectiveClassifier, split: str, process: Process
 ) -> BatchReader:
     """Open one split for what the model looks at."""
-    content = Content(
+    content = BatchSpec(
         candidates=model.candidates,
         looked_at=model.looked_at,
         glimpse_px=glimpse_side(config, shards) if config.selects else None,

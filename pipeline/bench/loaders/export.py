@@ -10,9 +10,9 @@ import numpy as np
 from pipeline.bench.loaders.protocol import Batch, Images, digests
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.format.manifest import Manifest
-from pipeline.read.collate import Content
-from pipeline.read.loader import Loader
-from pipeline.read.reader import IndexedReader
+from pipeline.read.collate import BatchSpec
+from pipeline.read.loader import BatchLoader
+from pipeline.read.reader import ShardReader
 from pipeline.sources.folder import Progress, open_source
 
 SPLIT = "train"
@@ -63,9 +63,9 @@ def export_images(
     side, small_px, num_crops = spec.canvas_size, spec.glimpse_size, len(spec.plan())
     canvases = _new_array(out / "canvases.npy", (num_images, side, side, 3))
     glimpses = _new_array(out / "glimpses.npy", (num_images, num_crops, 1, small_px, small_px))
-    reader = IndexedReader(folder, manifest, manifest.of_split(SPLIT))
-    content = Content(candidates=tuple(range(num_crops)), glimpse_px=small_px, crops=False)
-    for batch in Loader(reader, content, workers=1).batches(np.arange(num_images)[:, None]):
+    reader = ShardReader(folder, manifest, manifest.of_split(SPLIT))
+    content = BatchSpec(candidates=tuple(range(num_crops)), glimpse_px=small_px, crops=False)
+    for batch in BatchLoader(reader, content, workers=1).batches(np.arange(num_images)[:, None]):
         index = int(batch.indices_B[0])
         on_progress("reading shards", index, num_images)
         canvases[index] = np.asarray(batch.arrays.canvases_BCC3)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec
-from pipeline.format.crops import original_crops, pad_glimpses, plan_crops
-from pipeline.pixels.resize import Pixels
+from pipeline.format.crops import original_crops, pad_glimpses, place_crops
+from pipeline.pixels import Pixels
 
 torch = pytest.importorskip("torch", reason="the predecessor ran on torch, which is not in here")
 pytest.importorskip("torchvision", reason="the predecessor ran on torchvision, which is not here")
@@ -27,7 +27,7 @@ def _own_threads() -> Iterator[None]:
 
 def spec_of(sizes: tuple[int, int, int]) -> ViewSpec:
     canvas_px, crop_px, glimpse_px = sizes
-    plan = plan_crops("five", canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops("five", canvas_px=canvas_px, crop_px=crop_px)
     return ViewSpec(plan=plan, glimpse_px=glimpse_px, exif=True, max_pixels=10**8)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline.bench import results
 from pipeline.bench.results import Contender, Difference, Row
 from pipeline.common.cpus import num_usable
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels
 
 NONE = Difference(mean=0.0, p999=0, largest=0)
 

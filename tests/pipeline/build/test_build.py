@@ -13,7 +13,7 @@ from pipeline.common.errors import ConfigError, RejectsError, SourceError
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 
 SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}
 
@@ -29,7 +29,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def samples(folder: Path, manifest: Manifest) -> dict[str, Sample]:
     """Every sample of a folder, by the path of its source."""
-    reader = IndexedReader(folder, manifest, manifest.shards)
+    reader = ShardReader(folder, manifest, manifest.shards)
     read = [reader.read(index) for index in range(len(reader))]
     assert len({sample.meta.path for sample in read}) == len(read)
     return {sample.meta.path: sample for sample in read}

@@ -18,7 +18,7 @@ from pipeline.build.planning import (
 from pipeline.common.errors import SourceError
 from pipeline.config import CANDIDATE_SETS, CODECS, LAYOUTS
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from pipeline.format.sample import member_suffixes
 from pipeline.format.ustar import tar_header
 
@@ -36,7 +36,7 @@ SUFFIXES = {
     for layout in LAYOUTS
     for codec in CODECS
     for suffix in member_suffixes(
-        layout, plan_crops("full+five", canvas_px=3, crop_px=2), Codec(codec)
+        layout, place_crops("full+five", canvas_px=3, crop_px=2), Codec(codec)
     )
 }
 
@@ -143,7 +143,7 @@ def test_a_shard_keeps_below_its_size(
     canvas_px: int, layout: str, candidates: str, shard_mib: int
 ) -> None:
     crop_px, glimpse_px = canvas_px // 2 + 1, canvas_px // 4
-    plan = plan_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
     num_bytes = sample_bytes(plan, layout=layout, codec=Codec(), glimpse_px=glimpse_px)
     count = samples_per_shard(num_bytes, shard_mib=shard_mib)
     if layout == "tensors":
@@ -157,7 +157,7 @@ def test_a_shard_keeps_below_its_size(
 
 
 def test_what_a_codec_saves_goes_into_more_samples() -> None:
-    plan = plan_crops("five", canvas_px=336, crop_px=224)
+    plan = place_crops("five", canvas_px=336, crop_px=224)
     counts = {
         name: samples_per_shard(
             sample_bytes(plan, layout="canvas", codec=Codec(name), glimpse_px=64), shard_mib=128

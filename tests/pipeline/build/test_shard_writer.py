@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.build.shard_writer import SMALL, EncodedSample, sha256_of, write_shard
-from pipeline.format.sample import ShardSpec
+from pipeline.format.sample import PlannedShard
 
-SPEC = ShardSpec(split="train", index=3, keys=("a", "c/b", "d"))
+SPEC = PlannedShard(split="train", index=3, keys=("a", "c/b", "d"))
 SAMPLES = [
     EncodedSample("a", 0, {"x.npy": (b"head", memoryview(b"x" * 700)), "cls": (b"0",)}),
     EncodedSample("c/b", 1, {"x.npy": (b"",), "cls": (b"1",)}),

@@ -10,7 +10,7 @@ from pipeline.build.worker import Task, write_one
 from pipeline.config import BuildConfig
 from pipeline.decode import Backend
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.format.sample import ShardSpec
+from pipeline.format.sample import PlannedShard
 from pipeline.sources.image import SourceImage
 
 
@@ -39,7 +39,7 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
     keys = tuple(f"cat/{number}" for number in range(5))
     return Task(
         tmp_path, tmp_path, spec, view_spec(config), Backend(decoder="pillow"),
-        ShardSpec(split="train", index=0, keys=keys), tuple(images), ("cat",), 0,
+        PlannedShard(split="train", index=0, keys=keys), tuple(images), ("cat",), 0,
     )  # fmt: skip
 
 

@@ -8,14 +8,14 @@ from PIL import Image
 from pipeline.cli.contact_sheet import MARGIN_PX, TEXT_PX, TILE_PX, draw_sheet
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest as manifests
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 
 
 def test_a_sheet_shows_each_samples_crops_and_padded_glimpses(shards: Path, tmp_path: Path) -> None:
     draw_sheet(shards, tmp_path / "sheet.png", split="val", rows=2, seed=0)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     manifest = manifests.load(shards)
-    reader = IndexedReader(shards, manifest, manifest.of_split("val"))
+    reader = ShardReader(shards, manifest, manifest.of_split("val"))
     first = reader.read(int(np.random.default_rng(0).permutation(9)[0]))
     top = 2 * TEXT_PX + MARGIN_PX
     for column in range(6):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.atomic_io import named_errors, remove_partials, whole_file, write_file
+from pipeline.common.atomic_io import atomic_write, named_errors, remove_partials, write_file
 
 
 def test_a_file_appears_with_all_its_bytes_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_failure_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> Non
     write_file(tmp_path / "a", b"old")
 
     def fail() -> None:
-        with whole_file(tmp_path / "a") as file:
+        with atomic_write(tmp_path / "a") as file:
             file.write(b"half of the ne")
             assert (tmp_path / "a").read_bytes() == b"old"
             raise KeyboardInterrupt

@@ -5,23 +5,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.common.checksum import NO_DIGEST, check_seal, seal
+from pipeline.common.checksum import NO_DIGEST, embed_sha256, verify_sha256
 
 
 def sealed(rest: str) -> bytes:
-    return seal(json.dumps({"digest": NO_DIGEST, "rest": rest}).encode(), "digest")
+    return embed_sha256(json.dumps({"digest": NO_DIGEST, "rest": rest}).encode(), "digest")
 
 
 @given(rest=st.text(), data=st.data())
 def test_a_sealed_file_passes_and_no_flipped_bit_does(rest: str, data: st.DataObject) -> None:
     whole = sealed(rest)
-    check_seal(whole, "digest", within=len(whole))
+    verify_sha256(whole, "digest", within=len(whole))
     position = data.draw(st.integers(0, len(whole) - 1))
     bit = 1 << data.draw(st.integers(0, 7))
     flipped = whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :]
     if b"digest" in flipped[:20]:  # else it is a file that never had one
         with pytest.raises(ValueError, match="SHA-256"):
-            check_seal(flipped, "digest", within=len(flipped))
+            verify_sha256(flipped, "digest", within=len(flipped))
 
 
 def test_the_digest_is_that_of_the_file_with_zeros_in_its_place() -> None:
@@ -33,8 +33,8 @@ def test_the_digest_is_that_of_the_file_with_zeros_in_its_place() -> None:
 
 
 def test_a_file_without_a_digest_where_it_should_lie_passes() -> None:
-    check_seal(b'{"rest": 1}', "digest", within=100)
+    verify_sha256(b'{"rest": 1}', "digest", within=100)
     damaged = sealed("x").replace(b"x", b"y")
-    check_seal(b"{}" + damaged, "digest", within=2)
+    verify_sha256(b"{}" + damaged, "digest", within=2)
     with pytest.raises(ValueError, match="a SHA-256 of"):
-        check_seal(damaged, "digest", within=len(damaged))
+        verify_sha256(damaged, "digest", within=len(damaged))

@@ -17,7 +17,7 @@ from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec, own_process
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from pipeline.pixels.resize import edge_weight
 
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
@@ -90,7 +90,7 @@ def spec_of(
     max_pixels: int = 10**6,
 ) -> ViewSpec:
     canvas_px, crop_px, glimpse_px = sizes_px
-    plan = plan_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
     return ViewSpec(plan=plan, glimpse_px=glimpse_px, exif=exif, max_pixels=max_pixels)
 
 

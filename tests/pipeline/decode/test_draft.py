@@ -13,15 +13,15 @@ from PIL import Image
 from pipeline.common.errors import ImageError
 from pipeline.decode.pillow import DRAFT_CANVASES, PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec
-from pipeline.format.crops import plan_crops
-from pipeline.pixels.resize import Pixels
+from pipeline.format.crops import place_crops
+from pipeline.pixels import Pixels
 
 CANVAS_PX = 168
 # libjpeg halves a photo if what is left is still DRAFT_CANVASES canvases wide and high.
 HALVED_PX = 2 * DRAFT_CANVASES * CANVAS_PX
 
 EXACT = ViewSpec(
-    plan=plan_crops("full+five", canvas_px=CANVAS_PX, crop_px=112),
+    plan=place_crops("full+five", canvas_px=CANVAS_PX, crop_px=112),
     glimpse_px=32,
     exif=True,
     max_pixels=2 * 10**7,

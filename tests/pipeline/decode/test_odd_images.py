@@ -19,7 +19,7 @@ from PIL import Image, features
 from pipeline.common.errors import ImageError
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.rules import FORMATS, Views, ViewSpec, own_process
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 
 MAX_PIXELS = 1_000_000
 RED, BLUE, PINK = (250, 0, 0), (0, 0, 250), (200, 40, 90)
@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 }  # fmt: skip
 
 
-PLAN = plan_crops("five", canvas_px=16, crop_px=16)
+PLAN = place_crops("five", canvas_px=16, crop_px=16)
 SPEC = ViewSpec(plan=PLAN, glimpse_px=1, exif=True, max_pixels=MAX_PIXELS)
 
 
@@ -234,12 +234,12 @@ import io, re, resource, sys
 from pathlib import Path
 from PIL import Image
 from pipeline.decode import Backend, open_decoder
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from pipeline.decode.rules import ViewSpec, own_process
 from pipeline.common.errors import ImageError
 own = own_process()
 own.__enter__()
-plan = plan_crops("five", canvas_px=16, crop_px=16)
+plan = place_crops("five", canvas_px=16, crop_px=16)
 spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=100_000_000)
 decoder = open_decoder(Backend(decoder="pillow"), spec)
 def decode(data):

@@ -17,7 +17,7 @@ from PIL import __version__ as pillow_version
 from pipeline.common.errors import ImageError
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec, opened, own_process
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 
 SIDE = 8
 
@@ -30,7 +30,7 @@ def decode(
     draft: bool = False,
     canvas_px: int = SIDE,
 ) -> Views:
-    plan = plan_crops("five", canvas_px=canvas_px, crop_px=canvas_px)
+    plan = place_crops("five", canvas_px=canvas_px, crop_px=canvas_px)
     spec = ViewSpec(plan=plan, glimpse_px=1, exif=exif, max_pixels=max_pixels, draft=draft)
     with own_process():
         (views,) = PillowDecoder(spec).decode([data])
@@ -169,7 +169,7 @@ def test_pillows_guard_is_the_processs_own_but_where_it_is_ours(jpeg: Any) -> No
     assert guard
     decode(jpeg(4))
     assert guard == Image.MAX_IMAGE_PIXELS
-    plan = plan_crops("five", canvas_px=8, crop_px=8)
+    plan = place_crops("five", canvas_px=8, crop_px=8)
     decoder = PillowDecoder(ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=10**9))
     assert guard == Image.MAX_IMAGE_PIXELS
     list(decoder.decode([jpeg(4)]))
@@ -269,7 +269,7 @@ def test_the_first_picture_of_a_cameras_mpo_counts() -> None:
 
 
 def test_the_decoders_name_tells_which_libraries_decide_the_pixels() -> None:
-    plan = plan_crops("five", canvas_px=8, crop_px=8)
+    plan = place_crops("five", canvas_px=8, crop_px=8)
     spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=1)
     name = PillowDecoder(spec).library
     simd = "-simd" if ".post" in pillow_version else ""

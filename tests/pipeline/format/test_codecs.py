@@ -22,8 +22,7 @@ from pipeline.config import CODECS, JPEG_SUBSAMPLINGS
 from pipeline.format import codecs
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import npy_header
-from pipeline.pixels import kernels
-from pipeline.pixels.resize import Pixels
+from pipeline.pixels import Pixels, kernels
 
 REPO = Path(__file__).resolve().parents[3]
 

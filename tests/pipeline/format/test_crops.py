@@ -12,20 +12,20 @@ from pipeline.config import CANDIDATE_SETS
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec
 from pipeline.format import crops
-from pipeline.format.crops import Box, CropPlan, plan_crops
-from pipeline.pixels.resize import Pixels
+from pipeline.format.crops import Box, CropLayout, place_crops
+from pipeline.pixels import Pixels
 
 SIZES = [(336, 224, 64), (168, 112, 21), (97, 64, 33), (75, 60, 60), (50, 50, 1)]
 
 
-def decode(data: bytes, plan: CropPlan) -> Views:
+def decode(data: bytes, plan: CropLayout) -> Views:
     spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=10**8)
     (views,) = PillowDecoder(spec).decode([data])
     assert isinstance(views, Views)
     return views
 
 
-def cut(canvas: Pixels, plan: CropPlan, *, glimpse_px: int) -> tuple[Pixels, Pixels]:
+def cut(canvas: Pixels, plan: CropLayout, *, glimpse_px: int) -> tuple[Pixels, Pixels]:
     """Originals `(K, 3, c, c)` and padded glimpses `(K, 1, c, c)`."""
     resized = crops.resized_crops(canvas, plan)
     views = crops.original_crops(canvas, resized, plan, range(len(plan)))
@@ -37,7 +37,7 @@ def assert_equal_to_torchvision(data: bytes, reference: Any, sizes: tuple[int, i
     canvas_px, crop_px, glimpse_px = sizes
     image = Image.open(io.BytesIO(data)).convert("RGB")
     expected = reference(image, canvas_size=canvas_px, crop_size=crop_px, glimpse_size=glimpse_px)
-    plan = plan_crops("five", canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops("five", canvas_px=canvas_px, crop_px=crop_px)
     got = cut(decode(data, plan).canvas, plan, glimpse_px=glimpse_px)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -68,7 +68,7 @@ def test_every_size_gives_torchvisions_five_crops(
     crop_px = data.draw(st.integers(1, canvas_px))
     glimpse_px = data.draw(st.integers(1, crop_px))
     canvas = np.random.default_rng(canvas_px).integers(0, 256, (canvas_px, canvas_px, 3), np.uint8)
-    plan = plan_crops("five", canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops("five", canvas_px=canvas_px, crop_px=crop_px)
     expected = torchvision_views(
         Image.fromarray(canvas), canvas_size=canvas_px, crop_size=crop_px, glimpse_size=glimpse_px
     )
@@ -77,11 +77,11 @@ def test_every_size_gives_torchvisions_five_crops(
 
 
 def test_the_whole_image_comes_first_and_the_others_stay_what_they_were(jpeg: Any) -> None:
-    whole_and_five = plan_crops("full+five", canvas_px=168, crop_px=112)
+    whole_and_five = place_crops("full+five", canvas_px=168, crop_px=112)
     assert whole_and_five.names[0] == "full"
     canvas = decode(jpeg(1, width=300, height=200), whole_and_five).canvas
     originals, _ = cut(canvas, whole_and_five, glimpse_px=32)
-    five, _ = cut(canvas, plan_crops("five", canvas_px=168, crop_px=112), glimpse_px=32)
+    five, _ = cut(canvas, place_crops("five", canvas_px=168, crop_px=112), glimpse_px=32)
     np.testing.assert_array_equal(originals[1:], five)
 
 
@@ -92,7 +92,7 @@ def assert_resized_once(data: bytes, sizes: tuple[int, int, int]) -> None:
     )
     canvas_px, crop_px, _ = sizes
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    plan = plan_crops("full+strips", canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops("full+strips", canvas_px=canvas_px, crop_px=crop_px)
     resized = dict(zip(plan.names, decode(data, plan).resized, strict=True))
     whole = np.asarray(transforms.Resize((crop_px, crop_px))(image))
     np.testing.assert_array_equal(resized["full"], whole.transpose(2, 0, 1))
@@ -128,7 +128,7 @@ def test_what_is_resized_of_real_photos_comes_from_the_photos_themselves(
 
 
 def test_the_five_boxes_are_the_corners_and_the_centre_in_torchvisions_order() -> None:
-    plan = plan_crops("five", canvas_px=336, crop_px=224)
+    plan = place_crops("five", canvas_px=336, crop_px=224)
     assert plan.names == ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
     assert plan.boxes == (
         Box(0, 0, 224, 224),
@@ -141,7 +141,7 @@ def test_the_five_boxes_are_the_corners_and_the_centre_in_torchvisions_order() -
 
 
 def test_strips_are_the_thirds_of_both_axes_resized_to_the_crop() -> None:
-    plan = plan_crops("strips", canvas_px=100, crop_px=60)
+    plan = place_crops("strips", canvas_px=100, crop_px=60)
     left, middle, right, upper, level, lower = plan.boxes
     assert (left, middle, right) == (Box(0, 0, 33, 100), Box(33, 0, 67, 100), Box(67, 0, 100, 100))
     assert (upper, level, lower) == (Box(0, 0, 100, 33), Box(0, 33, 100, 67), Box(0, 67, 100, 100))
@@ -156,8 +156,8 @@ def test_strips_are_the_thirds_of_both_axes_resized_to_the_crop() -> None:
 
 
 def test_the_grid_holds_the_five_and_what_lies_between() -> None:
-    five = plan_crops("five", canvas_px=75, crop_px=60)
-    grid = plan_crops("grid3", canvas_px=75, crop_px=60)
+    five = place_crops("five", canvas_px=75, crop_px=60)
+    grid = place_crops("grid3", canvas_px=75, crop_px=60)
     assert [grid.boxes[k] for k in grid.indices("five")] == list(five.boxes)
     assert (len(grid), grid.resized) == (9, ())
     assert sorted({(box.x0, box.y0) for box in grid.boxes}) == [
@@ -174,7 +174,7 @@ def test_every_candidate_lies_on_the_canvas_and_has_a_name_of_its_own(
     candidates: str, canvas_px: int, data: st.DataObject
 ) -> None:
     crop_px = data.draw(st.integers(1, canvas_px))
-    plan = plan_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
+    plan = place_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
     assert len(set(plan.names)) == len(plan.names) == len(plan.boxes)
     assert ("full" in plan.names[:1]) == candidates.startswith("full+")
     for box in plan.boxes:
@@ -189,7 +189,7 @@ def test_every_candidate_lies_on_the_canvas_and_has_a_name_of_its_own(
 
 def test_a_canvas_without_room_for_three_strips_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"room for three strips; got --canvas-size 2 px"):
-        plan_crops("full+strips", canvas_px=2, crop_px=2)
+        place_crops("full+strips", canvas_px=2, crop_px=2)
 
 
 def test_glimpses_are_padded_with_zeros_right_and_below() -> None:
@@ -201,14 +201,14 @@ def test_glimpses_are_padded_with_zeros_right_and_below() -> None:
 
 def test_plain_crops_share_memory_with_the_canvas() -> None:
     canvas = np.zeros((10, 10, 3), np.uint8)
-    plan = plan_crops("five", canvas_px=10, crop_px=6)
+    plan = place_crops("five", canvas_px=10, crop_px=6)
     views = crops.original_crops(canvas, crops.resized_crops(canvas, plan), plan, range(5))
     assert all(np.shares_memory(view, canvas) for view in views)
     assert plan.resized == ()
 
 
 def test_a_smaller_set_is_found_in_a_larger_one() -> None:
-    plan = plan_crops("full+five", canvas_px=10, crop_px=6)
+    plan = place_crops("full+five", canvas_px=10, crop_px=6)
     assert plan.indices("five") == (1, 2, 3, 4, 5)
     assert plan.indices("full+five") == (0, 1, 2, 3, 4, 5)
     assert plan.indices("centre,full") == (5, 0)
@@ -216,16 +216,16 @@ def test_a_smaller_set_is_found_in_a_larger_one() -> None:
 
 
 def test_a_set_that_the_shards_lack_is_refused_with_the_command_that_makes_it() -> None:
-    plan = plan_crops("five", canvas_px=10, crop_px=6)
+    plan = place_crops("five", canvas_px=10, crop_px=6)
     with pytest.raises(ConfigError, match=r"build shards with --candidates full\+five"):
         plan.indices("full+five")
 
 
 def test_a_crop_larger_than_the_canvas_is_refused_by_its_option() -> None:
     with pytest.raises(ConfigError, match=r"--crop-size 11 px for --canvas-size 10 px\. Lower"):
-        plan_crops("five", canvas_px=10, crop_px=11)
+        place_crops("five", canvas_px=10, crop_px=11)
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"one of five, strips, grid3, .*; got 'six'"):
-        plan_crops("six", canvas_px=10, crop_px=5)
+        place_crops("six", canvas_px=10, crop_px=5)

@@ -18,8 +18,8 @@ from pipeline.config import CODECS
 from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec, add_up
 from pipeline.format.npy import NPY_START
-from pipeline.pixels.resize import Pixels
-from pipeline.read.reader import IndexedReader
+from pipeline.pixels import Pixels
+from pipeline.read.reader import ShardReader
 
 IMAGES = ("png", "webp", "jpeg")
 SPLIT = "train"
@@ -46,7 +46,7 @@ class Built(NamedTuple):
 
     folder: Path
     codec: Codec
-    reader: IndexedReader
+    reader: ShardReader
 
     def shards(self) -> list[Path]:
         return [self.folder / shard.name for shard in self.reader.manifest.of_split(SPLIT)]
@@ -62,7 +62,7 @@ def all_built(
         out: Path = tmp_path_factory.mktemp("shards") / name
         make_shards(image_tree, out, codec=name, candidates="full+five", shard_mib=1)
         manifest = manifests.load(out)
-        reader = IndexedReader(out, manifest, manifest.of_split(SPLIT))
+        reader = ShardReader(out, manifest, manifest.of_split(SPLIT))
         every[name] = Built(out, manifest.spec.pixel_codec(), reader)
     return every
 
@@ -72,20 +72,20 @@ def built(request: pytest.FixtureRequest, all_built: dict[str, Built]) -> Built:
     return all_built[request.param]
 
 
-def expected(reader: IndexedReader) -> Found:
+def expected(reader: ShardReader) -> Found:
     samples = map(reader.read, range(len(reader)))
     found = {(sample.crops[1].transpose(1, 2, 0).tobytes(), sample.label) for sample in samples}
     assert len(found) == len(reader) == 18
     return found
 
 
-def found_in(reader: IndexedReader, rows: Iterable[tuple[Any, Any]]) -> Found:
+def found_in(reader: ShardReader, rows: Iterable[tuple[Any, Any]]) -> Found:
     """Take rows of a whole canvas `(H, W, 3)` and a label."""
     side = reader.manifest.spec.crop_size
     return {(np.asarray(canvas)[:side, :side].tobytes(), int(label)) for canvas, label in rows}
 
 
-def undone(codec: Codec, data: bytes, reader: IndexedReader) -> Pixels:
+def undone(codec: Codec, data: bytes, reader: ShardReader) -> Pixels:
     """Decode what a reader hands over as bytes."""
     side = reader.manifest.spec.canvas_size
     canvas_HWC = np.empty((side, side, 3), np.uint8)

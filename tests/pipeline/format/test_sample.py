@@ -11,8 +11,8 @@ from pipeline.config import CANDIDATE_SETS
 from pipeline.format import crops
 from pipeline.format import sample as schema
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropPlan, candidate_names, plan_crops
-from pipeline.format.sample import Sample, SampleMeta, ShardSpec
+from pipeline.format.crops import CropLayout, candidate_names, place_crops
+from pipeline.format.sample import PlannedShard, Sample, SampleMeta
 
 META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
 GLIMPSE_PX = 3
@@ -21,8 +21,8 @@ RAW = Codec()
 
 def encode(
     layout: str, candidates: str = "full+five", codec: Codec = RAW
-) -> tuple[dict[str, bytes], CropPlan]:
-    plan = plan_crops(candidates, canvas_px=12, crop_px=7)
+) -> tuple[dict[str, bytes], CropLayout]:
+    plan = place_crops(candidates, canvas_px=12, crop_px=7)
     canvas = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     resized = crops.resized_crops(canvas, plan)
     views = crops.original_crops(canvas, resized, plan, range(len(plan)))
@@ -39,7 +39,7 @@ def encode(
     return {suffix: b"".join(member) for suffix, member in members.items()}, plan
 
 
-def decode(layout: str, members: dict[str, bytes], plan: CropPlan, **options: Any) -> Sample:
+def decode(layout: str, members: dict[str, bytes], plan: CropLayout, **options: Any) -> Sample:
     fixed = {"codec": RAW, "glimpse_px": GLIMPSE_PX, "where": "HERE"}
     return schema.decode_sample("c/key", members, plan=plan, layout=layout, **(fixed | options))
 
@@ -191,4 +191,4 @@ def test_a_member_that_is_not_what_its_suffix_says_is_an_error_with_its_place(
 
 
 def test_a_shard_knows_its_file_name() -> None:
-    assert ShardSpec(split="val", index=12, keys=()).name == "val-000012.tar"
+    assert PlannedShard(split="val", index=12, keys=()).name == "val-000012.tar"

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.pixels import Pixels
 from pipeline.pixels import resize as resample
 from pipeline.pixels.resize import (
-    Pixels,
     SourceBox,
     gray,
     is_exact,

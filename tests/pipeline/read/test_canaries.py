@@ -20,11 +20,11 @@ from webdataset.autodecode import decoders
 from webdataset.gopen import gopen_schemes
 
 from pipeline.cli.contact_sheet import draw_sheet
-from pipeline.common.checksum import NO_DIGEST, seal
+from pipeline.common.checksum import NO_DIGEST, embed_sha256
 from pipeline.common.errors import ConfigError, SrpError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.ustar import TAR_END, tar_header, tar_padding
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from pipeline.verify.verify import verify
@@ -114,21 +114,22 @@ def plant(
         column[0] = length
     fields["sizes"] = {declare(suffix): column for suffix, column in columns.items()}
     text["manifest_sha256"] = NO_DIGEST
-    (folder / "manifest.json").write_bytes(seal(json.dumps(text).encode(), "manifest_sha256"))
+    data = embed_sha256(json.dumps(text).encode(), "manifest_sha256")
+    (folder / "manifest.json").write_bytes(data)
     assert path.read_bytes().endswith(TAR_END)
     return Planted(folder, rf"{shard.name} at offset 0 \(sample {first.key}\)")
 
 
 def by_index(folder: Path) -> None:
     manifest = manifests.load(folder)
-    reader = IndexedReader(folder, manifest, manifest.shards)
+    reader = ShardReader(folder, manifest, manifest.shards)
     for index in range(len(reader)):
         reader.read(index)
 
 
 def by_batch(folder: Path) -> None:
     manifest = manifests.load(folder)
-    reader = IndexedReader(folder, manifest, manifest.shards)
+    reader = ShardReader(folder, manifest, manifest.shards)
     reader.locate(range(len(reader)))
 
 

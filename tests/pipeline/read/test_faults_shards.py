@@ -14,18 +14,18 @@ from pipeline.common.errors import VerificationError
 from pipeline.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.ustar import TAR_BLOCK, TAR_END
-from pipeline.read.collate import Content
-from pipeline.read.loader import Loader
-from pipeline.read.reader import IndexedReader
+from pipeline.read.collate import BatchSpec
+from pipeline.read.loader import BatchLoader
+from pipeline.read.reader import ShardReader
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from pipeline.verify.verify import verify
 
 KINDS = ("canvas-raw", "canvas-zstd", "tensors-raw")
-Read = Callable[[Path, Manifest, ShardRecord], list[str]]
+Read = Callable[[Path, Manifest, ShardEntry], list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def build_small(images: Path, out: Path, kind: str, **options: int) -> Manifest:
 
 
 @pytest.fixture
-def own(whole: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardRecord, bytes]:
+def own(whole: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardEntry, bytes]:
     folder = shutil.copytree(whole, tmp_path / "shards")
     manifest = manifests.load(folder)
     (shard,) = manifest.of_split("train")
@@ -62,25 +62,25 @@ def own(whole: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardRecord, bytes
     return folder, manifest, shard, (folder / shard.name).read_bytes()
 
 
-def by_verify(folder: Path, manifest: Manifest, _shard: ShardRecord) -> list[str]:
+def by_verify(folder: Path, manifest: Manifest, _shard: ShardEntry) -> list[str]:
     verify(folder, workers=1, on_progress=lambda _done, _total: None)
     return [key for shard in manifest.of_split("train") for key in shard.samples.keys]
 
 
-def by_index(folder: Path, manifest: Manifest, shard: ShardRecord) -> list[str]:
-    reader = IndexedReader(folder, manifest, [shard])
+def by_index(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
+    reader = ShardReader(folder, manifest, [shard])
     return [reader.read(index).key for index in range(len(reader))]
 
 
-def by_stream(folder: Path, manifest: Manifest, shard: ShardRecord) -> list[str]:
+def by_stream(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
     stream = SampleStream(store=open_store(folder), manifest=manifest, split=shard.split)
     return [sample.key for sample in stream.samples()]
 
 
-def by_loader(folder: Path, manifest: Manifest, shard: ShardRecord) -> list[str]:
-    reader = IndexedReader(folder, manifest, [shard])
-    content = Content(candidates=(0, 2), looked_at=(0, 1), glimpse_px=8, crops=True)
-    loader = Loader(reader, content, workers=1)
+def by_loader(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
+    reader = ShardReader(folder, manifest, [shard])
+    content = BatchSpec(candidates=(0, 2), looked_at=(0, 1), glimpse_px=8, crops=True)
+    loader = BatchLoader(reader, content, workers=1)
     keys = reader.keys
     batches = loader.batches([np.array([index]) for index in range(len(reader))])
     return [keys[int(batch.indices_B[0])] for batch in batches]
@@ -95,7 +95,7 @@ def cuts(data: bytes) -> Iterator[int]:
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_shard_that_is_cut_at_any_block_is_named_with_offset_and_sample(
-    read: Read, own: tuple[Path, Manifest, ShardRecord, bytes]
+    read: Read, own: tuple[Path, Manifest, ShardEntry, bytes]
 ) -> None:
     folder, manifest, shard, data = own
     assert read(folder, manifest, shard) == list(shard.samples.keys)
@@ -111,7 +111,7 @@ def test_a_shard_that_is_cut_at_any_block_is_named_with_offset_and_sample(
 
 
 def test_a_plain_tar_reader_loses_samples_of_most_cuts_without_a_word(
-    own: tuple[Path, Manifest, ShardRecord, bytes],
+    own: tuple[Path, Manifest, ShardEntry, bytes],
 ) -> None:
     folder, _, shard, data = own
     silent = 0
@@ -128,7 +128,7 @@ def test_a_plain_tar_reader_loses_samples_of_most_cuts_without_a_word(
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_bit_that_flips_in_any_block_is_named_with_offset_and_sample(
-    read: Read, own: tuple[Path, Manifest, ShardRecord, bytes]
+    read: Read, own: tuple[Path, Manifest, ShardEntry, bytes]
 ) -> None:
     folder, manifest, shard, data = own
     rng = np.random.default_rng(0)
@@ -151,7 +151,7 @@ def test_a_bit_that_flips_in_any_block_is_named_with_offset_and_sample(
 
 @pytest.mark.parametrize("read", [by_index, by_loader])
 def test_the_other_samples_of_a_flipped_shard_are_still_there(
-    read: Read, own: tuple[Path, Manifest, ShardRecord, bytes]
+    read: Read, own: tuple[Path, Manifest, ShardEntry, bytes]
 ) -> None:
     folder, manifest, shard, data = own
     hit = shard.samples[1]
@@ -159,7 +159,7 @@ def test_the_other_samples_of_a_flipped_shard_are_still_there(
     (folder / shard.name).write_bytes(
         data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
     )
-    reader = IndexedReader(folder, manifest, [shard])
+    reader = ShardReader(folder, manifest, [shard])
     for index, record in enumerate(shard.samples):
         if record.key != hit.key:
             assert reader.read(index).key == record.key
@@ -170,11 +170,11 @@ def test_the_other_samples_of_a_flipped_shard_are_still_there(
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "gone"])
 def test_a_shard_that_is_damaged_while_it_is_read_is_named_at_the_next_sample(
-    damage: str, own: tuple[Path, Manifest, ShardRecord, bytes]
+    damage: str, own: tuple[Path, Manifest, ShardEntry, bytes]
 ) -> None:
     folder, manifest, shard, data = own
     path = folder / shard.name
-    reader = IndexedReader(folder, manifest, [shard])
+    reader = ShardReader(folder, manifest, [shard])
     rows = list(range(len(reader)))
     reader.locate(rows)  # all are mapped and found whole
     if damage == "flipped":
@@ -193,10 +193,10 @@ def test_a_shard_that_is_damaged_while_it_is_read_is_named_at_the_next_sample(
 
 
 def test_a_look_at_another_sample_hides_no_damage(
-    own: tuple[Path, Manifest, ShardRecord, bytes],
+    own: tuple[Path, Manifest, ShardEntry, bytes],
 ) -> None:
     folder, manifest, shard, data = own
-    reader = IndexedReader(folder, manifest, [shard])
+    reader = ShardReader(folder, manifest, [shard])
     reader.locate([2])
     position = shard.samples[2].offset + 600
     with (folder / shard.name).open("r+b") as file:
@@ -223,8 +223,8 @@ class Small:
         self.samples = [reader.read(index) for index in range(len(reader))]
         self.pixels = [sample.stacked().copy() for sample in self.samples]
 
-    def reader(self) -> IndexedReader:
-        return IndexedReader(self.folder, self.manifest, self.manifest.of_split("train"))
+    def reader(self) -> ShardReader:
+        return ShardReader(self.folder, self.manifest, self.manifest.of_split("train"))
 
     def rebuild(self, stage: str = "rebuilt", **options: int) -> None:
         """Build another data set in place of this one; stop at a stage of that."""
@@ -256,8 +256,8 @@ def test_a_loader_whose_folder_is_rebuilt_gives_what_was_there_before_or_says_so
 ) -> None:
     loaders = []
     for num_mapped, compiled in itertools.product((0, 2, 4), (False, True)):
-        content = Content(candidates=(0, 2), looked_at=(0, 1), glimpse_px=8, compiled=compiled)
-        loader = Loader(small.reader(), content, workers=1)
+        content = BatchSpec(candidates=(0, 2), looked_at=(0, 1), glimpse_px=8, compiled=compiled)
+        loader = BatchLoader(small.reader(), content, workers=1)
         list(loader.batches([np.array([index]) for index in range(num_mapped)]))
         loaders.append((loader, num_mapped))
     small.rebuild(**change)
@@ -315,7 +315,7 @@ def test_a_shard_that_a_later_run_of_the_build_mends_is_not_taken_for_the_one_be
     image.write_bytes(bytes(len(data)))
     shutil.rmtree(folder)
     manifest = build_small(source, folder, "canvas-raw", max_rejects=1)
-    reader = IndexedReader(folder, manifest, manifest.of_split("train"))
+    reader = ShardReader(folder, manifest, manifest.of_split("train"))
     reader.locate([0, 1, 2])
     image.write_bytes(data)
     assert build_small(source, folder, "canvas-raw", max_rejects=1) == whole
@@ -326,4 +326,4 @@ def test_a_shard_that_a_later_run_of_the_build_mends_is_not_taken_for_the_one_be
 
 def folder_path(folder: Path, manifest: Manifest) -> str:
     """Give the source of a folder's first sample, relative to the source's root."""
-    return IndexedReader(folder, manifest, manifest.of_split("train")).read(0).meta.path
+    return ShardReader(folder, manifest, manifest.of_split("train")).read(0).meta.path

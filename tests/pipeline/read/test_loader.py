@@ -11,9 +11,9 @@ from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec
 from pipeline.format.crops import glimpses
-from pipeline.read.collate import Arrays, Content
-from pipeline.read.loader import ArrayBatch, Loader, aligned
-from pipeline.read.reader import IndexedReader
+from pipeline.read.collate import Arrays, BatchSpec
+from pipeline.read.loader import ArrayBatch, BatchLoader, aligned
+from pipeline.read.reader import ShardReader
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 
@@ -21,14 +21,14 @@ ORDER = np.random.default_rng(0).permutation(18)
 PIECES = [ORDER[:5], ORDER[5:10], ORDER[10:15], ORDER[15:]]
 
 
-def open_reader(folder: Path, split: str = "train") -> IndexedReader:
+def open_reader(folder: Path, split: str = "train") -> ShardReader:
     manifest = manifests.load(folder)
-    return IndexedReader(folder, manifest, manifest.of_split(split))
+    return ShardReader(folder, manifest, manifest.of_split(split))
 
 
-def open_loader(folder: Path, *, workers: int = 2, **options: Any) -> Loader:
-    content = Content(**{"candidates": tuple(range(6)), "glimpse_px": 32, **options})
-    return Loader(open_reader(folder), content, workers=workers)
+def open_loader(folder: Path, *, workers: int = 2, **options: Any) -> BatchLoader:
+    content = BatchSpec(**{"candidates": tuple(range(6)), "glimpse_px": 32, **options})
+    return BatchLoader(open_reader(folder), content, workers=workers)
 
 
 def kept(batch: ArrayBatch) -> ArrayBatch:
@@ -37,7 +37,7 @@ def kept(batch: ArrayBatch) -> ArrayBatch:
     return batch._replace(arrays=arrays)
 
 
-def read_all(loader: Loader) -> list[ArrayBatch]:
+def read_all(loader: BatchLoader) -> list[ArrayBatch]:
     return [kept(batch) for batch in loader.batches(PIECES)]
 
 
@@ -188,8 +188,8 @@ def test_a_few_buffers_take_turns_over_all_epochs(canvas_shards: Path) -> None:
         made.append(aligned(shape))
         return made[-1]
 
-    content = Content(candidates=(0,), glimpse_px=None)
-    loader = Loader(open_reader(canvas_shards), content, workers=1, allocate=allocate)
+    content = BatchSpec(candidates=(0,), glimpse_px=None)
+    loader = BatchLoader(open_reader(canvas_shards), content, workers=1, allocate=allocate)
     seen = set()
     for _ in range(5):
         for batch in loader.batches(PIECES * 3):
@@ -255,10 +255,10 @@ def test_arrays_of_other_sizes_than_the_manifests_are_refused_before_they_are_co
 ) -> None:
     manifest = manifests.load(canvas_shards)
     other = replace(manifest, spec=replace(manifest.spec, **spec))
-    reader = IndexedReader(canvas_shards, other, other.of_split("train"))
-    content = Content(candidates=(0, 1), glimpse_px=None, compiled=compiled)
+    reader = ShardReader(canvas_shards, other, other.of_split("train"))
+    content = BatchSpec(candidates=(0, 1), glimpse_px=None, compiled=compiled)
     with pytest.raises(VerificationError) as caught:
-        list(Loader(reader, content, workers=1).batches([np.array([2])]))
+        list(BatchLoader(reader, content, workers=1).batches([np.array([2])]))
     record = manifest.shards[0].samples[2]
     assert str(caught.value) == (
         f"{member} must be an array of the manifest's sizes; got another in train-000000.tar at "

@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.read.memory_map import MappedShards
 
 
 @pytest.fixture
-def records(shards: Path, tmp_path: Path) -> tuple[ShardRecord, ...]:
+def records(shards: Path, tmp_path: Path) -> tuple[ShardEntry, ...]:
     """Shards in `tmp_path`, to be broken."""
     for path in shards.glob("*.tar"):
         shutil.copy(path, tmp_path)
@@ -24,7 +24,7 @@ def records(shards: Path, tmp_path: Path) -> tuple[ShardRecord, ...]:
 
 
 def test_shards_are_mapped_anew_in_another_process(
-    records: tuple[ShardRecord, ...], tmp_path: Path
+    records: tuple[ShardEntry, ...], tmp_path: Path
 ) -> None:
     mapped = MappedShards(tmp_path, records)
     for number, record in enumerate(records):
@@ -38,7 +38,7 @@ def test_shards_are_mapped_anew_in_another_process(
 
 @pytest.mark.parametrize("in_use", [False, True])
 def test_a_cut_or_missing_shard_is_named_with_the_place(
-    in_use: bool, records: tuple[ShardRecord, ...], tmp_path: Path
+    in_use: bool, records: tuple[ShardEntry, ...], tmp_path: Path
 ) -> None:
     def look() -> None:
         mapped.written_ns(0) if in_use else MappedShards(tmp_path, records)
@@ -57,7 +57,7 @@ def test_a_cut_or_missing_shard_is_named_with_the_place(
 
 
 def test_the_limit_on_open_files_is_raised_or_named(
-    records: tuple[ShardRecord, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: tuple[ShardEntry, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     monkeypatch.setattr("pipeline.read.memory_map._open_files", lambda: 30)
@@ -85,15 +85,15 @@ import json, pickle, resource, sys
 from pathlib import Path
 from pipeline.common.errors import ConfigError
 from pipeline.read.memory_map import MappedShards
-from pipeline.format.index import Samples, ShardRecord
+from pipeline.format.index import SampleIndex, ShardEntry
 
 def limit(soft, hard):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 def open_reader():
-    samples = Samples(keys=[], labels=[], offsets=[], crc32=[], sizes={})
+    samples = SampleIndex(keys=[], labels=[], offsets=[], crc32=[], sizes={})
     return MappedShards(folder, [
-        ShardRecord(name=f"{n}.tar", split="train", num_bytes=1, sha256="", samples=samples)
+        ShardEntry(name=f"{n}.tar", split="train", num_bytes=1, sha256="", samples=samples)
         for n in range(60)
     ])
 

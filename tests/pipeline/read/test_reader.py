@@ -13,10 +13,10 @@ import webdataset
 
 from pipeline.common.errors import VerificationError
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 
 
 def assert_equal(one: Sample, other: Sample) -> None:
@@ -28,12 +28,12 @@ def assert_equal(one: Sample, other: Sample) -> None:
 
 def read_all(folder: Path, split: str) -> dict[str, Sample]:
     manifest = manifests.load(folder)
-    reader = IndexedReader(folder, manifest, manifest.of_split(split))
+    reader = ShardReader(folder, manifest, manifest.of_split(split))
     return {key: reader.read(index) for index, key in enumerate(reader.keys)}
 
 
 @pytest.fixture
-def own(shards: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardRecord]:
+def own(shards: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardEntry]:
     """A folder of shards that a test may damage, and its first shard."""
     folder = shutil.copytree(shards, tmp_path / "shards")
     manifest = manifests.load(folder)
@@ -41,7 +41,7 @@ def own(shards: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardRecord]:
     return folder, manifest, manifest.shards[0]
 
 
-Own = tuple[Path, Manifest, ShardRecord]
+Own = tuple[Path, Manifest, ShardEntry]
 
 
 def flip(path: Path, position: int) -> None:
@@ -81,7 +81,7 @@ def test_every_codec_gives_the_samples_of_raw_canvases(
 
 def test_the_index_gives_keys_and_labels_without_reading(shards: Path) -> None:
     manifest = manifests.load(shards)
-    reader = IndexedReader(shards, manifest, manifest.of_split("train"))
+    reader = ShardReader(shards, manifest, manifest.of_split("train"))
     assert len(reader) == len(reader.keys) == len(reader.labels) == 18
     for index in (0, 17, 5):
         sample = reader.read(index)
@@ -91,7 +91,7 @@ def test_the_index_gives_keys_and_labels_without_reading(shards: Path) -> None:
 
 def test_crops_are_read_without_a_copy_and_cannot_be_written(canvas_shards: Path) -> None:
     manifest = manifests.load(canvas_shards)
-    reader = IndexedReader(canvas_shards, manifest, manifest.shards[:1])
+    reader = ShardReader(canvas_shards, manifest, manifest.shards[:1])
     for crop in reader.read(0).crops:
         assert not crop.flags.owndata
         assert not crop.flags.writeable
@@ -99,7 +99,7 @@ def test_crops_are_read_without_a_copy_and_cannot_be_written(canvas_shards: Path
 
 def test_threads_may_share_a_reader(shards: Path) -> None:
     manifest = manifests.load(shards)
-    reader = IndexedReader(shards, manifest, manifest.of_split("train"))
+    reader = ShardReader(shards, manifest, manifest.of_split("train"))
     with ThreadPoolExecutor(4) as pool:
         keys = [sample.key for sample in pool.map(reader.read, range(len(reader)))]
     assert tuple(keys) == reader.keys
@@ -111,7 +111,7 @@ def test_a_flipped_byte_anywhere_in_a_sample_is_an_error_with_shard_and_offset(o
     inside = [0, 5, 130, 512, 700, record.length // 2, record.length - 1]
     for position in inside:
         flip(folder / shard.name, record.offset + position)
-        reader = IndexedReader(folder, manifest, [shard])
+        reader = ShardReader(folder, manifest, [shard])
         reader.read(0)
         reader.read(2)
         pattern = rf"{shard.name} at offset {record.offset} \(sample {record.key}\)"
@@ -130,7 +130,7 @@ def test_a_cut_shard_is_an_error_with_shard_and_offset(length: int, own: Own) ->
     with pytest.raises(
         VerificationError, match=pattern + rf"{length}, .*\).*same srp-data build-sh"
     ):
-        IndexedReader(folder, manifest, [shard])
+        ShardReader(folder, manifest, [shard])
 
 
 def test_another_shard_under_the_name_is_an_error(own: Own) -> None:
@@ -141,14 +141,14 @@ def test_another_shard_under_the_name_is_an_error(own: Own) -> None:
     swapped = data[two.offset :][: two.length] + data[one.offset :][: one.length]
     path.write_bytes(swapped + data[len(swapped) :])
     with pytest.raises(VerificationError, match=rf"{shard.name} at offset 0 "):
-        IndexedReader(folder, manifest, [shard]).read(0)
+        ShardReader(folder, manifest, [shard]).read(0)
 
 
 def test_a_missing_shard_is_an_error_with_the_fix(own: Own) -> None:
     folder, manifest, shard = own
     (folder / shard.name).unlink()
     with pytest.raises(VerificationError, match=rf"none at .*{shard.name}\. Run the same srp-data"):
-        IndexedReader(folder, manifest, [shard])
+        ShardReader(folder, manifest, [shard])
 
 
 def plain_samples(folder: Path, split: str, *kinds: str) -> dict[str, dict[str, Any]]:

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from pipeline.common.atomic_io import whole_file
+from pipeline.common.atomic_io import atomic_write
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.stream import cache as caches
 from pipeline.stream.cache import Fetch, ShardCache, release
 from pipeline.stream.store import open_store
@@ -21,9 +21,9 @@ from pipeline.stream.store import open_store
 MIB = 2**20
 
 
-def shard_of(data: bytes, name: str = "train-000000.tar") -> ShardRecord:
+def shard_of(data: bytes, name: str = "train-000000.tar") -> ShardEntry:
     sha256 = hashlib.sha256(data).hexdigest()
-    return ShardRecord(name=name, split="train", num_bytes=len(data), sha256=sha256, samples=())
+    return ShardEntry(name=name, split="train", num_bytes=len(data), sha256=sha256, samples=())
 
 
 def giving(*chunks: bytes) -> Fetch:
@@ -119,12 +119,12 @@ def removed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @contextlib.contextmanager
     def write_and_lose(path: Path, **options: int) -> Iterator[BinaryIO]:
-        monkeypatch.setattr(caches, "whole_file", whole_file)
-        with whole_file(path, **options) as file:
+        monkeypatch.setattr(caches, "atomic_write", atomic_write)
+        with atomic_write(path, **options) as file:
             yield file
         assert caches._remove_unused(path)
 
-    monkeypatch.setattr(caches, "whole_file", write_and_lose)
+    monkeypatch.setattr(caches, "atomic_write", write_and_lose)
 
 
 @pytest.mark.usefixtures("removed_once")
@@ -182,9 +182,7 @@ def test_a_shard_in_use_stays_even_if_the_cache_is_too_small(tmp_path: Path) -> 
 
 def test_a_name_that_is_no_digest_never_becomes_a_path(tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path / "cache")
-    shard = ShardRecord(
-        name="a.tar", split="train", num_bytes=3, sha256="../../escaped", samples=()
-    )
+    shard = ShardEntry(name="a.tar", split="train", num_bytes=3, sha256="../../escaped", samples=())
     with pytest.raises(VerificationError, match=r"64 hex digits; got '\.\./\.\./escaped' for a"):
         cache.open(shard, fetch=giving(b"abc"), address="a", stop=threading.Event())
     assert not list(tmp_path.iterdir())

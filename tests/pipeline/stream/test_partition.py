@@ -3,17 +3,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.index import SampleRecord, ShardRecord
+from pipeline.format.index import SampleEntry, ShardEntry
 from pipeline.format.ustar import TAR_END
 from pipeline.stream.partition import Part, cut_pieces, share_of
 
 
-def shard_of(index: int, count: int) -> ShardRecord:
+def shard_of(index: int, count: int) -> ShardEntry:
     samples = tuple(
-        SampleRecord(key=f"{index}/{row}", label=0, offset=512 * row, sizes=(0,), crc32=0)
+        SampleEntry(key=f"{index}/{row}", label=0, offset=512 * row, sizes=(0,), crc32=0)
         for row in range(count)
     )
-    return ShardRecord(
+    return ShardEntry(
         name=f"train-{index:06d}.tar",
         split="train",
         num_bytes=512 * count + len(TAR_END),

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.stream import remote_file as remote
 from pipeline.stream.partition import Part
@@ -43,7 +43,7 @@ def manifest(canvas_shards: Path) -> Manifest:
 
 
 @pytest.fixture
-def shard(manifest: Manifest) -> ShardRecord:
+def shard(manifest: Manifest) -> ShardEntry:
     """The first shard that a stream asks for."""
     return manifest.of_split("train")[0]
 
@@ -129,7 +129,7 @@ def test_a_file_address_is_a_local_folder(canvas_shards: Path) -> None:
     assert keys_of(f"file://{canvas_shards}") == expected(canvas_shards)
 
 
-def test_parts_ask_for_their_ranges_alone(web: Any, shard: ShardRecord) -> None:
+def test_parts_ask_for_their_ranges_alone(web: Any, shard: ShardEntry) -> None:
     parts = [Part(rank=rank, world_size=4) for rank in range(4)]
     read = [keys_of(web.address, part=part) for part in parts]
     assert [key for keys in read for key in keys] == expected(web.folder)
@@ -141,7 +141,7 @@ def test_parts_ask_for_their_ranges_alone(web: Any, shard: ShardRecord) -> None:
 @pytest.mark.parametrize("has_cache", [True, False])
 @pytest.mark.parametrize("fault", [hang_up, close_at_once, fail, partial(fail, status=429)])
 def test_a_failure_that_passes_is_taken_up_where_it_happened(
-    fault: Any, has_cache: bool, has_ranges: bool, web: Any, shard: ShardRecord, tmp_path: Path
+    fault: Any, has_cache: bool, has_ranges: bool, web: Any, shard: ShardEntry, tmp_path: Path
 ) -> None:
     web.faults = [fault, fault]
     web.has_ranges = has_ranges
@@ -154,7 +154,7 @@ def test_a_failure_that_passes_is_taken_up_where_it_happened(
 
 
 def test_a_server_that_falls_silent_is_asked_again(
-    web: Any, shard: ShardRecord, monkeypatch: pytest.MonkeyPatch
+    web: Any, shard: ShardEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.2)
     remote._filesystem.cache_clear()
@@ -173,7 +173,7 @@ def test_a_server_that_falls_silent_is_asked_again(
 
 
 def test_a_kept_shard_that_changed_is_an_error_with_the_fix(
-    web: Any, shard: ShardRecord, tmp_path: Path
+    web: Any, shard: ShardEntry, tmp_path: Path
 ) -> None:
     keys_of(web.address, cache=tmp_path)
     path = tmp_path / f"{shard.sha256}.tar"
@@ -199,7 +199,7 @@ def test_bytes_from_another_offset_are_not_taken(web: Any) -> None:
 
 @pytest.mark.parametrize("has_cache", [True, False])
 def test_a_shard_announced_shorter_is_an_error_with_the_offset(
-    has_cache: bool, web: Any, shard: ShardRecord, tmp_path: Path
+    has_cache: bool, web: Any, shard: ShardEntry, tmp_path: Path
 ) -> None:
     web.faults = [announce_less]
     length = shard.num_bytes - 600
@@ -210,20 +210,20 @@ def test_a_shard_announced_shorter_is_an_error_with_the_offset(
 
 @pytest.mark.parametrize("has_cache", [True, False])
 def test_a_shard_that_ends_early_is_an_error_with_the_offset(
-    has_cache: bool, web: Any, shard: ShardRecord, tmp_path: Path
+    has_cache: bool, web: Any, shard: ShardEntry, tmp_path: Path
 ) -> None:
     web.faults = [end_early, end_early]
     with pytest.raises(VerificationError, match=rf"{shard.name} \(broken from offset 3000\)"):
         keys_of(web.address, cache=tmp_path / "cache" if has_cache else None)
 
 
-def test_a_stream_that_goes_on_after_the_end_is_an_error(web: Any, shard: ShardRecord) -> None:
+def test_a_stream_that_goes_on_after_the_end_is_an_error(web: Any, shard: ShardEntry) -> None:
     web.faults = [send_more]
     with pytest.raises(VerificationError, match=rf"{shard.name} at offset .* \(its end\) in http:"):
         keys_of(web.address)
 
 
-def test_a_flipped_bit_is_an_error_with_shard_and_offset(web: Any, shard: ShardRecord) -> None:
+def test_a_flipped_bit_is_an_error_with_shard_and_offset(web: Any, shard: ShardEntry) -> None:
     web.faults = [flip_bit]
     pattern = rf"{shard.name} at offset 0 \(sample .*\) in {web.address}/{shard.name}\. Copy the"
     with pytest.raises(VerificationError, match=pattern):
@@ -231,7 +231,7 @@ def test_a_flipped_bit_is_an_error_with_shard_and_offset(web: Any, shard: ShardR
 
 
 def test_a_shard_that_is_not_there_is_an_error_with_its_address(
-    web: Any, shard: ShardRecord
+    web: Any, shard: ShardEntry
 ) -> None:
     web.faults = [partial(fail, status=404)]
     with pytest.raises(VerificationError, match=rf"got none at {web.address}/{shard.name}\. Copy "):
@@ -240,7 +240,7 @@ def test_a_shard_that_is_not_there_is_an_error_with_its_address(
 
 @pytest.mark.parametrize("status", [403, 500, 503])
 def test_a_server_that_keeps_failing_ends_in_one_line_with_the_address(
-    status: int, web: Any, shard: ShardRecord
+    status: int, web: Any, shard: ShardEntry
 ) -> None:
     web.faults = [partial(fail, status=status)] * 9
     with pytest.raises(DownloadError) as caught:
@@ -253,7 +253,7 @@ def test_a_server_that_keeps_failing_ends_in_one_line_with_the_address(
 
 
 def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
-    web: Any, shard: ShardRecord
+    web: Any, shard: ShardEntry
 ) -> None:
     web.faults = [send_part] * 9
     with pytest.raises(DownloadError, match=r"got OSError: another range than was asked for from"):
@@ -405,7 +405,7 @@ def test_an_s3_server_gives_the_samples_of_the_folder(bucket: Path, tmp_path: Pa
 
 
 def test_damage_on_an_s3_server_is_an_error_with_shard_and_offset(
-    bucket: Path, shard: ShardRecord
+    bucket: Path, shard: ShardEntry
 ) -> None:
     path = bucket / shard.name
     data = path.read_bytes()

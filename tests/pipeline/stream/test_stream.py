@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardRecord
+from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
-from pipeline.read.reader import IndexedReader
+from pipeline.read.reader import ShardReader
 from pipeline.stream.partition import Part
 from pipeline.stream.store import LocalStore, open_store
 from pipeline.stream.stream import SampleStream
@@ -40,7 +40,7 @@ def keys_in(manifest: Manifest, split: str) -> list[str]:
 
 
 @pytest.fixture
-def own(shards: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardRecord]:
+def own(shards: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardEntry]:
     """A folder of shards that a test may damage, and its first shard."""
     folder = shutil.copytree(shards, tmp_path / "shards")
     manifest = manifests.load(folder)
@@ -49,7 +49,7 @@ def own(shards: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardRecord]:
     return folder, manifest, manifest.shards[0]
 
 
-Own = tuple[Path, Manifest, ShardRecord]
+Own = tuple[Path, Manifest, ShardEntry]
 
 
 def read(own: Own) -> list[Sample]:
@@ -71,7 +71,7 @@ def flip(path: Path, position: int) -> None:
 def test_streaming_without_a_shuffle_gives_the_samples_of_the_index_in_order(shards: Path) -> None:
     manifest = manifests.load(shards)
     for split in manifest.splits:
-        reader = IndexedReader(shards, manifest, manifest.of_split(split))
+        reader = ShardReader(shards, manifest, manifest.of_split(split))
         streamed = list(stream_of(shards, split).samples())
         assert len(streamed) == len(reader)
         for index, sample in enumerate(streamed):

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
-from pipeline.read.collate import Content
-from pipeline.read.loader import Loader
-from pipeline.read.reader import IndexedReader
+from pipeline.read.collate import BatchSpec
+from pipeline.read.loader import BatchLoader
+from pipeline.read.reader import ShardReader
 from pipeline.verify import verified
 from pipeline.verify.verify import Verdict, verify
 
@@ -111,10 +111,10 @@ def test_rot_below_the_file_system_is_found_by_reading_all_and_by_readers_as_the
     verified.save_stamps(own, {**known, shard.name: now}.items())
     assert shard.name in again(own).unread
     damage = rf"{shard.name} at offset {shard.samples[0].offset} "
-    reader = IndexedReader(own, manifest, manifest.of_split(shard.split))
+    reader = ShardReader(own, manifest, manifest.of_split(shard.split))
     with pytest.raises(VerificationError, match=damage):
         reader.read(0)
-    batches = Loader(reader, Content(candidates=(0,), glimpse_px=None), workers=1).batches(
+    batches = BatchLoader(reader, BatchSpec(candidates=(0,), glimpse_px=None), workers=1).batches(
         [np.array([0])]
     )
     with pytest.raises(VerificationError, match=damage):

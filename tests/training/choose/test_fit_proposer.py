@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from training.choose import out_of_fold as distillation
 from training.choose.fit_proposer import TARGET_TAU, fill_fold, fit_proposer
 from training.choose.out_of_fold import fit_and_choose
@@ -117,7 +117,7 @@ def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny
 def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
     hflip: float, vflip: float, tiny: Tiny
 ) -> None:
-    plan = plan_crops("full+five", canvas_px=48, crop_px=32)
+    plan = place_crops("full+five", canvas_px=48, crop_px=32)
     candidates = plan.indices("top-left,centre")  # no counterpart of the first is among them
     config = tiny(
         epochs=1, proposer="map", proposer_lr=0.02, hflip=hflip, vflip=vflip, batch_size=8

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.format import crops
-from pipeline.format.crops import plan_crops
-from pipeline.pixels.resize import Pixels, resize
+from pipeline.format.crops import place_crops
+from pipeline.pixels import Pixels
+from pipeline.pixels.resize import resize
 from training.data import augment
 from training.data.shards import Batch
 
-PLAN = plan_crops("full+five", canvas_px=48, crop_px=32)
+PLAN = place_crops("full+five", canvas_px=48, crop_px=32)
 ALL = tuple(range(len(PLAN)))
 
 
@@ -72,7 +73,7 @@ def test_a_crop_whose_counterpart_is_not_chosen_stays_where_it_is() -> None:
 def test_a_mirrored_crop_shows_what_lies_in_its_box_of_the_mirrored_canvas(
     names: str, canvas_px: int, way: int
 ) -> None:
-    plan = plan_crops("five", canvas_px=canvas_px, crop_px=32)
+    plan = place_crops("five", canvas_px=canvas_px, crop_px=32)
     canvas, chosen = smooth_canvas(1, canvas_px), plan.indices(names)
     cut = [torch.tensor(crops.cut(canvas, plan.boxes[k]))[None] for k in chosen]
     counterparts = augment.mirrored_candidates(plan, chosen)

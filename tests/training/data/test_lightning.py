@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from pipeline.read.collate import Content
+from pipeline.read.collate import BatchSpec
 from training.data.shards import Batch, BatchReader, Shards, TrainingBatches
 
 pytestmark = pytest.mark.filterwarnings(
@@ -48,7 +48,7 @@ class Breaks(Callback):
 def fit(
     shards: Shards, folder: Path, *, workers: int, resume: Path | None = None, **options: Any
 ) -> list[list[int]]:
-    content = Content(candidates=tuple(range(6)), glimpse_px=None, crops=False)
+    content = BatchSpec(candidates=tuple(range(6)), glimpse_px=None, crops=False)
     reader = BatchReader(
         shards.reader("train"), content, workers=workers, device=torch.device("cpu")
     )

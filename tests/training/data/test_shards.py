@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.read.collate import Content
+from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
 from training.data.shards import Batch, BatchReader, Example, ShardDataset, Shards, TrainingBatches
 from training.run.folder import RunPaths
@@ -22,7 +22,7 @@ def batch_reader(
     shards: Shards, split: str = "train", *, workers: int = 2, **options: object
 ) -> BatchReader:
     chosen = {"candidates": tuple(range(len(shards.plan))), "glimpse_px": 16, **options}
-    return BatchReader(shards.reader(split), Content(**chosen), workers=workers, device=CPU)
+    return BatchReader(shards.reader(split), BatchSpec(**chosen), workers=workers, device=CPU)
 
 
 def training(shards: Shards, **options: int) -> TrainingBatches:

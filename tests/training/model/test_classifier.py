@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from training.config import TRAINED, TrainConfig
 from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, StepOutput
 from training.model.estimators import gumbel_noise, take
 
-PLAN = plan_crops("full+five", canvas_px=48, crop_px=32)
+PLAN = place_crops("full+five", canvas_px=48, crop_px=32)
 VARIANTS = [
     *({"policy": policy} for policy in TRAINED),
     {"policy": "expected", "num_draws": 2},
@@ -26,7 +26,7 @@ VARIANTS = [
 
 def make_model(config: TrainConfig, candidates: str = "full+five") -> SelectiveClassifier:
     torch.manual_seed(0)
-    plan = plan_crops(candidates, canvas_px=48, crop_px=32)
+    plan = place_crops(candidates, canvas_px=48, crop_px=32)
     return SelectiveClassifier(config, plan=plan, num_classes=10, glimpse_px=16)
 
 

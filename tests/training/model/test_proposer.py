@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from training.config import TrainConfig
 from training.model.proposer import (
     CropProposer,
@@ -182,7 +182,7 @@ def test_a_map_is_as_deep_as_leaves_it_cells_enough(side: int) -> None:
 def test_a_proposer_has_the_channels_asked_for_or_those_that_suit_it(
     kind: str, asked: tuple[int, ...] | None, made: tuple[int, ...]
 ) -> None:
-    plan = plan_crops("full+five", canvas_px=160, crop_px=112)
+    plan = place_crops("full+five", canvas_px=160, crop_px=112)
     config = TrainConfig(proposer=kind, proposer_channels=asked)
     proposer = make_proposer(config, plan, tuple(range(6)), glimpse_px=112)
     layers = [layer for layer in proposer.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -192,7 +192,7 @@ def test_a_proposer_has_the_channels_asked_for_or_those_that_suit_it(
 @given(seed=st.integers(0, 2**32), side=st.integers(2, 15))
 def test_what_others_tile_is_never_above_the_best_of_them(seed: int, side: int) -> None:
     saliency = torch.randn(1, side, side, generator=torch.Generator().manual_seed(seed))
-    plan = plan_crops("full+five", canvas_px=224, crop_px=112)
+    plan = place_crops("full+five", canvas_px=224, crop_px=112)
     scores = mean_over_boxes(saliency, torch.tensor(plan.normalised()))[0]
     corners = [k for k, name in enumerate(plan.names) if "-" in name]
     assert len(corners) == 4
@@ -203,7 +203,7 @@ def test_what_others_tile_is_never_above_the_best_of_them(seed: int, side: int) 
 def test_a_map_of_one_cell_is_refused_with_the_smallest_glimpse_that_gives_more(
     num_convolutions: int,
 ) -> None:
-    plan = plan_crops("full+five", canvas_px=224, crop_px=112)
+    plan = place_crops("full+five", canvas_px=224, crop_px=112)
     config = TrainConfig(proposer="map", proposer_channels=(2,) * num_convolutions)
     least = 2 ** (num_convolutions - 1) + 1
     proposer = make_proposer(config, plan, (0, 1), glimpse_px=least)

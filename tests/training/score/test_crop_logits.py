@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from training.config import TrainConfig
 from training.model.classifier import SelectiveClassifier
 from training.score.crop_logits import Evaluation, Table, count_macs, final_prediction, summarise
@@ -34,7 +34,7 @@ def table() -> Table:
 def make_model(
     config: TrainConfig, *, canvas: int = 48, crop: int = 32, glimpse: int = 16, classes: int = 3
 ) -> SelectiveClassifier:
-    plan = plan_crops("full+five", canvas_px=canvas, crop_px=crop)
+    plan = place_crops("full+five", canvas_px=canvas, crop_px=crop)
     return SelectiveClassifier(config, plan=plan, num_classes=classes, glimpse_px=glimpse)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.crops import FIVE
-from pipeline.read.collate import Content
+from pipeline.read.collate import BatchSpec
 from training.config import POLICIES, TrainConfig
 from training.data.shards import BatchReader, Shards
 from training.report.terminal import evaluation_text
@@ -44,7 +44,7 @@ def test_a_table_equals_one_image_and_one_crop_at_a_time(
     seen: list[int] = []
     table = make_table(model, opened, process=alone, on_images=seen.append)
     assert sum(seen) == 29
-    content = Content(candidates=model.candidates, glimpse_px=16)
+    content = BatchSpec(candidates=model.candidates, glimpse_px=16)
     reader = BatchReader(opened.reader("val"), content, workers=1, device=alone.device)
     assert model.proposer is not None
     with torch.inference_mode():

@@ -2,7 +2,7 @@ from operator import attrgetter
 
 import pytest
 
-from pipeline.format.crops import plan_crops
+from pipeline.format.crops import place_crops
 from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.score.crop_logits import count_macs
@@ -32,7 +32,7 @@ def test_arms_have_names_and_configs_of_their_own(name: str) -> None:
 @pytest.mark.parametrize("name", PROFILE_NAMES)
 def test_every_arm_fits_the_shards_that_its_profile_is_for(name: str) -> None:
     canvas, crop, candidates = SIZES[name]
-    plan = plan_crops(candidates, canvas_px=canvas, crop_px=crop)
+    plan = place_crops(candidates, canvas_px=canvas, crop_px=crop)
     for arm in PROFILES[name].arms:
         assert candidate_indices(arm.config, plan)
         looks: TrainConfig | DistillConfig = arm.distilled or arm.config
@@ -92,7 +92,7 @@ def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_cr
 
 @pytest.mark.parametrize("side", [64, 112])
 def test_a_map_as_large_as_the_crop_costs_at_most_a_hundredth_of_the_classifier(side: int) -> None:
-    plan = plan_crops("full+grid3", canvas_px=2 * side, crop_px=side)
+    plan = place_crops("full+grid3", canvas_px=2 * side, crop_px=side)
     model = SelectiveClassifier(tuned(side), plan=plan, num_classes=10, glimpse_px=side)
     proposer, classifier = count_macs(model, glimpse_px=side, crop_px=side)
     assert 0 < proposer <= classifier / 100

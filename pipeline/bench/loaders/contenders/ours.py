@@ -14,12 +14,12 @@ from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.format import manifest
 from pipeline.format.codecs import Codec
 from pipeline.format.manifest import DataSpec, Manifest
-from pipeline.format.sample import SampleMeta, ShardSpec, encode_sample
+from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample
 from pipeline.pixels import kernels
 from pipeline.pixels import streaming_copy as copies
-from pipeline.read.collate import Content
-from pipeline.read.loader import Loader
-from pipeline.read.reader import IndexedReader
+from pipeline.read.collate import BatchSpec
+from pipeline.read.loader import BatchLoader
+from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import training_batches
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
@@ -36,7 +36,7 @@ def build(layout: str, images: Images, out: Path) -> None:
     shards = []
     for number, first in enumerate(range(0, len(images), PER_SHARD)):
         indices = range(first, min(first + PER_SHARD, len(images)))
-        plan = ShardSpec(split=SPLIT, index=number, keys=tuple(map(str, indices)))
+        plan = PlannedShard(split=SPLIT, index=number, keys=tuple(map(str, indices)))
         encoded = (_encode(images, index, spec) for index in indices)
         shards.append(write_shard(out, plan, encoded, suffixes=manifest.suffixes_of(spec)))
     names = tuple(f"class-{label}" for label in range(int(images.labels.max()) + 1))
@@ -93,14 +93,14 @@ def open_loader(task: Task, images: Images) -> Epoch:
         return _stream(task)
     folder = Path(task.out)
     known = manifest.load(folder)
-    content = Content(
+    content = BatchSpec(
         candidates=tuple(range(len(task.boxes))),
         glimpse_px=images.sizes().glimpse_px,
         crops=task.mode == "crops",
         compiled=task.variant == "compiled",
     )
-    reader = IndexedReader(folder, known, known.of_split(SPLIT))
-    loader = Loader(reader, content, workers=task.workers)
+    reader = ShardReader(folder, known, known.of_split(SPLIT))
+    loader = BatchLoader(reader, content, workers=task.workers)
     passes = iter(range(1 << 30))
 
     def epoch() -> Iterator[Batch]:
