@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.build import server, worker_pool
+from pipeline.build import worker_pool
 from pipeline.build.planning import (
     plan_shards,
     sample_bytes,
@@ -49,14 +49,14 @@ class BuildResult:
     Attributes:
         manifest: Of everything in the folder.
         reused: Shards that an earlier run had finished.
-        tried_again: Shards that were begun anew because a worker died or hung, once for each.
+        retried: Shards that were begun anew because a worker died or hung, once for each.
         skipped: What was not taken of the source: files that are no images by suffix or place,
             and links back; spelt as the paths of images are.
     """
 
     manifest: Manifest
     reused: tuple[str, ...]
-    tried_again: tuple[str, ...]
+    retried: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
@@ -80,7 +80,7 @@ def build(
     views, backend = view_spec(config), _backend(config)
     spec = _data_spec(config, decoder_library=open_decoder(backend, views).library)
     require_source(config.source)
-    server.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
+    worker_pool.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
     with open_state(config.out) as state:
         source, images = _scan(config, state / SCRATCH_NAME, on_progress)
         listing = [(image.path, image.size) for split in images for image in images[split]]
@@ -104,8 +104,8 @@ def build(
         ]
         _require_room(config, sum(task.num_bytes for task in tasks))
         open_records(records, spec)
-        tried_again: list[str] = []
-        finished.update(_run(tasks, config, on_progress, tried_again))
+        retried: list[str] = []
+        finished.update(_run(tasks, config, on_progress, retried))
         built = _describe(spec, fingerprint, source.classes, images, finished)
         _require_same(built, digests, source=config.source, records=records)
         check_rejects(config.out, built.rejects, at_most=config.max_rejects)
@@ -114,7 +114,7 @@ def build(
     return BuildResult(
         manifest=built,
         reused=reused,
-        tried_again=tuple(tried_again),
+        retried=tuple(retried),
         skipped=tuple(map(spelt_out, source.skipped)),
     )
 
@@ -225,24 +225,24 @@ def _sample_bytes(spec: DataSpec) -> int:
 
 
 def _run(
-    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress, tried_again: list[str]
+    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress, retried: list[str]
 ) -> Iterator[tuple[str, Finished]]:
     if not tasks:
         return
 
-    def try_again(task: Task, num_done: int, how: str) -> Task:
-        tried_again.append(task.shard.name)
-        return task.try_again(num_done, how)
+    def retry(task: Task, num_done: int, how: str) -> Task:
+        retried.append(task.shard.name)
+        return task.retry(num_done, how)
 
     total = sum(len(task.images) for task in tasks)
     report = partial(_report_images, on_progress, total)
-    for result in worker_pool.run_local(
+    for result in worker_pool.run_tasks(
         write_one,
         tasks,
         workers=config.workers,
         timeout_s=config.image_timeout_s,
         on_images=report,
-        try_again=try_again,
+        retry=retry,
     ):
         yield result.shard.name, result
     report(total)

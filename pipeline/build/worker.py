@@ -54,7 +54,7 @@ class Task(NamedTuple):
                 reasons[self.images[num_done].path] = f"a worker {how} on it twice"
         return reasons
 
-    def try_again(self, num_done: int, how: str) -> "Task":
+    def retry(self, num_done: int, how: str) -> "Task":
         """Put a worker that was lost down to the image that it was at.
 
         Args:

@@ -16,16 +16,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import Array, c_int64
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
-from pipeline.build.server import held_interrupts
 from pipeline.common.errors import SrpError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-TryAgain = Callable[[Task, int, str], Task]
+Retry = Callable[[Task, int, str], Task]
 """Called with a task, how many of its images were through, and how its worker ended: "died" or
 "hung". Returns the task to run in its place, or raises."""
 
@@ -107,14 +107,62 @@ class _Worker:
     idle_s: float = 0
 
 
-def run_local(
+def start_server(modules: Sequence[str]) -> None:
+    """Start the process that workers are forked from; it loads what all of them need, once.
+
+    Call it early: it does so while the build lists the source. Later builds of this process use
+    the same server.
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+    resource_tracker.ensure_running()  # first, since it would let interrupts through again
+    with held_interrupts(), _without_the_current_folder():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _without_the_current_folder() -> Iterator[None]:
+    """Keep a user's numba.py or pipeline/ from being loaded in place of ours."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until processes have started.
+
+    It reaches every process of the terminal, and the build alone decides what it means: what is
+    started here inherits that it is blocked. Any thread of this process may still take it.
+    """
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if is_ours:
+        signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+def run_tasks(
     work: Callable[[Task], Result],
     tasks: Sequence[Task],
     *,
     workers: int,
     timeout_s: float,
     on_images: Callable[[int], None],
-    try_again: TryAgain[Task],
+    retry: Retry[Task],
 ) -> Iterator[Result]:
     """Run tasks in processes and yield their results as they come.
 
@@ -124,12 +172,12 @@ def run_local(
         workers: Processes.
         timeout_s: Without another image through, after which a worker counts as hung.
         on_images: Called about ten times a second with the images that are through.
-        try_again: Says what to do for a task whose worker died or hung, and was killed.
+        retry: Says what to do for a task whose worker died or hung, and was killed.
 
     Raises:
         SrpError: If workers cannot be started.
     """
-    crew = _Crew(work, tasks, timeout_s=timeout_s, try_again=try_again)
+    crew = _Crew(work, tasks, timeout_s=timeout_s, retry=retry)
     try:
         while crew.has_work():
             crew.fill(workers)
@@ -148,7 +196,7 @@ class _Crew:
         tasks: Sequence[Any],
         *,
         timeout_s: float,
-        try_again: TryAgain[Any],
+        retry: Retry[Any],
     ) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self.counters = self._context.RawArray(c_int64, 1 + len(tasks))
@@ -156,7 +204,7 @@ class _Crew:
         self._tasks = dict(enumerate(tasks, start=1))
         self._left = deque(self._tasks)
         self._timeout_s = timeout_s
-        self._try_again = try_again
+        self._retry = retry
         self._busy: list[_Worker] = []
         self._retired: list[_Worker] = []
         self._looked_s = time.monotonic()
@@ -244,7 +292,7 @@ class _Crew:
                 "kept."
             )
         num_done = self.counters[worker.number]
-        task = self._try_again(self._tasks[worker.number], num_done, how)
+        task = self._retry(self._tasks[worker.number], num_done, how)
         self._tasks[worker.number] = task
         self._left.appendleft(worker.number)
 

@@ -131,8 +131,8 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
     with progress_bars("images/s") as bars:
         result = build(config, on_progress=stages(bars))
-    if result.tried_again:
-        note(f"tried again, since workers died or hung: {few(result.tried_again)}")
+    if result.retried:
+        note(f"retried after a worker died or hung: {few(result.retried)}")
     if result.reused:
         note(f"reused {len(result.reused)} finished shards: {few(result.reused)}")
     if as_json:

@@ -24,8 +24,7 @@ from breaking import STEPS, Act, forked, kill_at, stepped, tell
 from click.testing import CliRunner
 
 from pipeline.build import build as builds
-from pipeline.build import server
-from pipeline.build import worker_pool as engines
+from pipeline.build import worker_pool
 from pipeline.cli.main import main
 from pipeline.format import manifest
 
@@ -40,9 +39,9 @@ def in_this_process() -> Iterator[None]:
         return map(work, tasks)
 
     with (
-        mock.patch.object(engines, "run_local", run_here),
-        mock.patch.object(engines, "count_image"),
-        mock.patch.object(server, "start_server"),
+        mock.patch.object(worker_pool, "run_tasks", run_here),
+        mock.patch.object(worker_pool, "count_image"),
+        mock.patch.object(worker_pool, "start_server"),
         mock.patch.object(builds, "samples_per_shard", return_value=2),
         mock.patch.object(os, "fsync"),  # no power is cut here, and the disk is slow
     ):

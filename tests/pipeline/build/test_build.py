@@ -186,9 +186,9 @@ def test_tolerated_rejects_are_published_with_their_count_after_another_try(
     result = make_shards(own_tree, out, max_rejects=3, shard_mib=1)
     planned = {shard.name: shard for shard in result.manifest.shards}
     whole = [name for name in planned if name in result.reused]
-    tried_again = [name for name in planned if name not in result.reused]
+    retried = [name for name in planned if name not in result.reused]
     assert whole, "a shard without rejects is kept"
-    assert tried_again, "a shard with rejects is built again: its images may be readable by now"
+    assert retried, "a shard with rejects is built again: its images may be readable by now"
     assert result.manifest.num_sources == {"train": 18, "val": 9}
     assert [result.manifest.num_samples(split) for split in ("train", "val")] == [16, 8]
     assert {reject.path for reject in result.manifest.rejects} == set(reasons)

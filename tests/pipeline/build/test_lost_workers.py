@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline.build import server
+from pipeline.build import worker_pool
 from pipeline.build.resume import Finished
 from pipeline.build.worker import Task, write_one
 from pipeline.common.errors import RejectsError, SrpError
@@ -28,7 +28,7 @@ OPTIONS = {"shard_mib": 1}
 @pytest.fixture(autouse=True, scope="module")
 def quick_start() -> None:
     """Let workers find loaded what this file needs, if no test has started the server yet."""
-    server.start_server(("pytest", "pipeline.build.worker", "pipeline.pixels.kernels"))
+    worker_pool.start_server(("pytest", "pipeline.build.worker", "pipeline.pixels.kernels"))
 
 
 def poison(image: Path, how: str, *, once: Path | None = None) -> None:
@@ -85,7 +85,7 @@ def test_a_build_that_loses_a_worker_once_ends_in_the_bytes_of_an_unbroken_one(
     assert (tmp_path / "marker").exists(), "no worker was lost"
     make_shards(own_tree, tmp_path / "unbroken", shard_mib=1)
     assert built.manifest.rejects == ()
-    assert len(built.tried_again) == 1
+    assert len(built.retried) == 1
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
 
 
@@ -144,7 +144,7 @@ def test_the_command_says_that_workers_were_lost_and_what_became_of_it(
     result = srp_data("build-shards", own_tree, tmp_path / "out", *sizes, "--max-rejects=1")
     assert result.exit_code == 0
     shard = "train-000000.tar"
-    assert f"tried again, since workers died or hung: {shard}, {shard}\n" in result.stderr
+    assert f"retried after a worker died or hung: {shard}, {shard}\n" in result.stderr
     assert f"rejected {VICTIM}: a worker died on it twice\n" in result.stdout
     refused = srp_data("build-shards", own_tree, tmp_path / "other", *sizes)
     assert refused.exit_code == 4

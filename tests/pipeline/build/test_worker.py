@@ -30,7 +30,7 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
             )
         )  # fmt: skip
     (tmp_path / "3.jpg").unlink()
-    monkeypatch.setattr(worker.engines, "count_image", lambda: None)
+    monkeypatch.setattr(worker.worker_pool, "count_image", lambda: None)
     spec = manifest.load(canvas_shards).spec
     config = BuildConfig(
         source=tmp_path, out=tmp_path, candidates="full+five",

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import server
-from pipeline.build import worker_pool as engines
+from pipeline.build import worker_pool
 from pipeline.common.errors import SrpError
 
 Lost = list[tuple[Any, int, str]]
@@ -20,7 +19,7 @@ Lost = list[tuple[Any, int, str]]
 @pytest.fixture(autouse=True, scope="module")
 def quick_start() -> None:
     """Let workers find loaded what this file needs, if no test has started the server yet."""
-    server.start_server(("pytest", "pipeline.build.worker", "pipeline.pixels.kernels"))
+    worker_pool.start_server(("pytest", "pipeline.build.worker", "pipeline.pixels.kernels"))
 
 
 def run(
@@ -33,18 +32,18 @@ def run(
 ) -> Iterator[Any]:
     """Run tasks; one that lost its worker is run again as its own negative."""
 
-    def try_again(task: Any, num_done: int, how: str) -> Any:
+    def retry(task: Any, num_done: int, how: str) -> Any:
         assert lost is not None
         lost.append((task, num_done, how))
         return -task
 
     options = {"workers": 2, "timeout_s": 300, **options}
-    return engines.run_local(work, tasks, on_images=on_images, try_again=try_again, **options)
+    return worker_pool.run_tasks(work, tasks, on_images=on_images, retry=retry, **options)
 
 
 def count_to(number: int) -> int:
     for _ in range(number):
-        engines.count_image()
+        worker_pool.count_image()
     return number
 
 
@@ -88,7 +87,7 @@ def stop_unless_negative(number: int) -> int:
 
 
 @pytest.mark.parametrize("work", [sleep_unless_negative, stop_unless_negative])
-def test_a_worker_that_hangs_is_killed_and_its_task_tried_again(work: Any) -> None:
+def test_a_worker_that_hangs_is_killed_and_its_task_retried(work: Any) -> None:
     lost: Lost = []
     assert sorted(run(work, [7, -2], lost=lost, timeout_s=0.5)) == [2, 7]
     assert lost == [(7, 7, "hung")]
@@ -97,7 +96,7 @@ def test_a_worker_that_hangs_is_killed_and_its_task_tried_again(work: Any) -> No
 def count_slowly(number: int) -> int:
     for _ in range(number):
         time.sleep(0.2)
-        engines.count_image()
+        worker_pool.count_image()
     return number
 
 
@@ -109,8 +108,8 @@ def test_time_for_which_the_build_itself_stood_still_is_no_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter(range(0, 10**9, 1000))
-    monkeypatch.setattr(engines.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(engines, "_GRACE_S", 10**6)
+    monkeypatch.setattr(worker_pool.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(worker_pool, "_GRACE_S", 10**6)
     assert list(run(count_slowly, [3], timeout_s=20)) == [3]
 
 
@@ -120,9 +119,9 @@ def test_giving_up_on_a_task_ends_the_build_and_its_other_workers() -> None:
 
     with pytest.raises(SrpError, match="no more"):
         list(
-            engines.run_local(
+            worker_pool.run_tasks(
                 die_unless_negative, [1, 2, 3], workers=2, timeout_s=300,
-                on_images=lambda _: None, try_again=give_up,
+                on_images=lambda _: None, retry=give_up,
             )
         )  # fmt: skip
 
@@ -170,7 +169,7 @@ def test_a_bug_in_a_worker_comes_out_with_the_place_where_it_was(task: int, kind
 
 def count_for_ever(_task: int) -> None:
     while True:
-        engines.count_image()
+        worker_pool.count_image()
 
 
 def test_workers_stop_when_the_build_is_interrupted() -> None:
@@ -184,7 +183,7 @@ def test_workers_stop_when_the_build_is_interrupted() -> None:
 
 def note_and_hang(folder: Path) -> None:
     (folder / str(os.getpid())).touch()
-    engines.count_image()
+    worker_pool.count_image()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     time.sleep(3600)
 
@@ -192,7 +191,7 @@ def note_and_hang(folder: Path) -> None:
 def test_an_interrupt_ends_workers_that_do_not_listen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_GRACE_S", 0.3)
+    monkeypatch.setattr(worker_pool, "_GRACE_S", 0.3)
 
     def interrupt(num_images: int) -> None:
         if num_images == 2:
@@ -212,7 +211,7 @@ def test_an_interrupt_waits_until_processes_have_started_and_they_never_see_it()
     seen = []
 
     def interrupt_and_go_on() -> None:
-        with server.held_interrupts():
+        with worker_pool.held_interrupts():
             signal.raise_signal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             seen.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))
