@@ -1,18 +1,25 @@
 """Check every byte of every shard against the manifest, and decode every sample.
 
 The side files follow from the manifest, and are compared with what they must be.
+
+In a local folder, shards that an earlier verification found whole are skipped unless their file
+was written to since. A disk that rots changes no time: only reading every shard finds it.
 """
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from pipeline.build.shard_writer import sha256_of
+from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DownloadError, VerificationError
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
@@ -22,8 +29,8 @@ from pipeline.format.ustar import TAR_END
 from pipeline.read.reader import ShardReader
 from pipeline.stream.store import LocalStore, Source, Store, open_store
 from pipeline.stream.stream import SampleStream, read_exactly
-from pipeline.verify.verified import load_stamps, save_stamps, stamp
 
+VERIFIED_NAME = ".verified.json"
 _POLL_S = 0.1
 
 
@@ -236,3 +243,38 @@ def _check_counts(manifest: Manifest) -> None:
                 f"every source image must be in a shard or among the rejects; got {accounted} "
                 f"of {num_sources} in {split}. Build the shards again in a new folder."
             )
+
+
+class Stamp(NamedTuple):
+    """A shard's file as it was when it was found whole; times are the system's, nanoseconds."""
+
+    sha256: str
+    num_bytes: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+
+def stamp(folder: Path, shard: ShardEntry) -> Stamp | None:
+    """Look at a shard's file without reading it; None where it is missing."""
+    try:
+        found = (folder / shard.name).stat()
+    except OSError:
+        return None
+    return Stamp(shard.sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def load_stamps(folder: Path) -> dict[str, Stamp]:
+    """Read the shards that were found whole; none where that is not known."""
+    try:
+        return msgspec.json.decode((folder / VERIFIED_NAME).read_bytes(), type=dict[str, Stamp])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+
+
+def save_stamps(folder: Path, stamps: Iterable[tuple[str, Stamp]]) -> None:
+    """Keep what was found, where the folder lets it be written."""
+    try:
+        write_file(folder / VERIFIED_NAME, msgspec.json.encode(dict(stamps)))
+    except OSError:
+        return  # a folder that cannot be written to is read as a whole each time

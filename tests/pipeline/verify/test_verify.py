@@ -12,7 +12,7 @@ from pipeline.format import manifest as manifests
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
-from pipeline.verify import verified
+from pipeline.verify import verify as verifying
 from pipeline.verify.verify import Verdict, verify
 
 
@@ -105,10 +105,10 @@ def test_rot_below_the_file_system_is_found_by_reading_all_and_by_readers_as_the
     manifest = manifests.load(own)
     shard = manifest.shards[0]
     flip(own / shard.name, shard.samples[0].offset + 700)
-    known = verified.load_stamps(own)
-    now = verified.stamp(own, shard)  # rot changes bytes, and no time that a file has
+    known = verifying.load_stamps(own)
+    now = verifying.stamp(own, shard)  # rot changes bytes, and no time that a file has
     assert now is not None
-    verified.save_stamps(own, {**known, shard.name: now}.items())
+    verifying.save_stamps(own, {**known, shard.name: now}.items())
     assert shard.name in again(own).unread
     damage = rf"{shard.name} at offset {shard.samples[0].offset} "
     reader = ShardReader(own, manifest, manifest.of_split(shard.split))
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_to_is_verified_all_the_same(
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(verified, "write_file", refuse)
+    monkeypatch.setattr(verifying, "write_file", refuse)
     assert again(own).unread == ()
     assert again(own).unread == ()
 
