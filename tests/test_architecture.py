@@ -42,6 +42,7 @@ SEAM = {
     "pipeline.read.reader",
     "pipeline.stream.http_session",
     "pipeline.stream.remote_file",
+    "pipeline.pixels",
     "pipeline.pixels.resize",
     "pipeline.format.sample",
     "pipeline.common.checksum",
