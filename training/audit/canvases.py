@@ -81,7 +81,7 @@ def evaluate_at_price(
     )
     table, evaluation = evaluate_table(model, shards, process=process, on_images=on_crops)
     offer = make_offer(model, shards, table, process=process, on_images=on_canvases)
-    return PricedEvaluation(record, evaluation, at_price([offer], price))
+    return PricedEvaluation(record, evaluation, at_price(offer, price))
 
 
 def check_canvases(model: SelectiveClassifier, shards: Shards) -> None:

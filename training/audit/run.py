@@ -2,14 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.common.errors import ConfigError
 from training.audit.box_run import choose_on_boxes
-from training.audit.canvases import SCORING, check_canvases, make_offer
 from training.audit.latency import measure_latency
-from training.audit.priced import price_canvas
 from training.audit.verdict import Audit, audit
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
@@ -17,7 +14,7 @@ from training.run.folder import RunPaths
 from training.run.processes import Process
 from training.run.record import load_record
 from training.run.state import glimpse_side
-from training.score.evaluate import count_images, load_model
+from training.score.evaluate import load_model
 from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
 
 OnStage = Callable[[str, int, int], None]
@@ -86,10 +83,8 @@ def audit_run(
         crop_px=shards.manifest.spec.crop_size,
         device=process.device,
     )
-    audited = replace(audit(arm, others), latency=latency, boxes=found)
-    load = partial(load_model, shards=shards, workers=workers, process=process)
     return Audited(
-        audit=_with_price(audited, arm, run, shards, load, process, on_progress),
+        audit=replace(audit(arm, others), latency=latency, boxes=found),
         arm=arm,
         others=tuple(others),
         run=_member(arm, run),
@@ -97,38 +92,6 @@ def audit_run(
         shards=shards,
         process=process,
     )
-
-
-def _with_price(
-    found: Audit,
-    arm: Arm,
-    run: Path,
-    shards: Shards,
-    load: Callable[[RunPaths], SelectiveClassifier],
-    process: Process,
-    on_progress: OnStage,
-) -> Audit:
-    """Price the whole canvas with every seed's networks, or note why it cannot be."""
-    total = len(arm.runs) * shards.manifest.num_samples("val")
-    on_images = count_images(partial(on_progress, SCORING), total)
-    offers = []
-    try:
-        if not _is_of(_member(arm, run), shards):
-            raise ConfigError(
-                "a priced canvas needs the shards that the run was trained on; got others in "
-                f"{shards.folder}. Name the run's own with --shards."
-            )
-        for member in arm.runs:
-            model = load(RunPaths(folder=member.folder))
-            check_canvases(model, shards)
-            if member.table is None:
-                raise RuntimeError("a run without its table")
-            offers.append(
-                make_offer(model, shards, member.table, process=process, on_images=on_images)
-            )
-    except (CheckpointError, ConfigError) as error:
-        return replace(found, priced_note=str(error))
-    return replace(found, priced=price_canvas(offers, canvas_px=shards.manifest.spec.canvas_size))
 
 
 def _is_of(run: FinishedRun, shards: Shards) -> bool:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from training.audit.boxes import BoxFigures
-from training.audit.priced import Priced
 from training.score.crop_logits import Table, final_hits
 from training.study.finished import Arm, Spread, spread
 from training.study.paired import (
@@ -26,7 +25,7 @@ from training.study.paired import (
 )
 from training.study.sentences import SIGNIFICANCE
 
-FORMAT = "srp-audit/2"  # 1 had none, and called the best crop in hindsight the oracle
+FORMAT = "srp-audit/3"  # 2 had a curve of prices of the whole canvas
 WORTH_IT, NOT_WORTH_IT, NOT_SHOWN = "worth it", "not worth it", "not shown"
 SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
 
@@ -118,8 +117,6 @@ class Audit:
         mean_entropy: Of each image's choice, nats.
         latency: At batch size 1, or None.
         boxes: How well the chosen crop covers the objects, or None.
-        priced: What the whole canvas brings where it may be bought, or None.
-        priced_note: Why it may not be; empty where it may.
     """
 
     arm: str
@@ -138,8 +135,6 @@ class Audit:
     mean_entropy: Spread
     latency: Latency | None = None
     boxes: BoxFigures | None = None
-    priced: Priced | None = None
-    priced_note: str = ""
 
     @property
     def equals(self) -> list[Rival]:

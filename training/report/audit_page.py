@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from training.audit.priced import PricedPoint, few_points
 from training.audit.run import Audited
 from training.audit.saliency import read_maps
 from training.audit.verdict import Audit
@@ -44,7 +43,6 @@ class AuditPage:
         arms: The audited one, then those that it was compared with.
         options: Names of those that differ between them.
         changed: Options of the audited arm that are not the defaults, with their values.
-        points: A few of the priced curve.
         machine: That the audit ran on.
     """
 
@@ -62,7 +60,6 @@ class AuditPage:
     arms: tuple[Arm, ...]
     options: tuple[str, ...]
     changed: tuple[tuple[str, object], ...]
-    points: tuple[PricedPoint, ...]
     machine: str
 
     @property
@@ -93,7 +90,6 @@ def make_audit_page(audited: Audited) -> AuditPage:
         arms=arms,
         options=differing_options(arms),
         changed=_changed(arm.config),
-        points=few_points(audited.audit.priced.curve) if audited.audit.priced else (),
         machine=describe_hardware(audited.process.device),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.common.wording import printable
 from training.audit.boxes import BoxFigures
 from training.audit.headroom import Gain, Headroom, Shown
-from training.audit.priced import Priced, PricedPoint, few_points
+from training.audit.priced import PricedPoint
 from training.audit.verdict import Audit, Rival
 from training.score.crop_logits import Evaluation
 from training.study.finished import Spread
@@ -56,11 +56,6 @@ def _lines(found: Audit) -> Iterator[str]:
         yield _line("proposer on one core, images/s in batches of 64", f"{rate:.0f}")
     if found.boxes is not None:
         yield from _box_lines(found.boxes)
-    yield ""
-    if found.priced is None:
-        yield f"no price for the whole canvas: {found.priced_note}"
-    else:
-        yield from _price_lines(found.priced)
 
 
 def _beside(rival: Rival, seeds: tuple[int, ...]) -> str:
@@ -90,14 +85,6 @@ def _box_lines(boxes: BoxFigures) -> Iterator[str]:
     if boxes.top1 is not None:
         yield _line("top-1 of the chosen crop", f"{boxes.top1:.1f}")
         yield _line("top-1 of the crop that fits the object best", f"{boxes.top1_best:.1f}")
-
-
-def _price_lines(priced: Priced) -> Iterator[str]:
-    yield f"the whole canvas, {priced.canvas_px} px, bought where the proposer doubts"
-    for point in few_points(priced.curve):
-        told = f"{point.macs / 1e6:.1f} M MACs, at a price of {point.price:.3g}"
-        yield _line(f"{100 * point.share:.0f} % bought", f"{point.top1:.1f}", told)
-    yield f"  {priced.verdict}"
 
 
 def price_text(point: PricedPoint) -> str:

@@ -68,8 +68,8 @@ def test_a_canvas_costs_what_torch_counts_and_both_costs_hold_the_proposers(
     offer = make_offer(model, opened, table, process=alone, on_images=ignore)
     # ResNet18 halves 32 px five times to 1 and 48 px to 2: more than the square of the sides.
     assert 1.5**2 < offer.canvas_macs / offer.crop_macs < 2**2
-    assert at_price([offer], math.inf).macs == offer.crop_macs
-    assert at_price([offer], 0).macs == pytest.approx(offer.canvas_macs)
+    assert at_price(offer, math.inf).macs == offer.crop_macs
+    assert at_price(offer, 0).macs == pytest.approx(offer.canvas_macs)
 
 
 def test_what_cannot_be_priced_says_why(

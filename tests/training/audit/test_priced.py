@@ -1,7 +1,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,19 +8,12 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
 from training.audit.priced import (
-    MAX_POINTS,
     Offer,
-    Priced,
     PricedPoint,
     at_price,
     doubts,
-    few_points,
-    gain_over_random,
-    price_canvas,
-    price_curve,
 )
 from training.score.crop_logits import Table
-from training.study.finished import Spread
 
 CROP_MACS, CANVAS_MACS = 500_000_000, 2_500_000_000
 
@@ -57,7 +49,7 @@ def test_the_rule_by_hand() -> None:
     )
     assert doubts(offer.table).tolist() == pytest.approx([0.4, 0.2, 0])
     third = 100 / 3
-    by_price = {price: at_price([offer], price) for price in (math.inf, 0.21, 0.15, 0.05, 0)}
+    by_price = {price: at_price(offer, price) for price in (math.inf, 0.21, 0.15, 0.05, 0)}
     assert by_price[math.inf] == (math.inf, pytest.approx(third), CROP_MACS, 0)
     assert by_price[0.21] == by_price[math.inf]._replace(price=0.21)
     one = by_price[0.15]
@@ -76,7 +68,7 @@ def test_a_doubt_near_nothing_is_not_lost_to_rounding() -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_the_dearer_buys_no_more(one: float, other: float) -> None:
-    cheap, dear = (at_price([drawn(40)], price) for price in sorted((one, other)))
+    cheap, dear = (at_price(drawn(40), price) for price in sorted((one, other)))
     assert dear.share <= cheap.share
     assert dear.macs <= cheap.macs
 
@@ -84,86 +76,10 @@ def test_the_dearer_buys_no_more(one: float, other: float) -> None:
 @pytest.mark.parametrize("price", [-0.1, math.nan, -math.inf])
 def test_a_price_below_nothing_is_refused(price: float) -> None:
     with pytest.raises(ConfigError, match=r"--price must be at least 0; got .*Use 0 to inf\."):
-        at_price([drawn(5)], price)
-
-
-def test_the_curve_goes_from_none_to_all_that_doubt_and_lies_on_the_rule() -> None:
-    offer = drawn(300, sure=30)
-    curve = price_curve([offer])
-    assert len(curve) == MAX_POINTS
-    assert curve[0].share == 0
-    assert (curve[-1].price, curve[-1].share) == (0, 0.9)
-    assert list(curve) == [at_price([offer], point.price) for point in curve]
-    shares = [point.share for point in curve]
-    assert shares == sorted(shares)
-    assert max(np.diff(shares)) < 0.03
-    few = price_curve([drawn(7)])
-    assert [round(7 * point.share) for point in few] == list(range(8))
-
-
-def test_several_seeds_are_a_mean_at_each_price() -> None:
-    offers = [drawn(50, seed) for seed in (0, 1)]
-    points = [at_price([offer], 0.2) for offer in offers]
-    both = at_price(offers, 0.2)
-    assert both.top1 == pytest.approx((points[0].top1 + points[1].top1) / 2)
-    assert both.macs == pytest.approx((points[0].macs + points[1].macs) / 2)
-
-
-@pytest.mark.parametrize("sure", [0, 10])
-def test_the_gain_is_the_area_between_the_curve_and_its_line(sure: int) -> None:
-    offer = drawn(MAX_POINTS - 1, seed=3, sure=sure)  # few enough for a curve with every point
-    curve = price_curve([offer])
-    shares = np.array([point.share for point in curve]) / curve[-1].share
-    heights = np.array([point.top1 for point in curve])
-    line = heights[0] + shares * (heights[-1] - heights[0])
-    gain, _ = gain_over_random(offer)
-    assert gain == pytest.approx(np.trapezoid(heights - line, shares))
-
-
-def test_the_chance_sd_is_that_of_doubts_dealt_at_random() -> None:
-    offer = drawn(200, seed=5)
-    _, told = gain_over_random(offer)
-    generator = torch.Generator().manual_seed(1)
-    gains = []
-    for _ in range(600):
-        # Crops answer as before; only who doubts whom changes.
-        order = torch.randperm(200, generator=generator)
-        chances = torch.stack([1 - torch.tensor(doubts(offer.table)), torch.tensor(
-            doubts(offer.table))], 1)[order]  # fmt: skip
-        crop = offer.table.predicted_NK.gather(1, offer.table.chosen_N[:, None])[:, 0] == 0
-        chances = chances.sort(1, descending=True).values
-        gains.append(gain_over_random(offer_of(
-            chances.tolist(), crop.tolist(), (offer.canvas_N == 0).tolist()))[0])  # fmt: skip
-    assert np.std(gains) == pytest.approx(told, rel=0.15)
-
-
-def test_doubt_that_knows_gains_and_doubt_that_errs_loses() -> None:
-    right = [False] * 50 + [True] * 50
-    knows = [[0.6, 0.4]] * 50 + [[0.9, 0.1]] * 50
-    found = price_canvas([offer_of(knows, right, [True] * 100)], canvas_px=48)
-    assert found.gain.mean > 0
-    assert found.verdict.startswith("Buying by doubt is above buying at random by +")
-    lost = price_canvas([offer_of(knows[::-1], right, [True] * 100)], canvas_px=48)
-    assert lost.gain.mean == pytest.approx(-found.gain.mean)
-    assert lost.verdict.startswith("Buying by doubt is below buying at random by -")
-    chance = price_canvas([drawn(300)], canvas_px=48)
-    assert chance.verdict.endswith("which can be chance.")
-
-
-def test_nobody_in_doubt_buys_nothing() -> None:
-    found = price_canvas([drawn(20, sure=20)], canvas_px=48)
-    assert [point.share for point in found.curve] == [0]
-    assert found.gain == Spread(0, None)
-
-
-def test_a_few_points_show_the_quarters() -> None:
-    few = few_points(price_curve([drawn(300)]))
-    assert [point.share for point in few] == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.02)
-    assert len(few_points(few[:1])) == 1
+        at_price(drawn(5), price)
 
 
 def test_infinity_is_null_in_json() -> None:
-    text = json.dumps(at_price([drawn(5)], math.inf).to_json(), allow_nan=False)
+    text = json.dumps(at_price(drawn(5), math.inf).to_json(), allow_nan=False)
     assert json.loads(text)["price"] is None
     assert PricedPoint(0.5, 1, 2, 3).to_json()["price"] == 0.5
-    assert {"curve", "gain", "chance_sd"} <= Priced.__dataclass_fields__.keys()

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.audit.priced import Priced
 from training.audit.verdict import Audit
 from training.report.charts.svg import COLOURS, INK, WIDE_IN, render, shown
 from training.study.finished import Spread
@@ -43,8 +41,6 @@ def audit_macs(found: Audit, colour: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        if found.priced is not None:
-            _draw_curve(axes, found.priced, colour)
         marks = sorted(_marks(found, colour), key=lambda mark: -mark.top1.mean)
         for mark in marks:
             axes.errorbar(
@@ -59,16 +55,6 @@ def audit_macs(found: Audit, colour: str) -> str:
         figure.legend(loc="outside right upper", fontsize=8)
 
     return render("audit", WIDE_IN, draw)
-
-
-def _draw_curve(axes: Axes, priced: Priced, colour: str) -> None:
-    macs = [point.macs / GIGA for point in priced.curve]
-    top1 = [point.top1 for point in priced.curve]
-    axes.plot(macs, top1, color=colour, label=" canvas bought by doubt")
-    axes.plot(
-        (macs[0], macs[-1]), (top1[0], top1[-1]), color=INK, linestyle="--", linewidth=1.1,
-        label=" canvas bought at random",
-    )  # fmt: skip
 
 
 def _marks(found: Audit, colour: str) -> Iterator[_Mark]:
