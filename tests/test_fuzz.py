@@ -25,13 +25,13 @@ from pipeline.read.reader import ShardReader
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.run.checkpoint import load_optimizer, load_weights, read_meta
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import EpochRecord
 from training.run.resume import open_record, save_epoch
-from training.run.state import Trainer, build_trainer
+from training.run.state import RunState, build_state
 
 EXAMPLES = 500
 Found = list[tuple[str, int, bytes]]
@@ -110,21 +110,21 @@ class ManifestTarget:
 
 
 @cache
-def trained() -> tuple[Trainer, RunPaths]:
+def trained() -> tuple[RunState, RunPaths]:
     """Save a small run, once."""
     opened, alone = Shards.open(shards()), Process(rank=0, world_size=1, device=torch.device("cpu"))
     config = TrainConfig(
         model="test_resnet", epochs=2, batch_size=2, shift=2, proposer_channels=(4,), device="cpu"
     )
     paths = RunPaths(folder=Path(tempfile.mkdtemp()) / "run")
-    trainer = build_trainer(replace(config, workers=1), opened, alone)
+    state = build_state(replace(config, workers=1), opened, alone)
     record = open_record(config, shards=opened, paths=paths, process=alone, resume=False)
     paths.folder.mkdir()
     epoch = EpochRecord(
         epoch=1, train_loss=1.0, train_top1=1.0, val_top1=1.0, images_per_s=1.0, seconds=1.0
     )
-    save_epoch(trainer, paths, replace(record, epochs=(epoch,)), 0.0)
-    return trainer, paths
+    save_epoch(state, paths, replace(record, epochs=(epoch,)), 0.0)
+    return state, paths
 
 
 class CheckpointTarget:
@@ -135,13 +135,13 @@ class CheckpointTarget:
         return [signed, signed.replace(b"srp_sha256", b"srp_sha255")]
 
     def check(self, data: bytes) -> None:
-        trainer, paths = trained()
+        state, paths = trained()
         path = paths.folder / "fuzzed.safetensors"
         path.write_bytes(data)
         try:
             meta = read_meta(path)
-            load_weights(path, trainer.model)
-            load_optimizer(path, trainer.optimizer, trainer.scheduler)
+            load_weights(path, state.model)
+            load_optimizer(path, state.optimizer, state.scheduler)
         except SrpError:
             return
         if b"srp_sha256" in data:

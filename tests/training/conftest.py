@@ -15,9 +15,9 @@ from pipeline.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from training.cli.train import main
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Batch, Shards
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import DataRecord, EpochRecord, RunRecord
 from training.run.train import fit
 from training.score.crop_logits import Evaluation, Table, final_prediction

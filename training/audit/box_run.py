@@ -10,10 +10,10 @@ from pipeline.common.errors import ConfigError
 from pipeline.datasets.writer import Box
 from training.audit.boxes import BoxFigures, Point, box_figures, read_boxes
 from training.audit.saliency import peaks, saliency_maps, smoothed
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import MapProposer
-from training.run.processes import Process
 from training.score.choices import choose, glimpse_batches
 from training.score.crop_logits import Table
 from training.score.evaluate import OnImages, count_images

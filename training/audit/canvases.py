@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pipeline.common.errors import ConfigError
 from training.audit.priced import Offer, PricedPoint, at_price, check_price
+from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run.folder import RunPaths
-from training.run.processes import Process, sum_over_ranks
 from training.run.record import RunRecord, load_record
 from training.run.state import glimpse_side, uses_bfloat16
 from training.score.crop_logits import Evaluation, Table, count_macs

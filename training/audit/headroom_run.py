@@ -12,12 +12,12 @@ from training.audit.headroom import Headroom, headroom
 from training.choose.fit_proposer import fill_fold
 from training.choose.out_of_fold import distilled_config, fit_and_choose
 from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
+from training.data.processes import Process, require_one
 from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.run.checkpoint import digest_of, load_weights
 from training.run.epoch import OnProgress, counting
 from training.run.folder import RunPaths
-from training.run.processes import Process, require_one
 from training.run.resume import held_run
 from training.run.state import build_model, fold_rows
 from training.run.train import OnEpoch, fit

@@ -8,10 +8,10 @@ from pipeline.common.errors import ConfigError
 from training.audit.box_run import choose_on_boxes
 from training.audit.latency import measure_latency
 from training.audit.verdict import Audit, audit
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import load_record
 from training.run.state import glimpse_side
 from training.score.evaluate import load_model

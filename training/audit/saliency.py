@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.audit.boxes import Point
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import MapProposer
-from training.run.processes import Process
 from training.score.choices import glimpse_batches
 
 FINE = 57  # cells a side of a map in which a peak is sought

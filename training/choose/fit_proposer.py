@@ -17,12 +17,12 @@ from pipeline.common.errors import DivergedError
 from pipeline.read.sampler import evaluation_batches
 from training.config import TrainConfig
 from training.data import augment
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import Proposal, Proposer
 from training.run.epoch import broken_weights
-from training.run.processes import Process
 from training.run.state import fold_rows, uses_bfloat16
 from training.score.crop_logits import crop_losses
 from training.score.evaluate import EVALUATION_BATCH, all_logits, crop_batches

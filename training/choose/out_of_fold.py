@@ -12,6 +12,7 @@ from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from training.choose.fit_proposer import count_fitted, fill_fold, fit_proposer, judge
 from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
 from training.data.augment import mirrored_candidates
+from training.data.processes import Process, require_one
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.run.checkpoint import (
@@ -25,10 +26,9 @@ from training.run.checkpoint import (
 )
 from training.run.epoch import OnProgress, counting
 from training.run.folder import RunPaths
-from training.run.processes import Process, require_one
 from training.run.record import RunRecord, current_commit, describe_hardware, load_record
 from training.run.resume import held_run, written_run
-from training.run.state import Trainer, build_model, build_trainer, fold_rows, settled
+from training.run.state import RunState, build_model, build_state, fold_rows, settled
 from training.run.train import OnEpoch, train
 from training.score.choices import choose, glimpse_batches
 from training.score.crop_logits import Table
@@ -80,22 +80,22 @@ def distill(
         _check_absent(paths)
         _check_shards(base, run, shards)
         columns = _columns(base, config, shards, run)
-        trainer = build_trainer(config, shards, process)  # fails before anything is trained
-        load_weights(run.last, trainer.model.classifier, "classifier.")
+        state = build_state(config, shards, process)  # fails before anything is trained
+        load_weights(run.last, state.model.classifier, "classifier.")
         matrix = loss_matrix(
             run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
         )
         judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
         try:
             chosen_NK = fit_and_choose(
-                trainer.model, matrix.losses_NK[:, columns], shards, process=process,
+                state.model, matrix.losses_NK[:, columns], shards, process=process,
                 on_progress=on_progress,
             )  # fmt: skip
         except DivergedError as error:
             fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
             raise DivergedError(f"{error} {fix}") from error
         table = Table.of(judged.labels_N, judged.logits_NKC[:, columns], chosen_NK)
-        evaluation = evaluation_of(table, trainer.model, shards)
+        evaluation = evaluation_of(table, state.model, shards)
         record = replace(
             base,
             name=paths.folder.name,
@@ -107,7 +107,7 @@ def distill(
             evaluation=evaluation,
             seconds=time.monotonic() - started,
         )
-        return _save(trainer, table, record, paths)
+        return _save(state, table, record, paths)
 
 
 def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
@@ -188,7 +188,7 @@ def fit_and_choose(
     return torch.cat([choose(model, glimpses_BLSS) for glimpses_BLSS in shown])
 
 
-def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) -> RunRecord:
+def _save(state: RunState, table: Table, record: RunRecord, paths: RunPaths) -> RunRecord:
     """Write the record last, naming the rest: a folder that has one is complete."""
     meta = CheckpointMeta(
         config=record.config,
@@ -199,7 +199,7 @@ def _save(trainer: Trainer, table: Table, record: RunRecord, paths: RunPaths) ->
         fingerprint=record.data.fingerprint,
     )
     data = pack_checkpoint(
-        meta, model=trainer.model, optimizer=trainer.optimizer, scheduler=trainer.scheduler
+        meta, model=state.model, optimizer=state.optimizer, scheduler=state.scheduler
     )
     for path in (paths.best, paths.last):
         write_file(path, data)

@@ -44,9 +44,9 @@ def headroom(
     from training.audit.headroom import shown_by
     from training.audit.headroom_run import estimate_headroom, limited, plan_parts, work_folder
     from training.cli.progress import StudyBars
+    from training.data.processes import started
     from training.data.shards import Shards
     from training.report.terminal import headroom_text
-    from training.run.processes import started
     from training.study.finished import group_arms, read_runs_on
 
     wanted = HeadroomConfig(**options)

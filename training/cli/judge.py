@@ -51,8 +51,8 @@ def evaluate(
     have the whole canvas in place of the chosen crop.
     """
     from training.audit.canvases import evaluate_at_price
+    from training.data.processes import started
     from training.report.terminal import evaluation_text, price_text
-    from training.run.processes import started
     from training.score.evaluate import evaluate_run
 
     paths = RunPaths(folder=run)
@@ -99,9 +99,9 @@ def audit(
     loads nothing from anywhere.
     """
     from training.audit.run import audit_run
+    from training.data.processes import require_one, started
     from training.report.audit_report import write_audit
     from training.report.terminal import audit_text
-    from training.run.processes import require_one, started
     from training.run.record import load_record
     from training.score.evaluate import shards_of
 

@@ -69,8 +69,8 @@ def from_shards(
     paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
 
     from training.cli.progress import run_reporters
+    from training.data.processes import started
     from training.data.shards import Shards
-    from training.run.processes import started
     from training.run.train import fit
 
     opened = Shards.open(shards)
@@ -149,7 +149,7 @@ def distill(
     from training.choose.out_of_fold import distill as distill_run
     from training.choose.out_of_fold import distilled_config
     from training.cli.progress import run_reporters
-    from training.run.processes import started
+    from training.data.processes import started
     from training.run.record import load_record
     from training.score.evaluate import shards_of
 
@@ -200,8 +200,8 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
     to go on where it stopped.
     """
     from training.cli.progress import StudyBars
+    from training.data.processes import started
     from training.data.shards import Shards
-    from training.run.processes import started
     from training.study.profiles import PROFILES
     from training.study.runner import plan_runs, run_study
 
@@ -233,8 +233,8 @@ def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> N
     beside it. Runs on other shards are not compared: where there are some, each data set has a page
     with the name of its shards behind it, or --shards picks one.
     """
+    from training.data.processes import require_one, started
     from training.report.report import write_reports
-    from training.run.processes import require_one, started
 
     with started("cpu") as process:
         require_one(process, "a report")

@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.format.sample import Sample
 from pipeline.stream.partition import Part
 from pipeline.stream.stream import SampleStream
-from training.run.processes import Process
+from training.data.processes import Process
 
 
 class StreamDataset(IterableDataset[Sample]):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import DivergedError
 from pipeline.common.wording import few
-from training.run.processes import gather_ranks, share_buffers, sum_over_ranks
+from training.data.processes import gather_ranks, share_buffers, sum_over_ranks
 from training.run.record import EpochPart, EpochRecord
 from training.run.signals import Stop
-from training.run.state import Trainer
+from training.run.state import RunState
 from training.run.step import train_step
 from training.score.evaluate import OnImages, count_images
 
@@ -55,12 +55,12 @@ class _Seen(NamedTuple):
 
 
 def train_epoch(
-    trainer: Trainer, begun: EpochPart, *, stop: Stop, on_progress: OnProgress
+    state: RunState, begun: EpochPart, *, stop: Stop, on_progress: OnProgress
 ) -> EpochPart:
     """Take the steps of an epoch that are left.
 
     Args:
-        trainer: The run, as it was after the steps that are done.
+        state: The run, as it was after the steps that are done.
         begun: Those.
         stop: Looked at between steps.
         on_progress: Told of images as they pass.
@@ -71,34 +71,34 @@ def train_epoch(
     Raises:
         DivergedError: If a loss or a weight stopped being a number.
     """
-    trainer.model.train()
-    if trainer.model.proposer is not None and trainer.config.holds_proposer:
-        trainer.model.proposer.eval()  # it is held, and so are the averages of its batch norms
-    process, per_step = trainer.process, trainer.config.batch_size * trainer.process.world_size
+    state.model.train()
+    if state.model.proposer is not None and state.config.holds_proposer:
+        state.model.proposer.eval()  # it is held, and so are the averages of its batch norms
+    process, per_step = state.process, state.config.batch_size * state.process.world_size
     sums = torch.tensor(begun.sums_of(process.rank), dtype=torch.float64, device=process.device)
-    trainer.batches.load_state_dict({"epoch": begun.epoch, "num_seen": begun.step * per_step})
+    state.batches.load_state_dict({"epoch": begun.epoch, "num_seen": begun.step * per_step})
     unseen: list[_Seen] = []
     started = time.monotonic()
     step = begun.step
-    batches = trainer.batches if begun.step < trainer.steps else ()
+    batches = state.batches if begun.step < state.steps else ()
     for step, batch in enumerate(batches, start=begun.step + 1):
-        output = train_step(trainer, batch, step=begun.epoch * trainer.steps + step - 1)
+        output = train_step(state, batch, step=begun.epoch * state.steps + step - 1)
         sums += torch.stack([output.losses_B.sum(), output.hits_B.sum()]).detach()
         unseen.append(_Seen(step, batch.indices_B, output.losses_B.detach()))
-        is_last = step == trainer.steps
+        is_last = step == state.steps
         if step % REPORT_STEPS and not is_last and not (stop.wanted and process.world_size == 1):
             continue
         flagged = torch.cat([sums, sums.new_tensor([bool(stop.wanted)])])
         loss, hits, wanted = sum_over_ranks(flagged, process).tolist()  # all ranks stop together
         if not math.isfinite(loss):
-            raise _lost(trainer, begun.epoch, unseen)
+            raise _lost(state, begun.epoch, unseen)
         unseen.clear()
-        done, total = step * per_step, trainer.steps * per_step
+        done, total = step * per_step, state.steps * per_step
         on_progress(Progress("train", begun.epoch + 1, done, total, loss / done, 100 * hits / done))
         if wanted and not is_last:
             break
-    share_buffers(trainer.model, process)
-    _check_weights(trainer, begun.epoch, step)
+    share_buffers(state.model, process)
+    _check_weights(state, begun.epoch, step)
     return EpochPart(
         epoch=begun.epoch,
         step=step,
@@ -107,9 +107,9 @@ def train_epoch(
     )
 
 
-def epoch_record(part: EpochPart, trainer: Trainer) -> EpochRecord:
+def epoch_record(part: EpochPart, state: RunState) -> EpochRecord:
     """Draw the figures of an epoch whose steps are all done."""
-    num_images = part.step * trainer.config.batch_size * trainer.process.world_size
+    num_images = part.step * state.config.batch_size * state.process.world_size
     loss, hits = (sum(column) for column in zip(*part.sums, strict=True))
     return EpochRecord(
         epoch=part.epoch + 1,
@@ -121,13 +121,13 @@ def epoch_record(part: EpochPart, trainer: Trainer) -> EpochRecord:
     )
 
 
-def _lost(trainer: Trainer, epoch: int, unseen: list[_Seen]) -> DivergedError:
+def _lost(state: RunState, epoch: int, unseen: list[_Seen]) -> DivergedError:
     """Name the first step, over all processes, and the samples whose losses are no numbers in it.
 
     One process's NaN reaches the weights of all, so that innocent samples lose NaN one step later.
     """
-    losses_RSB = gather_ranks(torch.stack([seen.losses_B for seen in unseen]), trainer.process)
-    rows_RSB = gather_ranks(torch.stack([seen.rows_B for seen in unseen]), trainer.process)
+    losses_RSB = gather_ranks(torch.stack([seen.losses_B for seen in unseen]), state.process)
+    rows_RSB = gather_ranks(torch.stack([seen.rows_B for seen in unseen]), state.process)
     is_bad_RSB = ~losses_RSB.isfinite()
     bad_steps = is_bad_RSB.any(2).any(0).nonzero()[:, 0].tolist()
     if not bad_steps:  # numbers of which the sum is none
@@ -135,15 +135,15 @@ def _lost(trainer: Trainer, epoch: int, unseen: list[_Seen]) -> DivergedError:
         return _diverged(fault, epoch, unseen[-1].step)
     first = bad_steps[0]
     is_bad_RB = is_bad_RSB[:, first]
-    keys = trainer.batches.keys(rows_RSB[:, first][is_bad_RB].tolist())
+    keys = state.batches.keys(rows_RSB[:, first][is_bad_RB].tolist())
     bad = float(losses_RSB[:, first][is_bad_RB][0])
     fault = f"the training loss must stay a number; got {bad} for {few(keys)}"
     return _diverged(fault, epoch, unseen[first].step, keys)
 
 
-def _check_weights(trainer: Trainer, epoch: int, step: int) -> None:
+def _check_weights(state: RunState, epoch: int, step: int) -> None:
     """Stop where the last step broke the weights, which no loss has shown yet."""
-    if name := broken_weights(trainer.model):
+    if name := broken_weights(state.model):
         raise _diverged(f"weights must stay numbers; got others in {name}", epoch, step)
 
 

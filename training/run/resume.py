@@ -12,6 +12,7 @@ from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError, EveryRankError
 from pipeline.common.file_lock import folder_lock
 from training.config import DISTILLED, TRAINED, TrainConfig, changed_options
+from training.data.processes import Process, sum_over_ranks, wait_for_main
 from training.data.shards import Shards
 from training.run.checkpoint import (
     DIGEST,
@@ -25,7 +26,6 @@ from training.run.checkpoint import (
     read_meta,
 )
 from training.run.folder import RunPaths
-from training.run.processes import Process, sum_over_ranks, wait_for_main
 from training.run.record import (
     DataRecord,
     EpochPart,
@@ -34,7 +34,7 @@ from training.run.record import (
     describe_hardware,
     load_record,
 )
-from training.run.state import Trainer
+from training.run.state import RunState
 
 
 @contextlib.contextmanager
@@ -159,12 +159,12 @@ def _check_same(
 
 
 def load_last(
-    trainer: Trainer, paths: RunPaths, record: RunRecord
+    state: RunState, paths: RunPaths, record: RunRecord
 ) -> tuple[float, EpochPart | None]:
     """Take up the last checkpoint; gives the best validation accuracy, and the epoch in hand."""
     meta = read_meta(paths.last)
-    load_weights(paths.last, trainer.model)
-    load_optimizer(paths.last, trainer.optimizer, trainer.scheduler)
+    load_weights(paths.last, state.model)
+    load_optimizer(paths.last, state.optimizer, state.scheduler)
     if meta.epoch != len(record.epochs):
         raise ConfigError(
             f"a run's record and checkpoint must agree; got {len(record.epochs)} and "
@@ -173,25 +173,25 @@ def load_last(
     return meta.best_top1, meta.part
 
 
-def save_epoch(trainer: Trainer, paths: RunPaths, record: RunRecord, best: float) -> float:
+def save_epoch(state: RunState, paths: RunPaths, record: RunRecord, best: float) -> float:
     """Write record and checkpoints after an epoch; gives the best accuracy so far."""
     top1 = record.epochs[-1].val_top1
     is_best = top1 is not None and top1 >= best
     best = max(best, top1 or 0.0)
     written = (paths.best, paths.last) if is_best else (paths.last,)
-    _save(trainer, paths, record, best, written=written)
+    _save(state, paths, record, best, written=written)
     return best
 
 
 def save_part(
-    trainer: Trainer, paths: RunPaths, record: RunRecord, best: float, part: EpochPart
+    state: RunState, paths: RunPaths, record: RunRecord, best: float, part: EpochPart
 ) -> None:
     """Write record and checkpoint between two steps of an epoch."""
-    _save(trainer, paths, record, best, part=part, written=(paths.last,))
+    _save(state, paths, record, best, part=part, written=(paths.last,))
 
 
 def _save(
-    trainer: Trainer,
+    state: RunState,
     paths: RunPaths,
     record: RunRecord,
     best: float,
@@ -199,9 +199,9 @@ def _save(
     part: EpochPart | None = None,
     written: tuple[Path, ...],
 ) -> None:
-    if trainer.process.is_main:
+    if state.process.is_main:
         meta = CheckpointMeta(
-            config=trainer.config,
+            config=state.config,
             spec=record.data.spec,
             classes=record.data.classes,
             epoch=len(record.epochs),
@@ -210,12 +210,12 @@ def _save(
             fingerprint=record.data.fingerprint,
         )
         data = pack_checkpoint(
-            meta, model=trainer.model, optimizer=trainer.optimizer, scheduler=trainer.scheduler
+            meta, model=state.model, optimizer=state.optimizer, scheduler=state.scheduler
         )
         _name(record, paths, data, written=written).save(paths.record)
         for path in written:
             write_file(path, data)
-    wait_for_main(trainer.process)
+    wait_for_main(state.process)
 
 
 def _name(

@@ -16,15 +16,15 @@ from pipeline.read.collate import BatchSpec
 from pipeline.read.sampler import Indices
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
+from training.data.processes import Process, parallel
 from training.data.shards import BatchReader, Shards, TrainingBatches
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import suited_channels
-from training.run.processes import Process, parallel
 from training.run.schedule import make_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer:
+class RunState:
     """One run in memory.
 
     Attributes:
@@ -58,7 +58,7 @@ class Trainer:
     autocast: bool
 
 
-def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trainer:
+def build_state(config: TrainConfig, shards: Shards, process: Process) -> RunState:
     """Build a run that has not taken a step.
 
     Raises:
@@ -86,7 +86,7 @@ def build_trainer(config: TrainConfig, shards: Shards, process: Process) -> Trai
         world_size=process.world_size,
         rows=training_rows(len(reader.reader), config.fold),
     )
-    return Trainer(
+    return RunState(
         config=config,
         process=process,
         model=model,

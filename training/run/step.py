@@ -9,40 +9,40 @@ from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.run.schedule import temperature
-from training.run.state import Trainer
+from training.run.state import RunState
 
 
-def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
+def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     """Take one step: augment, choose, classify, go down.
 
     Args:
-        trainer: The run.
+        state: The run.
         batch: On the run's device.
         step: Counted from 0 over the whole run; chance depends on it and on the rank alone.
     """
-    config, device, num_samples = trainer.config, batch.labels_B.device, len(batch.labels_B)
-    seed = _step_seed(trainer, step)
+    config, device, num_samples = state.config, batch.labels_B.device, len(batch.labels_B)
+    seed = _step_seed(state, step)
     torch.manual_seed(seed)  # of dropout and stochastic depth inside the classifier
     generator = torch.Generator().manual_seed(seed)
     draws = augment.draw(
         num_samples, hflip=config.hflip, vflip=config.vflip, shift=config.shift,
         generator=generator,
     )  # fmt: skip
-    noise_BMK = gumbel_noise((num_samples, *trainer.model.noise_shape), generator)
-    tau = temperature(config, step=step, total_steps=config.epochs * trainer.steps)
-    chooses = step >= config.random_epochs * trainer.steps
-    crops = augment.cut(batch, trainer.plan, trainer.model.candidates)
+    noise_BMK = gumbel_noise((num_samples, *state.model.noise_shape), generator)
+    tau = temperature(config, step=step, total_steps=config.epochs * state.steps)
+    chooses = step >= config.random_epochs * state.steps
+    crops = augment.cut(batch, state.plan, state.model.candidates)
     shown = augment.augment(
         crops,
         batch.glimpses_BLSS,
         draws,
-        trainer.counterparts,
-        trainer.looked_counterparts,
-        trainer.model.chosen_ahead(noise_BMK[:, 0], chooses=chooses),
+        state.counterparts,
+        state.looked_counterparts,
+        state.model.chosen_ahead(noise_BMK[:, 0], chooses=chooses),
     )
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=trainer.autocast):
-        output: StepOutput = trainer.wrapped(
+    with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):
+        output: StepOutput = state.wrapped(
             shown.crops_BKHWC,
             shown.glimpses_BLSS,
             batch.labels_B,
@@ -53,13 +53,13 @@ def train_step(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
         )
     output.loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_grad is not None:
-        nn.utils.clip_grad_norm_(trainer.trained, config.clip_grad)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    trainer.scheduler.step()
+        nn.utils.clip_grad_norm_(state.trained, config.clip_grad)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.scheduler.step()
     return output
 
 
-def _step_seed(trainer: Trainer, step: int) -> int:
-    entropy = (trainer.config.seed, step, trainer.process.rank)
+def _step_seed(state: RunState, step: int) -> int:
+    entropy = (state.config.seed, step, state.process.rank)
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

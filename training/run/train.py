@@ -13,15 +13,15 @@ import torch
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DivergedError, PreemptedRunError, StoppedRunError
 from training.config import TrainConfig
+from training.data.processes import Process, sum_over_ranks, wait_for_main
 from training.data.shards import Shards
 from training.run.checkpoint import digest_of, load_initial
 from training.run.epoch import OnProgress, counting, epoch_record, train_epoch
 from training.run.folder import RunPaths
-from training.run.processes import Process, sum_over_ranks, wait_for_main
 from training.run.record import EpochPart, EpochRecord, RunRecord
 from training.run.resume import load_last, open_record, save_epoch, save_part, written_run
 from training.run.signals import Stop, noted_signals
-from training.run.state import Trainer, build_trainer, settled
+from training.run.state import RunState, build_state, settled
 from training.score.evaluate import evaluate_choice, evaluate_table
 
 OnEpoch = Callable[[EpochRecord], None]
@@ -65,7 +65,7 @@ def fit(
             return record
         done = _train(config, record, shards, paths, process, on_progress, on_epoch)
         return _finish(
-            done.trainer, shards, paths, done.record, best=done.best, on_progress=on_progress
+            done.state, shards, paths, done.record, best=done.best, on_progress=on_progress
         )
 
 
@@ -100,17 +100,17 @@ def _train(
 ) -> "_Training":
     """Train what is left of a run."""
     started = time.monotonic()
-    trainer = build_trainer(config, shards, process)
+    state = build_state(config, shards, process)
     best, part = 0.0, None
     if paths.last.exists():
-        best, part = load_last(trainer, paths, record)
+        best, part = load_last(state, paths, record)
     elif config.initial_checkpoint:
         source = Path(config.initial_checkpoint)
-        load_initial(source, trainer.model, with_proposer=config.holds_proposer)
+        load_initial(source, state.model, with_proposer=config.holds_proposer)
     try:
         with noted_signals() as stop:
             training = _Training(
-                trainer=trainer,
+                state=state,
                 shards=shards,
                 paths=paths,
                 record=record,
@@ -142,7 +142,7 @@ class _Training:
     `since` is when it would have begun if it had not been broken, by the monotonic clock.
     """
 
-    trainer: Trainer
+    state: RunState
     shards: Shards
     paths: RunPaths
     record: RunRecord
@@ -155,19 +155,17 @@ class _Training:
 
     def train(self) -> None:
         """Train the epochs that are left."""
-        trainer, config = self.trainer, self.trainer.config
+        state, config = self.state, self.state.config
         while len(self.record.epochs) < config.epochs:
-            self.part = train_epoch(
-                trainer, self.part, stop=self.stop, on_progress=self.on_progress
-            )
-            if self.part.step < trainer.steps:
+            self.part = train_epoch(state, self.part, stop=self.stop, on_progress=self.on_progress)
+            if self.part.step < state.steps:
                 raise self._stopped()
-            done = epoch_record(self.part, trainer)
+            done = epoch_record(self.part, state)
             # The last weights get the whole table instead.
             if done.epoch % config.val_interval == 0 and done.epoch < config.epochs:
                 done = replace(done, val_top1=self._validate())
             self._tell(epochs=(*self.record.epochs, done))
-            self.best = save_epoch(trainer, self.paths, self.record, self.best)
+            self.best = save_epoch(state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
             self.on_epoch(done)
             if self._is_stop_wanted():
@@ -179,19 +177,19 @@ class _Training:
 
         def on_images(num_images: int) -> None:
             # With peers it goes on to the end, since they wait for this one's figures.
-            if self.stop.wanted and self.trainer.process.world_size == 1:
+            if self.stop.wanted and self.state.process.world_size == 1:
                 raise _StopValidatingError
             counter(num_images)
 
         try:
             return evaluate_choice(
-                self.trainer.model, self.shards, process=self.trainer.process, on_images=on_images
+                self.state.model, self.shards, process=self.state.process, on_images=on_images
             )
         except _StopValidatingError:
             raise self._stopped() from None
 
     def _is_stop_wanted(self) -> bool:
-        process = self.trainer.process
+        process = self.state.process
         wanted = torch.tensor([bool(self.stop.wanted)], dtype=torch.int64, device=process.device)
         return bool(sum_over_ranks(wanted, process))
 
@@ -202,7 +200,7 @@ class _Training:
         """Save what there is, and say where that is."""
         self._tell()
         if self.part.step:
-            save_part(self.trainer, self.paths, self.record, self.best, self.part)
+            save_part(self.state, self.paths, self.record, self.best, self.part)
         where = f"step {self.part.step} of " if self.part.step else "the end of "
         epoch = self.part.epoch + bool(self.part.step)
         kind = StoppedRunError if self.stop.wanted == signal.SIGINT else PreemptedRunError
@@ -210,7 +208,7 @@ class _Training:
 
 
 def _finish(
-    trainer: Trainer,
+    state: RunState,
     shards: Shards,
     paths: RunPaths,
     record: RunRecord,
@@ -222,10 +220,10 @@ def _finish(
     started = time.monotonic()
     total = shards.manifest.num_samples("val")
     table, evaluation = evaluate_table(
-        trainer.model,
+        state.model,
         shards,
-        process=trainer.process,
-        on_images=counting(on_progress, "table", total, epoch=trainer.config.epochs),
+        process=state.process,
+        on_images=counting(on_progress, "table", total, epoch=state.config.epochs),
     )
     last = replace(record.epochs[-1], val_top1=evaluation.top1)
     record = replace(
@@ -234,12 +232,12 @@ def _finish(
         evaluation=evaluation,
         seconds=record.seconds + time.monotonic() - started,
     )
-    if trainer.process.is_main:
+    if state.process.is_main:
         digest = digest_of(paths.last)
         table.save(paths.table, weights=digest)
         if evaluation.top1 >= best:
             write_file(paths.best, paths.last.read_bytes())
         record = replace(record, last=digest, best=digest_of(paths.best), before=())
         record.save(paths.record)
-    wait_for_main(trainer.process)
+    wait_for_main(state.process)
     return record

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
-from training.run.processes import Process
 from training.run.state import batch_reader, uses_bfloat16
 from training.score.evaluate import EVALUATION_BATCH
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.read.sampler import Indices, evaluation_batches
 from training.data import augment
+from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Batch, Shards
 from training.model.classifier import SelectiveClassifier
 from training.model.estimators import take
 from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
 from training.run.folder import RunPaths
-from training.run.processes import Process, sum_over_ranks
 from training.run.record import RunRecord, load_record
 from training.run.state import batch_reader, build_model, glimpse_side, uses_bfloat16
 from training.score.crop_logits import Evaluation, Table, summarise

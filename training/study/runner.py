@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline.common.errors import ConfigError, DivergedError
 from training.choose.out_of_fold import distill
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
+from training.data.processes import Process, require_one
 from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.run.epoch import OnProgress
 from training.run.folder import RunPaths
-from training.run.processes import Process, require_one
 from training.run.record import RunRecord
 from training.run.train import OnEpoch, fit
 from training.study.arms import BEGUN_LR

@@ -12,9 +12,9 @@ from pipeline.common.errors import ConfigError
 from training.audit.canvases import check_canvases, make_offer, predict_canvases
 from training.audit.priced import at_price
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord
 from training.run.state import build_model
 from training.score.evaluate import make_table

@@ -18,11 +18,11 @@ from training.choose import fit_proposer as distill
 from training.cli.headroom import headroom
 from training.cli.progress import StudyBars
 from training.config import HeadroomConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run import train as loop
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord, load_record
 from training.score.crop_logits import Table
 from training.study.finished import read_runs_on
@@ -94,7 +94,7 @@ def test_the_same_command_trains_nothing_twice(
 ) -> None:
     output, before = estimated
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    monkeypatch.setattr(loop, "build_trainer", None)
+    monkeypatch.setattr(loop, "build_state", None)
     monkeypatch.setattr(headroom_run, "fill_fold", None)
     again = srp_train("headroom", scene_shards, "--output", output, *QUICK, "--json")
     assert again.stdout == before.stdout

@@ -9,9 +9,9 @@ from PIL import Image
 
 from training.audit.saliency import peaks, read_maps, smoothed
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.proposer import mean_over_boxes
-from training.run.processes import Process
 from training.run.state import build_model
 
 

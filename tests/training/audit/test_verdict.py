@@ -11,10 +11,10 @@ import torch
 from pipeline.common.errors import ConfigError
 from training.audit.run import audit_run
 from training.audit.verdict import Audit, audit
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.report.terminal import audit_text
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord
 from training.score.crop_logits import Table
 from training.study.finished import Arm, FinishedRun, group_arms

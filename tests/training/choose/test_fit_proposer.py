@@ -20,11 +20,11 @@ from training.choose.fit_proposer import TARGET_TAU, fill_fold, fit_proposer
 from training.choose.out_of_fold import fit_and_choose
 from training.config import DistillConfig, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.proposer import CropProposer, MapProposer, Proposal, make_proposer
 from training.run.checkpoint import digest_of, load_weights
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model, fold_rows, training_rows
 from training.score.evaluate import evaluate_run

@@ -8,8 +8,8 @@ from pipeline.format.sample import Sample
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from training.data.datasets import StreamDataset
+from training.data.processes import Process
 from training.data.shards import Shards
-from training.run.processes import Process
 
 NUM_TRAIN = 70
 

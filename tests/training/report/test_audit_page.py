@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from training.audit.run import Audited, audit_run
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.report.audit_page import describe_collapse, make_audit_page
 from training.report.audit_report import render_audit, write_audit
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord
 from training.study.finished import Spread
 from training.study.paired import write_p

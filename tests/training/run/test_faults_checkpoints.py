@@ -19,14 +19,14 @@ from torch import Tensor
 
 from pipeline.common.errors import CheckpointError
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.run.checkpoint import load_initial, load_optimizer, load_weights, read_meta
 from training.run.epoch import Progress
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import EpochRecord, RunRecord, load_record
 from training.run.resume import open_record, save_epoch
-from training.run.state import Trainer, build_trainer
+from training.run.state import RunState, build_state
 from training.score.losses import LossMatrix
 
 Tiny = Callable[..., TrainConfig]
@@ -57,26 +57,26 @@ def state(path: Path) -> dict[str, Tensor]:
 @pytest.fixture
 def saved(
     opened: Shards, alone: Process, tiny: Tiny, tmp_path: Path
-) -> tuple[Trainer, RunPaths, RunRecord]:
+) -> tuple[RunState, RunPaths, RunRecord]:
     """A run with one epoch on the disk, and other weights in memory."""
     config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "run")
-    trainer = build_trainer(config, opened, alone)
+    state = build_state(config, opened, alone)
     record = open_record(config, shards=opened, paths=paths, process=alone, resume=False)
     paths.folder.mkdir()
     record = replace(record, epochs=(EPOCH,))
-    save_epoch(trainer, paths, record, 0.0)
+    save_epoch(state, paths, record, 0.0)
     with torch.no_grad():
-        for parameter in trainer.model.parameters():
+        for parameter in state.model.parameters():
             parameter += 1
-    return trainer, paths, replace(record, epochs=(EPOCH, replace(EPOCH, epoch=2, val_top1=12.0)))
+    return state, paths, replace(record, epochs=(EPOCH, replace(EPOCH, epoch=2, val_top1=12.0)))
 
 
 def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint(
-    saved: tuple[Trainer, RunPaths, RunRecord],
+    saved: tuple[RunState, RunPaths, RunRecord],
     opened: Shards,
     alone: Process,
 ) -> None:
-    trainer, paths, record = saved
+    state, paths, record = saved
     files = (paths.record, paths.best, paths.last)
     before = {path: path.read_bytes() for path in files}
     epochs, at = [], 0
@@ -84,16 +84,14 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
         at += 1
         for path, data in before.items():
             path.write_bytes(data)
-        is_over = survived(partial(save_epoch, trainer, paths, record, 11.0), at)
+        is_over = survived(partial(save_epoch, state, paths, record, 11.0), at)
         meta, found = read_meta(paths.last), load_record(paths.record)
         assert meta.epoch <= len(found.epochs)  # or the epoch would have no record
         for path in (paths.last, paths.best):
-            fresh = build_trainer(trainer.config, opened, alone)
+            fresh = build_state(state.config, opened, alone)
             load_weights(path, fresh.model)
             load_optimizer(path, fresh.optimizer, fresh.scheduler)
-        resumed = open_record(
-            trainer.config, shards=opened, paths=paths, process=alone, resume=True
-        )
+        resumed = open_record(state.config, shards=opened, paths=paths, process=alone, resume=True)
         assert len(resumed.epochs) == meta.epoch
         epochs.append(meta.epoch)
         for aside in paths.folder.glob(".*.partial"):
@@ -134,9 +132,9 @@ def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command
 
 
 def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
-    saved: tuple[Trainer, RunPaths, RunRecord],
+    saved: tuple[RunState, RunPaths, RunRecord],
 ) -> None:
-    trainer, paths, _ = saved
+    state, paths, _ = saved
     data, before = paths.last.read_bytes(), state(paths.last)
     rng = np.random.default_rng(0)
     header = 8 + int.from_bytes(data[:8], "little")
@@ -145,7 +143,7 @@ def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
     for position in map(int, positions):
         flipped = bytes([data[position] ^ 1 << int(rng.integers(8))])
         paths.last.write_bytes(data[:position] + flipped + data[position + 1 :])
-        if is_refused(paths.last, trainer):
+        if is_refused(paths.last, state):
             found += 1
         else:  # the name of the digest's own field was hit, and nothing else
             after = state(paths.last)
@@ -154,10 +152,10 @@ def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
     assert found >= len(positions) - 3
 
 
-def is_refused(path: Path, trainer: Trainer) -> bool:
+def is_refused(path: Path, state: RunState) -> bool:
     try:
         read_meta(path)
-        load_weights(path, trainer.model)
+        load_weights(path, state.model)
     except CheckpointError:
         return True
     return False
@@ -182,15 +180,15 @@ def pickles(canary: Path) -> Iterator[bytes]:
 
 
 def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_does_not_run(
-    saved: tuple[Trainer, RunPaths, RunRecord], tmp_path: Path
+    saved: tuple[RunState, RunPaths, RunRecord], tmp_path: Path
 ) -> None:
-    trainer, paths, _ = saved
+    state, paths, _ = saved
     canary = tmp_path / "ran"
     readers: list[Callable[[Path], object]] = [
         read_meta,
-        lambda path: load_weights(path, trainer.model),
-        lambda path: load_initial(path, trainer.model),
-        lambda path: load_optimizer(path, trainer.optimizer, trainer.scheduler),
+        lambda path: load_weights(path, state.model),
+        lambda path: load_initial(path, state.model),
+        lambda path: load_optimizer(path, state.optimizer, state.scheduler),
         lambda path: LossMatrix.load(path, num_samples=70, num_crops=6, weights=()),
     ]
     for data in pickles(canary):

@@ -20,10 +20,10 @@ from pipeline.common.errors import CheckpointError, ConfigError
 from training.audit.headroom_run import limited, work_folder
 from training.choose.out_of_fold import distill
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.run.checkpoint import check_own, digest_of, read_meta
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import EpochRecord, RunRecord, load_record
 from training.run.resume import held_run
 

@@ -7,9 +7,9 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
-from training.run.processes import Process
-from training.run.state import batch_reader, build_model, build_trainer, glimpse_side, uses_bfloat16
+from training.run.state import batch_reader, build_model, build_state, glimpse_side, uses_bfloat16
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -26,23 +26,23 @@ def test_equal_seeds_give_equal_weights(opened: Shards, alone: Process, tiny: Ti
 def test_steps_and_schedule_follow_from_the_shards(
     opened: Shards, alone: Process, tiny: Tiny
 ) -> None:
-    trainer = build_trainer(tiny(epochs=3), opened, alone)
-    assert trainer.steps == 70 // 16
-    assert trainer.scheduler.state_dict()["total_steps"] == 3 * (70 // 16)
-    assert trainer.wrapped is trainer.model
-    assert trainer.counterparts == trainer.looked_counterparts
-    assert trainer.counterparts == (
+    state = build_state(tiny(epochs=3), opened, alone)
+    assert state.steps == 70 // 16
+    assert state.scheduler.state_dict()["total_steps"] == 3 * (70 // 16)
+    assert state.wrapped is state.model
+    assert state.counterparts == state.looked_counterparts
+    assert state.counterparts == (
         (0, 2, 1, 4, 3, 5), (0, 3, 4, 1, 2, 5), (0, 4, 3, 2, 1, 5),
     )  # fmt: skip
-    by_map = build_trainer(tiny(proposer="map"), opened, alone)
+    by_map = build_state(tiny(proposer="map"), opened, alone)
     assert by_map.looked_counterparts == ((0,), (0,), (0,))
 
 
 def test_weight_decay_spares_biases_and_norms(opened: Shards, alone: Process, tiny: Tiny) -> None:
-    trainer = build_trainer(tiny(weight_decay=0.1), opened, alone)
+    state = build_state(tiny(weight_decay=0.1), opened, alone)
     decays = {
         parameter.ndim >= 2: group["weight_decay"]
-        for group in trainer.optimizer.param_groups
+        for group in state.optimizer.param_groups
         for parameter in group["params"]
     }
     assert decays == {True: 0.1, False: 0.0}
@@ -53,18 +53,18 @@ def test_the_proposer_may_learn_at_a_rate_of_its_own(
     sched: str, opened: Shards, alone: Process, tiny: Tiny
 ) -> None:
     config = tiny(sched=sched, lr=0.08, proposer_lr=0.02, weight_decay=0.1, epochs=2)
-    trainer = build_trainer(config, opened, alone)
-    assert trainer.model.proposer is not None
-    proposer = {id(parameter) for parameter in trainer.model.proposer.parameters()}
+    state = build_state(config, opened, alone)
+    assert state.model.proposer is not None
+    proposer = {id(parameter) for parameter in state.model.proposer.parameters()}
     highest: dict[bool, float] = {}
     decays = set()
-    for _ in range(2 * trainer.steps):
-        for group in trainer.optimizer.param_groups:
+    for _ in range(2 * state.steps):
+        for group in state.optimizer.param_groups:
             (is_proposer,) = {id(parameter) in proposer for parameter in group["params"]}
             highest[is_proposer] = max(highest.get(is_proposer, 0), group["lr"])
             decays.add((is_proposer, group["weight_decay"]))
-        trainer.optimizer.step()
-        trainer.scheduler.step()
+        state.optimizer.step()
+        state.scheduler.step()
     assert highest == pytest.approx({False: 0.08, True: 0.02}, rel=0.05)
     assert decays == {(False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)}
 
@@ -73,8 +73,8 @@ def test_the_proposer_may_learn_at_a_rate_of_its_own(
 def test_optimizers_take_their_names_from_timm(
     opt: str, opened: Shards, alone: Process, tiny: Tiny
 ) -> None:
-    trainer = build_trainer(tiny(opt=opt, lr=0.01), opened, alone)
-    assert type(trainer.optimizer).__name__.lower() == opt
+    state = build_state(tiny(opt=opt, lr=0.01), opened, alone)
+    assert type(state.optimizer).__name__.lower() == opt
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_config_that_does_not_fit_the_shards_is_refused(
     options: dict[str, Any], message: str, opened: Shards, alone: Process, tiny: Tiny
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_trainer(tiny(**options), opened, alone)
+        build_state(tiny(**options), opened, alone)
     assert str(caught.value).startswith(message)
 
 

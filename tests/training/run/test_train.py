@@ -19,6 +19,7 @@ from pipeline.common.errors import (
     StoppedRunError,
 )
 from training.config import TrainConfig
+from training.data.processes import Process
 from training.data.shards import Batch, Shards
 from training.model.classifier import StepOutput
 from training.model.proposer import MapProposer, Proposal
@@ -27,9 +28,8 @@ from training.run import train as loop
 from training.run.checkpoint import load_weights, read_meta
 from training.run.epoch import Progress
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import EpochRecord, RunRecord, load_record
-from training.run.state import Trainer, build_model, build_trainer
+from training.run.state import RunState, build_model, build_state
 from training.run.step import train_step
 from training.score.crop_logits import Table
 from training.score.evaluate import make_table
@@ -97,14 +97,14 @@ def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_an
         proposer=proposer, candidates="top-left,centre", position_prior=True, hflip=hflip,
         vflip=vflip,
     )  # fmt: skip
-    trainer = build_trainer(config, opened, alone)
-    chooser = trainer.model.proposer
+    state = build_state(config, opened, alone)
+    chooser = state.model.proposer
     assert chooser is not None
     assert chooser.prior is not None
     with torch.no_grad():
         chooser.prior.copy_(torch.arange(6.0))
     prior_K = chooser.prior.detach().clone()[list(opened.plan.indices("top-left,centre"))]
-    batch = next(iter(trainer.batches))
+    batch = next(iter(state.batches))
     assert batch.glimpses_BLSS is not None
     axes = [axis for axis, chance in ((3, hflip), (2, vflip)) if chance]
     shown_BLSS = batch.glimpses_BLSS.flip(axes)
@@ -128,7 +128,7 @@ def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_an
         told.append((proposal.scores_BK, wanted_BK + prior_K))
 
     chooser.register_forward_hook(note)
-    train_step(trainer, batch, step=0)
+    train_step(state, batch, step=0)
     ((scores_BK, wanted_BK),) = told
     torch.testing.assert_close(scores_BK, wanted_BK)
 
@@ -145,8 +145,8 @@ def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_an
 def test_the_norm_that_is_clipped_is_of_the_weights_that_are_trained(
     rates: dict[str, Any], is_clipped: tuple[bool, bool], opened: Shards, alone: Process, tiny: Tiny
 ) -> None:
-    trainer = build_trainer(tiny(clip_grad=1e-3, balance=5.0, **rates), opened, alone)
-    parts = (trainer.model.classifier, trainer.model.proposer)
+    state = build_state(tiny(clip_grad=1e-3, balance=5.0, **rates), opened, alone)
+    parts = (state.model.classifier, state.model.proposer)
     norms: list[float] = []
 
     def note(*_: object) -> None:
@@ -154,8 +154,8 @@ def test_the_norm_that_is_clipped_is_of_the_weights_that_are_trained(
         grads = [w.grad for part in clipped for w in part.parameters() if w.grad is not None]
         norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
 
-    trainer.optimizer.register_step_pre_hook(note)
-    train_step(trainer, next(iter(trainer.batches)), step=0)
+    state.optimizer.register_step_pre_hook(note)
+    train_step(state, next(iter(state.batches)), step=0)
     assert norms == pytest.approx([1e-3], rel=1e-4)
 
 
@@ -165,10 +165,10 @@ def signal_at(
     """Send this process a signal in the middle of a step, counted from 0 over the run."""
     real = epoch.train_step
 
-    def signalled(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
+    def signalled(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         if step == at_step:
             signal.raise_signal(number)
-        return real(trainer, batch, step=step)
+        return real(state, batch, step=step)
 
     monkeypatch.setattr(epoch, "train_step", signalled)
 
@@ -249,11 +249,11 @@ def test_a_second_ctrl_c_interrupts_at_once(
 ) -> None:
     real, steps = epoch.train_step, []
 
-    def signalled(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
+    def signalled(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             steps.append(number)
             signal.raise_signal(number)
-        return real(trainer, batch, step=step)
+        return real(state, batch, step=step)
 
     monkeypatch.setattr(epoch, "train_step", signalled)
     before = signal.getsignal(signal.SIGINT)
@@ -381,11 +381,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> No
     """Turn a weight into a NaN just before or just after a step."""
     real = epoch.train_step
 
-    def poisoned(trainer: Trainer, batch: Batch, *, step: int) -> StepOutput:
-        weight = next(trainer.model.classifier.parameters())
+    def poisoned(state: RunState, batch: Batch, *, step: int) -> StepOutput:
+        weight = next(state.model.classifier.parameters())
         if step == at_step and before:
             weight.data.fill_(float("nan"))
-        output = real(trainer, batch, step=step)
+        output = real(state, batch, step=step)
         if step == at_step and not before:
             weight.data.fill_(float("nan"))
         return output

@@ -12,10 +12,10 @@ from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.crops import FIVE
 from pipeline.read.collate import BatchSpec
 from training.config import POLICIES, TrainConfig
+from training.data.processes import Process
 from training.data.shards import BatchReader, Shards
 from training.report.terminal import evaluation_text
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord
 from training.run.state import build_model
 from training.score.crop_logits import Evaluation, final_prediction

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from pipeline.common.errors import ConfigError, DivergedError
 from training.config import DistillConfig, TrainConfig
+from training.data.processes import Process
 from training.data.shards import Shards
 from training.run import train as loop
 from training.run.epoch import OnProgress
 from training.run.folder import RunPaths
-from training.run.processes import Process
 from training.run.record import RunRecord, load_record
 from training.run.state import settled
 from training.run.train import OnEpoch
@@ -121,7 +121,7 @@ def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
         assert load_record(RunPaths(folder=tmp_path / run.name).record) == record
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr(loop, "build_trainer", None)
+    monkeypatch.setattr(loop, "build_state", None)
     assert study() == records
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -167,7 +167,7 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
     weights = [name for name in begun if name.startswith("model.") and name.endswith(".weight")]
     assert any("proposer" in name for name in weights)
     assert all(torch.equal(begun[name], tuned[name]) for name in weights)
-    monkeypatch.setattr(loop, "build_trainer", None)
+    monkeypatch.setattr(loop, "build_state", None)
     assert study() == records
     runs[1] = replace(runs[1], distilled=DistillConfig(proposer="joint", seed=3))
     with pytest.raises(ConfigError, match=r"got other options in .*distilled-map-s3\. Delete"):

@@ -14,10 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.common.errors import ConfigError
-from training.data.shards import Shards
-from training.run.checkpoint import load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.processes import (
+from training.data.processes import (
     Process,
     parallel,
     share_buffers,
@@ -25,6 +22,9 @@ from training.run.processes import (
     sum_over_ranks,
     wait_for_main,
 )
+from training.data.shards import Shards
+from training.run.checkpoint import load_weights, read_meta
+from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model
 from training.score.crop_logits import Table
@@ -69,12 +69,12 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_to_type() -> None:
 
 STOP = "        signal.raise_signal(signal.SIGTERM)\n"
 POISON = """\
-        print("poisoned", *trainer.batches.keys([int(batch.indices_B[1])]), file=sys.stderr)
-        logits = type(trainer.model).logits.__get__(trainer.model)
+        print("poisoned", *state.batches.keys([int(batch.indices_B[1])]), file=sys.stderr)
+        logits = type(state.model).logits.__get__(state.model)
         nan = torch.tensor([[0.0], [float("nan")]])
-        trainer.model.logits = lambda images: logits(images) + nan
-    elif "logits" in vars(trainer.model):
-        del trainer.model.logits
+        state.model.logits = lambda images: logits(images) + nan
+    elif "logits" in vars(state.model):
+        del state.model.logits
 """
 
 
@@ -100,10 +100,10 @@ def train_together(
             "from training.run import epoch\n"
             "from training.cli.train import main\n"
             "real = epoch.train_step\n"
-            "def train_step(trainer, batch, *, step):\n"
+            "def train_step(state, batch, *, step):\n"
             f"    if step == {at_step} and os.environ['RANK'] == '1':\n"
             f"{do}"
-            "    return real(trainer, batch, step=step)\n"
+            "    return real(state, batch, step=step)\n"
             "epoch.train_step = train_step\n"
             "sys.exit(main())\n"
         )
