@@ -13,8 +13,9 @@ from hypothesis import settings
 from PIL import Image
 
 from pipeline.build.build import BuildResult, build
+from pipeline.build.config import BuildConfig
 from pipeline.cli.main import main
-from pipeline.config import CODECS, BuildConfig
+from pipeline.format.spec import CODECS
 from pipeline.pixels import Pixels
 
 REPO = Path(__file__).resolve().parents[1]

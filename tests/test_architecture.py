@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import config
 from pipeline.bench import cli as bench_cli
 from pipeline.bench import config as bench_config
+from pipeline.build.config import BuildConfig
 from pipeline.cli import main
+from pipeline.datasets.config import ScatterConfig, SceneConfig
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "training")
@@ -24,7 +25,8 @@ SEAM = {
     "pipeline.pixels.streaming_copy",
     "pipeline.format.npy",
     "pipeline.format.codecs",
-    "pipeline.config",
+    "pipeline.format.cutting",
+    "pipeline.format.spec",
     "pipeline.common.cpus",
     "pipeline.format.crops",
     "pipeline.common.atomic_io",
@@ -194,7 +196,7 @@ ROOMS = (
     {"pipeline.decode", "pipeline.sources", "pipeline.stream"},
     {"pipeline.read"},
     {"pipeline.format"},
-    {"pipeline.pixels", "pipeline.config"},
+    {"pipeline.pixels"},
     {"pipeline.common"},
 )
 ROOM_OF = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
@@ -251,9 +253,9 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 # One line for each command that fills a config: the command, the config, its fields that are
 # arguments.
 SURFACES = [
-    (main.build_shards, config.BuildConfig, {"source", "out"}),
-    (main.sample, config.SceneConfig, set()),
-    (main.scatter, config.ScatterConfig, {"source", "out"}),
+    (main.build_shards, BuildConfig, {"source", "out"}),
+    (main.sample, SceneConfig, set()),
+    (main.scatter, ScatterConfig, {"source", "out"}),
     (bench_cli.bench_build, bench_config.BenchConfig, {"source"}),
     (bench_cli.bench_load, bench_config.LoadBenchConfig, {"shards"}),
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.build.build import build
-from pipeline.config import BuildConfig
+from pipeline.build.config import BuildConfig
 from pipeline.verify.verify import verify
 from training.run.record import load_record
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from pipeline.build.build import build
+from pipeline.build.config import BuildConfig
 from pipeline.common.errors import SrpError
-from pipeline.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 import pipeline.pixels.kernels  # noqa: F401 - so that the first canvas is read as the thousandth is
+from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
-from pipeline.config import CODECS, JPEG_SUBSAMPLINGS, BuildConfig
 from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import decode_array
+from pipeline.format.spec import CODECS, JPEG_SUBSAMPLINGS
 from pipeline.pixels import Pixels
 
 _CONTENDERS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench.loaders.registry import NAMES
+from pipeline.build.config import BuildConfig
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.config import BuildConfig
 
 
 @dataclass(frozen=True, kw_only=True)

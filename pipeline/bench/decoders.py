@@ -24,13 +24,13 @@ from pipeline.bench.config import BenchConfig
 from pipeline.bench.other_env import beside
 from pipeline.bench.results import Contender, Difference, Row
 from pipeline.build.build import build, view_spec
+from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
 from pipeline.common.errors import ConfigError, ImageError, SourceError
-from pipeline.config import BuildConfig
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.pillow import pillow_name
 from pipeline.decode.rules import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened
-from pipeline.format.crops import cut
+from pipeline.format.cutting import cut
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import gray, is_exact, resize_exactly
 from pipeline.sources.folder import Progress, open_source

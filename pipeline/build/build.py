@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.build import worker_pool
+from pipeline.build.config import BuildConfig
 from pipeline.build.planning import (
     plan_shards,
     sample_bytes,
@@ -30,13 +31,13 @@ from pipeline.build.resume import (
 from pipeline.build.worker import Task, write_one
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import NoRoomError, VerificationError
-from pipeline.config import BuildConfig
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.rules import ViewSpec
 from pipeline.format import manifest
-from pipeline.format.codecs import Codec
+from pipeline.format.codecs import Codec, codec_of
 from pipeline.format.crops import place_crops
-from pipeline.format.manifest import DataSpec, Manifest
+from pipeline.format.manifest import Manifest
+from pipeline.format.spec import DataSpec
 from pipeline.sources.class_names import CLASS_NAMES
 from pipeline.sources.folder import Progress, Source, open_source, require_source, spelt_out
 from pipeline.sources.image import SourceImage
@@ -217,9 +218,9 @@ def _scan(
 
 def _sample_bytes(spec: DataSpec) -> int:
     return sample_bytes(
-        spec.plan(),
+        spec.crop_layout,
         layout=spec.layout,
-        codec=spec.pixel_codec(),
+        codec=codec_of(spec),
         glimpse_px=spec.glimpse_size,
     )
 

@@ -22,7 +22,8 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.file_lock import folder_lock
 from pipeline.format import manifest
 from pipeline.format.index import ShardEntry, shard_from_json, shard_to_json
-from pipeline.format.manifest import DataSpec, Reject
+from pipeline.format.manifest import Reject
+from pipeline.format.spec import DataSpec
 from pipeline.sources.folder import Progress
 
 STATE_NAME = ".build"

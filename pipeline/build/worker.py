@@ -13,8 +13,10 @@ from pipeline.common.atomic_io import remove_partials
 from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.rules import Decoder, Views, ViewSpec, own_process
-from pipeline.format.manifest import DataSpec, Reject, suffixes_of
+from pipeline.format.codecs import codec_of
+from pipeline.format.manifest import Reject, suffixes_of
 from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample
+from pipeline.format.spec import DataSpec
 from pipeline.sources.image import SourceImage
 
 MAX_LOSSES = 16  # workers that one shard may cost: eight images that kill each theirs twice
@@ -157,6 +159,6 @@ def _encode_image(task: Task, read: _Read, views: Views) -> EncodedSample:
         ),
         plan=task.views.plan,
         layout=task.spec.layout,
-        codec=task.spec.pixel_codec(),
+        codec=codec_of(task.spec),
     )
     return EncodedSample(read.key, label, members)

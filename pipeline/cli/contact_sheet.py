@@ -40,7 +40,7 @@ def draw_sheet(shards: Path, png: Path, *, split: str, rows: int, seed: int) -> 
     if not len(reader):
         raise ConfigError(f"--split must have samples; got {split!r}, which has none in {folder}.")
     chosen = np.random.default_rng(seed).permutation(len(reader))[:rows]
-    names = manifest.spec.plan().names
+    names = manifest.spec.crop_layout.names
     blocks = [_draw_sample(reader.read(int(index)), names, manifest) for index in chosen]
     width = blocks[0].width
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), BACKGROUND)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.bench.cli import bench
+from pipeline.build.config import BuildConfig
 from pipeline.cli.verify import counts_of, verify
 from pipeline.common.atomic_io import require_file
 from pipeline.common.console import (
@@ -22,18 +23,9 @@ from pipeline.common.console import (
     stages,
 )
 from pipeline.common.wording import few, printable
-from pipeline.config import (
-    CANDIDATE_SETS,
-    CANDIDATES_TEXT,
-    CODECS,
-    DECODERS,
-    DEVICES,
-    JPEG_SUBSAMPLINGS,
-    LAYOUTS,
-    BuildConfig,
-    ScatterConfig,
-    SceneConfig,
-)
+from pipeline.datasets.config import ScatterConfig, SceneConfig
+from pipeline.format.crops import CANDIDATE_SETS, CANDIDATES_TEXT
+from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.build.config import BuildConfig
 from pipeline.common.console import AS_JSON, note, progress_bars, stages
 from pipeline.common.wording import printable
-from pipeline.config import BuildConfig
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest

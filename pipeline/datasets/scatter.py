@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from pipeline.build.resume import open_new
 from pipeline.common.errors import ImageError, SourceError
-from pipeline.config import ScatterConfig
+from pipeline.datasets.config import ScatterConfig
 from pipeline.datasets.writer import Box, Picture, write_pictures
 from pipeline.decode.rules import opened, to_rgb
 from pipeline.sources.folder import SPLITS, Progress, open_source, require_source

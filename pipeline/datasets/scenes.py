@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.build.resume import open_new
-from pipeline.config import SceneConfig
+from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.writer import Box, Picture, Progress, write_pictures
 
 SUPERSAMPLE = 2  # drawn at this many times the size, then averaged down: smooth edges

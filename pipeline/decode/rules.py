@@ -30,7 +30,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.common.errors import ImageError
-from pipeline.format.crops import CropLayout, canvas_glimpses, resized_crops
+from pipeline.format.crops import CropLayout
+from pipeline.format.cutting import canvas_glimpses, resized_crops
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import resize
 

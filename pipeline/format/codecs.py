@@ -21,6 +21,7 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 
 from pipeline.format.npy import NPY_START, npy_header
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 
 Data = bytes | memoryview
@@ -115,6 +116,11 @@ class Codec(NamedTuple):
             ValueError: If these are not the bytes of such an image of this size.
         """
         _DECODERS[self.name](data, out_HWC)
+
+
+def codec_of(spec: DataSpec) -> Codec:
+    """Say how the canvases of some shards are written."""
+    return Codec(spec.codec, spec.jpeg_quality, spec.jpeg_subsampling)
 
 
 def _encode_zstd(pixels_HWC: Pixels) -> bytes:

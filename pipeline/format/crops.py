@@ -1,28 +1,24 @@
-"""Where the K candidate crops of a canvas lie, and how crops and glimpses are cut.
-
-The reference is torchvision on PIL images: `Resize((C, C)) -> FiveCrop(c)` for the originals,
-`Resize((c, c))` of the image itself for `full`, and `Resize((s, s)) -> Grayscale -> Pad` of each
-crop for the glimpses. `resample` gives Pillow's own pixels, so the results are equal bit for bit.
-"""
+"""Where the K candidate crops of a canvas lie. No pixel is touched here; see `cutting.py`."""
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import CANDIDATE_SETS
-from pipeline.pixels import Pixels
-from pipeline.pixels.resize import (
-    SourceBox,
-    gray,
-    is_exact,
-    resize,
-    resize_boxes,
-    resize_windows,
+
+if TYPE_CHECKING:
+    from pipeline.pixels.resize import SourceBox
+
+_CROP_SETS = {
+    "five": "the four corners and the centre",
+    "strips": "thirds of the image, three upright and three lying",
+    "grid3": "nine windows, three by three",
+}
+CANDIDATE_SETS = (*_CROP_SETS, *(f"full+{name}" for name in _CROP_SETS))
+CANDIDATES_TEXT = (
+    ", ".join(f"{name} ({what})" for name, what in _CROP_SETS.items())
+    + f"; with the whole image in front: {', '.join(CANDIDATE_SETS[len(_CROP_SETS) :])}"
 )
 
 FIVE = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
@@ -73,7 +69,7 @@ class CropLayout:
         """Candidates whose pixels cannot be cut from the canvas, in order."""
         return tuple(k for k in range(len(self)) if not self.is_cut(k))
 
-    def source_box(self, candidate: int, *, width: int, height: int) -> SourceBox:
+    def source_box(self, candidate: int, *, width: int, height: int) -> "SourceBox":
         """Find a candidate in the image that the canvas is made of, px.
 
         Args:
@@ -181,101 +177,3 @@ def _places(canvas_px: int, crop_px: int) -> dict[str, Box]:
     lying = [Box(0, near, canvas_px, far) for near, far in thirds]
     places |= dict(zip(STRIPS, upright + lying, strict=True))
     return places | {FULL: Box(0, 0, canvas_px, canvas_px)}
-
-
-def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
-    """View one box of the canvas, `(h, w, 3)`; nothing is copied."""
-    return canvas_HWC[box.y0 : box.y1, box.x0 : box.x1]
-
-
-def resized_crops(source_HWC: Pixels, plan: CropLayout) -> Pixels:
-    """Make the crops that are not plain windows of the canvas.
-
-    They are resized once, from the source image: from the canvas they would be blurred twice.
-
-    Args:
-        source_HWC: The upright source image, uint8 `(height, width, 3)`, RGB.
-        plan: Where the crops lie.
-
-    Returns:
-        Uint8 `(R, 3, crop, crop)` in the order of the plan, each bit for bit Pillow's
-        `image.resize((crop, crop), BILINEAR, box)` with the box of `CropLayout.source_box`.
-    """
-    height, width, _ = source_HWC.shape
-    shape = (len(plan.resized), 3, plan.crop_px, plan.crop_px)
-    crops_RCHW = np.empty(shape, np.uint8)
-    boxes = [plan.source_box(k, width=width, height=height) for k in plan.resized]
-    for row, crop_HWC in enumerate(resize_boxes(source_HWC, plan.crop_px, boxes)):
-        crops_RCHW[row] = crop_HWC.transpose(2, 0, 1)
-    return crops_RCHW
-
-
-def original_crops(
-    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropLayout, candidates: Iterable[int]
-) -> list[Pixels]:
-    """View the chosen candidates, each uint8 `(3, crop, crop)`; nothing is copied.
-
-    Args:
-        canvas_HWC: Uint8 `(C, C, 3)`, RGB.
-        resized_RCHW: What `resized_crops` made of it.
-        plan: Where the crops lie.
-        candidates: Indices on axis K.
-    """
-    return [
-        cut(canvas_HWC, plan.boxes[k]).transpose(2, 0, 1)
-        if plan.is_cut(k)
-        else resized_RCHW[plan.resized.index(k)]
-        for k in candidates
-    ]
-
-
-def glimpse(crop_CHW: Pixels, glimpse_px: int) -> Pixels:
-    """Make one crop small and gray, uint8 `(1, s, s)`, not yet padded.
-
-    Args:
-        crop_CHW: Uint8 `(3, crop, crop)`, RGB.
-        glimpse_px: Side s of the glimpse, px.
-
-    Source: torchvision's `Resize((s, s))` then `Grayscale()` on a PIL image: the colours are
-    resized first, and gray is Pillow's ITU-R 601-2 luma in integers.
-    """
-    return gray(resize(crop_CHW.transpose(1, 2, 0), glimpse_px))[None]
-
-
-def glimpses(crops_CHW: Iterable[Pixels], glimpse_px: int) -> Pixels:
-    """Make a glimpse of each crop, uint8 `(K, 1, s, s)`, not yet padded."""
-    return np.stack([glimpse(crop_CHW, glimpse_px) for crop_CHW in crops_CHW])
-
-
-def canvas_glimpses(
-    canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropLayout, glimpse_px: int
-) -> Pixels:
-    """Make a glimpse of every candidate, as `glimpses` does but several at a time.
-
-    Args:
-        canvas_HWC: Uint8 `(C, C, 3)`, RGB.
-        resized_RCHW: What `resized_crops` made of it.
-        plan: Where the crops lie.
-        glimpse_px: Side s of the glimpses, px.
-
-    Returns:
-        Uint8 `(K, 1, s, s)`, not yet padded.
-    """
-    if not is_exact():
-        crops = original_crops(canvas_HWC, resized_RCHW, plan, range(len(plan)))
-        return glimpses(crops, glimpse_px)
-    windows = [k for k in range(len(plan)) if plan.is_cut(k)]
-    corners = [(plan.boxes[k].x0, plan.boxes[k].y0) for k in windows]
-    small = np.empty((len(plan), 1, glimpse_px, glimpse_px), np.uint8)
-    colours = resize_windows(canvas_HWC, corners, crop_px=plan.crop_px, side_px=glimpse_px)
-    for k, colour in zip(windows, colours, strict=True):
-        small[k, 0] = gray(colour)
-    for k, crop_CHW in zip(plan.resized, resized_RCHW, strict=True):
-        small[k] = glimpse(crop_CHW, glimpse_px)
-    return small
-
-
-def pad_glimpses(glimpses_K1ss: Pixels, side_px: int) -> Pixels:
-    """Pad right and below with zeros to `(K, 1, side, side)`."""
-    missing = side_px - glimpses_K1ss.shape[-1]
-    return np.pad(glimpses_K1ss, ((0, 0), (0, 0), (0, missing), (0, missing)))

@@ -14,11 +14,10 @@ import msgspec
 
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, verify_sha256
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.config import CODECS, LAYOUTS
-from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropLayout, place_crops
+from pipeline.format.codecs import codec_of
 from pipeline.format.index import ShardEntry, check_split, shard_from_json, shard_to_json
 from pipeline.format.sample import member_suffixes, npy_shapes
+from pipeline.format.spec import CODECS, LAYOUTS, DataSpec
 
 FORMAT = "srp-shards/3"
 FILE_NAME = "manifest.json"
@@ -26,43 +25,6 @@ REJECTS_NAME = "rejects.jsonl"
 LARGEST_PX = 1 << 16  # of a side: what JPEG can hold
 DIGEST = "manifest_sha256"
 _HEAD_BYTES = 256  # within which the digest lies
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSpec:
-    """What the pixels in the shards are. Equal specs and sources give equal bytes.
-
-    Sizes are in px. `decoder_library` names libraries and versions, since another libjpeg may
-    decode to other pixels; `codec_library` does so for the codec, since another may encode to
-    other bytes. The fields with a default are missing in records of older runs.
-    """
-
-    canvas_size: int
-    crop_size: int
-    glimpse_size: int
-    candidates: str
-    layout: str
-    decoder: str
-    exif: bool
-    max_pixels: int
-    seed: int
-    limit: int | None
-    shard_mib: int
-    codec: str = "raw"
-    codec_library: str = ""
-    jpeg_quality: int | None = None
-    jpeg_subsampling: str | None = None
-    device: str = "cpu"
-    draft: bool = False
-    decoder_library: str = ""
-
-    def plan(self) -> CropLayout:
-        """Place the candidates."""
-        return place_crops(self.candidates, canvas_px=self.canvas_size, crop_px=self.crop_size)
-
-    def pixel_codec(self) -> Codec:
-        """Say how canvases are written."""
-        return Codec(self.codec, self.jpeg_quality, self.jpeg_subsampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +77,12 @@ class Manifest:
     def npy_shapes(self) -> dict[str, tuple[int, ...]]:
         """Give the shapes of the members that are arrays, by suffix."""
         spec = self.spec
-        return npy_shapes(spec.layout, spec.plan(), spec.pixel_codec(), spec.glimpse_size)
+        return npy_shapes(spec.layout, spec.crop_layout, codec_of(spec), spec.glimpse_size)
 
 
 def suffixes_of(spec: DataSpec) -> tuple[str, ...]:
     """List the members of each sample of a spec in tar order."""
-    return member_suffixes(spec.layout, spec.plan(), spec.pixel_codec())
+    return member_suffixes(spec.layout, spec.crop_layout, codec_of(spec))
 
 
 def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
@@ -137,12 +99,12 @@ def to_json(manifest: Manifest) -> str:
 
     It holds its own SHA-256; see `pipeline.common.checksum`.
     """
-    plan = manifest.spec.plan()
+    plan = manifest.spec.crop_layout
     head = {
         "format": FORMAT,
         DIGEST: NO_DIGEST,
         "fingerprint": manifest.fingerprint,
-        "lossy": manifest.spec.pixel_codec().is_lossy,
+        "lossy": codec_of(manifest.spec).is_lossy,
         "spec": asdict(manifest.spec),
         "candidates": [
             {"name": name, "box_px": list(box), "box": list(fractions)}

@@ -12,7 +12,8 @@ import numpy as np
 
 from pipeline.common.errors import VerificationError
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropLayout, original_crops, pad_glimpses
+from pipeline.format.crops import CropLayout
+from pipeline.format.cutting import original_crops, pad_glimpses
 from pipeline.format.npy import Member, decode_array, encode_array
 from pipeline.pixels import Pixels
 

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.crops import CropLayout, glimpses, original_crops
+from pipeline.format.codecs import codec_of
+from pipeline.format.crops import CropLayout
+from pipeline.format.cutting import glimpses, original_crops
 from pipeline.format.npy import NPY_START
 from pipeline.format.sample import GLIMPSES, ORIGINALS, SMALL_GLIMPSES
 from pipeline.pixels import Pixels
@@ -75,14 +77,14 @@ class Collator:
         self.reader = reader
         self.content = content
         spec = reader.manifest.spec
-        self._plan, self._stored_px = spec.plan(), spec.glimpse_size
+        self._plan, self._stored_px = spec.crop_layout, spec.glimpse_size
         self._has_canvas = spec.layout == "canvas"
         if not content.crops and not self._has_canvas:
             raise ConfigError(
                 "canvases can be read only from shards that hold them; got --layout "
                 f"{spec.layout}. Read crops, or build shards with --layout canvas."
             )
-        self._codec = spec.pixel_codec()
+        self._codec = codec_of(spec)
         self._canvas, self._resized = self._codec.canvas_suffix, self._codec.resized_suffix
         self._is_raw = self._codec.name == "raw"
         self._own = threading.local()  # what a thread decodes into

@@ -15,6 +15,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.common.errors import VerificationError
+from pipeline.format.codecs import codec_of
 from pipeline.format.index import SampleEntry, ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.npy import NPY_START, npy_header
@@ -66,7 +67,7 @@ class ShardReader:
             _joined([each.sizes_MN[member] for each in samples])
             for member in range(len(manifest.suffixes()))
         )
-        self._plan = manifest.spec.plan()
+        self._plan = manifest.spec.crop_layout
         self._suffixes = manifest.suffixes()
         self._arrays = {
             suffix: (npy_header(shape), NPY_START + prod(shape))
@@ -125,7 +126,7 @@ class ShardReader:
             members,
             plan=self._plan,
             layout=self.manifest.spec.layout,
-            codec=self.manifest.spec.pixel_codec(),
+            codec=codec_of(self.manifest.spec),
             glimpse_px=self.manifest.spec.glimpse_size,
             where=shard.place_of(record),
             candidates=candidates,

@@ -20,6 +20,7 @@ import numpy as np
 from isal import isal_zlib
 
 from pipeline.common.errors import ConfigError, VerificationError
+from pipeline.format.codecs import codec_of
 from pipeline.format.index import SampleEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample, decode_sample
@@ -115,9 +116,9 @@ def _decode(group: _Group, manifest: Manifest) -> Sample:
     return decode_sample(
         group.key,
         group.members,
-        plan=spec.plan(),
+        plan=spec.crop_layout,
         layout=spec.layout,
-        codec=spec.pixel_codec(),
+        codec=codec_of(spec),
         glimpse_px=spec.glimpse_size,
         where=group.where,
     )

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.build.build import BuildResult, build
-from pipeline.config import BuildConfig
+from pipeline.build.config import BuildConfig
 from pipeline.format import manifest as manifests
-from pipeline.format.manifest import DataSpec
+from pipeline.format.spec import DataSpec
 from pipeline.sources.folder import Progress
 
 

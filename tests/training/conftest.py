@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from pipeline.build.build import build
-from pipeline.config import BuildConfig
+from pipeline.build.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from training.cli.train import main
 from training.config import TrainConfig
@@ -196,7 +196,7 @@ def make_run(opened: Shards) -> Callable[..., FinishedRun]:
 def make_table(data: DataRecord, accuracy: float, seed: int) -> Table:
     """Make up what a classifier says of every crop."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (data.num_val, len(data.spec.plan()))
+    shape = (data.num_val, len(data.spec.crop_layout))
     labels_N = torch.arange(data.num_val) % len(data.classes)
     guesses_NK = torch.randint(0, len(data.classes), shape, generator=generator)
     is_right_NK = torch.rand(shape, generator=generator) < accuracy
@@ -214,7 +214,7 @@ def make_evaluation(table: Table, config: TrainConfig, data: DataRecord) -> Eval
     """Draw the figures from a table, with made-up costs."""
     right_NK = 100 * (table.predicted_NK == table.labels_N[:, None]).double()
     predicted_N = final_prediction(table, config.policy)
-    num_classes, names = len(data.classes), data.spec.plan().names
+    num_classes, names = len(data.classes), data.spec.crop_layout.names
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     confusion.index_put_((table.labels_N, predicted_N), torch.tensor(1), accumulate=True)
     by_class = 100 * confusion.diag() / confusion.sum(1)

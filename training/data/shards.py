@@ -63,7 +63,7 @@ class Shards:
     @property
     def plan(self) -> CropLayout:
         """The candidates that the shards hold."""
-        return self.manifest.spec.plan()
+        return self.manifest.spec.crop_layout
 
     def reader(self, split: str) -> ShardReader:
         """Open one split.

@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
-from pipeline.format.manifest import DataSpec, Manifest
+from pipeline.format.manifest import Manifest
+from pipeline.format.spec import DataSpec
 from training.config import TrainConfig, changed_options, config_from_json, config_to_json
 from training.run.folder import RunPaths
 from training.run.record import EpochPart, RunRecord

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from pipeline.format.manifest import DataSpec, Manifest
+from pipeline.format.manifest import Manifest
+from pipeline.format.spec import DataSpec
 from training.config import TrainConfig, config_from_json, config_to_json
 from training.score.crop_logits import Evaluation
 

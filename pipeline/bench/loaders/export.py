@@ -60,7 +60,7 @@ def export_images(
     """
     out.mkdir()
     spec = manifest.spec
-    side, small_px, num_crops = spec.canvas_size, spec.glimpse_size, len(spec.plan())
+    side, small_px, num_crops = spec.canvas_size, spec.glimpse_size, len(spec.crop_layout)
     canvases = _new_array(out / "canvases.npy", (num_images, side, side, 3))
     glimpses = _new_array(out / "glimpses.npy", (num_images, num_crops, 1, small_px, small_px))
     reader = ShardReader(folder, manifest, manifest.of_split(SPLIT))
@@ -72,7 +72,7 @@ def export_images(
         glimpses[index, :, 0] = np.asarray(batch.arrays.glimpses_BLSS)
     on_progress("reading shards", num_images, num_images)
     np.save(out / "labels.npy", reader.labels_N[:num_images].astype(np.int64))
-    _write_expected(Images(out, spec.plan().boxes))
+    _write_expected(Images(out, spec.crop_layout.boxes))
     metas = [reader.read(index).meta for index in range(num_images)]
     return [_Origin(meta.path, meta.sha256) for meta in metas]
 

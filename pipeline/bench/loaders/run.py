@@ -121,7 +121,7 @@ def _run(place: _Place, peer: Peer, variant: Variant, *, action: str, workers: i
         workers=workers,
         batch_size=config.batch,
         seconds=config.seconds,
-        boxes=spec.plan().boxes,
+        boxes=spec.crop_layout.boxes,
     )
     return shorten(run_child(config.python_of(peer.name), task, scratch=place.scratch))
 

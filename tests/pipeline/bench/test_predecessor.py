@@ -8,7 +8,8 @@ from PIL import Image
 
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec
-from pipeline.format.crops import original_crops, pad_glimpses, place_crops
+from pipeline.format.crops import place_crops
+from pipeline.format.cutting import original_crops, pad_glimpses
 from pipeline.pixels import Pixels
 
 torch = pytest.importorskip("torch", reason="the predecessor ran on torch, which is not in here")

@@ -16,10 +16,10 @@ from pipeline.build.planning import (
     select,
 )
 from pipeline.common.errors import SourceError
-from pipeline.config import CANDIDATE_SETS, CODECS, LAYOUTS
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import place_crops
+from pipeline.format.crops import CANDIDATE_SETS, place_crops
 from pipeline.format.sample import member_suffixes
+from pipeline.format.spec import CODECS, LAYOUTS
 from pipeline.format.ustar import tar_header
 
 NAMES = st.one_of(

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.build import worker
 from pipeline.build.build import view_spec
+from pipeline.build.config import BuildConfig
 from pipeline.build.worker import Task, write_one
-from pipeline.config import BuildConfig
 from pipeline.decode import Backend
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.format.sample import PlannedShard

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.cli.main import main
 from pipeline.common import atomic_io as durable
-from pipeline.config import CANDIDATE_SETS
+from pipeline.format.crops import CANDIDATE_SETS
 from training.cli.train import main as training_main
 
 REPO = Path(__file__).resolve().parents[3]

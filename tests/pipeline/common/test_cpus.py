@@ -17,7 +17,8 @@ from pathlib import Path
 from pipeline.bench.config import BenchConfig, LoadBenchConfig
 from pipeline.bench.results import to_json
 from pipeline.build.build import _backend
-from pipeline.config import BuildConfig, ScatterConfig
+from pipeline.build.config import BuildConfig
+from pipeline.datasets.config import ScatterConfig
 from pipeline.common.cpus import num_usable
 workers = [c.workers for c in (BuildConfig, ScatterConfig, BenchConfig, LoadBenchConfig)]
 backend = _backend(BuildConfig(source=Path(), out=Path(), decoder="dali"))

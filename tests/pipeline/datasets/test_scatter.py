@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.config import ScatterConfig
+from pipeline.datasets.config import ScatterConfig
 from pipeline.datasets.scatter import Scattered, draw_scattered, scatter
 
 SIZE_PX = 96

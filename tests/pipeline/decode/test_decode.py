@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
-from pipeline.config import BuildConfig
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.pillow import PillowDecoder, pillow_name
 from pipeline.decode.rules import ViewSpec

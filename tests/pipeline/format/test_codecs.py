@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pipeline.config import CODECS, JPEG_SUBSAMPLINGS
 from pipeline.format import codecs
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import npy_header
+from pipeline.format.spec import CODECS, JPEG_SUBSAMPLINGS
 from pipeline.pixels import Pixels, kernels
 
 REPO = Path(__file__).resolve().parents[3]

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import CANDIDATE_SETS
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.decode.rules import Views, ViewSpec
-from pipeline.format import crops
-from pipeline.format.crops import Box, CropLayout, place_crops
+from pipeline.format import cutting
+from pipeline.format.crops import CANDIDATE_SETS, Box, CropLayout, place_crops
 from pipeline.pixels import Pixels
 
 SIZES = [(336, 224, 64), (168, 112, 21), (97, 64, 33), (75, 60, 60), (50, 50, 1)]
@@ -27,10 +26,10 @@ def decode(data: bytes, plan: CropLayout) -> Views:
 
 def cut(canvas: Pixels, plan: CropLayout, *, glimpse_px: int) -> tuple[Pixels, Pixels]:
     """Originals `(K, 3, c, c)` and padded glimpses `(K, 1, c, c)`."""
-    resized = crops.resized_crops(canvas, plan)
-    views = crops.original_crops(canvas, resized, plan, range(len(plan)))
-    small = crops.glimpses(views, glimpse_px)
-    return np.stack(views), crops.pad_glimpses(small, plan.crop_px)
+    resized = cutting.resized_crops(canvas, plan)
+    views = cutting.original_crops(canvas, resized, plan, range(len(plan)))
+    small = cutting.glimpses(views, glimpse_px)
+    return np.stack(views), cutting.pad_glimpses(small, plan.crop_px)
 
 
 def assert_equal_to_torchvision(data: bytes, reference: Any, sizes: tuple[int, int, int]) -> None:
@@ -147,7 +146,7 @@ def test_strips_are_the_thirds_of_both_axes_resized_to_the_crop() -> None:
     assert (upper, level, lower) == (Box(0, 0, 100, 33), Box(0, 33, 100, 67), Box(0, 67, 100, 100))
     assert plan.resized == tuple(range(6))
     source = np.random.default_rng(0).integers(0, 256, (90, 250, 3), np.uint8)
-    resized = crops.resized_crops(source, plan)
+    resized = cutting.resized_crops(source, plan)
     places = [(0, 0, 82.5, 90), (82.5, 0, 167.5, 90), (167.5, 0, 250, 90)]
     places += [(0, 0, 250, 29.7), (0, 29.7, 250, 60.3), (0, 60.3, 250, 90)]
     for place, crop_CHW in zip(places, resized, strict=True):
@@ -182,9 +181,9 @@ def test_every_candidate_lies_on_the_canvas_and_has_a_name_of_its_own(
         assert 0 <= box.y0 < box.y1 <= canvas_px
     canvas = np.random.default_rng(0).integers(0, 256, (canvas_px, canvas_px, 3), np.uint8)
     originals, _ = cut(canvas, plan, glimpse_px=crop_px)
-    small = crops.canvas_glimpses(canvas, crops.resized_crops(canvas, plan), plan, crop_px)
+    small = cutting.canvas_glimpses(canvas, cutting.resized_crops(canvas, plan), plan, crop_px)
     assert originals.shape == (len(plan), 3, crop_px, crop_px)
-    np.testing.assert_array_equal(small, crops.glimpses(list(originals), crop_px))
+    np.testing.assert_array_equal(small, cutting.glimpses(list(originals), crop_px))
 
 
 def test_a_canvas_without_room_for_three_strips_is_refused() -> None:
@@ -193,7 +192,7 @@ def test_a_canvas_without_room_for_three_strips_is_refused() -> None:
 
 
 def test_glimpses_are_padded_with_zeros_right_and_below() -> None:
-    padded = crops.pad_glimpses(np.full((2, 1, 3, 3), 9, np.uint8), 5)
+    padded = cutting.pad_glimpses(np.full((2, 1, 3, 3), 9, np.uint8), 5)
     assert padded.shape == (2, 1, 5, 5)
     assert (padded[:, :, :3, :3] == 9).all()
     assert padded.sum() == 2 * 9 * 9
@@ -202,7 +201,7 @@ def test_glimpses_are_padded_with_zeros_right_and_below() -> None:
 def test_plain_crops_share_memory_with_the_canvas() -> None:
     canvas = np.zeros((10, 10, 3), np.uint8)
     plan = place_crops("five", canvas_px=10, crop_px=6)
-    views = crops.original_crops(canvas, crops.resized_crops(canvas, plan), plan, range(5))
+    views = cutting.original_crops(canvas, cutting.resized_crops(canvas, plan), plan, range(5))
     assert all(np.shares_memory(view, canvas) for view in views)
     assert plan.resized == ()
 

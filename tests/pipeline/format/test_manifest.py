@@ -11,7 +11,8 @@ import pytest
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.common.wording import printable
 from pipeline.format import manifest as manifests
-from pipeline.format.manifest import DataSpec, Manifest, Reject
+from pipeline.format.manifest import Manifest, Reject
+from pipeline.format.spec import DataSpec
 
 SPEC = DataSpec(
     canvas_size=12,

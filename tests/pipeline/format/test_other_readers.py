@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import CODECS
 from pipeline.format import manifest as manifests
-from pipeline.format.codecs import Codec, add_up
+from pipeline.format.codecs import Codec, add_up, codec_of
 from pipeline.format.npy import NPY_START
+from pipeline.format.spec import CODECS
 from pipeline.pixels import Pixels
 from pipeline.read.reader import ShardReader
 
@@ -63,7 +63,7 @@ def all_built(
         make_shards(image_tree, out, codec=name, candidates="full+five", shard_mib=1)
         manifest = manifests.load(out)
         reader = ShardReader(out, manifest, manifest.of_split(SPLIT))
-        every[name] = Built(out, manifest.spec.pixel_codec(), reader)
+        every[name] = Built(out, codec_of(manifest.spec), reader)
     return every
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import VerificationError
-from pipeline.config import CANDIDATE_SETS
-from pipeline.format import crops
+from pipeline.format import cutting
 from pipeline.format import sample as schema
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropLayout, candidate_names, place_crops
+from pipeline.format.crops import CANDIDATE_SETS, CropLayout, candidate_names, place_crops
 from pipeline.format.sample import PlannedShard, Sample, SampleMeta
 
 META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
@@ -24,12 +23,12 @@ def encode(
 ) -> tuple[dict[str, bytes], CropLayout]:
     plan = place_crops(candidates, canvas_px=12, crop_px=7)
     canvas = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-    resized = crops.resized_crops(canvas, plan)
-    views = crops.original_crops(canvas, resized, plan, range(len(plan)))
+    resized = cutting.resized_crops(canvas, plan)
+    views = cutting.original_crops(canvas, resized, plan, range(len(plan)))
     members = schema.encode_sample(
         canvas=canvas,
         resized=resized,
-        glimpses=crops.glimpses(views, GLIMPSE_PX),
+        glimpses=cutting.glimpses(views, GLIMPSE_PX),
         label=4,
         meta=META,
         plan=plan,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.build.build import build
+from pipeline.build.config import BuildConfig
 from pipeline.common.errors import VerificationError
-from pipeline.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry

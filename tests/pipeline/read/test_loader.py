@@ -10,7 +10,7 @@ import pytest
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import glimpses
+from pipeline.format.cutting import glimpses
 from pipeline.read.collate import Arrays, BatchSpec
 from pipeline.read.loader import ArrayBatch, BatchLoader, aligned
 from pipeline.read.reader import ShardReader
@@ -149,7 +149,7 @@ def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 def test_canvases_come_with_the_candidates_that_cannot_be_cut_from_them(
     canvas_shards: Path, compiled: bool
 ) -> None:
-    reader, plan = open_reader(canvas_shards), open_reader(canvas_shards).manifest.spec.plan()
+    reader, plan = open_reader(canvas_shards), open_reader(canvas_shards).manifest.spec.crop_layout
     for batch in open_loader(canvas_shards, crops=False, compiled=compiled).batches(PIECES):
         assert batch.arrays.crops_BKHWC is None
         for row, index in enumerate(batch.indices_B.tolist()):

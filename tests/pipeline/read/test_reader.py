@@ -13,6 +13,7 @@ import webdataset
 
 from pipeline.common.errors import VerificationError
 from pipeline.format import manifest as manifests
+from pipeline.format.codecs import codec_of
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
@@ -64,7 +65,7 @@ def test_both_layouts_give_the_same_samples(canvas_shards: Path, tensor_shards: 
 def test_every_codec_gives_the_samples_of_raw_canvases(
     canvas_shards: Path, codec_shards: Path
 ) -> None:
-    is_lossy = manifests.load(codec_shards).spec.pixel_codec().is_lossy
+    is_lossy = codec_of(manifests.load(codec_shards).spec).is_lossy
     for split in ("train", "val"):
         raw, coded = read_all(canvas_shards, split), read_all(codec_shards, split)
         assert coded.keys() == raw.keys()
@@ -174,7 +175,7 @@ def test_the_webdataset_library_reads_the_shards_as_ordinary_ones(tensor_shards:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_webdataset_library_reads_coded_canvases(codec_shards: Path) -> None:
-    codec = manifests.load(codec_shards).spec.pixel_codec()
+    codec = codec_of(manifests.load(codec_shards).spec)
     canvas, resized = codec.canvas_suffix, codec.resized_suffix
     samples = read_all(codec_shards, "val")
     plain = plain_samples(codec_shards, "val")

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.build import build as builds
 from pipeline.build.build import _data_spec  # what a spec says of a config
-from pipeline.config import BuildConfig
+from pipeline.build.config import BuildConfig
 from pipeline.format import manifest as manifests
 from pipeline.verify.repair import config_of
 

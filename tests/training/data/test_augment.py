@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.format import crops
+from pipeline.format import cutting
 from pipeline.format.crops import place_crops
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import resize
@@ -19,10 +19,10 @@ ALL = tuple(range(len(PLAN)))
 
 def views_of(canvas: Pixels) -> augment.Views:
     """Cut one canvas as the pipeline does."""
-    originals = crops.original_crops(canvas, crops.resized_crops(canvas, PLAN), PLAN, ALL)
+    originals = cutting.original_crops(canvas, cutting.resized_crops(canvas, PLAN), PLAN, ALL)
     return augment.Views(
         torch.from_numpy(np.stack(originals).transpose(0, 2, 3, 1).copy())[None],
-        torch.from_numpy(crops.glimpses(originals, 16)[:, 0])[None],
+        torch.from_numpy(cutting.glimpses(originals, 16)[:, 0])[None],
     )
 
 
@@ -75,7 +75,7 @@ def test_a_mirrored_crop_shows_what_lies_in_its_box_of_the_mirrored_canvas(
 ) -> None:
     plan = place_crops("five", canvas_px=canvas_px, crop_px=32)
     canvas, chosen = smooth_canvas(1, canvas_px), plan.indices(names)
-    cut = [torch.tensor(crops.cut(canvas, plan.boxes[k]))[None] for k in chosen]
+    cut = [torch.tensor(cutting.cut(canvas, plan.boxes[k]))[None] for k in chosen]
     counterparts = augment.mirrored_candidates(plan, chosen)
     draws = draws_of([bool(way & 1)], [bool(way & 2)])
     shown = augment.augment(tuple(cut), None, draws, counterparts, counterparts).crops_BKHWC[0]
@@ -96,7 +96,7 @@ def test_crops_are_cut_from_canvases_as_views_with_the_pixels_of_the_materialise
     chosen: str,
 ) -> None:
     canvases = [smooth_canvas(seed) for seed in range(3)]
-    resized = [crops.resized_crops(canvas, PLAN).transpose(0, 2, 3, 1) for canvas in canvases]
+    resized = [cutting.resized_crops(canvas, PLAN).transpose(0, 2, 3, 1) for canvas in canvases]
     wanted = PLAN.indices(chosen)
     expected = torch.cat([views_of(canvas).crops_BKHWC for canvas in canvases])[:, list(wanted)]
     numbers = torch.zeros(3)

@@ -12,9 +12,10 @@ import numpy as np
 from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Task
 from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.format import manifest
-from pipeline.format.codecs import Codec
-from pipeline.format.manifest import DataSpec, Manifest
+from pipeline.format.codecs import Codec, codec_of
+from pipeline.format.manifest import Manifest
 from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import kernels
 from pipeline.pixels import streaming_copy as copies
 from pipeline.read.collate import BatchSpec
@@ -80,9 +81,9 @@ def _encode(images: Images, index: int, spec: DataSpec) -> EncodedSample:
         glimpses=images.glimpses[index],
         label=label,
         meta=SampleMeta(path=str(index), class_name="", sha256="", width=1, height=1),
-        plan=spec.plan(),
+        plan=spec.crop_layout,
         layout=spec.layout,
-        codec=spec.pixel_codec(),
+        codec=codec_of(spec),
     )
     return EncodedSample(str(index), label, members)
 

@@ -45,7 +45,7 @@ def images(five_shards: Path, image_tree: Path, tmp_path_factory: pytest.TempPat
         five_shards, known, folder, num_images=NUM_IMAGES, on_progress=lambda *_: None
     )
     copy_files(image_tree, origins, folder, lambda *_: None)
-    return Images(folder, known.spec.plan().boxes)
+    return Images(folder, known.spec.crop_layout.boxes)
 
 
 def task_for(peer: Peer, variant: Variant, images: Images, out: Path, **options: Any) -> Task:

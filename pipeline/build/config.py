@@ -5,22 +5,8 @@ from pathlib import Path
 
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-
-_CROP_SETS = {
-    "five": "the four corners and the centre",
-    "strips": "thirds of the image, three upright and three lying",
-    "grid3": "nine windows, three by three",
-}
-CANDIDATE_SETS = (*_CROP_SETS, *(f"full+{name}" for name in _CROP_SETS))
-CANDIDATES_TEXT = (
-    ", ".join(f"{name} ({what})" for name, what in _CROP_SETS.items())
-    + f"; with the whole image in front: {', '.join(CANDIDATE_SETS[len(_CROP_SETS) :])}"
-)
-LAYOUTS = ("tensors", "canvas")
-CODECS = ("raw", "zstd", "png", "webp", "jpeg")
-JPEG_SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
-DECODERS = ("pillow", "pillow-simd", "dali")
-DEVICES = ("cpu", "gpu")
+from pipeline.format.crops import CANDIDATE_SETS
+from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,68 +129,3 @@ class BuildConfig:
             raise ConfigError(
                 "--draft needs --decoder pillow or pillow-simd; got --decoder dali. Drop --draft."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SceneConfig:
-    """One `srp-data sample` command.
-
-    Attributes:
-        train: Images per class in `train/`.
-        val: Images per class in `val/`.
-        size_px: Side of the square images, px.
-        seed: Seed of everything that is drawn.
-    """
-
-    train: int = 80
-    val: int = 20
-    size_px: int = 224
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is written."""
-        for option, value, floor, ceiling in (
-            ("--train", self.train, 1, 100_000),
-            ("--val", self.val, 1, 100_000),
-            ("--size", self.size_px, 32, 4096),
-            ("--seed", self.seed, 0, 2**32 - 1),
-        ):
-            if not floor <= value <= ceiling:
-                raise ConfigError(f"{option} must be {floor} to {ceiling}; got {value}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScatterConfig:
-    """One `srp-data scatter` command.
-
-    Attributes:
-        source: As for a build.
-        out: Folder to make; absent or empty.
-        size_px: Side of the square pictures, px.
-        smallest: Longer side of an image over the side of the picture, at least.
-        largest: The same, at most.
-        seed: Of places, scales and textures.
-        workers: Threads.
-        max_pixels: Largest image that is decoded, px.
-    """
-
-    source: Path
-    out: Path
-    size_px: int = 336
-    smallest: float = 0.25
-    largest: float = 0.4
-    seed: int = 0
-    workers: int = num_usable()
-    max_pixels: int = BuildConfig.max_pixels
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is written."""
-        for option, value, floor, ceiling in (
-            ("--size", self.size_px, 32, 4096),
-            ("--smallest", self.smallest, 0.01, 1),
-            ("--largest", self.largest, self.smallest, 1),
-            ("--seed", self.seed, 0, 2**32 - 1),
-            ("--workers", self.workers, 1, 10_000),
-        ):
-            if not floor <= value <= ceiling:
-                raise ConfigError(f"{option} must be {floor} to {ceiling}; got {value}.")

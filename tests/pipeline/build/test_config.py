@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
-from pipeline.config import BuildConfig, SceneConfig
+from pipeline.datasets.config import SceneConfig
 
 
 def make(**options: Any) -> BuildConfig:
