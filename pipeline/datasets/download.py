@@ -1,8 +1,8 @@
-"""Download Imagenette or Imagewoof from fast.ai, checked by size and hash; and their class names.
+"""Download Imagenette or Imagewoof from fast.ai, checked by size and SHA-256.
 
-Source: https://github.com/fastai/imagenette. Sizes are those of fastai's own table,
-`fastai/data/checks.txt`; SHA-256 of imagenette2* from TensorFlow Datasets, `imagenette/
-checksums.tsv`, and of imagewoof2* from the data set registry of FastAI.jl.
+Source: https://github.com/fastai/imagenette. Sizes: fastai's `fastai/data/checks.txt`. SHA-256:
+TensorFlow Datasets' `imagenette/checksums.tsv` for imagenette2*, FastAI.jl's registry for
+imagewoof2*.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ import hashlib
 import http.client
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, build_opener
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from pipeline.common.atomic_io import require_folder, sync_folder
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
-from pipeline.datasets.trusted import TrustedRedirects, is_trusted
+from pipeline.common.progress import SILENT, Progress
 
 BASE_URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 TIMEOUT_S = 10.0
@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 18
 
 
 class Archive(NamedTuple):
-    """What a published archive holds, to the byte."""
+    """Size and digest of a published archive."""
 
     num_bytes: int
     sha256: str
@@ -56,46 +56,36 @@ ARCHIVES = {
 }
 
 
-def download(
-    name: str,
-    out: Path,
-    *,
-    base_url: str = BASE_URL,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Fetch one archive; go on where an interrupted download stopped.
+def download(name: str, out: Path, *, progress: Progress = SILENT) -> Path:
+    """Download one archive, or continue an interrupted download.
 
-    Bytes gather in `NAME.tgz.part`, and `NAME.tgz` appears once they are all there and checked.
+    Bytes are appended to `NAME.tgz.part`, which becomes `NAME.tgz` when all are there and checked.
 
     Args:
         name: One of `ARCHIVES`.
         out: Folder to save it to; made if absent.
-        base_url: Where `NAME.tgz` lies: https, or http on this machine.
-        on_progress: Called with bytes at hand and bytes in all.
+        progress: Reports bytes.
 
     Returns:
-        The path of `NAME.tgz`. One that is already there and right is returned at once.
+        The path of `NAME.tgz`. An intact one is returned at once.
 
     Raises:
-        ConfigError: If there is no such archive or the URL is not https.
-        DownloadError: If the server cannot be reached or stops early; what came is kept.
+        ConfigError: If there is no archive of that name.
+        DownloadError: If the server cannot be reached or stops early; received bytes are kept.
         VerificationError: If the bytes are not those that were published.
     """
     if name not in ARCHIVES:
         raise ConfigError(f"NAME must be one of {', '.join(ARCHIVES)}; got {name!r}.")
-    archive, url = ARCHIVES[name], f"{base_url.rstrip('/')}/{name}.tgz"
-    if not is_trusted(url):
-        raise ConfigError(f"the base URL must be https; got {base_url}. Write https://...")
+    archive, url = ARCHIVES[name], f"{BASE_URL}/{name}.tgz"
     path = out / f"{name}.tgz"
     if path.exists():
         _check_digest(path, archive, fix=f"Remove {path} and run the same command again.")
         return path
     require_folder(out, "-o/--output")
     part = out / f"{name}.tgz.part"
-    report = on_progress or (lambda _done, _total: None)
     with _alone(part):
         if part.stat().st_size != archive.num_bytes:
-            _fetch(url, part, archive, report)
+            _fetch(url, part, archive, progress)
         try:
             _check_digest(part, archive, fix="It was removed; run the same command again.")
         except VerificationError:
@@ -108,10 +98,10 @@ def download(
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Keep other downloads off a part; make it if absent. The lock ends with its process.
+    """Make a part if absent, and lock it; the lock ends with its process.
 
     Raises:
-        DownloadError: If another download has it.
+        DownloadError: If another download holds it.
     """
     with part.open("ab") as file:
         try:
@@ -121,8 +111,8 @@ def _alone(part: Path) -> Iterator[None]:
             is_ours = False
         if not is_ours:
             raise DownloadError(
-                f"one download at a time may write a file; got another at work on {part}. "
-                "Wait until it is done, or name another folder with --output."
+                f"only one download at a time may write a file; another is writing {part}. "
+                "Wait until it ends, or choose another folder with --output."
             )
         try:
             yield
@@ -131,37 +121,48 @@ def _alone(part: Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _fetch(url: str, part: Path, archive: Archive, report: Callable[[int, int], None]) -> None:
-    """Append what is missing to a part, or write all of it."""
-    at_hand = part.stat().st_size if part.exists() else 0
-    response, start = _open(url, start=at_hand)
+def _fetch(url: str, part: Path, archive: Archive, progress: Progress) -> None:
+    """Append the missing bytes to a part, or all where the server cannot continue."""
+    stage = f"downloading {part.name.partition('.')[0]}"
+    response, start = _open(url, start=part.stat().st_size)
     with response:
         _check_announced(response, url, archive.num_bytes - start)
         with part.open("ab" if start else "wb") as file:
             num_bytes = start
-            report(num_bytes, archive.num_bytes)
+            progress.update(stage, num_bytes, archive.num_bytes)
             for chunk in _chunks(response, url):
                 num_bytes += file.write(chunk)
-                report(num_bytes, archive.num_bytes)
+                progress.update(stage, num_bytes, archive.num_bytes)
                 if num_bytes > archive.num_bytes:
-                    break  # another file, and perhaps an endless one; its digest will say so
+                    break  # another file, perhaps an endless one: its size is refused below
             file.flush()
             os.fsync(file.fileno())
     if num_bytes < archive.num_bytes:
-        raise _stopped(url, f"the end after {num_bytes} of {archive.num_bytes} bytes")
+        raise _interrupted(url, f"its end after {num_bytes} of {archive.num_bytes} bytes")
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Refuse every redirect: the address is fixed, and one could lead into a private network."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> NoReturn:
+        """Raise URLError in place of giving the next request."""
+        fp.close()
+        raise URLError(f"a redirect to {newurl}")
 
 
 def _open(url: str, *, start: int) -> tuple[http.client.HTTPResponse, int]:
-    """Ask for a file from one byte on.
+    """Request a file from one byte on.
 
     Returns:
-        The response, and the byte that it really starts at: `start`, or 0 where the server has
-        ranges neither of this file nor in general.
+        The response, and the byte that it starts at: `start`, or 0 where the server does not
+        support ranges or the file has no bytes from `start` on.
     """
     headers = {"Range": f"bytes={start}-"} if start else {}
-    request = Request(url, headers=headers)  # noqa: S310 - download() let only https through
+    request = Request(url, headers=headers)  # noqa: S310 - a constant https address
     try:
-        response = build_opener(TrustedRedirects).open(request, timeout=TIMEOUT_S)
+        response = build_opener(_NoRedirects).open(request, timeout=TIMEOUT_S)
     except HTTPError as error:
         error.close()
         if start and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -176,41 +177,41 @@ def _open(url: str, *, start: int) -> tuple[http.client.HTTPResponse, int]:
         return response, start
     response.close()
     if not start:
-        raise _unreachable(url, "HTTP status 206, a part of it where all was asked for,")
+        raise _unreachable(url, "HTTP status 206, a part of the file")
     return _open(url, start=0)
 
 
 def _check_announced(response: http.client.HTTPResponse, url: str, expected: int) -> None:
-    """Refuse another file, such as a login page, before it overwrites what is at hand.
+    """Refuse another file, such as a login page, before it overwrites received bytes.
 
     Raises:
-        VerificationError: If the server is about to send another number of bytes.
+        VerificationError: If the server announces another number of bytes.
     """
     announced = response.headers.get("Content-Length", str(expected))
     if announced != str(expected):
         raise VerificationError(
-            f"the archive must have {expected} bytes to come; got {announced} from {url}. "
+            f"the server must send {expected} bytes; it announces {announced} at {url}. "
             "Open the URL in a browser: a proxy or a login page may answer in its place."
         )
 
 
 def _chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
-    """Read a response to its end, telling the network's failures from the disk's."""
+    """Read a response to its end; a failure of the network raises DownloadError."""
     while True:
         try:
             chunk = response.read(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise _stopped(url, str(error) or type(error).__name__) from error
+            raise _interrupted(url, str(error) or type(error).__name__) from error
         if not chunk:
             return
         yield chunk
 
 
 def _check_digest(path: Path, archive: Archive, *, fix: str) -> None:
-    """Compare a file with what was published.
+    """Compare a file with the published size and SHA-256.
 
     Raises:
-        VerificationError: If its size or its hash differs.
+        VerificationError: If one differs.
     """
     num_bytes = path.stat().st_size
     if num_bytes != archive.num_bytes:
@@ -228,13 +229,12 @@ def _check_digest(path: Path, archive: Archive, *, fix: str) -> None:
 def _unreachable(url: str, reason: str) -> DownloadError:
     archive = url.rpartition("/")[2]
     return DownloadError(
-        f"the archive must be reachable; got {reason} from {url}. Check the network, or use a "
-        f"copy: srp-data build-shards /path/to/{archive} shards"
+        f"cannot download {url}: {reason}. Check the network, or use a copy: "
+        f"srp-data build-shards /path/to/{archive} shards"
     )
 
 
-def _stopped(url: str, reason: str) -> DownloadError:
+def _interrupted(url: str, reason: str) -> DownloadError:
     return DownloadError(
-        f"the archive must arrive whole; got {reason} from {url}. "
-        "Run the same command again to go on from there."
+        f"the download of {url} was interrupted: {reason}. Run the same command again to continue."
     )
