@@ -110,7 +110,7 @@ def make_shards() -> MakeShards:
 
     def make(source: Path, out: Path, **options: Any) -> BuildResult:
         config = BuildConfig(source=source, out=out, **{"workers": 1, **SIZES, **options})
-        return build(config, on_progress=lambda _stage, _done, _total: None)
+        return build(config)
 
     return make
 

@@ -70,8 +70,8 @@ def test_every_image_of_the_real_imagenette_is_in_exactly_one_shard(
     config = BuildConfig(
         source=real_archive, out=tmp_path / "shards", canvas_size=32, crop_size=24, glimpse_size=8
     )
-    build(config, on_progress=lambda *_: None)
-    manifest = verify(config.out, workers=2, on_progress=lambda *_: None).manifest
+    build(config)
+    manifest = verify(config.out, workers=2).manifest
     assert {split: manifest.num_samples(split) for split in manifest.splits} == {
         "train": 9469,
         "val": 3925,

@@ -46,7 +46,7 @@ def shards() -> Path:
         source=folder / "images", out=folder / "shards", canvas_size=16, crop_size=12,
         glimpse_size=4, candidates="full+five", codec="zstd", workers=1, limit=3,
     )  # fmt: skip
-    build(config, on_progress=lambda _stage, _done, _total: None)
+    build(config)
     return config.out
 
 

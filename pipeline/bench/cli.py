@@ -9,7 +9,7 @@ import click
 
 from pipeline.bench.config import BenchConfig, LoadBenchConfig
 from pipeline.bench.loaders.registry import NAMES
-from pipeline.common.console import console, option, progress_bars, stages
+from pipeline.common.console import console, option, shown_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,8 +58,8 @@ def bench_build(source: Path, **options: object) -> None:
     from pipeline.decode.rules import own_process
 
     config = BenchConfig(source=source, **options)  # type: ignore[arg-type]
-    with progress_bars("images/s") as bars, own_process():
-        rows, setting = measure(config, on_progress=stages(bars))
+    with shown_progress("images/s") as progress, own_process():
+        rows, setting = measure(config, progress=progress)
     _show(
         benches.to_table(rows, unit="images/s"),
         benches.to_json(rows, setting=setting),
@@ -117,8 +117,8 @@ def bench_load(shards: Path, **options: object) -> None:
     from pipeline.bench.loaders.run import bench_load as measure
 
     config = LoadBenchConfig(shards=shards, **options)  # type: ignore[arg-type]
-    with progress_bars("images/s") as bars:
-        rows, setting = measure(config, on_progress=stages(bars))
+    with shown_progress("images/s") as progress:
+        rows, setting = measure(config, progress=progress)
     if config.svg:
         from pipeline.bench.loaders.chart import draw_chart
 
@@ -143,13 +143,8 @@ def bench_codecs(shards: Path, images: int) -> None:
     """
     from pipeline.bench.codecs import measure
 
-    with progress_bars("images/s") as bars:
-        report = stages(bars)
-        rows = measure(
-            shards,
-            images=images,
-            on_progress=lambda done, total: report("measuring", done, total),
-        )
+    with shown_progress("images/s") as progress:
+        rows = measure(shards, images=images, progress=progress)
     click.echo(
         f"{'codec':<14}{'kB':>8}{'encode ms':>12}{'decode ms':>12}{'off: mean':>12}{'max':>6}"
     )
@@ -188,10 +183,8 @@ def bench_scale(shards: Path, sizes: tuple[int, ...], workers: int, rounds: int)
     """
     from pipeline.bench.scale import bench_scale as measure
 
-    with progress_bars("sizes/s") as bars:
-        costs = measure(
-            shards, sizes=sizes, workers=workers, rounds=rounds, on_progress=stages(bars)
-        )
+    with shown_progress("sizes/s") as progress:
+        costs = measure(shards, sizes=sizes, workers=workers, rounds=rounds, progress=progress)
     click.echo(f"{'samples':>10}{'shards':>9}{'start, s':>11}{'memory, MiB':>14}{'samples/s':>12}")
     for cost in costs:
         click.echo(

@@ -3,7 +3,7 @@
 import statistics
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 import pipeline.pixels.kernels  # noqa: F401 - so that the first canvas is read as the thousandth is
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
+from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import decode_array
@@ -41,25 +42,23 @@ class CodecRow(NamedTuple):
     max_off: int
 
 
-def measure(
-    shards: Path, *, images: int, on_progress: Callable[[int, int], None]
-) -> list[CodecRow]:
+def measure(shards: Path, *, images: int, progress: Progress = SILENT) -> list[CodecRow]:
     """Give every codec each canvas in turn.
 
     Args:
         shards: Folder of raw canvases, or one that holds it.
         images: Canvases to take, in the order of the shards.
-        on_progress: Told of canvases done and to do.
+        progress: Reports canvases measured.
 
     Raises:
         ConfigError: If there are no such shards.
     """
     trials: dict[str, list[CodecRow]] = {name: [] for name in _CONTENDERS}
     for number, canvas in enumerate(islice(_raw_canvases(shards), images)):
-        on_progress(number, images)
+        progress.update("measuring", number, images)
         for name, codec in _CONTENDERS.items():
             trials[name].append(_try(name, codec, canvas))
-    on_progress(images, images)
+    progress.update("measuring", images, images)
     return [_summary(name, of_codec) for name, of_codec in trials.items()]
 
 

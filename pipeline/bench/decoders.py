@@ -27,13 +27,14 @@ from pipeline.build.build import build, view_spec
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
 from pipeline.common.errors import ConfigError, ImageError, SourceError
+from pipeline.common.progress import Progress
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.pillow import pillow_name
 from pipeline.decode.rules import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened
 from pipeline.format.cutting import cut
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import gray, is_exact, resize_exactly
-from pipeline.sources.folder import Progress, open_source
+from pipeline.sources.folder import open_source
 
 DECODE = "libjpeg-turbo: decode"
 DECODE_RESIZE = "libjpeg-turbo: decode, one resize"
@@ -56,7 +57,7 @@ class _Images(NamedTuple):
     tree: Path
 
 
-def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
+def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
     """Measure everything that can build shards here.
 
     Returns:
@@ -68,7 +69,7 @@ def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
     """
     with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
         spec = view_spec(config.build(source=config.source, out=Path(scratch)))
-        images = _gather(config, spec, Path(scratch), on_progress)
+        images = _gather(config, spec, Path(scratch), progress)
         contenders = [
             *_predecessor(images.files, spec),
             *_limits(images.files, spec),
@@ -80,7 +81,7 @@ def bench_build(config: BenchConfig, *, on_progress: Progress) -> Measured:
         rows = results.interleave(
             contenders,
             rounds=config.rounds,
-            on_progress=lambda done, total: on_progress("measuring", done, total),
+            progress=progress,
         )
     return rows, _setting(config, images)
 
@@ -97,9 +98,9 @@ def _setting(config: BenchConfig, images: _Images) -> dict[str, Any]:
     }
 
 
-def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, on_progress: Progress) -> _Images:
+def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, progress: Progress) -> _Images:
     """Copy some usable images to a folder of their own, one of each class into `val/`."""
-    source = open_source(config.source, scratch=scratch / "archive", on_progress=on_progress)
+    source = open_source(config.source, scratch=scratch / "archive", progress=progress)
     both = [image for members in source.images.values() for image in members]
     tree = scratch / "images"
     files: list[bytes] = []
@@ -215,7 +216,7 @@ def _builds(
                 **options,
             )
             start = time.perf_counter()
-            build(task, on_progress=lambda _stage, _done, _total: None)
+            build(task)
             return len(images.files) / (time.perf_counter() - start)
 
     named = f"{_called(backend)}: build, workers "

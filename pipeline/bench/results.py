@@ -16,9 +16,8 @@ import numpy as np
 from rich.table import Table
 
 from pipeline.common.cpus import num_usable
+from pipeline.common.progress import Progress
 from pipeline.pixels import Pixels
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +89,17 @@ class Row:
         return statistics.median(self.rates)
 
 
-def interleave(contenders: Sequence[Contender], *, rounds: int, on_progress: Progress) -> list[Row]:
+def interleave(contenders: Sequence[Contender], *, rounds: int, progress: Progress) -> list[Row]:
     """Give each contender a turn in each round, after one that does not count."""
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     total = (rounds + 1) * len(contenders)
     for turn in range(rounds + 1):
         for number, contender in enumerate(contenders):
-            on_progress(turn * len(contenders) + number, total)
+            progress.update("measuring", turn * len(contenders) + number, total)
             rate = contender.measure()
             if turn:
                 rates[contender.name].append(rate)
-    on_progress(total, total)
+    progress.update("measuring", total, total)
     return [
         Row(
             name=contender.name,

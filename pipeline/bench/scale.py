@@ -14,6 +14,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from pipeline.common.errors import ConfigError
+from pipeline.common.progress import Progress
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
@@ -21,7 +22,6 @@ from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import training_batches
-from pipeline.sources.folder import Progress
 
 SPLIT = "train"
 BATCH = 64
@@ -47,7 +47,7 @@ class Cost:
 
 
 def bench_scale(
-    shards: Path, *, sizes: tuple[int, ...], workers: int, rounds: int, on_progress: Progress
+    shards: Path, *, sizes: tuple[int, ...], workers: int, rounds: int, progress: Progress
 ) -> list[Cost]:
     """Measure splits of these sizes, medians over fresh processes.
 
@@ -63,11 +63,11 @@ def bench_scale(
         )
     costs = []
     for number, size in enumerate(sizes):
-        on_progress("measuring", number, len(sizes))
+        progress.update("measuring", number, len(sizes))
         with TemporaryDirectory(prefix="srp-scale-") as scratch:
             _multiply(folder, known, Path(scratch), size)
             costs.append(_median([_measure_apart(Path(scratch), workers) for _ in range(rounds)]))
-    on_progress("measuring", len(sizes), len(sizes))
+    progress.update("measuring", len(sizes), len(sizes))
     return costs
 
 

@@ -7,7 +7,6 @@ the others, and publish the manifest last.
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pipeline.build import worker_pool
@@ -31,6 +30,7 @@ from pipeline.build.resume import (
 from pipeline.build.worker import Task, write_one
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import NoRoomError, VerificationError
+from pipeline.common.progress import SILENT, Progress
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.rules import ViewSpec
 from pipeline.format import manifest
@@ -39,7 +39,7 @@ from pipeline.format.crops import place_crops
 from pipeline.format.manifest import Manifest
 from pipeline.format.spec import DataSpec
 from pipeline.sources.class_names import CLASS_NAMES
-from pipeline.sources.folder import Progress, Source, open_source, require_source, spelt_out
+from pipeline.sources.folder import Source, open_source, require_source, spelt_out
 from pipeline.sources.image import SourceImage
 
 
@@ -62,14 +62,14 @@ class BuildResult:
 
 
 def build(
-    config: BuildConfig, *, on_progress: Progress, expected: Manifest | None = None
+    config: BuildConfig, *, expected: Manifest | None = None, progress: Progress = SILENT
 ) -> BuildResult:
     """Build the shards of a source, or finish a build that was broken off.
 
     Args:
         config: What to build.
-        on_progress: Told of the stage and of images done and to do.
         expected: Whose shards must come out; others are not published.
+        progress: Reports bytes of an archive, finished shards checked, and images built.
 
     Raises:
         ConfigError: If the output folder holds something else.
@@ -83,7 +83,7 @@ def build(
     require_source(config.source)
     worker_pool.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
     with open_state(config.out) as state:
-        source, images = _scan(config, state / SCRATCH_NAME, on_progress)
+        source, images = _scan(config, state / SCRATCH_NAME, progress)
         listing = [(image.path, image.size) for split in images for image in images[split]]
         fingerprint = manifest.fingerprint(spec, listing)
         refuse_other_build(config.out, spec, fingerprint)
@@ -93,7 +93,7 @@ def build(
         planned = plan_shards(images, per_shard=per_shard)
         digests = {shard.name: shard.sha256 for shard in expected.shards} if expected else {}
         finished = finished_before(
-            config.out, records, planned, spec, on_progress, expected=digests
+            config.out, records, planned, spec, expected=digests, progress=progress
         )
         reused = tuple(finished)
         folder = shards_folder(config.out, records)
@@ -106,7 +106,7 @@ def build(
         _require_room(config, sum(task.num_bytes for task in tasks))
         open_records(records, spec)
         retried: list[str] = []
-        finished.update(_run(tasks, config, on_progress, retried))
+        finished.update(_run(tasks, config, progress, retried))
         built = _describe(spec, fingerprint, source.classes, images, finished)
         _require_same(built, digests, source=config.source, records=records)
         check_rejects(config.out, built.rejects, at_most=config.max_rejects)
@@ -205,10 +205,10 @@ def _data_spec(config: BuildConfig, *, decoder_library: str) -> DataSpec:
 
 
 def _scan(
-    config: BuildConfig, scratch: Path, on_progress: Progress
+    config: BuildConfig, scratch: Path, progress: Progress
 ) -> tuple[Source, dict[str, list[SourceImage]]]:
     """List the source, and order and limit each split's images."""
-    source = open_source(config.source, scratch=scratch, on_progress=on_progress)
+    source = open_source(config.source, scratch=scratch, progress=progress)
     images = {
         split: select(members, seed=config.seed, limit=config.limit)
         for split, members in source.images.items()
@@ -226,7 +226,7 @@ def _sample_bytes(spec: DataSpec) -> int:
 
 
 def _run(
-    tasks: Sequence[Task], config: BuildConfig, on_progress: Progress, retried: list[str]
+    tasks: Sequence[Task], config: BuildConfig, progress: Progress, retried: list[str]
 ) -> Iterator[tuple[str, Finished]]:
     if not tasks:
         return
@@ -236,17 +236,17 @@ def _run(
         return task.retry(num_done, how)
 
     total = sum(len(task.images) for task in tasks)
-    report = partial(_report_images, on_progress, total)
     for result in worker_pool.run_tasks(
         write_one,
         tasks,
         workers=config.workers,
         timeout_s=config.image_timeout_s,
-        on_images=report,
         retry=retry,
+        num_images=total,
+        progress=progress,
     ):
         yield result.shard.name, result
-    report(total)
+    progress.update("building shards", total, total)
 
 
 def _require_room(config: BuildConfig, num_bytes: int) -> None:
@@ -257,7 +257,3 @@ def _require_room(config: BuildConfig, num_bytes: int) -> None:
             f"OUT must have room for the shards that are to be built, about {num_bytes:,} bytes; "
             f"got {free:,} free at {config.out}. Free some there, or name a folder on another disk."
         )
-
-
-def _report_images(on_progress: Progress, total: int, done: int) -> None:
-    on_progress("building shards", done, total)

@@ -20,11 +20,11 @@ from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import named_output, remove_partials, write_file
 from pipeline.common.errors import ConfigError
 from pipeline.common.file_lock import folder_lock
+from pipeline.common.progress import Progress
 from pipeline.format import manifest
 from pipeline.format.index import ShardEntry, shard_from_json, shard_to_json
 from pipeline.format.manifest import Reject
 from pipeline.format.spec import DataSpec
-from pipeline.sources.folder import Progress
 
 STATE_NAME = ".build"
 LOST_FOUND = "lost+found"  # in every new file system of the ext family
@@ -150,9 +150,9 @@ def finished_before(
     records: Path,
     planned: Sequence[Planned],
     spec: DataSpec,
-    on_progress: Progress,
     *,
     expected: Mapping[str, str],
+    progress: Progress,
 ) -> dict[str, Finished]:
     """Find the shards that are there with the very bytes that were written, by name.
 
@@ -161,8 +161,8 @@ def finished_before(
         records: Folder of what was noted of them, and of those that lie aside.
         planned: The shards of the build.
         spec: The build's.
-        on_progress: Told of shards looked at and to look at.
         expected: SHA-256 that shards must have, by name, where a folder is repaired; else empty.
+        progress: Reports shards checked.
     """
     published = _published(out, planned)
     finished = {}
@@ -178,7 +178,7 @@ def finished_before(
         if kept:
             finished[shard.name] = kept
         if in_place:
-            on_progress("checking finished shards", number + 1, len(planned))
+            progress.update("checking finished shards", number + 1, len(planned))
     return finished
 
 

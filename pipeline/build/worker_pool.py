@@ -22,6 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from pipeline.common.errors import SrpError
+from pipeline.common.progress import SILENT, Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -161,8 +162,9 @@ def run_tasks(
     *,
     workers: int,
     timeout_s: float,
-    on_images: Callable[[int], None],
     retry: Retry[Task],
+    num_images: int,
+    progress: Progress = SILENT,
 ) -> Iterator[Result]:
     """Run tasks in processes and yield their results as they come.
 
@@ -171,8 +173,9 @@ def run_tasks(
         tasks: One per shard.
         workers: Processes.
         timeout_s: Without another image through, after which a worker counts as hung.
-        on_images: Called about ten times a second with the images that are through.
-        retry: Says what to do for a task whose worker died or hung, and was killed.
+        retry: Gives the task to run after the worker of one died or hung.
+        num_images: Images of all tasks.
+        progress: Reports finished images, about ten times a second.
 
     Raises:
         SrpError: If workers cannot be started.
@@ -182,7 +185,7 @@ def run_tasks(
         while crew.has_work():
             crew.fill(workers)
             yield from crew.look()
-            on_images(sum(crew.counters[1:]))
+            progress.update("building shards", sum(crew.counters[1:]), num_images)
     finally:
         crew.stop()
 

@@ -19,8 +19,7 @@ from pipeline.common.console import (
     Resumable,
     note,
     option,
-    progress_bars,
-    stages,
+    shown_progress,
 )
 from pipeline.common.wording import few, printable
 from pipeline.datasets.config import ScatterConfig, SceneConfig
@@ -121,8 +120,8 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     from pipeline.build.build import build
 
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
-    with progress_bars("images/s") as bars:
-        result = build(config, on_progress=stages(bars))
+    with shown_progress("images/s") as progress:
+        result = build(config, progress=progress)
     if result.retried:
         note(f"retried after a worker died or hung: {few(result.retried)}")
     if result.reused:
@@ -186,11 +185,8 @@ def sample(out: Path, **options: int) -> None:
     """
     from pipeline.datasets.scenes import draw_dataset
 
-    with progress_bars("images/s") as bars:
-        report = stages(bars)
-        num_images = draw_dataset(
-            out, **options, on_progress=lambda done, total: report("drawing scenes", done, total)
-        )
+    with shown_progress("images/s") as progress:
+        num_images = draw_dataset(out, **options, progress=progress)
     click.echo(f"{num_images} images in {out}")
 
 
@@ -226,8 +222,8 @@ def scatter(**options: Any) -> None:
     from pipeline.decode.rules import own_process
 
     config = ScatterConfig(**options)
-    with progress_bars("images/s") as bars, own_process():
-        scattered = scatter_images(config, on_progress=stages(bars))
+    with shown_progress("images/s") as progress, own_process():
+        scattered = scatter_images(config, progress=progress)
     click.echo(f"{scattered.num_images} images in {config.out}")
     _print_skipped(scattered.skipped, rest="build-shards --json names all")
 
@@ -250,11 +246,8 @@ def download(name: str, output: Path) -> None:
     """
     from pipeline.datasets import download as imagenette
 
-    with progress_bars(BYTES) as bars:
-        report = stages(bars)
-        path = imagenette.download(
-            name, output, on_progress=lambda done, total: report(f"fetching {name}", done, total)
-        )
+    with shown_progress(BYTES) as progress:
+        path = imagenette.download(name, output, progress=progress)
     click.echo(str(path))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.build.config import BuildConfig
-from pipeline.common.console import AS_JSON, note, progress_bars, stages
+from pipeline.common.console import AS_JSON, note, shown_progress
 from pipeline.common.wording import printable
 
 if TYPE_CHECKING:
@@ -51,14 +51,8 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_j
 
     if repair is not None:
         _repair(shards, repair, workers)
-    with progress_bars("samples/s") as bars:
-        report = stages(bars)
-        verdict = verify_shards(
-            shards,
-            workers=workers,
-            reads_all=reads_all,
-            on_progress=lambda done, total: report("verifying", done, total),
-        )
+    with shown_progress("samples/s") as progress:
+        verdict = verify_shards(shards, workers=workers, reads_all=reads_all, progress=progress)
     manifest = verdict.manifest
     if verdict.unread:
         note(
@@ -101,8 +95,8 @@ def counts_of(manifest: "Manifest") -> dict[str, Any]:
 def _repair(shards: str, source: Path, workers: int) -> None:
     from pipeline.verify.repair import repair
 
-    with progress_bars("images/s") as bars:
-        result = repair(Path(shards), source, workers=workers, on_progress=stages(bars))
+    with shown_progress("images/s") as progress:
+        result = repair(Path(shards), source, workers=workers, progress=progress)
     rebuilt = [s.name for s in result.manifest.shards if s.name not in result.reused]
     for name in rebuilt:
         note(f"built {name} again")

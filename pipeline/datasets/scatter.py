@@ -21,10 +21,11 @@ from PIL import Image, ImageOps
 
 from pipeline.build.resume import open_new
 from pipeline.common.errors import ImageError, SourceError
+from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import ScatterConfig
 from pipeline.datasets.writer import Box, Picture, write_pictures
 from pipeline.decode.rules import opened, to_rgb
-from pipeline.sources.folder import SPLITS, Progress, open_source, require_source
+from pipeline.sources.folder import SPLITS, open_source, require_source
 from pipeline.sources.image import SourceImage
 
 BANK = 400  # images of a split that lend their textures
@@ -47,7 +48,7 @@ class Scattered(NamedTuple):
     skipped: tuple[str, ...]
 
 
-def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
+def scatter(config: ScatterConfig, *, progress: Progress = SILENT) -> Scattered:
     """Write the scattered version of a source in Imagenette's layout, `boxes.csv` beside it.
 
     A picture depends on the seed, its own path and its split's images alone.
@@ -61,9 +62,7 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
     """
     require_source(config.source)
     with open_new(config.out) as aside, TemporaryDirectory(prefix="srp-scatter-") as scratch:
-        source = open_source(
-            config.source, scratch=Path(scratch) / "images", on_progress=on_progress
-        )
+        source = open_source(config.source, scratch=Path(scratch) / "images", progress=progress)
         total = sum(map(len, source.images.values()))
         makers = (maker for split in SPLITS for maker in _makers(source.images[split], config))
         num_images = write_pictures(
@@ -72,7 +71,8 @@ def scatter(config: ScatterConfig, *, on_progress: Progress) -> Scattered:
             aside=aside,
             total=total,
             workers=config.workers,
-            on_progress=lambda done, all_: on_progress("scattering", done, all_),
+            stage="scattering",
+            progress=progress,
         )
     return Scattered(num_images, source.skipped)
 

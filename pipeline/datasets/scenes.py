@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.build.resume import open_new
+from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import SceneConfig
-from pipeline.datasets.writer import Box, Picture, Progress, write_pictures
+from pipeline.datasets.writer import Box, Picture, write_pictures
 
 SUPERSAMPLE = 2  # drawn at this many times the size, then averaged down: smooth edges
 STENCIL_PX = 256
@@ -198,7 +199,7 @@ def draw_dataset(
     val: int = SceneConfig.val,
     size_px: int = SceneConfig.size_px,
     seed: int = SceneConfig.seed,
-    on_progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> int:
     """Write scenes of every class in Imagenette's layout, and `boxes.csv` beside them.
 
@@ -211,7 +212,7 @@ def draw_dataset(
         val: Images per class in `val/`.
         size_px: Side of the square images, px.
         seed: Seed of everything that is drawn.
-        on_progress: Called with images drawn and images in all, after each one.
+        progress: Reports images drawn.
 
     Returns:
         The number of images.
@@ -230,7 +231,13 @@ def draw_dataset(
     makers = ((path, functools.partial(_make, path, seeds, config)) for path, seeds in planned)
     with open_new(out) as aside:
         return write_pictures(
-            out, makers, aside=aside, total=len(planned), workers=1, on_progress=on_progress
+            out,
+            makers,
+            aside=aside,
+            total=len(planned),
+            workers=1,
+            stage="drawing scenes",
+            progress=progress,
         )
 
 

@@ -10,15 +10,13 @@ from typing import NamedTuple
 
 from pipeline.common.atomic_io import named_errors, named_output, sync_folder, write_synced
 from pipeline.common.errors import ConfigError
+from pipeline.common.progress import Progress
 
 BOX_HEADER = ("path", "x0", "y0", "x1", "y1")
 BOXES_NAME = "boxes.csv"
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the picture's sides."""
-
-Progress = Callable[[int, int], None]
-"""Called with pictures written and pictures in all."""
 
 
 class Picture(NamedTuple):
@@ -35,7 +33,8 @@ def write_pictures(
     aside: Path,
     total: int,
     workers: int,
-    on_progress: Progress | None,
+    stage: str,
+    progress: Progress,
 ) -> int:
     """Write pictures, and `boxes.csv` beside them; they appear once all are there.
 
@@ -45,7 +44,8 @@ def write_pictures(
         aside: Folder below `out` that they gather in; it may hold what a killed run left behind.
         total: Pictures in all.
         workers: Threads.
-        on_progress: Called after each one.
+        stage: Name of the work for `progress`.
+        progress: Reports pictures written.
 
     Returns:
         The number of pictures.
@@ -63,7 +63,9 @@ def write_pictures(
         aside.mkdir(parents=True)
     try:
         with named_errors(aside):
-            boxes = _write(aside, makers, total=total, workers=workers, on_progress=on_progress)
+            boxes = _write(
+                aside, makers, total=total, workers=workers, stage=stage, progress=progress
+            )
             write_synced(aside / BOXES_NAME, _to_csv(boxes).encode())
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -104,7 +106,8 @@ def _write(
     *,
     total: int,
     workers: int,
-    on_progress: Progress | None,
+    stage: str,
+    progress: Progress,
 ) -> list[tuple[str, Box]]:
     def write(maker: tuple[Path, Callable[[], Picture]]) -> tuple[str, Box]:
         path, make = maker
@@ -118,8 +121,7 @@ def _write(
         try:
             for written in pool.map(write, makers):
                 boxes.append(written)
-                if on_progress:
-                    on_progress(len(boxes), total)
+                progress.update(stage, len(boxes), total)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -8,19 +8,21 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from pipeline.common.atomic_io import named_errors
 from pipeline.common.errors import SourceError
+from pipeline.common.progress import Progress
 
 # Names of 4 KiB and a few attributes fit; tarfile parses such a header in quadratic time.
 MAX_HEADER_BYTES = 1 << 16
 # Images are compressed already. Many small ones, with a block of header each, may be 10 times
 # smaller as a .tgz; a bomb is 1000 times smaller and more.
 MAX_RATIO = 100
+STAGE = "reading the archive"
 MAX_SMALL_BYTES = 1 << 30  # that any archive may unpack to
 _LONG = frozenset(
     (
@@ -36,15 +38,13 @@ Member = tuple[tarfile.TarFile, tarfile.TarInfo, tuple[str, ...]]
 """The open archive, a member of it, and the parts of its path below the folder with train/."""
 
 
-def read_members(
-    archive: Path, *, splits: tuple[str, ...], on_bytes: Callable[[int, int], None]
-) -> Iterator[Member]:
+def read_members(archive: Path, *, splits: tuple[str, ...], progress: Progress) -> Iterator[Member]:
     """Yield the folders, files and inner links of an archive, to its very end.
 
     Args:
         archive: To read.
         splits: Folders that may stand at the top, without a root around them.
-        on_bytes: Told of the archive's bytes that were read, and of all.
+        progress: Reports the archive's bytes that were read.
 
     Raises, as reading the members does, what `one_line` turns into a SourceError; an error of the
     system names the archive.
@@ -58,7 +58,7 @@ def read_members(
     ):
         for member in tar:
             tar.members.clear()  # type: ignore[attr-defined] # it would keep every header
-            on_bytes(raw.tell(), total)
+            progress.update(STAGE, raw.tell(), total)
             if member.size < 0 or member.offset <= last:
                 raise tarfile.ReadError(f"a size below 0 at offset {member.offset}")
             parts = _safe_parts(member, splits)
@@ -66,7 +66,7 @@ def read_members(
             last = member.offset
             yield tar, member, parts
         _read_to_end(tar, limit)
-    on_bytes(total, total)
+    progress.update(STAGE, total, total)
 
 
 class _Hostile(Exception):  # noqa: N818 - never leaves this file

@@ -5,14 +5,14 @@ import shutil
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from pipeline.common.atomic_io import named_errors
 from pipeline.common.errors import SourceError
+from pipeline.common.progress import SILENT, Progress
 from pipeline.sources.archive import one_line, read_members
 from pipeline.sources.image import MAX_IMAGE_BYTES, SourceImage
 
@@ -23,9 +23,6 @@ IMAGE_SUFFIXES = (
     ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +48,14 @@ class _Found(NamedTuple):
     skipped: list[str]
 
 
-def open_source(source: Path, *, scratch: Path, on_progress: Progress) -> Source:
+def open_source(source: Path, *, scratch: Path, progress: Progress = SILENT) -> Source:
     """List a source's images.
 
     Args:
         source: Folder with `train/` and `val/` class folders, or a .tgz of one.
         scratch: File that an archive's images are copied to, one behind the other. The
             archive's own paths never reach the file system.
-        on_progress: Told of the archive's bytes as they are read.
+        progress: Reports the bytes read of an archive.
 
     Raises:
         SourceError: If the source is missing, damaged, hostile or laid out otherwise.
@@ -67,7 +64,7 @@ def open_source(source: Path, *, scratch: Path, on_progress: Progress) -> Source
     require_source(source)
     if source.is_dir():
         return _check(source, _list_folder(source))
-    return _check(source, _list_archive(source, scratch, on_progress))
+    return _check(source, _list_archive(source, scratch, progress))
 
 
 def require_source(source: Path) -> None:
@@ -178,10 +175,9 @@ def spelt_out(name: str) -> str:
     return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _list_archive(archive: Path, scratch: Path, on_progress: Progress) -> _Found:
+def _list_archive(archive: Path, scratch: Path, progress: Progress) -> _Found:
     found = _Found([], set(), [])
-    on_bytes = partial(on_progress, "reading the archive")
-    members = read_members(archive, splits=SPLITS, on_bytes=on_bytes)
+    members = read_members(archive, splits=SPLITS, progress=progress)
     with one_line(archive), named_errors(scratch), scratch.open("wb") as out:
         for tar, member, parts in members:
             in_split = bool(parts) and parts[0] in SPLITS

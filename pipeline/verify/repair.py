@@ -4,19 +4,19 @@ from pathlib import Path
 
 from pipeline.build.build import BuildResult, build
 from pipeline.build.config import BuildConfig
+from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
 from pipeline.format.spec import DataSpec
-from pipeline.sources.folder import Progress
 
 
-def repair(shards: Path, source: Path, *, workers: int, on_progress: Progress) -> BuildResult:
+def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SILENT) -> BuildResult:
     """Build the damaged shards of a folder again; whole ones are left as they are.
 
     Args:
         shards: The folder, or one that holds it; its manifest must be whole.
         source: What the shards were built from.
         workers: Processes.
-        on_progress: Told of the stage, and of images or shards done and to do.
+        progress: Reports as `build` does.
 
     Raises:
         ConfigError: If the source or the libraries are not those of the shards.
@@ -28,7 +28,7 @@ def repair(shards: Path, source: Path, *, workers: int, on_progress: Progress) -
     config = config_of(
         before.spec, source=source, out=folder, workers=workers, max_rejects=len(before.rejects)
     )
-    return build(config, on_progress=on_progress, expected=before)
+    return build(config, expected=before, progress=progress)
 
 
 def config_of(

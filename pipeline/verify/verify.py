@@ -21,6 +21,7 @@ import msgspec
 from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DownloadError, VerificationError
+from pipeline.common.progress import SILENT, Progress
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
@@ -58,7 +59,7 @@ def verify(
     *,
     workers: int,
     reads_all: bool = True,
-    on_progress: Callable[[int, int], None],
+    progress: Progress = SILENT,
 ) -> Verdict:
     """Verify a folder of shards, by index where it is local, else as a stream.
 
@@ -66,7 +67,7 @@ def verify(
         shards: The folder, or one that holds it, or an address.
         workers: Threads.
         reads_all: Whether to read what an earlier verification found whole as well.
-        on_progress: Told of samples done and to do.
+        progress: Reports samples checked.
 
     Raises:
         VerificationError: If any byte is not as written; names every damaged file.
@@ -75,9 +76,9 @@ def verify(
     manifest = store.load_manifest()
     if isinstance(store, LocalStore):
         return _verify_folder(
-            store, manifest, workers=workers, reads_all=reads_all, on_progress=on_progress
+            store, manifest, workers=workers, reads_all=reads_all, progress=progress
         )
-    faults = _find_faults(store, manifest, workers=workers, on_progress=on_progress)
+    faults = _find_faults(store, manifest, workers=workers, progress=progress)
     _raise_faults(store, manifest, faults)
     return Verdict(folder=store.address, manifest=manifest, unnamed=(), unread=())
 
@@ -88,7 +89,7 @@ def _verify_folder(
     *,
     workers: int,
     reads_all: bool,
-    on_progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Verdict:
     """Verify the shards of a folder that have been written to since, and note those found whole."""
     folder = store.folder
@@ -97,7 +98,7 @@ def _verify_folder(
     known = {} if reads_all else load_stamps(folder)
     unread = tuple(name for name, found in stamps.items() if known.get(name) == found)
     rest = replace(manifest, shards=tuple(s for s in manifest.shards if s.name not in unread))
-    faults = _find_faults(store, rest, workers=workers, on_progress=on_progress)
+    faults = _find_faults(store, rest, workers=workers, progress=progress)
     damaged = {shard.name for shard, fault in zip(rest.shards, faults, strict=True) if fault}
     save_stamps(folder, ((name, at) for name, at in stamps.items() if name not in damaged))
     _raise_faults(store, manifest, faults)
@@ -139,12 +140,12 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
 
 
 def _find_faults(
-    store: Store, manifest: Manifest, *, workers: int, on_progress: Callable[[int, int], None]
+    store: Store, manifest: Manifest, *, workers: int, progress: Progress
 ) -> list[str | None]:
     """Verify every shard; say in order what is wrong with each, or None."""
     num_done = [0] * len(manifest.shards)  # each thread counts in its own places
     total = sum(len(shard.samples) for shard in manifest.shards)
-    on_progress(0, total)
+    progress.update("verifying", 0, total)
     pool = ThreadPoolExecutor(workers)
     try:
         check = partial(_verify_shard, store, manifest, num_done)
@@ -152,7 +153,7 @@ def _find_faults(
         pending = set(futures)
         while pending:
             _, pending = wait(pending, timeout=_POLL_S)
-            on_progress(sum(num_done), total)
+            progress.update("verifying", sum(num_done), total)
         return [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)

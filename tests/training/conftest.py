@@ -57,7 +57,7 @@ BUILD = {
 
 def _build(scenes: Path, out: Path, **options: Any) -> Path:
     config = BuildConfig(source=scenes, out=out, **{**BUILD, **options})
-    build(config, on_progress=lambda _stage, _done, _total: None)
+    build(config)
     return out
 
 

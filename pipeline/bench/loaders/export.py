@@ -9,11 +9,12 @@ import numpy as np
 
 from pipeline.bench.loaders.protocol import Batch, Images, digests
 from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.progress import Progress
 from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
-from pipeline.sources.folder import Progress, open_source
+from pipeline.sources.folder import open_source
 
 SPLIT = "train"
 
@@ -41,7 +42,7 @@ def require_canvases(manifest: Manifest, folder: Path) -> None:
 
 
 def export_images(
-    folder: Path, manifest: Manifest, out: Path, *, num_images: int, on_progress: Progress
+    folder: Path, manifest: Manifest, out: Path, *, num_images: int, progress: Progress
 ) -> list[_Origin]:
     """Write the first images of the split, and check sums of what every peer must hand over.
 
@@ -50,7 +51,7 @@ def export_images(
         manifest: Of that folder.
         out: New folder.
         num_images: Not more than the split has.
-        on_progress: Told of images.
+        progress: Reports images.
 
     Returns:
         Where each image came from.
@@ -67,10 +68,10 @@ def export_images(
     content = BatchSpec(candidates=tuple(range(num_crops)), glimpse_px=small_px, crops=False)
     for batch in BatchLoader(reader, content, workers=1).batches(np.arange(num_images)[:, None]):
         index = int(batch.indices_B[0])
-        on_progress("reading shards", index, num_images)
+        progress.update("reading shards", index, num_images)
         canvases[index] = np.asarray(batch.arrays.canvases_BCC3)
         glimpses[index, :, 0] = np.asarray(batch.arrays.glimpses_BLSS)
-    on_progress("reading shards", num_images, num_images)
+    progress.update("reading shards", num_images, num_images)
     np.save(out / "labels.npy", reader.labels_N[:num_images].astype(np.int64))
     _write_expected(Images(out, spec.crop_layout.boxes))
     metas = [reader.read(index).meta for index in range(num_images)]
@@ -94,14 +95,14 @@ def _write_expected(images: Images) -> None:
     np.save(images.folder / "expected-canvases.npy", digests([whole]))
 
 
-def copy_files(source: Path, origins: list[_Origin], out: Path, on_progress: Progress) -> None:
+def copy_files(source: Path, origins: list[_Origin], out: Path, progress: Progress) -> None:
     """Copy the images' original files to `out/files/INDEX`.
 
     Raises:
         SourceError: If the source is not the one that the shards were built from.
     """
     archive = out / "archive"
-    opened = open_source(source, scratch=archive, on_progress=on_progress)
+    opened = open_source(source, scratch=archive, progress=progress)
     by_path = {image.path: image for image in opened.images[SPLIT]}
     folder = out / "files"
     folder.mkdir()

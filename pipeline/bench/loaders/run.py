@@ -18,9 +18,9 @@ from pipeline.bench.loaders.process import run_child, shorten
 from pipeline.bench.loaders.protocol import Answer, Task
 from pipeline.bench.loaders.registry import PEERS, Peer, Variant
 from pipeline.bench.loaders.rows import LoadRow
+from pipeline.common.progress import Progress
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
-from pipeline.sources.folder import Progress
 
 Measured = tuple[list[LoadRow], dict[str, Any]]
 
@@ -46,7 +46,7 @@ class _Contender(NamedTuple):
         return f"{self.peer.name}: {self.variant.text}"
 
 
-def bench_load(config: LoadBenchConfig, *, on_progress: Progress) -> Measured:
+def bench_load(config: LoadBenchConfig, *, progress: Progress) -> Measured:
     """Measure every loader that is here, and name the others.
 
     Returns:
@@ -62,38 +62,38 @@ def bench_load(config: LoadBenchConfig, *, on_progress: Progress) -> Measured:
     num_images = min(config.images, manifest.num_samples(SPLIT))
     with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
         place = _Place(config, manifest, Path(scratch), num_images)
-        _export(place, on_progress)
-        contenders = _build_all(place, on_progress)
-        turns = _take_turns(place, contenders, on_progress)
+        _export(place, progress)
+        contenders = _build_all(place, progress)
+        turns = _take_turns(place, contenders, progress)
     rows = [_row(place, contender, turns[contender.name]) for contender in contenders]
     return rows, _setting(place)
 
 
-def _export(place: _Place, on_progress: Progress) -> None:
+def _export(place: _Place, progress: Progress) -> None:
     images = place.scratch / "images"
     origins = export_images(
         place.config.shards,
         place.manifest,
         images,
         num_images=place.num_images,
-        on_progress=on_progress,
+        progress=progress,
     )
     if place.config.source:
-        copy_files(place.config.source, origins, images, on_progress)
+        copy_files(place.config.source, origins, images, progress)
 
 
-def _build_all(place: _Place, on_progress: Progress) -> list[_Contender]:
+def _build_all(place: _Place, progress: Progress) -> list[_Contender]:
     """Let each peer write its layouts, each once."""
     peers = [peer for peer in PEERS if peer.name in place.config.peers]
     contenders = []
     for number, peer in enumerate(peers):
-        on_progress("building layouts", number, len(peers))
+        progress.update("building layouts", number, len(peers))
         built: dict[str, Answer] = {}
         for variant in peer.variants:
             if variant.layout not in built:
                 built[variant.layout] = _build(place, peer, variant)
             contenders.append(_Contender(peer, variant, built[variant.layout]))
-    on_progress("building layouts", len(peers), len(peers))
+    progress.update("building layouts", len(peers), len(peers))
     return contenders
 
 
@@ -127,7 +127,7 @@ def _run(place: _Place, peer: Peer, variant: Variant, *, action: str, workers: i
 
 
 def _take_turns(
-    place: _Place, contenders: list[_Contender], on_progress: Progress
+    place: _Place, contenders: list[_Contender], progress: Progress
 ) -> dict[str, dict[int, list[Answer]]]:
     """Give each contender a turn with each number of workers in each round.
 
@@ -147,13 +147,13 @@ def _take_turns(
         for workers in counts
     ]
     for done, (_, contender, workers) in enumerate(everything):
-        on_progress("measuring", done, len(everything))
+        progress.update("measuring", done, len(everything))
         own = turns[contender.name]
         if contender.built.problem is None and not any(_problems(own)):
             own[workers].append(
                 _run(place, contender.peer, contender.variant, action="turn", workers=workers)
             )
-    on_progress("measuring", len(everything), len(everything))
+    progress.update("measuring", len(everything), len(everything))
     return turns
 
 

@@ -2,20 +2,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reported import Reported
 
 from pipeline.bench import codecs
 from pipeline.common.errors import ConfigError
 
 
 def test_every_codec_is_measured_on_every_canvas(canvas_shards: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    rows = codecs.measure(canvas_shards, images=20, on_progress=lambda *step: seen.append(step))
+    progress = Reported()
+    rows = codecs.measure(canvas_shards, images=20, progress=progress)
     assert [row.name for row in rows][:4] == ["zstd", "png", "webp", "jpeg 95 4:4:4"]
     for row in rows:
         assert 0 < row.kilobytes < 168 * 168 * 3 / 1000
         assert row.encode_ms > 0 < row.decode_ms
         assert (row.max_off > 0) == (row.mean_off > 0) == row.name.startswith("jpeg")
-    assert seen == [(done, 20) for done in range(21)]
+    assert progress.calls == [("measuring", done, 20) for done in range(21)]
 
 
 @pytest.mark.parametrize(
@@ -29,9 +30,7 @@ def test_shards_without_raw_canvases_are_refused_with_the_command_that_makes_som
     fixture: str, got: str, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(ConfigError, match=rf"got {got} in .*\. Build some with --codec raw"):
-        codecs.measure(
-            request.getfixturevalue(fixture), images=1, on_progress=lambda _done, _total: None
-        )
+        codecs.measure(request.getfixturevalue(fixture), images=1)
 
 
 def test_the_command_prints_a_line_for_each(canvas_shards: Path, srp_data: Any) -> None:

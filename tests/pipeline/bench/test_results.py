@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from reported import Reported
 from rich.console import Console
 
 from pipeline.bench import results
@@ -102,7 +103,8 @@ def turns(name: str, calls: list[str]) -> Callable[[], float]:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_each_contender_warms_up_and_then_has_its_turn_in_every_round(rounds: int) -> None:
     calls: list[str] = []
-    told: list[tuple[int, int, int]] = []
+    progress = Reported(lambda done: told.append((done, len(calls))))
+    told: list[tuple[int, int]] = []
     contenders = [
         Contender(name="a", measure=turns("a", calls), differences={"canvas": NONE}),
         Contender(name="b", measure=turns("b", calls), against="a", differences={}),
@@ -111,7 +113,7 @@ def test_each_contender_warms_up_and_then_has_its_turn_in_every_round(rounds: in
     rows = results.interleave(
         contenders,
         rounds=rounds,
-        on_progress=lambda done, total: told.append((done, total, len(calls))),
+        progress=progress,
     )
     assert calls == ["a", "b", "c"] * (rounds + 1)
     counted = [float(number) for number in range(1, rounds + 1)]  # 0.0, the warm-up, is not there
@@ -121,7 +123,8 @@ def test_each_contender_warms_up_and_then_has_its_turn_in_every_round(rounds: in
         row("c", *counted),
     ]
     total = 3 * (rounds + 1)
-    assert told == [(done, total, done) for done in range(total + 1)]
+    assert told == [(done, done) for done in range(total + 1)]
+    assert {of for _, _, of in progress.calls} == {total}
 
 
 def test_a_rows_rate_is_the_median_of_its_rounds() -> None:

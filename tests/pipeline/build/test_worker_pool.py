@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reported import Reported
 
 from pipeline.build import worker_pool
 from pipeline.common.errors import SrpError
@@ -27,7 +28,7 @@ def run(
     tasks: list[Any],
     *,
     lost: Lost | None = None,
-    on_images: Callable[[int], None] = lambda _: None,
+    on_images: Callable[[int], object] = lambda _: None,
     **options: Any,
 ) -> Iterator[Any]:
     """Run tasks; one that lost its worker is run again as its own negative."""
@@ -38,7 +39,9 @@ def run(
         return -task
 
     options = {"workers": 2, "timeout_s": 300, **options}
-    return worker_pool.run_tasks(work, tasks, on_images=on_images, retry=retry, **options)
+    return worker_pool.run_tasks(
+        work, tasks, retry=retry, num_images=99, progress=Reported(on_images), **options
+    )
 
 
 def count_to(number: int) -> int:
@@ -121,7 +124,7 @@ def test_giving_up_on_a_task_ends_the_build_and_its_other_workers() -> None:
         list(
             worker_pool.run_tasks(
                 die_unless_negative, [1, 2, 3], workers=2, timeout_s=300,
-                on_images=lambda _: None, retry=give_up,
+                num_images=99, retry=give_up,
             )
         )  # fmt: skip
 

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from reported import Reported
 
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
-from pipeline.common.progress import Progress
 from pipeline.datasets import download as imagenette
 from pipeline.datasets.download import ARCHIVES, BASE_URL, Archive, download
 from pipeline.sources.class_names import CLASS_NAMES
@@ -339,15 +339,12 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_progress_counts_what_was_at_hand(server: Server, tmp_path: Path) -> None:
-    calls: list[tuple[object, ...]] = []
-
-    class Recorder(Progress):
-        def update(self, *call: object) -> None:  # type: ignore[override]
-            calls.append(call)
-
+    progress = Reported()
     (tmp_path / f"{NAME}.tgz.part").write_bytes(DATA[:2500])
-    download(NAME, tmp_path, progress=Recorder())
-    assert calls == [(f"downloading {NAME}", done, 5000) for done in (2500, 3500, 4500, 5000)]
+    download(NAME, tmp_path, progress=progress)
+    assert progress.calls == [
+        (f"downloading {NAME}", done, 5000) for done in (2500, 3500, 4500, 5000)
+    ]
 
 
 def test_the_tables_are_well_formed() -> None:

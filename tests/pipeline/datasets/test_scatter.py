@@ -16,7 +16,7 @@ SIZE_PX = 96
 
 def run(source: Path, out: Path, **options: Any) -> Scattered:
     config = ScatterConfig(**{"source": source, "out": out, "size_px": SIZE_PX} | options)
-    return scatter(config, on_progress=lambda *_: None)
+    return scatter(config)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from reported import Reported
 
 from pipeline.common.errors import ConfigError
 from pipeline.datasets import scenes
@@ -121,13 +122,9 @@ def test_no_two_images_are_equal_and_another_seed_changes_all(small: Path, tmp_p
 
 
 def test_progress_counts_every_image(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-
-    def record(num_drawn: int, total: int) -> None:
-        calls.append((num_drawn, total))
-
-    draw_dataset(tmp_path / "out", train=1, val=1, size_px=32, on_progress=record)
-    assert calls == [(count, 20) for count in range(1, 21)]
+    progress = Reported()
+    draw_dataset(tmp_path / "out", train=1, val=1, size_px=32, progress=progress)
+    assert progress.calls == [("drawing scenes", count, 20) for count in range(1, 21)]
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
@@ -153,12 +150,12 @@ def test_what_exists_is_never_overwritten(tmp_path: Path, as_file: bool) -> None
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    def interrupt(num_drawn: int, _total: int) -> None:
+    def interrupt(num_drawn: int) -> None:
         if num_drawn == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw_dataset(tmp_path / "out", train=1, val=1, size_px=32, on_progress=interrupt)
+        draw_dataset(tmp_path / "out", train=1, val=1, size_px=32, progress=Reported(interrupt))
     assert list(tmp_path.iterdir()) == []
 
 

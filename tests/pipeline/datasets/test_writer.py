@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reported import Reported
 
 from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.progress import SILENT
 from pipeline.datasets.writer import Picture, write_pictures
 
 
@@ -17,22 +19,22 @@ def maker(data: bytes) -> Callable[[], Picture]:
     return lambda: Picture(data, (0.0, 0.25, 0.5, 1.0))
 
 
-def write(out: Path, paths: list[str], *, workers: int = 2) -> list[tuple[int, int]]:
-    told: list[tuple[int, int]] = []
+def write(out: Path, paths: list[str], *, workers: int = 2) -> list[tuple[str, int, int]]:
+    progress = Reported()
     makers = [(Path(path), maker(path.encode())) for path in paths]
     number = write_pictures(
         out, makers, aside=out / "aside", total=len(paths), workers=workers,
-        on_progress=lambda done, total: told.append((done, total)),
+        stage="writing", progress=progress,
     )  # fmt: skip
     assert number == len(paths)
-    return told
+    return progress.calls
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_pictures_and_their_boxes_are_written_in_order(tmp_path: Path, workers: int) -> None:
     paths = [f"train/c/{index}.JPEG" for index in range(9)] + ['val/a, "b"/x.JPEG']
     told = write(tmp_path / "out", paths, workers=workers)
-    assert told == [(done, 10) for done in range(1, 11)]
+    assert told == [("writing", done, 10) for done in range(1, 11)]
     for path in paths:
         assert (tmp_path / "out" / path).read_bytes() == path.encode()
     with (tmp_path / "out/boxes.csv").open(newline="") as file:
@@ -50,7 +52,13 @@ def test_a_picture_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     makers = [(Path("train/c/1.JPEG"), maker(b"1")), (Path("train/c/2.JPEG"), fail)]
     with pytest.raises(SourceError, match="this one"):
         write_pictures(
-            tmp_path, makers, aside=tmp_path / "aside", total=2, workers=1, on_progress=None
+            tmp_path,
+            makers,
+            aside=tmp_path / "aside",
+            total=2,
+            workers=1,
+            stage="",
+            progress=SILENT,
         )
     assert not list(tmp_path.iterdir())
 

@@ -142,7 +142,7 @@ def as_a_stream(folder: Path) -> None:
 
 
 def by_verify(folder: Path) -> None:
-    verify(folder, workers=1, on_progress=lambda _done, _total: None)
+    verify(folder, workers=1)
 
 
 def as_a_sheet(folder: Path) -> None:

@@ -50,7 +50,7 @@ def build_small(images: Path, out: Path, kind: str, **options: int) -> Manifest:
         source=images, out=out, crop_size=16, glimpse_size=8, layout=layout, codec=codec,
         workers=1, limit=4, **{"canvas_size": 24, **options},
     )  # fmt: skip
-    return build(config, on_progress=lambda _stage, _done, _total: None).manifest
+    return build(config).manifest
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def own(whole: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardEntry, bytes]
 
 
 def by_verify(folder: Path, manifest: Manifest, _shard: ShardEntry) -> list[str]:
-    verify(folder, workers=1, on_progress=lambda _done, _total: None)
+    verify(folder, workers=1)
     return [key for shard in manifest.of_split("train") for key in shard.samples.keys]
 
 

@@ -53,7 +53,7 @@ def packed(folder: Path, *blocks: bytes) -> Path:
 
 def listed(path: Path, folder: Path) -> Source:
     scratch = folder / "scratch"
-    return open_source(path, scratch=scratch, on_progress=lambda *_: None)
+    return open_source(path, scratch=scratch)
 
 
 def refusal(path: Path, folder: Path) -> str:
@@ -264,7 +264,7 @@ def test_a_disk_that_fills_up_names_the_file_that_images_are_copied_to(tmp_path:
         scratch.parent.mkdir(exist_ok=True)
         scratch.symlink_to("/dev/full")
         with pytest.raises(OSError, match="No space left on device") as caught:
-            open_source(path, scratch=scratch, on_progress=lambda *_: None)
+            open_source(path, scratch=scratch)
         assert caught.value.filename == str(scratch)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from reported import Reported
 
 from pipeline.common.errors import SourceError
 from pipeline.decode.rules import FORMATS
@@ -55,9 +56,7 @@ def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
 @pytest.fixture
 def list_source(tmp_path: Path) -> Callable[[Path], Source]:
     (tmp_path / "scratch").mkdir()
-    return lambda source: open_source(
-        source, scratch=tmp_path / "scratch/images", on_progress=lambda *_: None
-    )
+    return lambda source: open_source(source, scratch=tmp_path / "scratch/images")
 
 
 List = Callable[[Path], Source]
@@ -116,11 +115,11 @@ def test_an_archive_may_begin_at_train_and_val(tmp_path: Path, list_source: List
 
 def test_progress_ends_at_the_archives_size(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "a.tgz", IMAGES)
-    seen: list[tuple[str, int, int]] = []
-    open_source(archive, scratch=tmp_path / "s", on_progress=lambda *step: seen.append(step))
+    progress = Reported()
+    open_source(archive, scratch=tmp_path / "s", progress=progress)
     size = archive.stat().st_size
-    assert seen[-1] == ("reading the archive", size, size)
-    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert progress.calls[-1] == ("reading the archive", size, size)
+    assert (counts := [done for _, done, _ in progress.calls]) == sorted(counts)
 
 
 def test_images_have_the_suffixes_that_pillow_registers_for_the_formats_that_are_read() -> None:
@@ -236,7 +235,7 @@ def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path: Path) -> None:
     big = ("root/train/cat/b.JPEG", os.urandom(1 << 20))
     archive = write_archive(tmp_path / "a.tgz", [*IMAGES, big])
     with pytest.raises(OSError, match="No space left") as caught:
-        open_source(archive, scratch=Path("/dev/full"), on_progress=lambda *_: None)
+        open_source(archive, scratch=Path("/dev/full"))
     assert caught.value.filename == "/dev/full"
 
 

@@ -71,7 +71,7 @@ def grow(root: Path, classes: Spec, inside: Spec, stray: Spec) -> Path:
 
 
 def list_folder(root: Path) -> Source:
-    return open_source(root, scratch=root / "unused", on_progress=lambda *_: None)
+    return open_source(root, scratch=root / "unused")
 
 
 def entries_below(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reported import Reported
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
@@ -17,7 +18,7 @@ from pipeline.verify.verify import Verdict, verify
 
 
 def check(folder: Path) -> Verdict:
-    return verify(folder, workers=2, on_progress=lambda _done, _total: None)
+    return verify(folder, workers=2)
 
 
 def flip(path: Path, position: int) -> None:
@@ -40,12 +41,12 @@ def own(shards: Path, tmp_path: Path) -> Path:
 
 
 def test_whole_shards_pass_and_progress_reaches_every_sample(shards: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    verdict = verify(shards, workers=2, on_progress=lambda *step: seen.append(step))
+    progress = Reported()
+    verdict = verify(shards, workers=2, progress=progress)
     assert verdict.folder == shards
     assert verdict.unnamed == ()
-    assert seen[0] == (0, 27)
-    assert seen[-1] == (27, 27)
+    assert progress.calls[0] == ("verifying", 0, 27)
+    assert progress.calls[-1] == ("verifying", 27, 27)
 
 
 def test_canvases_of_every_codec_pass(codec_shards: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_flipped_byte_behind_the_last_sample_is_found(from_end: int, own: Path
 
 
 def again(folder: Path) -> Verdict:
-    return verify(folder, workers=2, reads_all=False, on_progress=lambda _done, _total: None)
+    return verify(folder, workers=2, reads_all=False)
 
 
 def test_what_was_found_whole_is_read_again_only_where_it_was_written_to(own: Path) -> None:

@@ -41,9 +41,7 @@ def images(five_shards: Path, image_tree: Path, tmp_path_factory: pytest.TempPat
     """The images of the shards as peers are given them."""
     folder = tmp_path_factory.mktemp("peers") / "images"
     known = manifest.load(five_shards)
-    origins = export_images(
-        five_shards, known, folder, num_images=NUM_IMAGES, on_progress=lambda *_: None
-    )
+    origins = export_images(five_shards, known, folder, num_images=NUM_IMAGES)
     copy_files(image_tree, origins, folder, lambda *_: None)
     return Images(folder, known.spec.crop_layout.boxes)
 
