@@ -70,7 +70,7 @@ MAY_IMPORT_LATE = {
 }
 LATE_BACKENDS = {
     "pipeline.stream.remote_file": {"fsspec", "pipeline"},
-    "pipeline.stream.stream": {"webdataset"},
+    "pipeline.stream.stream": {"webdataset"},  # where it is in a pipeline of that library
     "pipeline.format.codecs": {"pipeline"},
     "pipeline.decode": {"pipeline"},
     "pipeline.bench.decoders": {"pipeline"},

@@ -22,7 +22,6 @@ from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
 from pipeline.read.reader import ShardReader
-from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from training.config import TrainConfig
 from training.data.processes import Process
@@ -58,7 +57,7 @@ def by_index(folder: Path, manifest: Manifest) -> Found:
 
 
 def by_stream(folder: Path, manifest: Manifest) -> Found:
-    stream = SampleStream(store=open_store(folder), manifest=manifest, split="train")
+    stream = SampleStream(folder, "train", manifest=manifest)
     return [
         (s.key, s.label, b"".join(crop.tobytes() for crop in s.crops)) for s in stream.samples()
     ]

@@ -1,19 +1,18 @@
-"""Samples as a stream, through the webdataset library, from stores of any kind and size.
+"""Samples as a stream, front to back, from a folder or an address, larger than the disk or not.
 
-Each sample's bytes are compared with the manifest before a parser sees them: CRC-32 of its
-stretch of the tar, and every header in it. So a cut or flipped shard is an error that names it,
-and no plain tar reader's habit of ending early can make an epoch shorter.
+Before a sample is decoded its bytes are compared with the manifest: the CRC-32 of its stretch of
+the tar, and every header in it. A cut or flipped shard is therefore an error that names it, never a
+shorter epoch. Members are taken from where the manifest's index says that they lie; no tar is
+parsed.
 """
 
-import io
 import random
-import tarfile
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,53 +22,137 @@ from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.codecs import codec_of
 from pipeline.format.index import SampleEntry
 from pipeline.format.manifest import Manifest
-from pipeline.format.sample import Sample, decode_sample
+from pipeline.format.sample import GLIMPSES, LABEL, META, ORIGINALS, Sample, decode_sample
 from pipeline.format.ustar import TAR_BLOCK, TAR_END, is_tar_header
 from pipeline.stream.partition import Part, Piece, cut_pieces, share_of
-from pipeline.stream.store import Source, Store
+from pipeline.stream.store import Source, Store, open_store
 
 ALONE = Part()
 
 
-@dataclass(frozen=True, kw_only=True)
 class SampleStream:
-    """One split of a store as a stream of samples.
+    """One split of some shards as a stream of samples.
+
+    Read it with `samples`, or put it first in a pipeline of the webdataset library:
+
+        wds.DataPipeline(SampleStream("s3://bucket/shards", "train", seed=0), wds.shuffle(1000))
 
     Attributes:
         store: Where the shards lie.
-        manifest: Of that store.
+        manifest: What the store holds.
         split: Which samples.
-        seed: Of the order of shards and of the buffer; None keeps the manifest's order.
+        seed: Decides the order of shards and of the buffer; None keeps the manifest's order.
         shuffle_buffer: Samples among which the next one is drawn; 0 keeps each shard's order.
+        epoch: Which epoch a webdataset pipeline reads next; each pass raises it by one. Set it
+            before a pass whose DataLoader starts new workers, as they start from this number.
     """
 
-    store: Store
-    manifest: Manifest
-    split: str
-    seed: int | None = None
-    shuffle_buffer: int = 0
+    def __init__(
+        self,
+        shards: str | Path | Store,
+        split: str,
+        *,
+        manifest: Manifest | None = None,
+        seed: int | None = None,
+        shuffle_buffer: int = 0,
+    ) -> None:
+        """Read the manifest and check the settings; no shard is opened yet.
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is opened."""
-        if not self.manifest.num_samples(self.split):
+        Args:
+            shards: Folder, address, or what `open_store` returned, which may have a cache.
+            split: Which samples.
+            manifest: What the store holds, if it was read before, or the part of it to stream.
+            seed: At least 0; see the class.
+            shuffle_buffer: At least 0; needs a seed.
+
+        Raises:
+            ConfigError: If there is no such split, or a setting is out of its range.
+            DownloadError: If the manifest cannot be fetched.
+            VerificationError: If the manifest is damaged.
+        """
+        self.store = open_store(shards) if isinstance(shards, str | Path) else shards
+        self.manifest = self.store.load_manifest() if manifest is None else manifest
+        self.split = split
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.epoch = 0
+        if not self.manifest.num_samples(split):
             raise ConfigError(
-                f"a split must hold samples; got 0 in {self.split} of {self.store.address}. "
+                f"a split must hold samples; got 0 in {split} of {self.store.address}. "
                 f"It has {', '.join(self.manifest.splits)}."
             )
-        if self.shuffle_buffer < 0 or (self.shuffle_buffer and self.seed is None):
+        if shuffle_buffer < 0 or (shuffle_buffer and seed is None):
             raise ConfigError(
                 "a shuffle buffer must hold 0 or more samples, and needs a seed; got "
-                f"{self.shuffle_buffer} samples, seed {self.seed}. Give a seed, or no buffer."
+                f"{shuffle_buffer} samples, seed {seed}. Give a seed, or no buffer."
             )
-        if self.seed is not None and self.seed < 0:
-            raise ConfigError(f"a seed must be at least 0; got {self.seed}.")
+        if seed is not None and seed < 0:
+            raise ConfigError(f"a seed must be at least 0; got {seed}.")
 
     def count(self, *, part: Part = ALONE, equal: bool = False) -> int:
         """Count the samples of one reader's epoch, which is the same for every epoch."""
         return len(share_of(self.manifest.num_samples(self.split), part, equal=equal))
 
-    def pieces(self, epoch: int, *, part: Part = ALONE, equal: bool = False) -> list[Piece]:
-        """List what one reader reads of which shards, in order; see `pipeline.stream.partition`."""
+    def samples(
+        self, epoch: int = 0, *, part: Part = ALONE, equal: bool = False
+    ) -> Iterator[Sample]:
+        """Read one reader's samples of one epoch, in an order that (seed, epoch, part) decides.
+
+        Args:
+            epoch: From 0.
+            part: Which reader of how many.
+            equal: Whether every rank gets the same number; see `partition.share_of`.
+
+        Raises:
+            VerificationError: If a shard is not what the manifest says.
+            DownloadError: If the store cannot be reached any more.
+        """
+        with closing(self._encoded(epoch, part, equal)) as found:
+            yield from map(self._decode, found)
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        """Read the next epoch as the first stage of a webdataset pipeline.
+
+        Each rank and each worker of a DataLoader reads its own part, so `wds.split_by_node` and
+        `wds.split_by_worker` must not follow.
+
+        Yields:
+            One dict a sample, decoded, the same for every layout and codec: `__key__`, `__url__`
+            (of the shard), `originals.npy` (uint8 `(K, 3, H, W)`), `glimpses.npy` (uint8
+            `(K, 1, H, W)`), `cls` (the label) and `json` (the origin).
+
+        Raises:
+            VerificationError, DownloadError: As `samples`.
+        """
+        from webdataset.utils import pytorch_worker_info  # imports torch, which takes seconds
+
+        rank, world_size, worker, num_workers = pytorch_worker_info()
+        part = Part(rank=rank, world_size=world_size, worker=worker, num_workers=num_workers)
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        with closing(self._encoded(epoch, part, equal=False)) as found:
+            for encoded in found:
+                sample = self._decode(encoded)
+                yield {
+                    "__key__": sample.key,
+                    "__url__": f"{self.store.address}/{encoded.shard_name}",
+                    ORIGINALS: sample.originals,
+                    GLIMPSES: sample.glimpses,
+                    LABEL: sample.label,
+                    META: vars(sample.meta),
+                }
+
+    def _encoded(self, epoch: int, part: Part, equal: bool) -> Generator["_Encoded", None, None]:
+        """Read one reader's samples, shuffled but not decoded, which takes less memory."""
+        pieces = self._pieces(epoch, part, equal)
+        with closing(_read_pieces(self.store, pieces, self.manifest.suffixes())) as found:
+            if self.seed is None or not self.shuffle_buffer:
+                yield from found
+                return
+            state = np.random.SeedSequence((self.seed, epoch, part.index)).generate_state(4)
+            yield from _shuffle(found, self.shuffle_buffer, state.tobytes())
+
+    def _pieces(self, epoch: int, part: Part, equal: bool) -> list[Piece]:
+        """List what one reader reads of which shards, in order."""
         shards = self.manifest.of_split(self.split)
         if self.seed is not None:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(shards))
@@ -77,62 +160,56 @@ class SampleStream:
         share = share_of(self.manifest.num_samples(self.split), part, equal=equal)
         return list(cut_pieces(shards, share))
 
-    def samples(
-        self, epoch: int = 0, *, part: Part = ALONE, equal: bool = False
-    ) -> Iterator[Sample]:
-        """Read one reader's samples of one epoch, in an order that (seed, epoch, part) decides.
-
-        Raises:
-            VerificationError: If a shard is not what the manifest says.
-            DownloadError: If a store cannot be reached any more.
-        """
-        groups = _read_groups(self.store, self.pieces(epoch, part=part, equal=equal), self.manifest)
-        with closing(groups):
-            for group in self._shuffled(groups, epoch, part):
-                yield _decode(group, self.manifest)
-
-    def _shuffled(self, groups: Iterator["_Group"], epoch: int, part: Part) -> Iterator["_Group"]:
-        if not self.shuffle_buffer or self.seed is None:
-            return groups
-        import webdataset
-
-        state = np.random.SeedSequence((self.seed, epoch, part.index)).generate_state(4)
-        draw = random.Random(state.tobytes())  # noqa: S311 - a shuffle is no secret
-        shuffle = webdataset.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=draw)
-        shuffled: Iterator[_Group] = shuffle(groups)
-        return shuffled
+    def _decode(self, encoded: "_Encoded") -> Sample:
+        spec = self.manifest.spec
+        return decode_sample(
+            encoded.key,
+            encoded.members,
+            plan=spec.crop_layout,
+            layout=spec.layout,
+            codec=codec_of(spec),
+            glimpse_px=spec.glimpse_size,
+            where=encoded.where,
+        )
 
 
-class _Group(NamedTuple):
-    """A sample that is not decoded yet, and where it was, for errors."""
+class _Encoded(NamedTuple):
+    """A sample that is not decoded yet, and its place for errors."""
 
     key: str
-    members: Mapping[str, bytes]
+    members: Mapping[str, memoryview]
+    shard_name: str
     where: str
 
 
-def _decode(group: _Group, manifest: Manifest) -> Sample:
-    spec = manifest.spec
-    return decode_sample(
-        group.key,
-        group.members,
-        plan=spec.crop_layout,
-        layout=spec.layout,
-        codec=codec_of(spec),
-        glimpse_px=spec.glimpse_size,
-        where=group.where,
-    )
+def _shuffle(
+    samples: Iterator[_Encoded], size: int, seed: bytes
+) -> Generator[_Encoded, None, None]:
+    """Draw each sample from a buffer of `size`, as `webdataset.shuffle` does once it is full."""
+    draw = random.Random(seed)  # noqa: S311 - a shuffle is no secret
+    buffer: list[_Encoded] = []
+
+    def pick() -> _Encoded:
+        index = draw.randint(0, len(buffer) - 1)
+        buffer[index], buffer[-1] = buffer[-1], buffer[index]
+        return buffer.pop()
+
+    for sample in samples:
+        buffer.append(sample)
+        if len(buffer) >= size:
+            yield pick()
+    while buffer:
+        yield pick()
 
 
-def _read_groups(
-    store: Store, pieces: list[Piece], manifest: Manifest
-) -> Generator[_Group, None, None]:
+def _read_pieces(
+    store: Store, pieces: list[Piece], suffixes: tuple[str, ...]
+) -> Generator[_Encoded, None, None]:
     """Read the samples of some pieces, in order."""
-    suffixes = manifest.suffixes()
     with closing(_open_ahead(store, pieces)) as opened:
         for piece, source in opened:
-            with closing(source), closing(_check_samples(piece, source, suffixes)) as tars:
-                yield from _group(tars, piece, source, suffixes)
+            with closing(source):
+                yield from _read_piece(piece, source, suffixes)
 
 
 def _open_ahead(store: Store, pieces: list[Piece]) -> Generator[tuple[Piece, Source], None, None]:
@@ -158,20 +235,22 @@ def _open_ahead(store: Store, pieces: list[Piece]) -> Generator[tuple[Piece, Sou
                     opening.result().close()
 
 
-def _check_samples(
-    piece: Piece, source: Source, suffixes: tuple[str, ...]
-) -> Generator[dict[str, Any], None, None]:
-    """Yield each sample's stretch as a tar of its own, once its bytes are those that were written.
+def _read_piece(piece: Piece, source: Source, suffixes: tuple[str, ...]) -> Iterator[_Encoded]:
+    """Yield each sample once its bytes are those that were written.
 
     Raises:
         VerificationError: If they are not, or if the shard's end is not.
     """
     shard = piece.shard
     for record in shard.samples[piece.first : piece.stop]:
+        where = f"{shard.place_of(record)} in {source.place}"
         data = read_exactly(source, record.length)
-        if isal_zlib.crc32(data) != record.crc32 or not _has_members(data, record, suffixes):
-            raise _changed(f"{shard.place_of(record)} in {source.place}", source)
-        yield {"url": shard.name, "stream": io.BytesIO(data)}
+        if isal_zlib.crc32(data) != record.crc32:
+            raise _changed(where, source)
+        members = _members(memoryview(data), record, suffixes)
+        if members is None:
+            raise _changed(where, source)
+        yield _Encoded(record.key, members, shard.name, where)
     if piece.stop == len(shard.samples):
         offset = shard.num_bytes - len(TAR_END)
         if read_exactly(source, len(TAR_END) + 1) != TAR_END:
@@ -187,43 +266,20 @@ def read_exactly(source: Source, num_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _has_members(data: bytes, record: SampleEntry, suffixes: tuple[str, ...]) -> bool:
-    """Whether the headers are those of the sample's members, in order, and of nothing else."""
+def _members(
+    data: memoryview, record: SampleEntry, suffixes: tuple[str, ...]
+) -> dict[str, memoryview] | None:
+    """Cut a sample's stretch into its members, or None if a header is not that of its member."""
+    if len(data) != record.length:
+        return None
+    members = {}
     for suffix, extent in zip(suffixes, record.extents(), strict=True):
-        header = extent.offset - record.offset - TAR_BLOCK
-        name = f"{record.key}.{suffix}"
-        if not is_tar_header(data[header:][:TAR_BLOCK], name, extent.size):
-            return False
-    return len(data) == record.length
-
-
-def _group(
-    tars: Iterable[dict[str, Any]], piece: Piece, source: Source, suffixes: tuple[str, ...]
-) -> Iterator[_Group]:
-    """Let the webdataset library take the samples apart."""
-    import webdataset  # it imports torch where torch is installed, which takes seconds
-
-    records = iter(piece.shard.samples[piece.first : piece.stop])
-    groups = iter(
-        webdataset.tariterators.group_by_keys(webdataset.tariterators.tar_file_expander(tars))
-    )
-    for record in records:
-        where = f"{piece.shard.place_of(record)} in {source.place}"
-        fields = _next_group(groups, where, source)
-        if fields.get("__key__") != record.key or any(suffix not in fields for suffix in suffixes):
-            raise _changed(where, source)
-        yield _Group(record.key, {suffix: bytes(fields[suffix]) for suffix in suffixes}, where)
-    if next(groups, None) is not None:  # this also checks the shard's end
-        raise _changed(f"{piece.shard.name} after its last sample in {source.place}", source)
-
-
-def _next_group(
-    groups: Iterator[Mapping[str, Any]], where: str, source: Source
-) -> Mapping[str, Any]:
-    try:
-        return next(groups, {})
-    except (tarfile.TarError, ValueError) as error:  # a manifest that fits bytes which are no tar
-        raise _changed(where, source) from error
+        start = extent.offset - record.offset
+        header = bytes(data[start - TAR_BLOCK : start])
+        if not is_tar_header(header, f"{record.key}.{suffix}", extent.size):
+            return None
+        members[suffix] = data[start : start + extent.size]
+    return members
 
 
 def _changed(where: str, source: Source) -> VerificationError:

@@ -195,7 +195,7 @@ def _open_shard(
         _read_end(hashed, shard)
         return iter(()), hashed.digest.hexdigest
     alone = replace(manifest, shards=(shard,))
-    stream = SampleStream(store=hashed, manifest=alone, split=shard.split)
+    stream = SampleStream(hashed, shard.split, manifest=alone)
     return stream.samples(), hashed.digest.hexdigest
 
 

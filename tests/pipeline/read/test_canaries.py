@@ -137,7 +137,7 @@ def as_a_stream(folder: Path) -> None:
     store = open_store(folder)
     manifest = store.load_manifest()
     for split in manifest.splits:
-        for _ in SampleStream(store=store, manifest=manifest, split=split).samples():
+        for _ in SampleStream(store, split, manifest=manifest).samples():
             pass
 
 

@@ -20,7 +20,6 @@ from pipeline.format.ustar import TAR_BLOCK, TAR_END
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
-from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from pipeline.verify.verify import verify
 
@@ -73,7 +72,7 @@ def by_index(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
 
 
 def by_stream(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
-    stream = SampleStream(store=open_store(folder), manifest=manifest, split=shard.split)
+    stream = SampleStream(folder, shard.split, manifest=manifest)
     return [sample.key for sample in stream.samples()]
 
 
@@ -290,7 +289,7 @@ def test_a_reader_that_looks_at_any_stage_of_a_rebuild_says_so(small: Small) -> 
 def test_a_stream_whose_folder_is_rebuilt_gives_what_was_there_before_and_then_says_so(
     change: dict[str, int], small: Small
 ) -> None:
-    stream = SampleStream(store=open_store(small.folder), manifest=small.manifest, split="train")
+    stream = SampleStream(small.folder, "train", manifest=small.manifest)
     streams = {stage: stream.samples() for stage in ("deleted", "unfinished", "rebuilt")}
     read = {stage: [next(samples)] for stage, samples in streams.items()}
     for stage, samples in streams.items():

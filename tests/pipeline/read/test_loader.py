@@ -14,7 +14,6 @@ from pipeline.format.cutting import glimpses
 from pipeline.read.collate import Arrays, BatchSpec
 from pipeline.read.loader import ArrayBatch, BatchLoader, aligned
 from pipeline.read.reader import ShardReader
-from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 
 ORDER = np.random.default_rng(0).permutation(18)
@@ -126,8 +125,7 @@ def test_a_picture_is_decoded_once_for_the_crops_and_the_glimpses_of_a_sample(
 def test_a_stream_decodes_each_picture_of_a_sample_once(
     codec_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store(codec_shards)
-    stream = SampleStream(store=store, manifest=store.load_manifest(), split="train")
+    stream = SampleStream(codec_shards, "train")
     num_decoded = count_decoded(monkeypatch)
     assert len([glimpses(sample.crops, 13) for sample in stream.samples()]) == 18
     assert len(num_decoded) == 2 * 18

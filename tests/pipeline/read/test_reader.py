@@ -239,12 +239,13 @@ def test_the_snippets_in_the_formats_readme_run(
         exec(compile(snippet, str(readme), "exec"), names)  # noqa: S102 - the text of our own README
     gc.collect()  # the webdataset library leaves its files to the collector, which warns
     printed = capsys.readouterr().out
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     samples = read_all(zstd_shards, "train")
     assert names["canvases"].keys() == samples.keys()
     for key, canvas_HWC in names["canvases"].items():
         centre = canvas_HWC[28:140, 28:140].transpose(2, 0, 1)
         np.testing.assert_array_equal(centre, samples[key].originals[5])
     assert "(6, 3, 112, 112) (6, 1, 112, 112) (6, 4, 112, 112)" in printed
-    assert printed.count("\n") == 2 + 2 + 18
+    assert printed.count("torch.uint8 (8, 6, 3, 112, 112) (8, 6, 1, 112, 112)") == 2
+    assert printed.count("\n") == 2 + 2 + 4 + 18
     assert "epoch 1: 18 samples, the first is " in printed

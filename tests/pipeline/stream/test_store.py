@@ -28,7 +28,7 @@ def keys_of(
     address: str, split: str = "train", part: Part | None = None, **store: Any
 ) -> list[str]:
     opened = open_store(address, **store)
-    stream = SampleStream(store=opened, manifest=opened.load_manifest(), split=split)
+    stream = SampleStream(opened, split)
     return [sample.key for sample in stream.samples(part=part or Part())]
 
 
@@ -311,7 +311,7 @@ def test_a_cache_shared_by_processes_fetches_each_shard_once(
         "from pipeline.stream.store import open_store\n"
         "from pipeline.stream.stream import SampleStream\n"
         "store = open_store(sys.argv[1], cache=Path(sys.argv[2]))\n"
-        "stream = SampleStream(store=store, manifest=store.load_manifest(), split='train')\n"
+        "stream = SampleStream(store, 'train')\n"
         "print(sum(1 for epoch in range(2) for _ in stream.samples(epoch)))"
     )
     command = [sys.executable, "-W", "error", "-c", text, web.address, str(tmp_path / "cache")]

@@ -1,7 +1,11 @@
 import errno
 import fcntl
+import gc
 import os
+import pickle
+import random
 import shutil
+import sys
 import threading
 import zlib
 from dataclasses import replace
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
@@ -17,7 +22,7 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
 from pipeline.read.reader import ShardReader
 from pipeline.stream.partition import Part
-from pipeline.stream.store import LocalStore, open_store
+from pipeline.stream.store import LocalStore
 from pipeline.stream.stream import SampleStream
 
 
@@ -27,8 +32,7 @@ def assert_equal(one: Sample, other: Sample) -> None:
 
 
 def stream_of(folder: Path, split: str = "train", **options: int) -> SampleStream:
-    store = open_store(folder)
-    return SampleStream(store=store, manifest=store.load_manifest(), split=split, **options)  # type: ignore[arg-type]
+    return SampleStream(folder, split, **options)  # type: ignore[arg-type]
 
 
 def keys_of(stream: SampleStream, epoch: int = 0, **options: object) -> list[str]:
@@ -56,7 +60,7 @@ def read(own: Own) -> list[Sample]:
     """Stream the first shard alone."""
     folder, manifest, shard = own
     alone = replace(manifest, shards=(shard,))
-    stream = SampleStream(store=LocalStore(folder=folder), manifest=alone, split=shard.split)
+    stream = SampleStream(LocalStore(folder=folder), shard.split, manifest=alone)
     return list(stream.samples())
 
 
@@ -208,6 +212,75 @@ def test_a_local_stream_needs_no_locks(
     monkeypatch.setattr(fcntl, "flock", refuse)
     stream = stream_of(shards)
     assert keys_of(stream) == keys_in(stream.manifest, "train")
+
+
+def test_a_stream_needs_no_parser_of_tars(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("webdataset", "tarfile"):
+        monkeypatch.setitem(sys.modules, name, None)
+    stream = stream_of(shards, seed=0, shuffle_buffer=4)
+    assert sorted(keys_of(stream)) == sorted(keys_in(stream.manifest, "train"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 18, 40])
+def test_the_buffer_draws_as_webdatasets_does_once_it_is_full(
+    size: int, canvas_shards: Path
+) -> None:
+    plain = keys_of(stream_of(canvas_shards, seed=3))
+    state = np.random.SeedSequence((3, 0, 0)).generate_state(4).tobytes()
+    theirs = webdataset.shuffle(size, initial=size, rng=random.Random(state))
+    expected = list(theirs(iter(plain)))
+    assert keys_of(stream_of(canvas_shards, seed=3, shuffle_buffer=size)) == expected
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_in_a_webdataset_pipeline_every_layout_gives_what_webdataset_decodes_of_tensors(
+    shards: Path, tensor_shards: Path
+) -> None:
+    urls = sorted(str(path) for path in tensor_shards.glob("train-*.tar"))
+    expected = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    found = list(webdataset.DataPipeline(stream_of(shards)))
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        theirs.pop("__local_path__")
+        assert ours.keys() == theirs.keys()
+        assert ours.pop("__url__").startswith(f"{shards}/train-")
+        theirs.pop("__url__")
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    gc.collect()  # the webdataset library leaves its files to the collector, which warns
+
+
+def test_each_pass_of_a_pipeline_is_the_next_epoch(canvas_shards: Path) -> None:
+    stream = stream_of(canvas_shards, seed=0, shuffle_buffer=4)
+    pipeline = webdataset.DataPipeline(stream, webdataset.to_tuple("__key__"))
+    passes = [[key for (key,) in pipeline] for _ in range(2)]
+    assert passes == [keys_of(stream, 0), keys_of(stream, 1)]
+    stream.epoch = 1
+    assert [key for (key,) in pipeline] == passes[1]
+    assert [key for (key,) in pickle.loads(pickle.dumps(pipeline))] == keys_of(stream, 2)  # noqa: S301
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_rank_and_worker_of_a_pipeline_reads_its_own_part(
+    world_size: int, canvas_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    stages = (webdataset.shuffle(5), webdataset.to_tuple("__key__"), webdataset.batched(4))
+    pipeline = webdataset.DataPipeline(stream_of(canvas_shards, seed=0), *stages)
+    keys: list[str] = []
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        loader = webdataset.WebLoader(pipeline, batch_size=None, num_workers=2)
+        keys += [key for (batch,) in loader for key in batch]
+    assert sorted(keys) == sorted(keys_in(manifests.load(canvas_shards), "train"))
+
+
+def test_a_damaged_shard_ends_a_pipeline_in_an_error_that_names_it(own: Own) -> None:
+    folder, _, shard = own
+    flip(folder / shard.name, shard.samples[1].offset + 900)
+    stages = (webdataset.shuffle(5), webdataset.to_tuple("cls"))
+    with pytest.raises(VerificationError, match=rf"{shard.name} at offset .*Run the same srp-data"):
+        list(webdataset.DataPipeline(stream_of(folder), *stages))
 
 
 def test_a_stream_that_is_left_early_ends_its_thread_and_closes_its_files(shards: Path) -> None:

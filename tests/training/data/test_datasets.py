@@ -5,7 +5,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.format.sample import Sample
-from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 from training.data.datasets import StreamDataset
 from training.data.processes import Process
@@ -21,10 +20,7 @@ def keys(samples: list[Sample]) -> list[str]:
 def dataset(
     folder: Path, *, rank: int = 0, world_size: int = 1, equal: bool = True
 ) -> StreamDataset:
-    store = open_store(folder)
-    stream = SampleStream(
-        store=store, manifest=store.load_manifest(), split="train", seed=0, shuffle_buffer=8
-    )
+    stream = SampleStream(folder, "train", seed=0, shuffle_buffer=8)
     process = Process(rank=rank, world_size=world_size, device=torch.device("cpu"))
     return StreamDataset(stream, process, equal=equal)
 

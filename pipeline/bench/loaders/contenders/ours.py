@@ -1,7 +1,6 @@
 """srp's own loader, from shards that it writes here, so that building them is measured as well.
 
-`stream` goes through the webdataset library and checks every byte in every epoch; the others map
-the shards, and check each sample once.
+`stream` checks every byte in every epoch; the others map the shards and check each sample once.
 """
 
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import training_batches
-from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 
 LOADED = (copies, kernels)  # numba's second is one of importing, here as with FFCV
@@ -117,11 +115,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
 
 def _stream(task: Task) -> Epoch:
     """Stack streamed samples to batches, in this process alone."""
-    store = open_store(Path(task.out))
-    stream = SampleStream(
-        store=store, manifest=store.load_manifest(), split=SPLIT, seed=0,
-        shuffle_buffer=SHUFFLE_BUFFER,
-    )  # fmt: skip
+    stream = SampleStream(task.out, SPLIT, seed=0, shuffle_buffer=SHUFFLE_BUFFER)
     passes = iter(range(1 << 30))
 
     def epoch() -> Iterator[Batch]:
