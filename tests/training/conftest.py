@@ -20,7 +20,8 @@ from training.data.shards import Batch, Shards
 from training.run.folder import RunPaths
 from training.run.record import DataRecord, EpochRecord, RunRecord
 from training.run.train import fit
-from training.score.crop_logits import Evaluation, Table, final_prediction
+from training.score.crop_logits import Table
+from training.score.metrics import Evaluation, final_prediction
 from training.study.finished import FinishedRun
 
 CANVAS, CROP, GLIMPSE = 48, 32, 16

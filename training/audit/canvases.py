@@ -15,19 +15,19 @@ from pipeline.common.errors import ConfigError
 from training.audit.priced import Offer, PricedPoint, at_price, check_price
 from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Shards
-from training.model.classifier import SelectiveClassifier
+from training.model.classifier import SelectiveClassifier, autocast
 from training.run.folder import RunPaths
+from training.run.load import load_model, shards_of
 from training.run.record import RunRecord, load_record
-from training.run.state import glimpse_side, uses_bfloat16
-from training.score.crop_logits import Evaluation, Table, count_macs
+from training.score.cost import count_macs
+from training.score.crop_logits import Table
 from training.score.evaluate import (
     OnImages,
     count_images,
     evaluate_table,
-    load_model,
-    shards_of,
     val_batches,
 )
+from training.score.metrics import Evaluation
 
 SCORING = "scoring every canvas"
 
@@ -137,9 +137,8 @@ def make_offer(
         process: This one among its peers.
         on_images: Told of images as they pass.
     """
-    spec, glimpse_px = shards.manifest.spec, glimpse_side(model.config, shards)
-    proposer, crop = count_macs(model, glimpse_px=glimpse_px, crop_px=spec.crop_size)
-    _, canvas = count_macs(model, glimpse_px=glimpse_px, crop_px=spec.canvas_size)
+    proposer, crop = count_macs(model)
+    _, canvas = count_macs(model, image_px=shards.manifest.spec.canvas_size)
     canvas_N = predict_canvases(model, shards, process=process, on_images=on_images)
     return Offer(table, canvas_N, proposer + crop, proposer + canvas)
 
@@ -153,13 +152,12 @@ def predict_canvases(
     Each rank fills in its rows; their sum is the whole split.
     """
     model.eval()
-    autocast = uses_bfloat16(model.config, process.device)
     num_samples = shards.manifest.num_samples("val")
     predicted_N = torch.zeros(num_samples, dtype=torch.int64, device=process.device)
     for batch, _ in val_batches(model, shards, process):
         if batch.canvases_BCC3 is None:
             raise RuntimeError("a batch without canvases")
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+        with autocast(model.config, process.device):
             predicted_N[batch.indices_B] = model.logits(batch.canvases_BCC3).argmax(1)
         on_images(len(batch.indices_B) * process.world_size)
     return sum_over_ranks(predicted_N, process).cpu()

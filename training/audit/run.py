@@ -6,15 +6,14 @@ from pathlib import Path
 
 from pipeline.common.errors import ConfigError
 from training.audit.box_run import choose_on_boxes
-from training.audit.latency import measure_latency
 from training.audit.verdict import Audit, audit
 from training.data.processes import Process
 from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run.folder import RunPaths
+from training.run.load import load_model
 from training.run.record import load_record
-from training.run.state import glimpse_side
-from training.score.evaluate import load_model
+from training.score.cost import measure_latency
 from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
 
 OnStage = Callable[[str, int, int], None]
@@ -77,12 +76,7 @@ def audit_run(
             model, shards, boxes, table=member.table if _is_of(member, shards) else None,
             process=process, on_progress=on_progress,
         )  # fmt: skip
-    latency = measure_latency(
-        model,
-        glimpse_px=glimpse_side(model.config, shards),
-        crop_px=shards.manifest.spec.crop_size,
-        device=process.device,
-    )
+    latency = measure_latency(model)
     return Audited(
         audit=replace(audit(arm, others), latency=latency, boxes=found),
         arm=arm,

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from training.audit.boxes import BoxFigures
-from training.score.crop_logits import Table, final_hits
+from training.score.cost import Latency
+from training.score.crop_logits import Table
+from training.score.metrics import final_hits
 from training.study.finished import Arm, Spread, spread
 from training.study.paired import (
     LEAST_IMAGES,
@@ -81,19 +83,6 @@ class Rival(NamedTuple):
         """The smallest difference that could have been told from chance, points."""
         ends = [NormalDist().inv_cdf(1 - SIGNIFICANCE / 2 / tries) for tries in (self.tries, 1)]
         return self.test.least_shown * ends[0] / ends[1] if self.test else math.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """How fast both networks are on the machine of the audit, medians.
-
-    Milliseconds are for one image at batch size 1. The rate is the proposer's at batch size 64, on
-    one core where it runs on a CPU.
-    """
-
-    proposer_ms: float
-    classifier_ms: float
-    proposer_images_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

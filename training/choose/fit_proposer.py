@@ -20,10 +20,10 @@ from training.data import augment
 from training.data.processes import Process
 from training.data.shards import Shards
 from training.model import estimators
-from training.model.classifier import SelectiveClassifier
+from training.model.classifier import SelectiveClassifier, autocast
 from training.model.proposer import Proposal, Proposer
 from training.run.epoch import broken_weights
-from training.run.state import fold_rows, uses_bfloat16
+from training.run.state import fold_rows
 from training.score.crop_logits import crop_losses
 from training.score.evaluate import EVALUATION_BATCH, all_logits, crop_batches
 from training.score.losses import Judged, LossMatrix
@@ -47,11 +47,10 @@ def fill_fold(
 ) -> None:
     """Compute one fold's rows with the classifier that was trained without them."""
     model.eval()
-    autocast = uses_bfloat16(model.config, process.device)
     rows = fold_rows(len(matrix.losses_NK), fold)
     pieces = [rows[at : at + EVALUATION_BATCH] for at in range(0, len(rows), EVALUATION_BATCH)]
     for batch, crops in crop_batches(model, shards, process, split="train", pieces=pieces):
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+        with autocast(model.config, process.device):
             losses_BK = crop_losses(batch.labels_B, all_logits(model, crops))
         matrix.losses_NK[batch.indices_B.cpu()] = losses_BK.cpu()
         on_rows(len(batch.indices_B))
@@ -63,11 +62,10 @@ def judge(
 ) -> Judged:
     """Run the classifier on every crop of the validation split."""
     model.eval()
-    autocast = uses_bfloat16(model.config, process.device)
     pieces = evaluation_batches(shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH)
     labels, logits = [], []
     for batch, crops in crop_batches(model, shards, process, split="val", pieces=pieces):
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+        with autocast(model.config, process.device):
             logits.append(all_logits(model, crops).cpu())
         labels.append(batch.labels_B.cpu().clone())
         on_rows(len(batch.labels_B))
@@ -117,7 +115,6 @@ def fit_proposer(
         DivergedError: If a loss or a weight stopped being a number.
     """
     device = next(proposer.parameters()).device
-    autocast = uses_bfloat16(config, device)
     generator = torch.Generator().manual_seed(config.seed)
     rate = config.lr if config.proposer_lr is None else config.proposer_lr
     optimizer = torch.optim.AdamW(proposer.parameters(), lr=rate, weight_decay=config.weight_decay)
@@ -137,7 +134,7 @@ def fit_proposer(
             )
             looked = augment.mirror(glimpses_NLSS[rows_B], draws, looked_counterparts)
             errors = augment.mirror(errors_NK[rows_B], draws, counterparts).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            with autocast(config, device):
                 proposal = proposer(looked.to(device), draws.ways_B.to(device))
             loss = _loss(proposal, errors, past=epoch / config.epochs, balance=config.balance)
             if not loss.isfinite():

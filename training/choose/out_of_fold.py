@@ -32,8 +32,8 @@ from training.run.state import RunState, build_model, build_state, fold_rows, se
 from training.run.train import OnEpoch, train
 from training.score.choices import choose, glimpse_batches
 from training.score.crop_logits import Table
-from training.score.evaluate import evaluation_of
 from training.score.losses import Judged, LossMatrix
+from training.score.metrics import summarise
 
 
 def distill(
@@ -95,7 +95,7 @@ def distill(
             fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
             raise DivergedError(f"{error} {fix}") from error
         table = Table.of(judged.labels_N, judged.logits_NKC[:, columns], chosen_NK)
-        evaluation = evaluation_of(table, state.model, shards)
+        evaluation = summarise(table, state.model)
         record = replace(
             base,
             name=paths.folder.name,

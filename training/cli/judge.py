@@ -53,7 +53,7 @@ def evaluate(
     from training.audit.canvases import evaluate_at_price
     from training.data.processes import started
     from training.report.terminal import evaluation_text, price_text
-    from training.score.evaluate import evaluate_run
+    from training.run.load import evaluate_run
 
     paths = RunPaths(folder=run)
     with started(device) as process, _shown(process.is_main) as on_progress:
@@ -102,8 +102,8 @@ def audit(
     from training.data.processes import require_one, started
     from training.report.audit_report import write_audit
     from training.report.terminal import audit_text
+    from training.run.load import shards_of
     from training.run.record import load_record
-    from training.score.evaluate import shards_of
 
     record = load_record(RunPaths(folder=run).record)
     opened = shards_of(record, shards)

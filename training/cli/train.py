@@ -150,8 +150,8 @@ def distill(
     from training.choose.out_of_fold import distilled_config
     from training.cli.progress import run_reporters
     from training.data.processes import started
+    from training.run.load import shards_of
     from training.run.record import load_record
-    from training.score.evaluate import shards_of
 
     wanted = DistillConfig(**options)
     base = load_record(RunPaths(folder=run).record)

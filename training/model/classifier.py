@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
 from pipeline.format.crops import CropLayout
+from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
 from training.data import augment
+from training.data.processes import Process
+from training.data.shards import BatchReader, Shards
 from training.model import estimators
 from training.model.proposer import Proposal, looked_at, make_proposer
 
@@ -51,6 +54,7 @@ class SelectiveClassifier(nn.Module):
         """
         super().__init__()
         self.config = config
+        self.num_classes, self.crop_px, self.glimpse_px = num_classes, plan.crop_px, glimpse_px
         self.candidates = candidate_indices(config, plan)
         self.looked_at = looked_at(config, plan, self.candidates)
         self.names = tuple(plan.names[k] for k in self.candidates)
@@ -135,6 +139,19 @@ class SelectiveClassifier(nn.Module):
         )
         return losses_B, (logits_BC.argmax(1) == labels_B).float()
 
+    def reader(self, shards: Shards, split: str, process: Process) -> BatchReader:
+        """Open one split for what the networks look at."""
+        content = BatchSpec(
+            candidates=self.candidates,
+            looked_at=self.looked_at,
+            glimpse_px=self.glimpse_px if self.config.selects else None,
+            crops=shards.manifest.spec.layout != "canvas",
+            compiled=process.device.type == "cuda",  # where reading has to keep up
+        )
+        return BatchReader(
+            shards.reader(split), content, workers=self.config.workers, device=process.device
+        )
+
     @property
     def noise_shape(self) -> tuple[int, int]:
         """Gumbel noise that one sample's step needs: draws of a crop, candidates."""
@@ -188,6 +205,21 @@ def candidate_indices(config: TrainConfig, plan: CropLayout) -> tuple[int, ...]:
             f"{', '.join(plan.names[k] for k in chosen)}. Name more in --candidates."
         )
     return chosen
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: only where the device has instructions for it."""
+    if not config.amp:
+        return False
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 inside this context where `uses_bfloat16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
 
 
 def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Module:

@@ -15,7 +15,8 @@ from pipeline.read.reader import ShardReader
 from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.report.html import data_uri
-from training.score.crop_logits import Table, final_prediction
+from training.score.crop_logits import Table
+from training.score.metrics import final_prediction
 from training.study.finished import FinishedRun
 
 DRAW_SEED = 0

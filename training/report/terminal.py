@@ -7,7 +7,7 @@ from training.audit.boxes import BoxFigures
 from training.audit.headroom import Gain, Headroom, Shown
 from training.audit.priced import PricedPoint
 from training.audit.verdict import Audit, Rival
-from training.score.crop_logits import Evaluation
+from training.score.metrics import Evaluation
 from training.study.finished import Spread
 from training.study.paired import name_seeds, write_p
 

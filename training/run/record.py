@@ -15,7 +15,7 @@ from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.manifest import Manifest
 from pipeline.format.spec import DataSpec
 from training.config import TrainConfig, config_from_json, config_to_json
-from training.score.crop_logits import Evaluation
+from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"
 

@@ -12,13 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.common.errors import ConfigError
 from pipeline.format.crops import CropLayout
-from pipeline.read.collate import BatchSpec
 from pipeline.read.sampler import Indices
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process, parallel
-from training.data.shards import BatchReader, Shards, TrainingBatches
-from training.model.classifier import SelectiveClassifier
+from training.data.shards import Shards, TrainingBatches
+from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.proposer import suited_channels
 from training.run.schedule import make_scheduler
 
@@ -77,7 +76,7 @@ def build_state(config: TrainConfig, shards: Shards, process: Process) -> RunSta
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
-    reader = batch_reader(config, shards, model, "train", process)
+    reader = model.reader(shards, "train", process)
     batches = TrainingBatches(
         reader,
         batch_size=config.batch_size,
@@ -126,21 +125,6 @@ def build_model(config: TrainConfig, shards: Shards, process: Process) -> Select
     return model.to(process.device)
 
 
-def batch_reader(
-    config: TrainConfig, shards: Shards, model: SelectiveClassifier, split: str, process: Process
-) -> BatchReader:
-    """Open one split for what the model looks at."""
-    content = BatchSpec(
-        candidates=model.candidates,
-        looked_at=model.looked_at,
-        glimpse_px=glimpse_side(config, shards) if config.selects else None,
-        crops=shards.manifest.spec.layout != "canvas",
-        compiled=process.device.type == "cuda",  # where reading has to keep up
-    )
-    reader = shards.reader(split)
-    return BatchReader(reader, content, workers=config.workers, device=process.device)
-
-
 def settled(config: TrainConfig, shards: Shards) -> TrainConfig:
     """Fill in the proposer's channels where none are asked for: a record says what was run."""
     if config.proposer_channels is not None or not config.selects:
@@ -163,16 +147,6 @@ def glimpse_side(config: TrainConfig, shards: Shards) -> int:
             f"{spec.crop_size} px in {shards.folder}. Lower --glimpse-size."
         )
     return side
-
-
-def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: only where the device has instructions for it."""
-    if not config.amp:
-        return False
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _parameters(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from training.data.processes import Process
 from training.data.shards import Shards
-from training.model.classifier import SelectiveClassifier
-from training.run.state import batch_reader, uses_bfloat16
+from training.model.classifier import SelectiveClassifier, autocast
 from training.score.evaluate import EVALUATION_BATCH
 
 
@@ -35,7 +34,7 @@ def glimpse_batches(
         split: To read from.
         rows: Samples of the split, in the order wanted; None takes all.
     """
-    reader = batch_reader(model.config, shards, model, split, process)
+    reader = model.reader(shards, split, process)
     wanted = np.arange(len(reader.reader)) if rows is None else np.asarray(rows)
     pieces = [wanted[at : at + EVALUATION_BATCH] for at in range(0, len(wanted), EVALUATION_BATCH)]
     for batch in reader.batches(pieces):
@@ -49,8 +48,6 @@ def choose(model: SelectiveClassifier, glimpses_BLSS: Tensor) -> Tensor:
     """Let the proposer choose as at evaluation, float32 `(B, K)`, rows that sum to 1."""
     if model.proposer is None:
         raise RuntimeError("a choice without a proposer")
-    device = glimpses_BLSS.device
-    autocast = uses_bfloat16(model.config, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+    with autocast(model.config, glimpses_BLSS.device):
         probabilities_BK: Tensor = model.proposer(glimpses_BLSS).probabilities_BK
     return probabilities_BK.float().cpu()

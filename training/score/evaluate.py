@@ -5,26 +5,20 @@ on that crop alone. Axes: N samples of the split, B of a batch, K candidates, C 
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.read.sampler import Indices, evaluation_batches
 from training.data import augment
 from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Batch, Shards
-from training.model.classifier import SelectiveClassifier
+from training.model.classifier import SelectiveClassifier, autocast
 from training.model.estimators import take
-from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
-from training.run.state import batch_reader, build_model, glimpse_side, uses_bfloat16
-from training.score.crop_logits import Evaluation, Table, summarise
+from training.score.crop_logits import Table
+from training.score.metrics import Evaluation, summarise
 
 OnImages = Callable[[int], None]
 """Called with a number of images, on all ranks, that have passed."""
@@ -40,9 +34,8 @@ def evaluate_choice(
     """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch."""
     model.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=process.device)
-    autocast = uses_bfloat16(model.config, process.device)
     for batch, crops in val_batches(model, shards, process):
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+        with autocast(model.config, process.device):
             predicted_B = _policy_prediction(model, batch, crops)
         counts[0] += (predicted_B == batch.labels_B).sum()
         counts[1] += len(predicted_B)
@@ -73,7 +66,7 @@ def crop_batches(
     pieces: Collection[Indices],
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
     """Read samples in pieces, and view their crops, each `(B, H, W, 3)`."""
-    reader = batch_reader(model.config, shards, model, split, process)
+    reader = model.reader(shards, split, process)
     for batch in reader.batches(pieces):
         yield batch, augment.cut(batch, shards.plan, model.candidates)
 
@@ -112,53 +105,7 @@ def evaluate_table(
 ) -> tuple[Table, Evaluation]:
     """Run the classifier on every crop of the validation split, and draw the figures."""
     table = make_table(model, shards, process=process, on_images=on_images)
-    return table, evaluation_of(table, model, shards)
-
-
-def evaluation_of(table: Table, model: SelectiveClassifier, shards: Shards) -> Evaluation:
-    """Draw the figures of a table."""
-    return summarise(
-        table,
-        model,
-        glimpse_px=glimpse_side(model.config, shards),
-        crop_px=shards.manifest.spec.crop_size,
-        num_classes=len(shards.manifest.classes),
-    )
-
-
-def evaluate_run(
-    paths: RunPaths,
-    *,
-    shards_path: Path | None,
-    candidates: str | None,
-    checkpoint: str,
-    workers: int,
-    process: Process,
-    on_progress: Callable[[int, int], None],
-) -> tuple[RunRecord, Evaluation]:
-    """Score a finished or unfinished run again.
-
-    Args:
-        paths: Of the run.
-        shards_path: To score on; None takes those that the run was trained on.
-        candidates: To score and to choose among; None takes the run's.
-        checkpoint: `last` or `best`.
-        workers: Threads that read samples.
-        process: This one among its peers.
-        on_progress: Told of images done and to do.
-
-    Raises:
-        CheckpointError: If there is no such run, or the shards are of another spec.
-    """
-    record = load_record(paths.record)
-    shards = shards_of(record, shards_path)
-    model = load_model(
-        paths, shards, candidates=candidates, checkpoint=checkpoint, workers=workers,
-        process=process,
-    )  # fmt: skip
-    on_images = count_images(on_progress, shards.manifest.num_samples("val"))
-    _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
-    return record, evaluation
+    return table, summarise(table, model)
 
 
 def count_images(on_progress: Callable[[int, int], None], total: int) -> OnImages:
@@ -173,62 +120,6 @@ def count_images(on_progress: Callable[[int, int], None], total: int) -> OnImage
     return report
 
 
-def load_model(
-    paths: RunPaths,
-    shards: Shards,
-    *,
-    candidates: str | None = None,
-    checkpoint: str = "last",
-    workers: int,
-    process: Process,
-) -> SelectiveClassifier:
-    """Load a run's networks, to score on shards.
-
-    Args:
-        paths: Of the run.
-        shards: To score on.
-        candidates: To score and to choose among; None takes the run's.
-        checkpoint: `last` or `best`.
-        workers: Threads that read samples.
-        process: This one among its peers.
-
-    Raises:
-        CheckpointError: If there is no such run, its checkpoint is of another, or the shards are
-            of another spec.
-    """
-    weights = paths.best if checkpoint == "best" else paths.last
-    meta = read_meta(weights)
-    check_fits(meta, shards.manifest, shards.folder)
-    check_own(weights, meta, load_record(paths.record))
-    config = replace(
-        meta.config,
-        workers=workers,
-        candidates=candidates or meta.config.candidates or meta.spec.candidates,
-    )
-    if config.selects:
-        config = replace(config, glimpse_size=config.glimpse_size or meta.spec.glimpse_size)
-    model = build_model(config, shards, process)
-    load_weights(weights, model)
-    return model
-
-
-def shards_of(record: RunRecord, path: Path | None) -> Shards:
-    """Open the shards that are named, or those that a run was trained on, where it found them.
-
-    Raises:
-        CheckpointError: If they are no longer there.
-    """
-    if path:
-        return Shards.open(path)
-    try:
-        return Shards.open(Path(record.shards))
-    except ConfigError as error:
-        raise CheckpointError(
-            f"a run's shards must be where it found them; got none at {record.shards}, seen from "
-            "here. Name their folder with --shards."
-        ) from error
-
-
 @torch.inference_mode()
 def make_table(
     model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
@@ -238,11 +129,10 @@ def make_table(
     Each rank fills in its rows; their sum is the table of the whole split.
     """
     model.eval()
-    autocast = uses_bfloat16(model.config, process.device)
     num_samples, num_crops = shards.manifest.num_samples("val"), len(model.candidates)
     table = _empty_table(num_samples, num_crops, process.device)
     for batch, crops in val_batches(model, shards, process):
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=autocast):
+        with autocast(model.config, process.device):
             probabilities_BK = _probabilities(model, batch)
             logits_BKC = all_logits(model, crops)
         rows = batch.indices_B

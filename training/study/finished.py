@@ -19,7 +19,8 @@ from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import MACHINE_FIELDS, POLICIES, TrainConfig
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
-from training.score.crop_logits import Evaluation, Table
+from training.score.crop_logits import Table
+from training.score.metrics import Evaluation
 
 FREE_OPTIONS = ("seed", *MACHINE_FIELDS)  # they may differ within an arm
 SEED_SUFFIX = re.compile(r"-s(\d+)$")

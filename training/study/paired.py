@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.score.crop_logits import final_hits
+from training.score.metrics import final_hits
 from training.study.finished import Arm
 
 BOOTSTRAPS = 10_000

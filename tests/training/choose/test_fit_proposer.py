@@ -25,9 +25,9 @@ from training.data.shards import Shards
 from training.model.proposer import CropProposer, MapProposer, Proposal, make_proposer
 from training.run.checkpoint import digest_of, load_weights
 from training.run.folder import RunPaths
+from training.run.load import evaluate_run
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model, fold_rows, training_rows
-from training.score.evaluate import evaluate_run
 from training.score.losses import Judged, LossMatrix
 
 Tiny = Callable[..., TrainConfig]

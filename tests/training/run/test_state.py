@@ -9,7 +9,8 @@ from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.data.shards import Shards
-from training.run.state import batch_reader, build_model, build_state, glimpse_side, uses_bfloat16
+from training.model.classifier import uses_bfloat16
+from training.run.state import build_model, build_state, glimpse_side
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -121,7 +122,7 @@ def test_glimpses_are_read_only_where_a_proposer_looks(
     policy: str, looks: bool, opened: Shards, alone: Process, tiny: Tiny
 ) -> None:
     config = tiny(policy=policy)
-    reader = batch_reader(config, opened, build_model(config, opened, alone), "val", alone)
+    reader = build_model(config, opened, alone).reader(opened, "val", alone)
     (batch,) = reader.batches(np.arange(3)[None])
     assert (batch.glimpses_BLSS is not None) == looks
 

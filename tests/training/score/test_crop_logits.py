@@ -9,7 +9,9 @@ import torch
 from pipeline.format.crops import place_crops
 from training.config import TrainConfig
 from training.model.classifier import SelectiveClassifier
-from training.score.crop_logits import Evaluation, Table, count_macs, final_prediction, summarise
+from training.score.cost import count_macs
+from training.score.crop_logits import Table
+from training.score.metrics import Evaluation, final_prediction, summarise
 
 NAMES = ("full", "top-left", "bottom-left", "centre")
 SAMPLES, CROPS, CLASSES = 23, len(NAMES), 3
@@ -42,7 +44,7 @@ def make_model(
 def figures(tiny: Callable[..., TrainConfig], table: Table) -> Callable[[str], Evaluation]:
     def make(policy: str) -> Evaluation:
         model = make_model(tiny(policy=policy, candidates=",".join(NAMES)))
-        return summarise(table, model, glimpse_px=16, crop_px=32, num_classes=CLASSES)
+        return summarise(table, model)
 
     return make
 
@@ -93,8 +95,8 @@ def test_per_class_figures_and_the_confusion_equal_brute_force(
 def test_a_class_without_a_sample_counts_as_zero(
     table: Table, tiny: Callable[..., TrainConfig]
 ) -> None:
-    model = make_model(tiny(candidates=",".join(NAMES)))
-    found = summarise(table, model, glimpse_px=16, crop_px=32, num_classes=CLASSES + 1)
+    model = make_model(tiny(candidates=",".join(NAMES)), classes=CLASSES + 1)
+    found = summarise(table, model)
     assert found.top1_classes[CLASSES] == 0
     assert found.confusion[CLASSES] == (0,) * (CLASSES + 1)
 
@@ -133,7 +135,7 @@ def test_macs_of_resnet18_are_the_published_ones_and_of_the_proposer_the_formula
 ) -> None:
     config = tiny(model="resnet18", pad_glimpses=True)
     model = make_model(config, canvas=336, crop=224, glimpse=64, classes=1000)
-    proposer, classifier = count_macs(model, glimpse_px=64, crop_px=224)
+    proposer, classifier = count_macs(model)
     assert classifier == pytest.approx(1.81e9, rel=0.005)
     # Output side squared, channels out, channels in, and the kernel's nine weights; then a score.
     one = 111**2 * 8 * 1 * 9 + 55**2 * 16 * 8 * 9 + 27**2 * 32 * 16 * 9 + 32 * 27**2
@@ -141,9 +143,6 @@ def test_macs_of_resnet18_are_the_published_ones_and_of_the_proposer_the_formula
 
 
 def test_an_unpadded_glimpse_costs_less(tiny: Callable[..., TrainConfig]) -> None:
-    padded, bare = (
-        count_macs(make_model(tiny(pad_glimpses=pad)), glimpse_px=16, crop_px=32)[0]
-        for pad in (True, False)
-    )
+    padded, bare = (count_macs(make_model(tiny(pad_glimpses=pad)))[0] for pad in (True, False))
     assert bare == 6 * (7**2 * 8 * 9 + 3**2 * 16 * 8 * 9 + 32 * 16 * 9 + 32)
     assert bare < padded

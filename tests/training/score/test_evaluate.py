@@ -16,10 +16,11 @@ from training.data.processes import Process
 from training.data.shards import BatchReader, Shards
 from training.report.terminal import evaluation_text
 from training.run.folder import RunPaths
+from training.run.load import evaluate_run
 from training.run.record import RunRecord
 from training.run.state import build_model
-from training.score.crop_logits import Evaluation, final_prediction
-from training.score.evaluate import evaluate_choice, evaluate_run, evaluate_table, make_table
+from training.score.evaluate import evaluate_choice, evaluate_table, make_table
+from training.score.metrics import Evaluation, final_prediction
 
 Tiny = Callable[..., TrainConfig]
 
@@ -167,7 +168,7 @@ def test_shards_that_were_moved_are_asked_for(
 ) -> None:
     paths, record = finished
     moved = replace(record, shards="moved/away")
-    monkeypatch.setattr("training.score.evaluate.load_record", lambda _: moved)
+    monkeypatch.setattr("training.run.load.load_record", lambda _: moved)
     with pytest.raises(CheckpointError) as caught:
         rescore(paths)
     assert str(caught.value) == (

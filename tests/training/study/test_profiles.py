@@ -5,7 +5,7 @@ import pytest
 from pipeline.format.crops import place_crops
 from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
 from training.model.classifier import SelectiveClassifier, candidate_indices
-from training.score.crop_logits import count_macs
+from training.score.cost import count_macs
 from training.study.arms import tuned
 from training.study.profiles import PROFILES, RANDOM
 
@@ -94,5 +94,5 @@ def test_choosing_is_judged_over_five_seeds_with_every_proposer_and_the_fixed_cr
 def test_a_map_as_large_as_the_crop_costs_at_most_a_hundredth_of_the_classifier(side: int) -> None:
     plan = place_crops("full+grid3", canvas_px=2 * side, crop_px=side)
     model = SelectiveClassifier(tuned(side), plan=plan, num_classes=10, glimpse_px=side)
-    proposer, classifier = count_macs(model, glimpse_px=side, crop_px=side)
+    proposer, classifier = count_macs(model)
     assert 0 < proposer <= classifier / 100

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from training.report.charts.svg import COLOURS, NARROW_IN, WIDE_IN, colour_of, render, shown
-from training.score.crop_logits import Evaluation
+from training.score.metrics import Evaluation
 from training.study.finished import Arm
 
 CROP_COLOURS = {

@@ -1,0 +1,111 @@
+"""Load a finished run, and score it again.
+
+What a run is scored on may differ from what it was trained on: other shards of the same spec,
+other candidates.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.common.errors import CheckpointError, ConfigError
+from training.data.processes import Process
+from training.data.shards import Shards
+from training.model.classifier import SelectiveClassifier
+from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
+from training.run.folder import RunPaths
+from training.run.record import RunRecord, load_record
+from training.run.state import build_model
+from training.score.evaluate import count_images, evaluate_table
+from training.score.metrics import Evaluation
+
+
+def evaluate_run(
+    paths: RunPaths,
+    *,
+    shards_path: Path | None,
+    candidates: str | None,
+    checkpoint: str,
+    workers: int,
+    process: Process,
+    on_progress: Callable[[int, int], None],
+) -> tuple[RunRecord, Evaluation]:
+    """Score a finished or unfinished run again.
+
+    Args:
+        paths: Of the run.
+        shards_path: To score on; None takes those that the run was trained on.
+        candidates: To score and to choose among; None takes the run's.
+        checkpoint: `last` or `best`.
+        workers: Threads that read samples.
+        process: This one among its peers.
+        on_progress: Told of images done and to do.
+
+    Raises:
+        CheckpointError: If there is no such run, or the shards are of another spec.
+    """
+    record = load_record(paths.record)
+    shards = shards_of(record, shards_path)
+    model = load_model(
+        paths, shards, candidates=candidates, checkpoint=checkpoint, workers=workers,
+        process=process,
+    )  # fmt: skip
+    on_images = count_images(on_progress, shards.manifest.num_samples("val"))
+    _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
+    return record, evaluation
+
+
+def load_model(
+    paths: RunPaths,
+    shards: Shards,
+    *,
+    candidates: str | None = None,
+    checkpoint: str = "last",
+    workers: int,
+    process: Process,
+) -> SelectiveClassifier:
+    """Load a run's networks, to score on shards.
+
+    Args:
+        paths: Of the run.
+        shards: To score on.
+        candidates: To score and to choose among; None takes the run's.
+        checkpoint: `last` or `best`.
+        workers: Threads that read samples.
+        process: This one among its peers.
+
+    Raises:
+        CheckpointError: If there is no such run, its checkpoint is of another, or the shards are
+            of another spec.
+    """
+    weights = paths.best if checkpoint == "best" else paths.last
+    meta = read_meta(weights)
+    check_fits(meta, shards.manifest, shards.folder)
+    check_own(weights, meta, load_record(paths.record))
+    config = replace(
+        meta.config,
+        workers=workers,
+        candidates=candidates or meta.config.candidates or meta.spec.candidates,
+    )
+    if config.selects:
+        config = replace(config, glimpse_size=config.glimpse_size or meta.spec.glimpse_size)
+    model = build_model(config, shards, process)
+    load_weights(weights, model)
+    return model
+
+
+def shards_of(record: RunRecord, path: Path | None) -> Shards:
+    """Open the shards that are named, or those that a run was trained on, where it found them.
+
+    Raises:
+        CheckpointError: If they are no longer there.
+    """
+    if path:
+        return Shards.open(path)
+    try:
+        return Shards.open(Path(record.shards))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"a run's shards must be where it found them; got none at {record.shards}, seen from "
+            "here. Name their folder with --shards."
+        ) from error
