@@ -1,1 +1,72 @@
-"""srp-data: images in, WebDataset shards of crops and glimpses out."""
+"""srp-data: images in, WebDataset shards of crops and glimpses out.
+
+What other programs need is imported from here, each name with its module when it is first used:
+`import pipeline` itself loads nothing. `README.md` has an example.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.build.build import build_shards
+    from pipeline.build.config import BuildConfig
+    from pipeline.common.errors import SrpError
+    from pipeline.datasets.writer import BOX_HEADER, ObjectBox
+    from pipeline.format.crops import CANDIDATES_TEXT, FULL, Box, CropLayout
+    from pipeline.format.manifest import Manifest
+    from pipeline.format.sample import Sample
+    from pipeline.format.spec import DataSpec
+    from pipeline.pixels import Pixels
+    from pipeline.read.collate import BatchSpec
+    from pipeline.read.folder import ShardFolder
+    from pipeline.read.loader import ArrayBatch, BatchLoader
+    from pipeline.read.reader import ShardReader
+    from pipeline.read.sampler import (
+        Indices,
+        evaluation_batches,
+        steps_per_epoch,
+        training_batches,
+    )
+    from pipeline.stream.partition import Part
+    from pipeline.stream.store import open_store
+    from pipeline.stream.stream import SampleStream
+    from pipeline.verify.verify import verify_shards
+
+__all__ = [
+    "BOX_HEADER", "CANDIDATES_TEXT", "FULL", "ArrayBatch", "BatchLoader", "BatchSpec", "Box",
+    "BuildConfig", "CropLayout", "DataSpec", "Indices", "Manifest", "ObjectBox", "Part", "Pixels",
+    "Sample", "SampleStream", "ShardFolder", "ShardReader", "SrpError", "build_shards",
+    "evaluation_batches", "open_store", "steps_per_epoch", "training_batches", "verify_shards",
+]  # fmt: skip
+
+_HOMES = {
+    "build.build": ("build_shards",),
+    "build.config": ("BuildConfig",),
+    "common.errors": ("SrpError",),
+    "datasets.writer": ("BOX_HEADER", "ObjectBox"),
+    "format.crops": ("CANDIDATES_TEXT", "FULL", "Box", "CropLayout"),
+    "format.manifest": ("Manifest",),
+    "format.sample": ("Sample",),
+    "format.spec": ("DataSpec",),
+    "pixels": ("Pixels",),
+    "read.collate": ("BatchSpec",),
+    "read.folder": ("ShardFolder",),
+    "read.loader": ("ArrayBatch", "BatchLoader"),
+    "read.reader": ("ShardReader",),
+    "read.sampler": ("Indices", "evaluation_batches", "steps_per_epoch", "training_batches"),
+    "stream.partition": ("Part",),
+    "stream.store": ("open_store",),
+    "stream.stream": ("SampleStream",),
+    "verify.verify": ("verify_shards",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"pipeline.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.build.build import BuildResult, build
+from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.cli.main import main
 from pipeline.format.spec import CODECS
@@ -110,7 +110,7 @@ def make_shards() -> MakeShards:
 
     def make(source: Path, out: Path, **options: Any) -> BuildResult:
         config = BuildConfig(source=source, out=out, **{"workers": 1, **SIZES, **options})
-        return build(config)
+        return build_shards(config)
 
     return make
 

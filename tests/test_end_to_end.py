@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build.build import build
+from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
-from pipeline.verify.verify import verify
+from pipeline.verify.verify import verify_shards
 from training.run.record import load_record
 
 ROOT = Path(__file__).parents[1]
@@ -70,8 +70,8 @@ def test_every_image_of_the_real_imagenette_is_in_exactly_one_shard(
     config = BuildConfig(
         source=real_archive, out=tmp_path / "shards", canvas_size=32, crop_size=24, glimpse_size=8
     )
-    build(config)
-    manifest = verify(config.out, workers=2).manifest
+    build_shards(config)
+    manifest = verify_shards(config.out, workers=2).manifest
     assert {split: manifest.num_samples(split) for split in manifest.splits} == {
         "train": 9469,
         "val": 3925,

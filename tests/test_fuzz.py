@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.build.build import build
+from pipeline import ShardFolder
+from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import SrpError
 from pipeline.datasets.scenes import draw_dataset
@@ -25,7 +26,6 @@ from pipeline.read.reader import ShardReader
 from pipeline.stream.stream import SampleStream
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.run.checkpoint import load_optimizer, load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord
@@ -45,7 +45,7 @@ def shards() -> Path:
         source=folder / "images", out=folder / "shards", canvas_size=16, crop_size=12,
         glimpse_size=4, candidates="full+five", codec="zstd", workers=1, limit=3,
     )  # fmt: skip
-    build(config)
+    build_shards(config)
     return config.out
 
 
@@ -111,7 +111,10 @@ class ManifestTarget:
 @cache
 def trained() -> tuple[RunState, RunPaths]:
     """Save a small run, once."""
-    opened, alone = Shards.open(shards()), Process(rank=0, world_size=1, device=torch.device("cpu"))
+    opened, alone = (
+        ShardFolder.open(shards()),
+        Process(rank=0, world_size=1, device=torch.device("cpu")),
+    )
     config = TrainConfig(
         model="test_resnet", epochs=2, batch_size=2, shift=2, proposer_channels=(4,), device="cpu"
     )

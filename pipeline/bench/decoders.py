@@ -23,7 +23,7 @@ from pipeline.bench import results
 from pipeline.bench.config import BenchConfig
 from pipeline.bench.other_env import beside
 from pipeline.bench.results import Contender, Difference, Row
-from pipeline.build.build import build, view_spec
+from pipeline.build.build import build_shards, view_spec
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
 from pipeline.common.errors import ConfigError, ImageError, SourceError
@@ -216,7 +216,7 @@ def _builds(
                 **options,
             )
             start = time.perf_counter()
-            build(task)
+            build_shards(task)
             return len(images.files) / (time.perf_counter() - start)
 
     named = f"{_called(backend)}: build, workers "

@@ -61,7 +61,7 @@ class BuildResult:
     skipped: tuple[str, ...]
 
 
-def build(
+def build_shards(
     config: BuildConfig, *, expected: Manifest | None = None, progress: Progress = SILENT
 ) -> BuildResult:
     """Build the shards of a source, or finish a build that was broken off.

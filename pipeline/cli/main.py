@@ -117,11 +117,11 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
     folder OUT. A build that was broken off goes on when the same command is run again.
     """
-    from pipeline.build.build import build
+    from pipeline.build.build import build_shards
 
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
     with shown_progress("images/s") as progress:
-        result = build(config, progress=progress)
+        result = build_shards(config, progress=progress)
     if result.retried:
         note(f"retried after a worker died or hung: {few(result.retried)}")
     if result.reused:

@@ -47,7 +47,7 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_j
     every byte must be. Shards that were found whole before and were not written to since are not
     read again, unless --all is given.
     """
-    from pipeline.verify.verify import verify as verify_shards
+    from pipeline.verify.verify import verify_shards
 
     if repair is not None:
         _repair(shards, repair, workers)

@@ -23,7 +23,7 @@ from pipeline.build.resume import open_new
 from pipeline.common.errors import ImageError, SourceError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import ScatterConfig
-from pipeline.datasets.writer import Box, Picture, write_pictures
+from pipeline.datasets.writer import ObjectBox, Picture, write_pictures
 from pipeline.decode.rules import opened, to_rgb
 from pipeline.sources.folder import SPLITS, open_source, require_source
 from pipeline.sources.image import SourceImage
@@ -124,7 +124,7 @@ def _read(image: SourceImage, longest_px: int, *, max_pixels: int) -> Image.Imag
 
 def draw_scattered(
     image: Image.Image, bank: Sequence[Image.Image], *, config: ScatterConfig, rng: Rng
-) -> tuple[Image.Image, Box]:
+) -> tuple[Image.Image, ObjectBox]:
     """Put an image somewhere on a canvas of textures.
 
     Args:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from pipeline.build.resume import open_new
 from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import SceneConfig
-from pipeline.datasets.writer import Box, Picture, write_pictures
+from pipeline.datasets.writer import ObjectBox, Picture, write_pictures
 
 SUPERSAMPLE = 2  # drawn at this many times the size, then averaged down: smooth edges
 STENCIL_PX = 256
@@ -118,7 +118,7 @@ _SQUARE = _bar(-1, -1, 1, 1)  # clutter: outlines, and the largest half breadth 
 DISTRACTORS = ((_SQUARE, 0.006), (_SQUARE, 0.08), (_SQUARE[:3], 0.08), (_disc(1), 0.08))
 
 
-def draw_scene(class_name: str, *, size_px: int, rng: Rng) -> tuple[Image.Image, Box]:
+def draw_scene(class_name: str, *, size_px: int, rng: Rng) -> tuple[Image.Image, ObjectBox]:
     """Draw one object of a class somewhere on a cluttered background.
 
     Args:

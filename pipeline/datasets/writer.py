@@ -15,7 +15,7 @@ from pipeline.common.progress import Progress
 BOX_HEADER = ("path", "x0", "y0", "x1", "y1")
 BOXES_NAME = "boxes.csv"
 
-Box = tuple[float, float, float, float]
+ObjectBox = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the picture's sides."""
 
 
@@ -23,7 +23,7 @@ class Picture(NamedTuple):
     """An encoded image, and the box of its object."""
 
     data: bytes
-    box: Box
+    box: ObjectBox
 
 
 def write_pictures(
@@ -92,7 +92,7 @@ def _publish(aside: Path, out: Path) -> None:
         ) from error
 
 
-def _to_csv(boxes: list[tuple[str, Box]]) -> str:
+def _to_csv(boxes: list[tuple[str, ObjectBox]]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(BOX_HEADER)
@@ -108,8 +108,8 @@ def _write(
     workers: int,
     stage: str,
     progress: Progress,
-) -> list[tuple[str, Box]]:
-    def write(maker: tuple[Path, Callable[[], Picture]]) -> tuple[str, Box]:
+) -> list[tuple[str, ObjectBox]]:
+    def write(maker: tuple[Path, Callable[[], Picture]]) -> tuple[str, ObjectBox]:
         path, make = maker
         picture = make()
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

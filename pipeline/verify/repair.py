@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.build.build import BuildResult, build
+from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
@@ -28,7 +28,7 @@ def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SIL
     config = config_of(
         before.spec, source=source, out=folder, workers=workers, max_rejects=len(before.rejects)
     )
-    return build(config, expected=before, progress=progress)
+    return build_shards(config, expected=before, progress=progress)
 
 
 def config_of(

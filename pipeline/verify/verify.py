@@ -54,7 +54,7 @@ class Verdict:
     unread: tuple[str, ...]
 
 
-def verify(
+def verify_shards(
     shards: Path | str,
     *,
     workers: int,

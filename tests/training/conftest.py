@@ -10,13 +10,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pipeline.build.build import build
+from pipeline import ShardFolder
+from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.datasets.scenes import draw_dataset
 from training.cli.train import main
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Batch, Shards
+from training.data.shards import Batch
 from training.run.folder import RunPaths
 from training.run.record import DataRecord, EpochRecord, RunRecord
 from training.run.train import fit
@@ -58,13 +59,13 @@ BUILD = {
 
 def _build(scenes: Path, out: Path, **options: Any) -> Path:
     config = BuildConfig(source=scenes, out=out, **{**BUILD, **options})
-    build(config)
+    build_shards(config)
     return out
 
 
 @pytest.fixture(scope="session")
 def scene_shards(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the scenes in the canvas layout. Only read them."""
+    """ShardFolder of the scenes in the canvas layout. Only read them."""
     return _build(scenes, tmp_path_factory.mktemp("built") / "canvas", layout="canvas")
 
 
@@ -88,9 +89,9 @@ def small_shards(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def opened(scene_shards: Path) -> Shards:
+def opened(scene_shards: Path) -> ShardFolder:
     """The shards of the scenes, opened."""
-    return Shards.open(scene_shards)
+    return ShardFolder.open(scene_shards)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +111,7 @@ def tiny() -> Callable[..., TrainConfig]:
 
 
 @pytest.fixture(scope="session")
-def train(opened: Shards, alone: Process) -> Callable[..., RunRecord]:
+def train(opened: ShardFolder, alone: Process) -> Callable[..., RunRecord]:
     """Train a run in a folder: `train(config, folder, resume=True)`."""
 
     def run(config: TrainConfig, folder: Path, **options: Any) -> RunRecord:
@@ -166,7 +167,7 @@ def srp_train() -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def make_run(opened: Shards) -> Callable[..., FinishedRun]:
+def make_run(opened: ShardFolder) -> Callable[..., FinishedRun]:
     """Make up a finished run: `make_run("blend-s1", policy="blend", seed=1, accuracy=0.7)`.
 
     The classifier is right on each crop with that chance; the numbers follow from the name.

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline import ObjectBox, ShardFolder
 from pipeline.common.errors import ConfigError
-from pipeline.datasets.writer import Box
 from training.audit.boxes import BoxFigures, Point, box_figures, read_boxes
 from training.audit.saliency import peaks, saliency_maps, smoothed
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import MapProposer
 from training.score.choices import choose, glimpse_batches
@@ -21,7 +20,7 @@ from training.score.evaluate import OnImages, count_images
 
 def choose_on_boxes(
     model: SelectiveClassifier,
-    shards: Shards,
+    shards: ShardFolder,
     path: Path,
     *,
     table: Table | None,
@@ -55,7 +54,7 @@ def choose_on_boxes(
     return box_figures(
         chosen_N,
         boxes_N,
-        [shards.plan.normalised()[k] for k in model.candidates],
+        [shards.crop_layout.normalised()[k] for k in model.candidates],
         centre=model.names.index("centre") if "centre" in model.names else None,
         peaks_N=peaks_N or None,
         right_NK=None if table is None or split != "val" else table.right_NK[rows].numpy(),
@@ -63,11 +62,11 @@ def choose_on_boxes(
 
 
 def _look_up(
-    shards: Shards,
+    shards: ShardFolder,
     split: str,
-    known: dict[str, list[Box]],
+    known: dict[str, list[ObjectBox]],
     on_images: Callable[[int, int], None],
-) -> tuple[list[int], list[list[Box]]]:
+) -> tuple[list[int], list[list[ObjectBox]]]:
     """Find the samples that have boxes, and their boxes."""
     reader = shards.reader(split)
     rows, boxes_N = [], []

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import BOX_HEADER, ObjectBox
 from pipeline.common.errors import ConfigError
-from pipeline.datasets.writer import BOX_HEADER, Box
 
 Point = tuple[float, float]
 """x and y as fractions of the image's sides."""
@@ -61,7 +61,7 @@ class BoxFigures:
     top1_best: float | None
 
 
-def read_boxes(path: Path) -> dict[str, list[Box]]:
+def read_boxes(path: Path) -> dict[str, list[ObjectBox]]:
     """Read the boxes of each image from a CSV with the columns path, x0, y0, x1 and y1.
 
     Paths are those of the source's images, such as `val/CLASS/NAME.JPEG`; an image may have
@@ -70,7 +70,7 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
     Raises:
         ConfigError: If there is no such file, or a row is no box.
     """
-    boxes: dict[str, list[Box]] = {}
+    boxes: dict[str, list[ObjectBox]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.DictReader(file), start=2):
@@ -83,7 +83,7 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
     return boxes
 
 
-def _box(row: Mapping[str, str], number: int) -> Box:
+def _box(row: Mapping[str, str], number: int) -> ObjectBox:
     x0, y0, x1, y1 = (float(row[name]) for name in BOX_HEADER[1:])
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise ValueError(f"box {x0}, {y0}, {x1}, {y1} in line {number}")
@@ -92,8 +92,8 @@ def _box(row: Mapping[str, str], number: int) -> Box:
 
 def box_figures(
     chosen_N: Sequence[int],
-    boxes_N: Sequence[Sequence[Box]],
-    candidates: Sequence[Box],
+    boxes_N: Sequence[Sequence[ObjectBox]],
+    candidates: Sequence[ObjectBox],
     *,
     centre: int | None,
     peaks_N: Sequence[Point] | None = None,
@@ -129,7 +129,7 @@ def box_figures(
     )
 
 
-def _hit_rate(points_N: Sequence[Point], boxes_N: Sequence[Sequence[Box]]) -> float:
+def _hit_rate(points_N: Sequence[Point], boxes_N: Sequence[Sequence[ObjectBox]]) -> float:
     """Give the share of the images whose point lies in one of its boxes."""
     hits = [
         any(_holds(box, point) for box in boxes)
@@ -142,27 +142,27 @@ def _mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> float:
     return float(values.mean())
 
 
-def _covered(boxes: Sequence[Box], crop: Box) -> float:
+def _covered(boxes: Sequence[ObjectBox], crop: ObjectBox) -> float:
     """Give the share of the boxes' areas inside a crop; boxes that overlap count twice."""
     inside = sum(_overlap(box, crop) for box in boxes)
     return inside / sum(_overlap(box, box) for box in boxes)
 
 
-def _fit(boxes: Sequence[Box], crop: Box) -> float:
+def _fit(boxes: Sequence[ObjectBox], crop: ObjectBox) -> float:
     """Give the largest intersection over union of the crop with a box."""
     shared = [(_overlap(box, crop), _overlap(box, box)) for box in boxes]
     return max(both / (size + _overlap(crop, crop) - both) for both, size in shared)
 
 
-def _overlap(one: Box, other: Box) -> float:
+def _overlap(one: ObjectBox, other: ObjectBox) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)
 
 
-def _points_at(boxes: Sequence[Box], crop: Box) -> bool:
+def _points_at(boxes: Sequence[ObjectBox], crop: ObjectBox) -> bool:
     return any(_holds(crop, ((x0 + x1) / 2, (y0 + y1) / 2)) for x0, y0, x1, y1 in boxes)
 
 
-def _holds(box: Box, point: Point) -> bool:
+def _holds(box: ObjectBox, point: Point) -> bool:
     return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]

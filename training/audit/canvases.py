@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.audit.priced import Offer, PricedPoint, at_price, check_price
 from training.data.processes import Process, sum_over_ranks
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier, autocast
 from training.run.folder import RunPaths
 from training.run.load import load_model, shards_of
@@ -84,7 +84,7 @@ def evaluate_at_price(
     return PricedEvaluation(record, evaluation, at_price(offer, price))
 
 
-def check_canvases(model: SelectiveClassifier, shards: Shards) -> None:
+def check_canvases(model: SelectiveClassifier, shards: ShardFolder) -> None:
     """Check that a run can buy canvases.
 
     Raises:
@@ -100,12 +100,12 @@ def check_canvases(model: SelectiveClassifier, shards: Shards) -> None:
     if spec.layout != "canvas":
         raise ConfigError(
             f"a priced canvas needs shards that hold canvases; got --layout {spec.layout} in "
-            f"{shards.folder}. Build shards with --layout canvas."
+            f"{shards.path}. Build shards with --layout canvas."
         )
     if spec.canvas_size <= spec.crop_size:
         raise ConfigError(
             f"a priced canvas must be larger than a crop; got {spec.canvas_size} px in "
-            f"{shards.folder}. Build shards with a larger --canvas-size."
+            f"{shards.path}. Build shards with a larger --canvas-size."
         )
     side = spec.canvas_size
     try:
@@ -122,7 +122,7 @@ def check_canvases(model: SelectiveClassifier, shards: Shards) -> None:
 
 def make_offer(
     model: SelectiveClassifier,
-    shards: Shards,
+    shards: ShardFolder,
     table: Table,
     *,
     process: Process,
@@ -145,7 +145,7 @@ def make_offer(
 
 @torch.inference_mode()
 def predict_canvases(
-    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_images: OnImages
 ) -> Tensor:
     """Classify every canvas of the validation split, int64 `(N,)` on the CPU.
 

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
-from pipeline.format.index import SampleIndex
 from training.audit.headroom import Headroom, headroom
 from training.choose.fit_proposer import fill_fold
 from training.choose.out_of_fold import distilled_config, fit_and_choose
 from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
-from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.run.checkpoint import digest_of, load_weights
 from training.run.epoch import OnProgress, counting
@@ -28,27 +27,8 @@ from training.study.runner import FORWARD, PlannedRun
 OnRun = Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]]
 
 
-def limited(shards: Shards, limit: int) -> Shards:
-    """Keep the first samples of each split, which were drawn at random when the shards were built.
-
-    Args:
-        shards: Not changed.
-        limit: Samples of a split, at most.
-    """
-    kept = []
-    left = dict.fromkeys(shards.manifest.splits, limit)
-    for shard in shards.manifest.shards:
-        samples = shard.samples
-        if left[shard.split] < len(samples):
-            samples = SampleIndex.of(samples[: left[shard.split]], samples.suffixes)
-        left[shard.split] -= len(samples)
-        if len(samples):
-            kept.append(replace(shard, samples=samples))
-    return replace(shards, manifest=replace(shards.manifest, shards=tuple(kept)))
-
-
 def plan_parts(
-    wanted: HeadroomConfig, shards: Shards, *, workers: int, device: str
+    wanted: HeadroomConfig, shards: ShardFolder, *, workers: int, device: str
 ) -> tuple[PlannedRun, ...]:
     """List what is trained: a classifier for each half of the training split, then the proposer.
 
@@ -72,7 +52,7 @@ def plan_parts(
         for half in range(FOLDS)
     ]
     fitted = DistillConfig(
-        proposer="map" if "full" in shards.plan.names else "crops",
+        proposer="map" if "full" in shards.crop_layout.names else "crops",
         position_prior=True,
         seed=wanted.seed,
     )
@@ -83,31 +63,31 @@ def plan_parts(
     )
 
 
-def _check_images(wanted: HeadroomConfig, shards: Shards) -> None:
+def _check_images(wanted: HeadroomConfig, shards: ShardFolder) -> None:
     num_train = shards.manifest.num_samples("train")
     most = num_train // FOLDS
     if most < wanted.batch_size:
         raise ConfigError(
             f"each half of the training images must fill a batch; got --batch-size "
-            f"{wanted.batch_size} for {num_train} images in {shards.folder}. "
+            f"{wanted.batch_size} for {num_train} images in {shards.path}. "
             f"{f'Lower --batch-size to {most}' if most > 1 else 'Take more images'}, and leave "
             "--limit out if it is given."
         )
     shards.reader("val")  # which must hold images
 
 
-def _count_crops(config: TrainConfig, shards: Shards) -> int:
-    chosen = candidate_indices(config, shards.plan)
+def _count_crops(config: TrainConfig, shards: ShardFolder) -> int:
+    chosen = candidate_indices(config, shards.crop_layout)
     if len(chosen) < 2:
         raise ConfigError(
             "an estimate needs at least two candidates to choose among; got "
-            f"{', '.join(shards.plan.names[k] for k in chosen)} in {shards.folder}. "
+            f"{', '.join(shards.crop_layout.names[k] for k in chosen)} in {shards.path}. "
             "Name more in --candidates, or build shards with --candidates full+five."
         )
     return len(chosen)
 
 
-def work_folder(output: Path, wanted: HeadroomConfig, shards: Shards) -> Path:
+def work_folder(output: Path, wanted: HeadroomConfig, shards: ShardFolder) -> Path:
     """Name the folder of one estimate: the same options on the same shards have the same one.
 
     It lies a floor deeper than runs do, so that no report takes its parts for runs.
@@ -118,7 +98,12 @@ def work_folder(output: Path, wanted: HeadroomConfig, shards: Shards) -> Path:
 
 
 def estimate_headroom(
-    parts: tuple[PlannedRun, ...], *, shards: Shards, folder: Path, process: Process, on_run: OnRun
+    parts: tuple[PlannedRun, ...],
+    *,
+    shards: ShardFolder,
+    folder: Path,
+    process: Process,
+    on_run: OnRun,
 ) -> Headroom:
     """Train the parts that are not finished yet, and compare ways to choose.
 
@@ -167,7 +152,7 @@ def estimate_headroom(
 
 def _losses(
     halves: list[PlannedRun],
-    shards: Shards,
+    shards: ShardFolder,
     folder: Path,
     process: Process,
     on_progress: OnProgress,

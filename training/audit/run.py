@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.audit.box_run import choose_on_boxes
 from training.audit.verdict import Audit, audit
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run.folder import RunPaths
 from training.run.load import load_model
@@ -39,14 +39,14 @@ class Audited:
     others: tuple[Arm, ...]
     run: FinishedRun
     model: SelectiveClassifier
-    shards: Shards
+    shards: ShardFolder
     process: Process
 
 
 def audit_run(
     run: Path,
     *,
-    shards: Shards,
+    shards: ShardFolder,
     boxes: Path | None,
     workers: int,
     process: Process,
@@ -88,7 +88,7 @@ def audit_run(
     )
 
 
-def _is_of(run: FinishedRun, shards: Shards) -> bool:
+def _is_of(run: FinishedRun, shards: ShardFolder) -> bool:
     """Whether a run's table is of these very samples."""
     return run.record.data.fingerprint == shards.manifest.fingerprint
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import ShardFolder
 from training.audit.boxes import Point
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import MapProposer
 from training.score.choices import glimpse_batches
@@ -21,7 +21,7 @@ WINDOW = FINE // 3  # of them, odd
 
 
 def read_maps(
-    model: SelectiveClassifier, shards: Shards, rows: Sequence[int], process: Process
+    model: SelectiveClassifier, shards: ShardFolder, rows: Sequence[int], process: Process
 ) -> Tensor | None:
     """Map some validation images, float32 `(B, M, N)` in logits; None for other proposers.
 

@@ -13,12 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline import ShardFolder, evaluation_batches
 from pipeline.common.errors import DivergedError
-from pipeline.read.sampler import evaluation_batches
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier, autocast
 from training.model.proposer import Proposal, Proposer
@@ -39,7 +38,7 @@ OnRows = Callable[[int], None]
 def fill_fold(
     matrix: LossMatrix,
     model: SelectiveClassifier,
-    shards: Shards,
+    shards: ShardFolder,
     *,
     fold: int,
     process: Process,
@@ -58,7 +57,7 @@ def fill_fold(
 
 @torch.inference_mode()
 def judge(
-    model: SelectiveClassifier, shards: Shards, *, process: Process, on_rows: OnRows
+    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_rows: OnRows
 ) -> Judged:
     """Run the classifier on every crop of the validation split."""
     model.eval()

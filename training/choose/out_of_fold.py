@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from training.choose.fit_proposer import count_fitted, fill_fold, fit_proposer, judge
 from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
 from training.data.augment import mirrored_candidates
 from training.data.processes import Process, require_one
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.run.checkpoint import (
     CheckpointMeta,
@@ -40,7 +40,7 @@ def distill(
     run: RunPaths,
     wanted: DistillConfig,
     *,
-    shards: Shards,
+    shards: ShardFolder,
     paths: RunPaths,
     process: Process,
     workers: int,
@@ -100,7 +100,7 @@ def distill(
             base,
             name=paths.folder.name,
             config=config,
-            shards=str(shards.folder),
+            shards=str(shards.path),
             commit=current_commit(),
             hardware=describe_hardware(process.device),
             epochs=(),
@@ -134,16 +134,16 @@ def _finished(paths: RunPaths, config: TrainConfig) -> RunRecord:
     return record
 
 
-def _columns(base: RunRecord, config: TrainConfig, shards: Shards, run: RunPaths) -> list[int]:
+def _columns(base: RunRecord, config: TrainConfig, shards: ShardFolder, run: RunPaths) -> list[int]:
     """Find the wanted candidates among those that the run's losses are of."""
-    known = candidate_indices(base.config, shards.plan)
-    wanted = candidate_indices(config, shards.plan)
-    missing = [shards.plan.names[k] for k in wanted if k not in known]
+    known = candidate_indices(base.config, shards.crop_layout)
+    wanted = candidate_indices(config, shards.crop_layout)
+    missing = [shards.crop_layout.names[k] for k in wanted if k not in known]
     if missing:
         raise ConfigError(
             f"--candidates must be some of the run's; got {', '.join(missing)}, which the "
             f"classifier in {run.folder} was not trained on. Name some of "
-            f"{', '.join(shards.plan.names[k] for k in known)}."
+            f"{', '.join(shards.crop_layout.names[k] for k in known)}."
         )
     return [known.index(k) for k in wanted]
 
@@ -151,7 +151,7 @@ def _columns(base: RunRecord, config: TrainConfig, shards: Shards, run: RunPaths
 def fit_and_choose(
     model: SelectiveClassifier,
     losses_NK: Tensor,
-    shards: Shards,
+    shards: ShardFolder,
     *,
     process: Process,
     on_progress: OnProgress,
@@ -179,8 +179,8 @@ def fit_and_choose(
         torch.cat([glimpses_BLSS.cpu().clone() for glimpses_BLSS in seen]),  # they are used again
         losses_NK,
         model.config,
-        counterparts=mirrored_candidates(shards.plan, model.candidates),
-        looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
+        counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
+        looked_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         on_rows=counting(on_progress, "fit", count_fitted(model.config, len(losses_NK))),
     )
     model.eval()
@@ -231,14 +231,14 @@ def _check_absent(paths: RunPaths) -> None:
         )
 
 
-def _check_shards(base: RunRecord, run: RunPaths, shards: Shards) -> None:
+def _check_shards(base: RunRecord, run: RunPaths, shards: ShardFolder) -> None:
     """Make sure that the losses beside a run are of its weights, and of the shards' images."""
     meta = read_meta(run.last)
-    check_fits(meta, shards.manifest, shards.folder)
+    check_fits(meta, shards.manifest, shards.path)
     if base.data.fingerprint != shards.manifest.fingerprint:
         raise CheckpointError(
             "a run must be distilled on the shards that it was trained on, which its losses are "
-            f"of; got others in {shards.folder}. Name the run's own with --shards, or train one "
+            f"of; got others in {shards.path}. Name the run's own with --shards, or train one "
             "on these."
         )
     check_own(run.last, meta, base)
@@ -248,7 +248,7 @@ def loss_matrix(
     run: RunPaths,
     base: RunRecord,
     *,
-    shards: Shards,
+    shards: ShardFolder,
     process: Process,
     on_progress: OnProgress,
     on_epoch: OnEpoch,
@@ -286,7 +286,12 @@ def loss_matrix(
 
 
 def judge_run(
-    run: RunPaths, base: RunRecord, *, shards: Shards, process: Process, on_progress: OnProgress
+    run: RunPaths,
+    base: RunRecord,
+    *,
+    shards: ShardFolder,
+    process: Process,
+    on_progress: OnProgress,
 ) -> Judged:
     """Take up what a run's classifier says of the validation images, or let it say it.
 

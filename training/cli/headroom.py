@@ -41,16 +41,16 @@ def headroom(
     the label, so a proposer gains less. Finished runs on SHARDS that choose are shown beside it.
     The same command goes on where it stopped.
     """
+    from pipeline import ShardFolder
     from training.audit.headroom import shown_by
-    from training.audit.headroom_run import estimate_headroom, limited, plan_parts, work_folder
+    from training.audit.headroom_run import estimate_headroom, plan_parts, work_folder
     from training.cli.progress import StudyBars
     from training.data.processes import started
-    from training.data.shards import Shards
     from training.report.terminal import headroom_text
     from training.study.finished import group_arms, read_runs_on
 
     wanted = HeadroomConfig(**options)
-    opened = limited(Shards.open(shards), wanted.limit)
+    opened = ShardFolder.open(shards).limited(wanted.limit)
     parts = plan_parts(wanted, opened, workers=workers, device=device)
     beside = read_runs_on(output if runs is None else runs, opened.manifest.fingerprint)
     with started(device) as process, progress_bars("images/s", extra=(FIGURES,)) as bars:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.format.crops import CANDIDATES_TEXT
+from pipeline import CANDIDATES_TEXT
 from training.config import (
     DEVICES,
     PROPOSERS,

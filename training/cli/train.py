@@ -68,12 +68,12 @@ def from_shards(
     check_used(config.policy, typed)  # also where the default was typed
     paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
 
+    from pipeline import ShardFolder
     from training.cli.progress import run_reporters
     from training.data.processes import started
-    from training.data.shards import Shards
     from training.run.train import fit
 
-    opened = Shards.open(shards)
+    opened = ShardFolder.open(shards)
     with started(config.device) as process, _bars(process.is_main) as bars:
         on_progress, on_epoch = run_reporters(bars, config.epochs)
         record = fit(
@@ -199,13 +199,13 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
     choosing-64 fit proposers of every kind. Every run leaves a record. Run the same command again
     to go on where it stopped.
     """
+    from pipeline import ShardFolder
     from training.cli.progress import StudyBars
     from training.data.processes import started
-    from training.data.shards import Shards
     from training.study.profiles import PROFILES
     from training.study.runner import plan_runs, run_study
 
-    opened = Shards.open(shards)
+    opened = ShardFolder.open(shards)
     runs = plan_runs(PROFILES[profile], opened, **options)
     with started(options["device"]) as process, _bars(process.is_main) as bars:
         shown = StudyBars(bars, runs)

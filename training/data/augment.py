@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.format.crops import Box, CropLayout
+from pipeline import Box, CropLayout
 from training.data.shards import Batch
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.format.sample import Sample
-from pipeline.stream.partition import Part
-from pipeline.stream.stream import SampleStream
+from pipeline import Part, Sample, SampleStream
 from training.data.processes import Process
 
 

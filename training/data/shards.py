@@ -5,8 +5,6 @@ px, S glimpse px.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -14,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline import (
+    ArrayBatch,
+    BatchLoader,
+    BatchSpec,
+    Indices,
+    Pixels,
+    ShardReader,
+    steps_per_epoch,
+    training_batches,
+)
 from pipeline.common.errors import ConfigError
-from pipeline.format import manifest as manifests
-from pipeline.format.crops import CropLayout
-from pipeline.format.manifest import Manifest
-from pipeline.pixels import Pixels
-from pipeline.read.collate import BatchSpec
-from pipeline.read.loader import ArrayBatch, BatchLoader
-from pipeline.read.reader import ShardReader
-from pipeline.read.sampler import Indices, steps_per_epoch, training_batches
 
 
 class Batch(NamedTuple):
@@ -45,39 +45,6 @@ class Batch(NamedTuple):
         """Copy to a device."""
         tensors = (None if t is None else t.to(device, non_blocking=True) for t in self)
         return Batch(*tensors)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shards:
-    """A folder of shards, opened."""
-
-    folder: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, path: Path) -> "Shards":
-        """Open the shards that a user means; see `pipeline.format.manifest.find`."""
-        folder = manifests.find(path)
-        return cls(folder=folder, manifest=manifests.load(folder))
-
-    @property
-    def plan(self) -> CropLayout:
-        """The candidates that the shards hold."""
-        return self.manifest.spec.crop_layout
-
-    def reader(self, split: str) -> ShardReader:
-        """Open one split.
-
-        Raises:
-            ConfigError: If it holds no sample.
-        """
-        reader = ShardReader(self.folder, self.manifest, self.manifest.of_split(split))
-        if not len(reader):
-            raise ConfigError(
-                f"a split must hold samples; got 0 in {split} of {self.folder}. "
-                "Build shards from a source with images in both splits."
-            )
-        return reader
 
 
 class BatchReader:

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import BatchSpec, CropLayout, ShardFolder
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import CropLayout
-from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process
-from training.data.shards import BatchReader, Shards
+from training.data.shards import BatchReader
 from training.model import estimators
 from training.model.proposer import Proposal, looked_at, make_proposer
 
@@ -139,7 +138,7 @@ class SelectiveClassifier(nn.Module):
         )
         return losses_B, (logits_BC.argmax(1) == labels_B).float()
 
-    def reader(self, shards: Shards, split: str, process: Process) -> BatchReader:
+    def reader(self, shards: ShardFolder, split: str, process: Process) -> BatchReader:
         """Open one split for what the networks look at."""
         content = BatchSpec(
             candidates=self.candidates,

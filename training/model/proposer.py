@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import FULL, CropLayout
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import FULL, CropLayout
 from training.config import TrainConfig
 from training.data.augment import mirrored_boxes
 

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.format.crops import CropLayout
-from pipeline.pixels import Pixels
-from pipeline.read.reader import ShardReader
-from training.data.shards import Shards
+from pipeline import CropLayout, Pixels, ShardFolder, ShardReader
 from training.model.classifier import candidate_indices
 from training.report.html import data_uri
 from training.score.crop_logits import Table
@@ -63,13 +60,13 @@ class SheetRow:
     heat: str | None = None
 
 
-def why_no_sheet(run: FinishedRun, shards: Shards | None) -> str | None:
+def why_no_sheet(run: FinishedRun, shards: ShardFolder | None) -> str | None:
     """Say why a run's choices cannot be shown; None where they can."""
     if shards is None:
         return "No shards were named, so there are no pictures; add --shards SHARDS."
     if shards.manifest.fingerprint != run.record.data.fingerprint:
         return (
-            f"The shards in {shards.folder} are not those of the runs, so there are no pictures; "
+            f"The shards in {shards.path} are not those of the runs, so there are no pictures; "
             "name the runs' own with --shards."
         )
     if run.table is None:
@@ -78,7 +75,7 @@ def why_no_sheet(run: FinishedRun, shards: Shards | None) -> str | None:
 
 
 def draw_sheet(
-    run: FinishedRun, table: Table, shards: Shards, *, num_rows: int
+    run: FinishedRun, table: Table, shards: ShardFolder, *, num_rows: int
 ) -> tuple[SheetRow, ...]:
     """Show what a run chose on some validation images.
 
@@ -90,7 +87,7 @@ def draw_sheet(
     """
     reader = shards.reader("val")
     predicted_N = final_prediction(table, run.record.config.policy).tolist()
-    candidates = candidate_indices(run.record.config, shards.plan)
+    candidates = candidate_indices(run.record.config, shards.crop_layout)
     return tuple(
         _row(
             reader, index, shards,
@@ -112,13 +109,13 @@ def drawn_rows(num_samples: int, num_rows: int) -> list[int]:
 def _row(
     reader: ShardReader,
     index: int,
-    shards: Shards,
+    shards: ShardFolder,
     *,
     candidates: tuple[int, ...],
     probabilities: Sequence[float],
     predicted: int,
 ) -> SheetRow:
-    sample, plan, names = reader.read(index), shards.plan, shards.manifest.class_names
+    sample, plan, names = reader.read(index), shards.crop_layout, shards.manifest.class_names
     chosen = int(np.argmax(probabilities))
     x0, y0, x1, y1 = plan.normalised()[candidates[chosen]]
     crops = tuple(

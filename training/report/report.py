@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from pipeline import ShardFolder
 from pipeline.common.atomic_io import named_output, require_file, write_file
 from pipeline.common.errors import ConfigError
-from training.data.shards import Shards
 from training.report.html import fill_template
 from training.report.study_json import digest
 from training.report.study_page import Page, make_page
@@ -34,7 +34,7 @@ def write_reports(
             sets.
         CheckpointError: If a record or a table is damaged.
     """
-    opened = None if shards is None else Shards.open(shards)
+    opened = None if shards is None else ShardFolder.open(shards)
     found = _picked(read_runs(folder), folder, opened)
     told = [runs for runs in found if runs.finished]
     if not told:
@@ -60,7 +60,7 @@ def write_reports(
 
 
 def _picked(
-    found: tuple[DataRuns, ...], folder: Path, shards: Shards | None
+    found: tuple[DataRuns, ...], folder: Path, shards: ShardFolder | None
 ) -> tuple[DataRuns, ...]:
     """Keep the runs on the shards that were named, if the folder has runs on others as well."""
     if shards is None or len(found) == 1:
@@ -69,7 +69,7 @@ def _picked(
     if not own:
         raise ConfigError(
             f"--shards must be those of runs in {folder}, which are on {len(found)} data sets; got "
-            f"others in {shards.folder}. Name those of one, or leave --shards out for a page each."
+            f"others in {shards.path}. Name those of one, or leave --shards out for a page each."
         )
     return own
 
@@ -83,7 +83,7 @@ def _names(found: list[DataRuns]) -> list[str]:
     ]
 
 
-def _write(runs: DataRuns, path: Path, shards: Shards | None, data_note: str) -> None:
+def _write(runs: DataRuns, path: Path, shards: ShardFolder | None, data_note: str) -> None:
     page = make_page(runs.finished, unfinished=runs.unfinished, shards=shards, data_note=data_note)
     write_file(path, render_page(page).encode())
     text = json.dumps(digest(page.arms), indent=1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from training.data.shards import Shards
+from pipeline import ShardFolder
 from training.report.charts import costs, plots
 from training.report.contact_sheet import SheetRow, draw_sheet, why_no_sheet
 from training.run.record import DataRecord, RunRecord
@@ -82,7 +82,7 @@ def make_page(
     runs: Sequence[FinishedRun],
     *,
     unfinished: tuple[RunRecord, ...] = (),
-    shards: Shards | None = None,
+    shards: ShardFolder | None = None,
     data_note: str = "",
 ) -> Page:
     """Turn finished runs into all that the page shows."""
@@ -108,7 +108,7 @@ def make_page(
     )
 
 
-def _sheet(arm: Arm | None, shards: Shards | None) -> tuple[tuple[SheetRow, ...], str | None]:
+def _sheet(arm: Arm | None, shards: ShardFolder | None) -> tuple[tuple[SheetRow, ...], str | None]:
     if arm is None:
         return (), "No run chose its crop, so there is no choice to show."
     run = arm.best_run

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pipeline import DataSpec, Manifest
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
-from pipeline.format.manifest import Manifest
-from pipeline.format.spec import DataSpec
 from training.config import TrainConfig, changed_options, config_from_json, config_to_json
 from training.run.folder import RunPaths
 from training.run.record import EpochPart, RunRecord

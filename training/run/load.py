@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
 from training.run.folder import RunPaths
@@ -57,7 +57,7 @@ def evaluate_run(
 
 def load_model(
     paths: RunPaths,
-    shards: Shards,
+    shards: ShardFolder,
     *,
     candidates: str | None = None,
     checkpoint: str = "last",
@@ -80,7 +80,7 @@ def load_model(
     """
     weights = paths.best if checkpoint == "best" else paths.last
     meta = read_meta(weights)
-    check_fits(meta, shards.manifest, shards.folder)
+    check_fits(meta, shards.manifest, shards.path)
     check_own(weights, meta, load_record(paths.record))
     config = replace(
         meta.config,
@@ -94,16 +94,16 @@ def load_model(
     return model
 
 
-def shards_of(record: RunRecord, path: Path | None) -> Shards:
+def shards_of(record: RunRecord, path: Path | None) -> ShardFolder:
     """Open the shards that are named, or those that a run was trained on, where it found them.
 
     Raises:
         CheckpointError: If they are no longer there.
     """
     if path:
-        return Shards.open(path)
+        return ShardFolder.open(path)
     try:
-        return Shards.open(Path(record.shards))
+        return ShardFolder.open(Path(record.shards))
     except ConfigError as error:
         raise CheckpointError(
             f"a run's shards must be where it found them; got none at {record.shards}, seen from "

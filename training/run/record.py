@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
+from pipeline import DataSpec, Manifest
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from pipeline.format.manifest import Manifest
-from pipeline.format.spec import DataSpec
 from training.config import TrainConfig, config_from_json, config_to_json
 from training.score.metrics import Evaluation
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from pipeline import ShardFolder
 from pipeline.common.atomic_io import named_output, require_folder, write_file
 from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError, EveryRankError
 from pipeline.common.file_lock import folder_lock
 from training.config import DISTILLED, TRAINED, TrainConfig, changed_options
 from training.data.processes import Process, sum_over_ranks, wait_for_main
-from training.data.shards import Shards
 from training.run.checkpoint import (
     DIGEST,
     CheckpointMeta,
@@ -98,7 +98,7 @@ def _held(paths: RunPaths, option: str) -> Iterator[None]:
 
 
 def open_record(
-    config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process, resume: bool
+    config: TrainConfig, *, shards: ShardFolder, paths: RunPaths, process: Process, resume: bool
 ) -> RunRecord:
     """Start a record, or take up the one that is there.
 
@@ -118,7 +118,7 @@ def open_record(
                 "Add --resume to go on with it, or name another --experiment."
             )
         meta = read_meta(paths.last)
-        check_fits(meta, shards.manifest, shards.folder)
+        check_fits(meta, shards.manifest, shards.path)
         record = load_record(paths.record)
         _check_same(record, config, shards=shards, paths=paths, process=process)
         check_own(paths.last, meta, record)
@@ -130,7 +130,7 @@ def open_record(
         name=paths.folder.name,
         config=config,
         data=DataRecord.of(shards.manifest),
-        shards=str(shards.folder),
+        shards=str(shards.path),
         commit=current_commit(),
         hardware=describe_hardware(process.device),
         world_size=process.world_size,
@@ -141,14 +141,19 @@ def open_record(
 
 
 def _check_same(
-    record: RunRecord, config: TrainConfig, *, shards: Shards, paths: RunPaths, process: Process
+    record: RunRecord,
+    config: TrainConfig,
+    *,
+    shards: ShardFolder,
+    paths: RunPaths,
+    process: Process,
 ) -> None:
     changed = [
         f"{option} {there} there, {asked} asked for"
         for option, there, asked in changed_options(record.config, config)
     ]
     if record.data.fingerprint != shards.manifest.fingerprint:
-        changed.append(f"shards of other images or options in {shards.folder}")
+        changed.append(f"shards of other images or options in {shards.path}")
     if record.evaluation is None and record.world_size != process.world_size:
         changed.append(f"{record.world_size} processes there, {process.world_size} now")
     if changed:

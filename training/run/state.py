@@ -10,13 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.common.errors import ConfigError
-from pipeline.format.crops import CropLayout
-from pipeline.read.sampler import Indices
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process, parallel
-from training.data.shards import Shards, TrainingBatches
+from training.data.shards import TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.proposer import suited_channels
 from training.run.schedule import make_scheduler
@@ -57,7 +56,7 @@ class RunState:
     autocast: bool
 
 
-def build_state(config: TrainConfig, shards: Shards, process: Process) -> RunState:
+def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> RunState:
     """Build a run that has not taken a step.
 
     Raises:
@@ -67,7 +66,7 @@ def build_state(config: TrainConfig, shards: Shards, process: Process) -> RunSta
     if config.shift >= crop_px:
         raise ConfigError(
             f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
-            f"px in {shards.folder}. Lower --shift."
+            f"px in {shards.path}. Lower --shift."
         )
     if config.holds_proposer and not config.initial_checkpoint:
         raise ConfigError(
@@ -94,9 +93,9 @@ def build_state(config: TrainConfig, shards: Shards, process: Process) -> RunSta
         trained=_trained(model, config),
         scheduler=make_scheduler(optimizer, config, len(batches)),
         batches=batches,
-        plan=shards.plan,
-        counterparts=mirrored_candidates(shards.plan, model.candidates),
-        looked_counterparts=mirrored_candidates(shards.plan, model.looked_at),
+        plan=shards.crop_layout,
+        counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
+        looked_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )
@@ -113,19 +112,19 @@ def fold_rows(num_samples: int, fold: int) -> Indices:
     return np.arange(fold, num_samples, FOLDS)
 
 
-def build_model(config: TrainConfig, shards: Shards, process: Process) -> SelectiveClassifier:
+def build_model(config: TrainConfig, shards: ShardFolder, process: Process) -> SelectiveClassifier:
     """Build the networks with the seed's weights, on the process's device."""
     torch.manual_seed(config.seed)
     model = SelectiveClassifier(
         config,
-        plan=shards.plan,
+        plan=shards.crop_layout,
         num_classes=len(shards.manifest.classes),
         glimpse_px=glimpse_side(config, shards),
     )
     return model.to(process.device)
 
 
-def settled(config: TrainConfig, shards: Shards) -> TrainConfig:
+def settled(config: TrainConfig, shards: ShardFolder) -> TrainConfig:
     """Fill in the proposer's channels where none are asked for: a record says what was run."""
     if config.proposer_channels is not None or not config.selects:
         return config
@@ -133,7 +132,7 @@ def settled(config: TrainConfig, shards: Shards) -> TrainConfig:
     return replace(config, proposer_channels=channels)
 
 
-def glimpse_side(config: TrainConfig, shards: Shards) -> int:
+def glimpse_side(config: TrainConfig, shards: ShardFolder) -> int:
     """Give the side of a run's glimpses, px.
 
     Raises:
@@ -144,7 +143,7 @@ def glimpse_side(config: TrainConfig, shards: Shards) -> int:
     if side > spec.crop_size:
         raise ConfigError(
             f"glimpse size must fit the crop; got --glimpse-size {side} px for crops of "
-            f"{spec.crop_size} px in {shards.folder}. Lower --glimpse-size."
+            f"{spec.crop_size} px in {shards.path}. Lower --glimpse-size."
         )
     return side
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DivergedError, PreemptedRunError, StoppedRunError
 from training.config import TrainConfig
 from training.data.processes import Process, sum_over_ranks, wait_for_main
-from training.data.shards import Shards
 from training.run.checkpoint import digest_of, load_initial
 from training.run.epoch import OnProgress, counting, epoch_record, train_epoch
 from training.run.folder import RunPaths
@@ -30,7 +30,7 @@ OnEpoch = Callable[[EpochRecord], None]
 def fit(
     config: TrainConfig,
     *,
-    shards: Shards,
+    shards: ShardFolder,
     paths: RunPaths,
     process: Process,
     resume: bool,
@@ -72,7 +72,7 @@ def fit(
 def train(
     config: TrainConfig,
     *,
-    shards: Shards,
+    shards: ShardFolder,
     paths: RunPaths,
     process: Process,
     on_progress: OnProgress,
@@ -92,7 +92,7 @@ def train(
 def _train(
     config: TrainConfig,
     record: RunRecord,
-    shards: Shards,
+    shards: ShardFolder,
     paths: RunPaths,
     process: Process,
     on_progress: OnProgress,
@@ -143,7 +143,7 @@ class _Training:
     """
 
     state: RunState
-    shards: Shards
+    shards: ShardFolder
     paths: RunPaths
     record: RunRecord
     best: float
@@ -209,7 +209,7 @@ class _Training:
 
 def _finish(
     state: RunState,
-    shards: Shards,
+    shards: ShardFolder,
     paths: RunPaths,
     record: RunRecord,
     *,

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import ShardFolder
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier, autocast
 from training.score.evaluate import EVALUATION_BATCH
 
 
 def glimpse_batches(
     model: SelectiveClassifier,
-    shards: Shards,
+    shards: ShardFolder,
     process: Process,
     *,
     split: str,

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.read.sampler import Indices, evaluation_batches
+from pipeline import Indices, ShardFolder, evaluation_batches
 from training.data import augment
 from training.data.processes import Process, sum_over_ranks
-from training.data.shards import Batch, Shards
+from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, autocast
 from training.model.estimators import take
 from training.score.crop_logits import Table
@@ -29,7 +29,7 @@ CHOICE_SEED = 0  # of the one random crop that policy `random` is scored on afte
 
 @torch.inference_mode()
 def evaluate_choice(
-    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_images: OnImages
 ) -> float:
     """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch."""
     model.eval()
@@ -45,7 +45,7 @@ def evaluate_choice(
 
 
 def val_batches(
-    model: SelectiveClassifier, shards: Shards, process: Process
+    model: SelectiveClassifier, shards: ShardFolder, process: Process
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
     """Read this rank's share of the validation split, and view its crops."""
     pieces = evaluation_batches(
@@ -59,7 +59,7 @@ def val_batches(
 
 def crop_batches(
     model: SelectiveClassifier,
-    shards: Shards,
+    shards: ShardFolder,
     process: Process,
     *,
     split: str,
@@ -68,7 +68,7 @@ def crop_batches(
     """Read samples in pieces, and view their crops, each `(B, H, W, 3)`."""
     reader = model.reader(shards, split, process)
     for batch in reader.batches(pieces):
-        yield batch, augment.cut(batch, shards.plan, model.candidates)
+        yield batch, augment.cut(batch, shards.crop_layout, model.candidates)
 
 
 def _policy_prediction(
@@ -101,7 +101,7 @@ def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
 
 
 def evaluate_table(
-    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_images: OnImages
 ) -> tuple[Table, Evaluation]:
     """Run the classifier on every crop of the validation split, and draw the figures."""
     table = make_table(model, shards, process=process, on_images=on_images)
@@ -122,7 +122,7 @@ def count_images(on_progress: Callable[[int, int], None], total: int) -> OnImage
 
 @torch.inference_mode()
 def make_table(
-    model: SelectiveClassifier, shards: Shards, *, process: Process, on_images: OnImages
+    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_images: OnImages
 ) -> Table:
     """Run the classifier on every crop of the validation split.
 

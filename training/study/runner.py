@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from training.choose.out_of_fold import distill
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
 from training.data.processes import Process, require_one
-from training.data.shards import Shards
 from training.model.classifier import candidate_indices
 from training.run.epoch import OnProgress
 from training.run.folder import RunPaths
@@ -42,7 +42,7 @@ class PlannedRun:
 
 def plan_runs(
     profile: Profile,
-    shards: Shards,
+    shards: ShardFolder,
     *,
     device: str,
     workers: int,
@@ -89,15 +89,15 @@ def plan_runs(
     return runs
 
 
-def _run(arm: PlannedArm, config: TrainConfig, shards: Shards) -> PlannedRun:
+def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRun:
     wanted = arm.distilled and replace(arm.distilled, seed=config.seed)
     base = arm.base and f"{arm.base}-s{config.seed}"
     _check_fits(wanted or config, shards)
     num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
-    num_crops = len(candidate_indices(config, shards.plan))
+    num_crops = len(candidate_indices(config, shards.crop_layout))
     name = f"{arm.name}-s{config.seed}"
     if wanted is not None:
-        cost = round(FITTING * num_train * wanted.epochs / len(shards.plan))
+        cost = round(FITTING * num_train * wanted.epochs / len(shards.crop_layout))
         return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
     shown = config.num_draws or num_crops if config.policy == "expected" else 1
     trained = shown * config.epochs * num_train
@@ -105,13 +105,13 @@ def _run(arm: PlannedArm, config: TrainConfig, shards: Shards) -> PlannedRun:
     return PlannedRun(name=name, config=config, cost=trained + scored, base=base)
 
 
-def _check_fits(config: TrainConfig | DistillConfig, shards: Shards) -> None:
-    shards.plan.indices(config.candidates or shards.manifest.spec.candidates)
+def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> None:
+    shards.crop_layout.indices(config.candidates or shards.manifest.spec.candidates)
     crop_px = shards.manifest.spec.crop_size
     if (config.glimpse_size or 0) > crop_px:
         raise ConfigError(
             f"--profile must fit the shards; got glimpses of {config.glimpse_size} px for crops "
-            f"of {crop_px} px in {shards.folder}. Build shards with a larger --crop-size, or "
+            f"of {crop_px} px in {shards.path}. Build shards with a larger --crop-size, or "
             "choose a smaller profile."
         )
 
@@ -119,7 +119,7 @@ def _check_fits(config: TrainConfig | DistillConfig, shards: Shards) -> None:
 def run_study(
     runs: list[PlannedRun],
     *,
-    shards: Shards,
+    shards: ShardFolder,
     output: Path,
     process: Process,
     on_run: Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]],
@@ -171,7 +171,7 @@ def run_study(
 def _finish(
     run: PlannedRun,
     *,
-    shards: Shards,
+    shards: ShardFolder,
     output: Path,
     process: Process,
     on_progress: OnProgress,

@@ -27,7 +27,7 @@ from pipeline.format.ustar import TAR_END, tar_header, tar_padding
 from pipeline.read.reader import ShardReader
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
-from pipeline.verify.verify import verify
+from pipeline.verify.verify import verify_shards
 
 # All that webdataset would decode by itself, a few of them as its other handlers would.
 SUFFIXES = sorted({*decoders, "pickle.gz", "pkl.gz", "PKL", "x.pyd", "npy.gz", "jpg", "mp4", "py"})
@@ -142,7 +142,7 @@ def as_a_stream(folder: Path) -> None:
 
 
 def by_verify(folder: Path) -> None:
-    verify(folder, workers=1)
+    verify_shards(folder, workers=1)
 
 
 def as_a_sheet(folder: Path) -> None:

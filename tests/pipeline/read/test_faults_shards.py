@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.build.build import build
+from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import VerificationError
 from pipeline.datasets.scenes import draw_dataset
@@ -21,7 +21,7 @@ from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
 from pipeline.stream.stream import SampleStream
-from pipeline.verify.verify import verify
+from pipeline.verify.verify import verify_shards
 
 KINDS = ("canvas-raw", "canvas-zstd", "tensors-raw")
 Read = Callable[[Path, Manifest, ShardEntry], list[str]]
@@ -49,7 +49,7 @@ def build_small(images: Path, out: Path, kind: str, **options: int) -> Manifest:
         source=images, out=out, crop_size=16, glimpse_size=8, layout=layout, codec=codec,
         workers=1, limit=4, **{"canvas_size": 24, **options},
     )  # fmt: skip
-    return build(config).manifest
+    return build_shards(config).manifest
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def own(whole: Path, tmp_path: Path) -> tuple[Path, Manifest, ShardEntry, bytes]
 
 
 def by_verify(folder: Path, manifest: Manifest, _shard: ShardEntry) -> list[str]:
-    verify(folder, workers=1)
+    verify_shards(folder, workers=1)
     return [key for shard in manifest.of_split("train") for key in shard.samples.keys]
 
 

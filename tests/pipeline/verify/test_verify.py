@@ -14,11 +14,11 @@ from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
 from pipeline.verify import verify as verifying
-from pipeline.verify.verify import Verdict, verify
+from pipeline.verify.verify import Verdict, verify_shards
 
 
 def check(folder: Path) -> Verdict:
-    return verify(folder, workers=2)
+    return verify_shards(folder, workers=2)
 
 
 def flip(path: Path, position: int) -> None:
@@ -42,7 +42,7 @@ def own(shards: Path, tmp_path: Path) -> Path:
 
 def test_whole_shards_pass_and_progress_reaches_every_sample(shards: Path) -> None:
     progress = Reported()
-    verdict = verify(shards, workers=2, progress=progress)
+    verdict = verify_shards(shards, workers=2, progress=progress)
     assert verdict.folder == shards
     assert verdict.unnamed == ()
     assert progress.calls[0] == ("verifying", 0, 27)
@@ -82,7 +82,7 @@ def test_a_flipped_byte_behind_the_last_sample_is_found(from_end: int, own: Path
 
 
 def again(folder: Path) -> Verdict:
-    return verify(folder, workers=2, reads_all=False)
+    return verify_shards(folder, workers=2, reads_all=False)
 
 
 def test_what_was_found_whole_is_read_again_only_where_it_was_written_to(own: Path) -> None:

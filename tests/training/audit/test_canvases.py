@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.audit.canvases import check_canvases, make_offer, predict_canvases
 from training.audit.priced import at_price
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
 from training.run.state import build_model
@@ -27,13 +27,13 @@ def ignore(*_: object) -> None:
 
 
 def test_canvases_are_classified_as_they_are_stored(
-    opened: Shards, alone: Process, tiny: Tiny
+    opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(), opened, alone).eval()
     seen: list[int] = []
     predicted_N = predict_canvases(model, opened, process=alone, on_images=seen.append)
     assert sum(seen) == len(predicted_N) == 29
-    reader, plan = opened.reader("val"), opened.plan
+    reader, plan = opened.reader("val"), opened.crop_layout
     with torch.inference_mode():
         for index in (0, 5, 28):
             canvas = torch.zeros((1, 48, 48, 3), dtype=torch.uint8)
@@ -46,7 +46,7 @@ def test_canvases_are_classified_as_they_are_stored(
 
 
 def test_the_ranks_canvases_add_up(
-    opened: Shards, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model(tiny(), opened, alone)
     whole = predict_canvases(model, opened, process=alone, on_images=ignore)
@@ -61,7 +61,7 @@ def test_the_ranks_canvases_add_up(
 
 
 def test_a_canvas_costs_what_torch_counts_and_both_costs_hold_the_proposers(
-    opened: Shards, alone: Process, tiny: Tiny
+    opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(model="resnet18"), opened, alone)
     table = make_table(model, opened, process=alone, on_images=ignore)
@@ -73,10 +73,10 @@ def test_a_canvas_costs_what_torch_counts_and_both_costs_hold_the_proposers(
 
 
 def test_what_cannot_be_priced_says_why(
-    opened: Shards, scene_tensors: Path, alone: Process, tiny: Tiny
+    opened: ShardFolder, scene_tensors: Path, alone: Process, tiny: Tiny
 ) -> None:
     with pytest.raises(ConfigError, match=r"needs shards that hold canvases; got --layout tensors"):
-        check_canvases(build_model(tiny(), opened, alone), Shards.open(scene_tensors))
+        check_canvases(build_model(tiny(), opened, alone), ShardFolder.open(scene_tensors))
     with pytest.raises(ConfigError, match=r"needs a run that chooses.*got --policy whole"):
         check_canvases(build_model(tiny(policy="whole"), opened, alone), opened)
     fixed = build_model(tiny(), opened, alone)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from click.testing import Result
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.audit import headroom_run
-from training.audit.headroom_run import estimate_headroom, limited, plan_parts, work_folder
+from training.audit.headroom_run import estimate_headroom, plan_parts, work_folder
 from training.choose import fit_proposer as distill
 from training.cli.headroom import headroom
 from training.cli.progress import StudyBars
 from training.config import HeadroomConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run import train as loop
 from training.run.folder import RunPaths
@@ -161,38 +161,19 @@ def test_finished_runs_on_the_same_shards_are_shown_and_others_are_not(
 
 
 def test_other_options_and_other_shards_have_another_folder(
-    opened: Shards, five_shards: Path, tmp_path: Path
+    opened: ShardFolder, five_shards: Path, tmp_path: Path
 ) -> None:
     configs = [HeadroomConfig(), HeadroomConfig(epochs=3), HeadroomConfig(limit=20)]
     folders = {work_folder(tmp_path, config, opened) for config in configs}
-    folders.add(work_folder(tmp_path, HeadroomConfig(), Shards.open(five_shards)))
+    folders.add(work_folder(tmp_path, HeadroomConfig(), ShardFolder.open(five_shards)))
     assert len(folders) == 4
     assert {folder.parent for folder in folders} == {tmp_path / "headroom"}
-
-
-def test_a_limit_keeps_the_first_samples_of_each_split(opened: Shards) -> None:
-    few = limited(opened, 20)
-    for split in ("train", "val"):
-        whole, kept = opened.reader(split), few.reader(split)
-        assert len(kept) == 20
-        assert kept.keys == whole.keys[:20]
-        assert kept.read(19).label == whole.read(19).label
-    assert limited(opened, 1000).manifest == opened.manifest
-
-
-def test_a_limit_over_several_shards_drops_those_beyond_it(scene_tensors: Path) -> None:
-    opened = Shards.open(scene_tensors)
-    first = len(opened.manifest.of_split("train")[0].samples)
-    assert len(opened.manifest.of_split("train")) > 1
-    few = limited(opened, first + 1)
-    assert len(few.manifest.of_split("train")) == 2
-    assert few.reader("train").keys == opened.reader("train").keys[: first + 1]
 
 
 def test_shards_without_the_whole_image_are_judged_by_a_proposer_of_crops(
     five_shards: Path,
 ) -> None:
-    shards = Shards.open(five_shards)
+    shards = ShardFolder.open(five_shards)
     *_, proposer = plan_parts(HeadroomConfig(batch_size=8), shards, workers=1, device="cpu")
     assert (proposer.config.proposer, proposer.config.position_prior) == ("crops", True)
 
@@ -205,7 +186,7 @@ def test_some_of_the_crops_can_be_asked_for(
     assert result.exit_code == 0, result.output
 
 
-def test_several_processes_are_refused(opened: Shards, alone: Process, tmp_path: Path) -> None:
+def test_several_processes_are_refused(opened: ShardFolder, alone: Process, tmp_path: Path) -> None:
     parts = plan_parts(HeadroomConfig(batch_size=8), opened, workers=1, device="cpu")
     two = Process(rank=0, world_size=2, device=alone.device)
     with pytest.raises(ConfigError, match="an estimate runs in one process; got 2"):

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline import ShardFolder
 from training.audit.saliency import peaks, read_maps, smoothed
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.proposer import mean_over_boxes
 from training.run.state import build_model
 
@@ -55,7 +55,7 @@ def test_a_peak_of_a_smoothed_map_lies_in_the_middle_of_what_is_high() -> None:
 
 
 def test_only_a_map_proposer_has_maps(
-    opened: Shards, alone: Process, tiny: Callable[..., TrainConfig]
+    opened: ShardFolder, alone: Process, tiny: Callable[..., TrainConfig]
 ) -> None:
     assert read_maps(build_model(tiny(), opened, alone), opened, [0], alone) is None
     model = build_model(tiny(proposer="map"), opened, alone).eval()

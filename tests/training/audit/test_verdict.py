@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.audit.run import audit_run
 from training.audit.verdict import Audit, audit
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.report.terminal import audit_text
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
@@ -294,7 +294,7 @@ def test_it_is_json_and_text(make_run: Make) -> None:
 
 
 def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
-    finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process, scenes: Path
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder, alone: Process, scenes: Path
 ) -> None:
     paths, record = finished
     seen: dict[str, list[tuple[int, int]]] = {}
@@ -361,10 +361,10 @@ def test_shards_of_another_layout_can_be_audited_as_well(
 
 
 def test_an_audit_takes_the_runs_on_its_shards_and_finds_renamed_folders(
-    train: Callable[..., RunRecord], tiny: Any, opened: Shards, small_shards: Path,
+    train: Callable[..., RunRecord], tiny: Any, opened: ShardFolder, small_shards: Path,
     srp_train: Callable[..., Any], tmp_path: Path,
 ) -> None:  # fmt: skip
-    small = Shards.open(small_shards)
+    small = ShardFolder.open(small_shards)
     for seed in (0, 1):
         train(tiny(seed=seed), tmp_path / "runs" / f"mine-s{seed}")
         (tmp_path / "runs" / f"mine-s{seed}").rename(tmp_path / "runs" / f"renamed {seed}")
@@ -387,7 +387,7 @@ def test_an_audit_takes_the_runs_on_its_shards_and_finds_renamed_folders(
 
 def test_what_cannot_be_audited_is_one_line(
     finished: tuple[RunPaths, RunRecord], train: Callable[..., RunRecord], tiny: Any,
-    srp_train: Callable[..., Any], tmp_path: Path, opened: Shards, alone: Process,
+    srp_train: Callable[..., Any], tmp_path: Path, opened: ShardFolder, alone: Process,
 ) -> None:  # fmt: skip
     train(tiny(policy="centre", epochs=1), tmp_path / "centre")
     result = srp_train("audit", tmp_path / "centre", "--device", "cpu")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from pipeline.format.crops import place_crops
 from training.choose import out_of_fold as distillation
@@ -21,7 +22,6 @@ from training.choose.out_of_fold import fit_and_choose
 from training.config import DistillConfig, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.proposer import CropProposer, MapProposer, Proposal, make_proposer
 from training.run.checkpoint import digest_of, load_weights
 from training.run.folder import RunPaths
@@ -203,7 +203,7 @@ def base(train: Train, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def distill(opened: Shards, alone: Process, base: RunPaths) -> Callable[..., RunRecord]:
+def distill(opened: ShardFolder, alone: Process, base: RunPaths) -> Callable[..., RunRecord]:
     """Distil a run: `distill("map", proposer="map")`."""
 
     def run(name: str, *, of: RunPaths = base, **options: Any) -> RunRecord:
@@ -216,7 +216,7 @@ def distill(opened: Shards, alone: Process, base: RunPaths) -> Callable[..., Run
 
 
 def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
-    distill: Callable[..., RunRecord], base: RunPaths, opened: Shards, alone: Process
+    distill: Callable[..., RunRecord], base: RunPaths, opened: ShardFolder, alone: Process
 ) -> None:
     distill("crops")
     files = (base.last, base.fold(0).last, base.fold(1).last)
@@ -278,7 +278,7 @@ def test_another_proposer_needs_no_other_classifier(
 
 
 def test_several_processes_are_refused(
-    base: RunPaths, opened: Shards, alone: Process, tmp_path: Path
+    base: RunPaths, opened: ShardFolder, alone: Process, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         distillation.distill(
@@ -365,7 +365,7 @@ def test_candidates_that_the_classifier_was_not_trained_on_are_refused(
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
-    train: Train, tiny: Tiny, distill: Callable[..., RunRecord], opened: Shards, tmp_path: Path
+    train: Train, tiny: Tiny, distill: Callable[..., RunRecord], opened: ShardFolder, tmp_path: Path
 ) -> None:
     run = RunPaths(folder=tmp_path / "fresh")
     train(tiny(policy="random", epochs=1), run.folder)
@@ -484,7 +484,7 @@ def test_an_arm_is_named_by_what_is_not_the_default(options: dict[str, Any], nam
 
 
 def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
-    base: RunPaths, opened: Shards, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    base: RunPaths, opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(policy="distilled", epochs=1)
     model = build_model(config, opened, alone)

@@ -14,10 +14,10 @@ import click
 import pytest
 from click.testing import Result
 
+from pipeline import ShardFolder
 from pipeline.common import atomic_io as durable
 from training.cli.train import from_shards, main
 from training.config import TrainConfig
-from training.data.shards import Shards
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 
@@ -418,6 +418,6 @@ def test_study_names_its_profiles(scene_shards: Path, srp_train: SrpTrain) -> No
     assert "'huge' is not one of 'smoke', 'quick', 'full'" in one_line(result)
 
 
-def test_the_shards_of_these_tests_are_what_they_say(opened: Shards) -> None:
+def test_the_shards_of_these_tests_are_what_they_say(opened: ShardFolder) -> None:
     assert opened.manifest.num_samples("train") == 70
     assert opened.manifest.num_samples("val") == 29

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline import ShardFolder
 from pipeline.format.sample import Sample
 from pipeline.stream.stream import SampleStream
 from training.data.datasets import StreamDataset
 from training.data.processes import Process
-from training.data.shards import Shards
 
 NUM_TRAIN = 70
 
@@ -38,7 +38,7 @@ def loader(data: StreamDataset, num_workers: int) -> "DataLoader[list[str]]":
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_data_loader_gives_every_sample_once_an_epoch_in_another_order(
-    num_workers: int, scene_shards: Path, opened: Shards
+    num_workers: int, scene_shards: Path, opened: ShardFolder
 ) -> None:
     data = dataset(scene_shards)
     batches = loader(data, num_workers)

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
+from pipeline import ShardFolder
 from pipeline.read.collate import BatchSpec
-from training.data.shards import Batch, BatchReader, Shards, TrainingBatches
+from training.data.shards import Batch, BatchReader, TrainingBatches
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`isinstance.treespec, LeafSpec.` is deprecated",  # its own, with this torch
@@ -46,7 +47,7 @@ class Breaks(Callback):
 
 
 def fit(
-    shards: Shards, folder: Path, *, workers: int, resume: Path | None = None, **options: Any
+    shards: ShardFolder, folder: Path, *, workers: int, resume: Path | None = None, **options: Any
 ) -> list[list[int]]:
     content = BatchSpec(candidates=tuple(range(6)), glimpse_px=None, crops=False)
     reader = BatchReader(
@@ -67,7 +68,7 @@ def fit(
 
 @pytest.mark.parametrize("step", [3, 7, 10])
 def test_a_training_that_crashed_goes_on_at_the_very_sample(
-    opened: Shards, tmp_path: Path, step: int
+    opened: ShardFolder, tmp_path: Path, step: int
 ) -> None:
     whole = fit(opened, tmp_path, workers=2, enable_checkpointing=False)
     assert len(whole) == 3 * 7

@@ -13,6 +13,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.data.processes import (
     Process,
@@ -22,7 +23,6 @@ from training.data.processes import (
     sum_over_ranks,
     wait_for_main,
 )
-from training.data.shards import Shards
 from training.run.checkpoint import load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
@@ -216,7 +216,7 @@ def test_two_processes_leave_one_record_of_equal_steps(together: RunPaths) -> No
 
 
 def test_two_processes_evaluate_each_sample_of_the_split_once(
-    together: RunPaths, opened: Shards
+    together: RunPaths, opened: ShardFolder
 ) -> None:
     record = load_record(together.record)
     assert record.evaluation is not None
@@ -226,7 +226,7 @@ def test_two_processes_evaluate_each_sample_of_the_split_once(
 
 
 def test_two_processes_evaluate_what_one_process_finds_in_the_checkpoint(
-    together: RunPaths, opened: Shards, alone: Process
+    together: RunPaths, opened: ShardFolder, alone: Process
 ) -> None:
     both = Table.load(together.table)
     model = build_model(read_meta(together.last).config, opened, alone)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
-from training.data.shards import Batch, BatchReader, Example, ShardDataset, Shards, TrainingBatches
+from training.data.shards import Batch, BatchReader, Example, ShardDataset, TrainingBatches
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
 
@@ -19,13 +20,13 @@ CPU = torch.device("cpu")
 
 
 def batch_reader(
-    shards: Shards, split: str = "train", *, workers: int = 2, **options: object
+    shards: ShardFolder, split: str = "train", *, workers: int = 2, **options: object
 ) -> BatchReader:
-    chosen = {"candidates": tuple(range(len(shards.plan))), "glimpse_px": 16, **options}
+    chosen = {"candidates": tuple(range(len(shards.crop_layout))), "glimpse_px": 16, **options}
     return BatchReader(shards.reader(split), BatchSpec(**chosen), workers=workers, device=CPU)
 
 
-def training(shards: Shards, **options: int) -> TrainingBatches:
+def training(shards: ShardFolder, **options: int) -> TrainingBatches:
     workers = options.pop("workers", 2)
     reader = batch_reader(shards, workers=workers, crops=False)
     return TrainingBatches(reader, **{"batch_size": 8, "seed": 3, **options})
@@ -43,7 +44,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 @pytest.mark.parametrize("layout", ["scene_shards", "scene_tensors"])
 def test_a_batch_holds_what_the_samples_hold(layout: str, request: pytest.FixtureRequest) -> None:
-    shards = Shards.open(request.getfixturevalue(layout))
+    shards = ShardFolder.open(request.getfixturevalue(layout))
     indices = np.array([4, 0, 11])
     (batch,) = batch_reader(shards, "val").batches([indices])
     assert batch.glimpses_BLSS is not None
@@ -56,13 +57,13 @@ def test_a_batch_holds_what_the_samples_hold(layout: str, request: pytest.Fixtur
     assert batch.indices_B.tolist() == indices.tolist()
 
 
-def test_no_glimpse_is_read_where_no_proposer_looks(opened: Shards) -> None:
+def test_no_glimpse_is_read_where_no_proposer_looks(opened: ShardFolder) -> None:
     (batch,) = batch_reader(opened, glimpse_px=None).batches(np.array([[0]]))
     assert batch.glimpses_BLSS is None
     assert batch.to(CPU).glimpses_BLSS is None
 
 
-def test_each_pass_is_an_epoch_in_another_order(opened: Shards) -> None:
+def test_each_pass_is_an_epoch_in_another_order(opened: ShardFolder) -> None:
     batches = training(opened)
     assert len(batches) == 70 // 8
     first, second = ([batch.indices_B.tolist() for batch in batches] for _ in range(2))
@@ -76,7 +77,7 @@ def test_each_pass_is_an_epoch_in_another_order(opened: Shards) -> None:
 @pytest.mark.parametrize("num_seen", range(9))
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_resumed_training_sees_exactly_the_rest(
-    opened: Shards, num_seen: int, workers: int
+    opened: ShardFolder, num_seen: int, workers: int
 ) -> None:
     whole = training(opened)
     unbroken = [kept(batch) for _ in range(2) for batch in whole]
@@ -93,7 +94,7 @@ def test_a_resumed_training_sees_exactly_the_rest(
         assert_equal(one, other)
 
 
-def test_two_ranks_take_turns(opened: Shards) -> None:
+def test_two_ranks_take_turns(opened: ShardFolder) -> None:
     alone = [batch.indices_B.tolist() for batch in training(opened, batch_size=16)]
     ranks = [
         [batch.indices_B.tolist() for batch in training(opened, rank=rank, world_size=2)]
@@ -103,7 +104,7 @@ def test_two_ranks_take_turns(opened: Shards) -> None:
 
 
 @pytest.mark.parametrize("state", [{"epoch": 0, "num_seen": 71}, {"epoch": -1, "num_seen": 0}])
-def test_a_place_that_is_none_is_refused(opened: Shards, state: dict[str, int]) -> None:
+def test_a_place_that_is_none_is_refused(opened: ShardFolder, state: dict[str, int]) -> None:
     with pytest.raises(ConfigError) as caught:
         training(opened).load_state_dict(state)
     assert str(caught.value) == (
@@ -113,7 +114,7 @@ def test_a_place_that_is_none_is_refused(opened: Shards, state: dict[str, int]) 
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_pytorchs_own_loader_reads_a_split(opened: Shards, num_workers: int) -> None:
+def test_pytorchs_own_loader_reads_a_split(opened: ShardFolder, num_workers: int) -> None:
     reader = opened.reader("val")
     loader = DataLoader(
         ShardDataset(reader),
@@ -147,7 +148,7 @@ def test_a_flipped_byte_ends_the_training_and_names_the_shard(
     data = bytearray(shard.read_bytes())
     data[700] ^= 1
     shard.write_bytes(data)
-    damaged = Shards.open(folder)
+    damaged = ShardFolder.open(folder)
     key = damaged.manifest.shards[0].samples[0].key
     config = tiny(workers=workers, batch_size=10, policy="centre")
     with pytest.raises(VerificationError) as caught:

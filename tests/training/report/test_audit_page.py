@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipeline import ShardFolder
 from training.audit.run import Audited, audit_run
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.report.audit_page import describe_collapse, make_audit_page
 from training.report.audit_report import render_audit, write_audit
 from training.run.folder import RunPaths
@@ -26,7 +26,7 @@ HEADINGS = [
 ]  # fmt: skip
 
 
-def audited(run: Path, shards: Shards, alone: Process, boxes: Path | None = None) -> Audited:
+def audited(run: Path, shards: ShardFolder, alone: Process, boxes: Path | None = None) -> Audited:
     return audit_run(
         run, shards=shards, boxes=boxes, workers=1, process=alone, on_progress=lambda *_: None
     )
@@ -34,7 +34,7 @@ def audited(run: Path, shards: Shards, alone: Process, boxes: Path | None = None
 
 @pytest.fixture(scope="session")
 def by_map(
-    train: Callable[..., RunRecord], tiny: Any, opened: Shards, alone: Process, scenes: Path,
+    train: Callable[..., RunRecord], tiny: Any, opened: ShardFolder, alone: Process, scenes: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Audited:  # fmt: skip
     """Two seeds that choose by a map, and a run of the whole image beside them."""
@@ -106,7 +106,7 @@ def test_a_prior_is_named_beside_the_map(html: str, by_map: Audited) -> None:
 
 
 def test_other_proposers_show_the_chosen_box_alone(
-    finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder, alone: Process
 ) -> None:
     page = make_audit_page(audited(finished[0].folder, opened, alone))
     html = render_audit(page)
@@ -134,7 +134,7 @@ def test_markup_in_names_is_text(
             folder.mkdir(parents=True)
             (folder / "<img src=x>.JPEG").write_bytes(jpeg(number))
     make_shards(tmp_path / "images", tmp_path / "shards", layout="canvas")
-    opened = Shards.open(tmp_path / "shards")
+    opened = ShardFolder.open(tmp_path / "shards")
     train(tiny(batch_size=2, shift=0), tmp_path / "<i>run<i>", shards=opened)
     found = audited(tmp_path / "<i>run<i>", opened, alone)
     page, _ = write_audit(found, tmp_path / "out")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.datasets.scenes import CLASSES
-from training.data.shards import Shards
 from training.report import report
 from training.report.contact_sheet import draw_sheet
 from training.report.html import write_duration, write_macs, write_spread
@@ -177,7 +177,7 @@ def test_markup_in_names_is_text(
             folder.mkdir(parents=True)
             (folder / "<img src=x>.JPEG").write_bytes(jpeg(number))
     make_shards(tmp_path / "images", tmp_path / "shards")
-    opened = Shards.open(tmp_path / "shards")
+    opened = ShardFolder.open(tmp_path / "shards")
     data = DataRecord.of(opened.manifest)
     run = make_run("<i>run<i>", data=data, policy="blend", seed=0)
     page = make_page([run], shards=opened, data_note="<u>")
@@ -189,7 +189,7 @@ def test_markup_in_names_is_text(
 
 
 def test_the_sheet_outlines_the_chosen_crop_of_images_that_are_not_picked(
-    runs: list[FinishedRun], opened: Shards
+    runs: list[FinishedRun], opened: ShardFolder
 ) -> None:
     run, table = runs[0], runs[0].table
     assert table is not None
@@ -203,7 +203,7 @@ def test_the_sheet_outlines_the_chosen_crop_of_images_that_are_not_picked(
         assert [crop.probability for crop in row.crops] == probabilities.tolist()
         (chosen,) = (number for number, crop in enumerate(row.crops) if crop.is_chosen)
         assert chosen == probabilities.argmax()
-        x0, _, x1, _ = opened.plan.normalised()[chosen]
+        x0, _, x1, _ = opened.crop_layout.normalised()[chosen]
         assert (row.place.left, row.place.width) == pytest.approx((100 * x0, 100 * (x1 - x0)))
 
 
@@ -214,7 +214,7 @@ def test_the_pictures_are_whole_jpegs(html: str) -> None:
         Image.open(io.BytesIO(base64.b64decode(picture))).load()
 
 
-def test_a_sheet_shows_the_crops_that_its_run_had(make_run: MakeRun, opened: Shards) -> None:
+def test_a_sheet_shows_the_crops_that_its_run_had(make_run: MakeRun, opened: ShardFolder) -> None:
     run = make_run("blend-s0", policy="blend", seed=0, candidates="centre,top-left")
     assert run.table is not None
     table = replace(run.table, probabilities_NK=run.table.probabilities_NK[:, :2])
@@ -223,7 +223,7 @@ def test_a_sheet_shows_the_crops_that_its_run_had(make_run: MakeRun, opened: Sha
 
 
 def test_without_the_runs_own_shards_one_line_says_why_there_are_no_pictures(
-    runs: list[FinishedRun], opened: Shards
+    runs: list[FinishedRun], opened: ShardFolder
 ) -> None:
     other = replace(opened, manifest=replace(opened.manifest, fingerprint="other"))
     for shards, reason in ((None, "--shards SHARDS"), (other, "not those of the runs")):
@@ -274,7 +274,7 @@ def mixed(
 ) -> Path:  # fmt: skip
     """Runs on two data sets in one folder, trained. Only read it."""
     folder = tmp_path_factory.mktemp("mixed")
-    small = Shards.open(small_shards)
+    small = ShardFolder.open(small_shards)
     for policy in ("straight-through", "whole"):
         train(tiny(policy=policy, seed=0), folder / f"{policy}-s0")
     train(tiny(policy="whole", seed=0, batch_size=2), folder / "small-s0", shards=small)
@@ -282,12 +282,16 @@ def mixed(
 
 
 def test_each_data_set_of_a_folder_has_a_page_of_its_own(
-    mixed: Path, opened: Shards, small_shards: Path, srp_train: Callable[..., Any], tmp_path: Path
+    mixed: Path,
+    opened: ShardFolder,
+    small_shards: Path,
+    srp_train: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "page.html"
     result = srp_train("report", mixed, "-o", out)
     assert result.exit_code == 0, result.output
-    names = [opened.folder.name, small_shards.name]
+    names = [opened.path.name, small_shards.name]
     pages = [tmp_path / f"page-{name}.html" for name in (names[1], names[0])]
     assert result.stdout == "".join(f"{page}\n" for page in pages)
     small, scenes = (page.read_text(encoding="utf-8") for page in pages)

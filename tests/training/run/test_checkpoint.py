@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError
 from training.config import TrainConfig
-from training.data.shards import Shards
 from training.run.checkpoint import (
     CheckpointMeta,
     check_fits,
@@ -52,7 +52,7 @@ def take_steps(stepped: Stepped, count: int, seed: int) -> None:
         scheduler.step()
 
 
-def meta_of(shards: Shards, config: TrainConfig) -> CheckpointMeta:
+def meta_of(shards: ShardFolder, config: TrainConfig) -> CheckpointMeta:
     manifest = shards.manifest
     return CheckpointMeta(
         config=config, spec=manifest.spec, classes=manifest.classes, epoch=1, best_top1=12.5
@@ -67,7 +67,7 @@ def save(path: Path, meta: CheckpointMeta, stepped: Stepped) -> None:
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 @pytest.mark.parametrize("sched", ["onecycle", "cosine", "step"])
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(
-    opt: str, sched: str, opened: Shards, tmp_path: Path
+    opt: str, sched: str, opened: ShardFolder, tmp_path: Path
 ) -> None:
     warmup = 0 if sched == "onecycle" else 1
     config = TrainConfig(epochs=3, sched=sched, warmup_epochs=warmup, lr=0.01)
@@ -125,15 +125,15 @@ def test_a_safetensors_file_that_is_no_checkpoint_is_named(
 
 
 def test_weights_of_another_model_are_refused(
-    finished: tuple[RunPaths, RunRecord], opened: Shards
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder
 ) -> None:
     with pytest.raises(CheckpointError, match=r"Error\(s\) in loading state_dict"):
         load_weights(finished[0].last, nn.Linear(2, 2))
 
 
-def test_shards_of_another_spec_are_refused_by_what_differs(opened: Shards) -> None:
+def test_shards_of_another_spec_are_refused_by_what_differs(opened: ShardFolder) -> None:
     meta, manifest = meta_of(opened, TrainConfig()), opened.manifest
-    check_fits(meta, manifest, opened.folder)
+    check_fits(meta, manifest, opened.path)
     smaller = replace(manifest.spec, canvas_size=40, crop_size=24)
     other = replace(manifest, spec=smaller, classes=("cat", "dog"))
     with pytest.raises(CheckpointError) as caught:
@@ -146,13 +146,15 @@ def test_shards_of_another_spec_are_refused_by_what_differs(opened: Shards) -> N
     )
 
 
-def test_shards_of_another_layout_fit(opened: Shards, scene_tensors: Path) -> None:
-    check_fits(meta_of(opened, TrainConfig()), Shards.open(scene_tensors).manifest, scene_tensors)
+def test_shards_of_another_layout_fit(opened: ShardFolder, scene_tensors: Path) -> None:
+    check_fits(
+        meta_of(opened, TrainConfig()), ShardFolder.open(scene_tensors).manifest, scene_tensors
+    )
 
 
 @pytest.mark.parametrize("broken", ["os.fsync", "pathlib.Path.replace"])
 def test_a_save_that_fails_leaves_the_one_before_it(
-    broken: str, opened: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str, opened: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(epochs=3)
     path, stepped = tmp_path / "last.safetensors", fresh("sgd", config, seed=1)

@@ -17,10 +17,10 @@ from breaking import forked, kill_at, stepped
 from safetensors.torch import load
 from torch import Tensor
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.run.checkpoint import load_initial, load_optimizer, load_weights, read_meta
 from training.run.epoch import Progress
 from training.run.folder import RunPaths
@@ -56,7 +56,7 @@ def state(path: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def saved(
-    opened: Shards, alone: Process, tiny: Tiny, tmp_path: Path
+    opened: ShardFolder, alone: Process, tiny: Tiny, tmp_path: Path
 ) -> tuple[RunState, RunPaths, RunRecord]:
     """A run with one epoch on the disk, and other weights in memory."""
     config, paths = tiny(epochs=3), RunPaths(folder=tmp_path / "run")
@@ -73,7 +73,7 @@ def saved(
 
 def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint(
     saved: tuple[RunState, RunPaths, RunRecord],
-    opened: Shards,
+    opened: ShardFolder,
     alone: Process,
 ) -> None:
     state, paths, record = saved
@@ -104,7 +104,7 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
 
 
 def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command(
-    opened: Shards, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
+    opened: ShardFolder, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
 ) -> None:
     config, whole = tiny(), RunPaths(folder=tmp_path / "whole")
     expected = train(config, whole.folder)

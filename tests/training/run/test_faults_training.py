@@ -1,4 +1,4 @@
-"""Shards that are damaged while a run trains, and a sample whose loss is no number."""
+"""ShardFolder that are damaged while a run trains, and a sample whose loss is no number."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError, VerificationError
 from training.config import TrainConfig
-from training.data.shards import Shards
 from training.model.classifier import SelectiveClassifier
 from training.run.epoch import Progress
 from training.run.folder import RunPaths
@@ -27,7 +27,7 @@ def test_a_shard_that_is_damaged_while_a_run_trains_ends_it_by_name(
     damage: str, scene_shards: Path, tiny: Tiny, train: Train, tmp_path: Path
 ) -> None:
     folder, paths = shutil.copytree(scene_shards, tmp_path / "shards"), RunPaths(folder=tmp_path)
-    opened = Shards.open(folder)
+    opened = ShardFolder.open(folder)
     shard = opened.manifest.of_split("train")[0]
     path = folder / shard.name
 
@@ -57,12 +57,12 @@ def test_a_shard_that_is_damaged_while_a_run_trains_ends_it_by_name(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_poisoned_sample_is_named_with_its_step(
-    value: float, opened: Shards, tiny: Tiny, train: Train, tmp_path: Path,
+    value: float, opened: ShardFolder, tiny: Tiny, train: Train, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     reader, row = opened.reader("train"), 33
     sample = reader.read(row)
-    whole = torch.from_numpy(sample.crops[opened.plan.names.index("full")].copy())
+    whole = torch.from_numpy(sample.crops[opened.crop_layout.names.index("full")].copy())
     real = SelectiveClassifier.logits
 
     def poisoned(model: SelectiveClassifier, images_BHWC: Tensor) -> Tensor:

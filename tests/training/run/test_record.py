@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError
 from training.config import TrainConfig
-from training.data.shards import Shards
 from training.run import record as records
 from training.run.folder import RunPaths
 from training.run.record import (
@@ -40,7 +40,7 @@ def test_an_unfinished_record_survives_its_file(
 
 
 def test_a_record_says_what_was_run_on_what_and_what_came_out(
-    finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Callable[..., TrainConfig]
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder, tiny: Callable[..., TrainConfig]
 ) -> None:
     _, record = finished
     assert record.name == "finished"
@@ -49,7 +49,7 @@ def test_a_record_says_what_was_run_on_what_and_what_came_out(
     assert record.data == DataRecord.of(opened.manifest)
     assert (record.data.num_train, record.data.num_val) == (70, 29)
     assert record.data.fingerprint == opened.manifest.fingerprint
-    assert record.shards == str(opened.folder)
+    assert record.shards == str(opened.path)
     assert record.world_size == 1
     assert [epoch.epoch for epoch in record.epochs] == [1, 2]
     assert record.seconds >= sum(epoch.seconds for epoch in record.epochs)

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.audit.headroom_run import limited, work_folder
+from training.audit.headroom_run import work_folder
 from training.choose.out_of_fold import distill
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.run.checkpoint import check_own, digest_of, read_meta
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, load_record
@@ -141,7 +141,7 @@ def test_a_run_that_ends_before_its_first_file_leaves_no_folder(
 
 
 def test_of_two_distillations_one_makes_the_losses_and_both_may_take_them_up(
-    opened: Shards, alone: Process, train: Callable[..., RunRecord],
+    opened: ShardFolder, alone: Process, train: Callable[..., RunRecord],
     tiny: Callable[..., TrainConfig], tmp_path: Path,
 ) -> None:  # fmt: skip
     base = RunPaths(folder=tmp_path / "base")
@@ -169,11 +169,11 @@ def test_of_two_distillations_one_makes_the_losses_and_both_may_take_them_up(
 
 @pytest.mark.parametrize("part", ["half-0", "."])
 def test_of_two_estimates_the_second_says_who_holds_the_part_that_it_needs(
-    part: str, scene_shards: Path, opened: Shards, alone: Process, srp_train: SrpTrain,
+    part: str, scene_shards: Path, opened: ShardFolder, alone: Process, srp_train: SrpTrain,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     wanted = replace(HeadroomConfig(), epochs=1, batch_size=16)
-    folder = work_folder(tmp_path, wanted, limited(opened, wanted.limit)) / part
+    folder = work_folder(tmp_path, wanted, opened.limited(wanted.limit)) / part
     command = ("headroom", scene_shards, "--output", tmp_path, "--epochs", "1", "-b", "16")
     with held_run(RunPaths(folder=folder), alone):
         refused = srp_train(*command, "--device", "cpu")
@@ -249,7 +249,7 @@ def test_two_spellings_of_the_checkpoint_that_a_run_began_with_are_no_other_run(
 
 
 def test_a_record_that_was_edited_is_told_from_what_its_checkpoint_says(
-    broken: dict[int, RunPaths], train: Train, tiny: Tiny, opened: Shards, tmp_path: Path
+    broken: dict[int, RunPaths], train: Train, tiny: Tiny, opened: ShardFolder, tmp_path: Path
 ) -> None:
     paths = RunPaths(folder=shutil.copytree(broken[3].folder, tmp_path / "run"))
     edit(paths, seed=4)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.model.classifier import uses_bfloat16
 from training.run.state import build_model, build_state, glimpse_side
 
@@ -16,7 +16,7 @@ Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
-def test_equal_seeds_give_equal_weights(opened: Shards, alone: Process, tiny: Tiny) -> None:
+def test_equal_seeds_give_equal_weights(opened: ShardFolder, alone: Process, tiny: Tiny) -> None:
     first, again, other = (
         build_model(tiny(seed=seed), opened, alone).state_dict() for seed in (1, 1, 2)
     )
@@ -25,7 +25,7 @@ def test_equal_seeds_give_equal_weights(opened: Shards, alone: Process, tiny: Ti
 
 
 def test_steps_and_schedule_follow_from_the_shards(
-    opened: Shards, alone: Process, tiny: Tiny
+    opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     state = build_state(tiny(epochs=3), opened, alone)
     assert state.steps == 70 // 16
@@ -39,7 +39,9 @@ def test_steps_and_schedule_follow_from_the_shards(
     assert by_map.looked_counterparts == ((0,), (0,), (0,))
 
 
-def test_weight_decay_spares_biases_and_norms(opened: Shards, alone: Process, tiny: Tiny) -> None:
+def test_weight_decay_spares_biases_and_norms(
+    opened: ShardFolder, alone: Process, tiny: Tiny
+) -> None:
     state = build_state(tiny(weight_decay=0.1), opened, alone)
     decays = {
         parameter.ndim >= 2: group["weight_decay"]
@@ -51,7 +53,7 @@ def test_weight_decay_spares_biases_and_norms(opened: Shards, alone: Process, ti
 
 @pytest.mark.parametrize("sched", ["onecycle", "cosine", "step"])
 def test_the_proposer_may_learn_at_a_rate_of_its_own(
-    sched: str, opened: Shards, alone: Process, tiny: Tiny
+    sched: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     config = tiny(sched=sched, lr=0.08, proposer_lr=0.02, weight_decay=0.1, epochs=2)
     state = build_state(config, opened, alone)
@@ -72,7 +74,7 @@ def test_the_proposer_may_learn_at_a_rate_of_its_own(
 
 @pytest.mark.parametrize("opt", ["sgd", "adamw", "adagrad"])
 def test_optimizers_take_their_names_from_timm(
-    opt: str, opened: Shards, alone: Process, tiny: Tiny
+    opt: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     state = build_state(tiny(opt=opt, lr=0.01), opened, alone)
     assert type(state.optimizer).__name__.lower() == opt
@@ -105,21 +107,21 @@ def test_optimizers_take_their_names_from_timm(
     ],
 )
 def test_a_config_that_does_not_fit_the_shards_is_refused(
-    options: dict[str, Any], message: str, opened: Shards, alone: Process, tiny: Tiny
+    options: dict[str, Any], message: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         build_state(tiny(**options), opened, alone)
     assert str(caught.value).startswith(message)
 
 
-def test_the_glimpse_is_the_shards_unless_asked_otherwise(opened: Shards, tiny: Tiny) -> None:
+def test_the_glimpse_is_the_shards_unless_asked_otherwise(opened: ShardFolder, tiny: Tiny) -> None:
     assert glimpse_side(tiny(), opened) == 16
     assert glimpse_side(tiny(glimpse_size=32), opened) == 32
 
 
 @pytest.mark.parametrize(("policy", "looks"), [("blend", True), ("whole", False), ("mean", False)])
 def test_glimpses_are_read_only_where_a_proposer_looks(
-    policy: str, looks: bool, opened: Shards, alone: Process, tiny: Tiny
+    policy: str, looks: bool, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     config = tiny(policy=policy)
     reader = build_model(config, opened, alone).reader(opened, "val", alone)

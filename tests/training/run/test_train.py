@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline import ShardFolder
 from pipeline.common.errors import (
     CheckpointError,
     ConfigError,
@@ -20,7 +21,7 @@ from pipeline.common.errors import (
 )
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.data.shards import Batch, Shards
+from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.proposer import MapProposer, Proposal
 from training.run import epoch, resume
@@ -91,7 +92,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
 @pytest.mark.parametrize(("hflip", "vflip"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 @pytest.mark.parametrize("proposer", ["map", "crops", "joint"])
 def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_and_its_own_prior(
-    proposer: str, hflip: float, vflip: float, opened: Shards, alone: Process, tiny: Tiny
+    proposer: str, hflip: float, vflip: float, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     config = tiny(
         proposer=proposer, candidates="top-left,centre", position_prior=True, hflip=hflip,
@@ -103,7 +104,7 @@ def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_an
     assert chooser.prior is not None
     with torch.no_grad():
         chooser.prior.copy_(torch.arange(6.0))
-    prior_K = chooser.prior.detach().clone()[list(opened.plan.indices("top-left,centre"))]
+    prior_K = chooser.prior.detach().clone()[list(opened.crop_layout.indices("top-left,centre"))]
     batch = next(iter(state.batches))
     assert batch.glimpses_BLSS is not None
     axes = [axis for axis, chance in ((3, hflip), (2, vflip)) if chance]
@@ -143,7 +144,11 @@ def test_a_step_scores_a_mirrored_crop_without_a_counterpart_by_what_it_shows_an
     ],
 )
 def test_the_norm_that_is_clipped_is_of_the_weights_that_are_trained(
-    rates: dict[str, Any], is_clipped: tuple[bool, bool], opened: Shards, alone: Process, tiny: Tiny
+    rates: dict[str, Any],
+    is_clipped: tuple[bool, bool],
+    opened: ShardFolder,
+    alone: Process,
+    tiny: Tiny,
 ) -> None:
     state = build_state(tiny(clip_grad=1e-3, balance=5.0, **rates), opened, alone)
     parts = (state.model.classifier, state.model.proposer)
@@ -343,17 +348,17 @@ def test_a_run_is_resumed_by_another_spelling_of_what_it_began_with_and_by_nothi
 
 
 def test_a_run_is_not_resumed_on_other_images(
-    finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Tiny, train: Train
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder, tiny: Tiny, train: Train
 ) -> None:
     other = replace(opened, manifest=replace(opened.manifest, fingerprint="another"))
     with pytest.raises(
-        ConfigError, match=f"got shards of other images or options in {opened.folder}"
+        ConfigError, match=f"got shards of other images or options in {opened.path}"
     ):
         train(tiny(epochs=2), finished[0].folder, resume=True, shards=other)
 
 
 def test_a_run_is_not_resumed_on_shards_of_another_spec(
-    finished: tuple[RunPaths, RunRecord], opened: Shards, tiny: Tiny, train: Train
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder, tiny: Tiny, train: Train
 ) -> None:
     manifest = replace(opened.manifest, spec=replace(opened.manifest.spec, canvas_size=40))
     with pytest.raises(CheckpointError, match="got canvas_size 48 in training, 40 here in "):
@@ -405,7 +410,7 @@ def test_a_nan_never_replaces_a_good_checkpoint(
     before: bool,
     at_step: int,
     message: str,
-    opened: Shards,
+    opened: ShardFolder,
     alone: Process,
     tiny: Tiny,
     train: Train,
@@ -442,7 +447,7 @@ def test_a_learning_rate_far_too_high_ends_in_one_error(
 
 
 def test_the_last_checkpoint_is_what_the_evaluation_used(
-    finished: tuple[RunPaths, RunRecord], opened: Shards, alone: Process
+    finished: tuple[RunPaths, RunRecord], opened: ShardFolder, alone: Process
 ) -> None:
     paths, record = finished
     model = build_model(read_meta(paths.last).config, opened, alone)
@@ -498,7 +503,7 @@ def test_a_record_whose_checkpoint_is_ahead_of_it_is_refused(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_trains_in_bfloat16_what_the_cpu_evaluates_alike(
-    opened: Shards, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
+    opened: ShardFolder, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
 ) -> None:
     config = tiny(amp=True, device="cuda", policy="expected")
     gpu = Process(rank=0, world_size=1, device=torch.device("cuda", 0))

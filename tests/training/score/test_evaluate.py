@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.crops import FIVE
 from pipeline.read.collate import BatchSpec
 from training.config import POLICIES, TrainConfig
 from training.data.processes import Process
-from training.data.shards import BatchReader, Shards
+from training.data.shards import BatchReader
 from training.report.terminal import evaluation_text
 from training.run.folder import RunPaths
 from training.run.load import evaluate_run
@@ -39,7 +40,7 @@ def rescore(alone: Process) -> Callable[..., tuple[RunRecord, Evaluation]]:
 
 
 def test_a_table_equals_one_image_and_one_crop_at_a_time(
-    opened: Shards, alone: Process, tiny: Tiny
+    opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(), opened, alone)
     seen: list[int] = []
@@ -63,7 +64,7 @@ def test_a_table_equals_one_image_and_one_crop_at_a_time(
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_quick_score_of_a_policy_equals_that_of_its_table(
-    policy: str, opened: Shards, alone: Process, tiny: Tiny
+    policy: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(policy=policy), opened, alone)
     quick = evaluate_choice(model, opened, process=alone, on_images=ignore)
@@ -74,7 +75,7 @@ def test_the_quick_score_of_a_policy_equals_that_of_its_table(
 
 @pytest.mark.parametrize("policy", ["straight-through", "random", "mean"])
 def test_two_evaluations_are_equal_whatever_torchs_own_seed(
-    policy: str, opened: Shards, alone: Process, tiny: Tiny
+    policy: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(policy=policy), opened, alone)
     torch.manual_seed(1)
@@ -88,7 +89,7 @@ def test_two_evaluations_are_equal_whatever_torchs_own_seed(
 
 @pytest.mark.parametrize(("policy", "name"), [("whole", "full"), ("centre", "centre")])
 def test_a_fixed_policy_scores_as_its_crop_always_does(
-    policy: str, name: str, opened: Shards, alone: Process, tiny: Tiny
+    policy: str, name: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(policy=policy), opened, alone)
     _, found = evaluate_table(model, opened, process=alone, on_images=ignore)
@@ -98,7 +99,7 @@ def test_a_fixed_policy_scores_as_its_crop_always_does(
 
 
 def test_the_ranks_rows_add_up_to_the_table_of_one_process(
-    opened: Shards, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model(tiny(), opened, alone)
     whole = make_table(model, opened, process=alone, on_images=ignore)
@@ -137,7 +138,7 @@ def test_a_run_on_five_crops_is_scored_on_five_where_shards_hold_more(
     rescore: Callable[..., tuple[RunRecord, Evaluation]],
     tmp_path: Path,
 ) -> None:
-    record = train(tiny(), tmp_path / "run", shards=Shards.open(five_shards))
+    record = train(tiny(), tmp_path / "run", shards=ShardFolder.open(five_shards))
     _, found = rescore(RunPaths(folder=tmp_path / "run"), shards_path=scene_tensors)
     assert found == record.evaluation
     assert found.crops == FIVE

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from training.config import DistillConfig, TrainConfig
 from training.data.processes import Process
-from training.data.shards import Shards
 from training.run import train as loop
 from training.run.epoch import OnProgress
 from training.run.folder import RunPaths
@@ -26,7 +26,7 @@ def quiet(_run: PlannedRun, _position: int) -> tuple[OnProgress, OnEpoch]:
     return (lambda _: None), (lambda _: None)
 
 
-def test_runs_are_all_arms_of_one_seed_before_the_next(opened: Shards) -> None:
+def test_runs_are_all_arms_of_one_seed_before_the_next(opened: ShardFolder) -> None:
     profile = replace(PROFILES["smoke"], seeds=(0, 1))
     runs = plan_runs(profile, opened, device="cpu", workers=1)
     names = [arm.name for arm in profile.arms]
@@ -37,7 +37,7 @@ def test_runs_are_all_arms_of_one_seed_before_the_next(opened: Shards) -> None:
 
 
 def test_an_arm_is_trained_for_its_rounds_and_evaluated_as_often_as_the_profile_says(
-    opened: Shards,
+    opened: ShardFolder,
 ) -> None:
     once, twice = TrainConfig(policy="random"), TrainConfig(proposer="map")
     profile = Profile(
@@ -56,7 +56,7 @@ def test_an_arm_is_trained_for_its_rounds_and_evaluated_as_often_as_the_profile_
 
 
 def test_arms_are_run_with_those_that_they_need_and_unknown_ones_are_refused(
-    opened: Shards,
+    opened: ShardFolder,
 ) -> None:
     def names(*arms: str) -> list[str]:
         runs = plan_runs(DISTILLED, opened, device="cpu", workers=1, seeds=(3,), arms=arms)
@@ -69,25 +69,25 @@ def test_arms_are_run_with_those_that_they_need_and_unknown_ones_are_refused(
         names("random", "tune")
 
 
-def test_a_run_through_all_crops_costs_as_many_times_as_much(opened: Shards) -> None:
+def test_a_run_through_all_crops_costs_as_many_times_as_much(opened: ShardFolder) -> None:
     profile = replace(PROFILES["full"], arms=tuple(compare((), (16,), with_slow=True)))
     runs = plan_runs(profile, opened, device="cpu", workers=1)
     cost = {run.name: run.cost for run in runs}
     assert 4 < cost["expected-g16-s0"] / cost["straight-through-g16-s0"] <= 5
 
 
-def test_a_profile_too_large_for_the_shards_is_refused_before_any_run(opened: Shards) -> None:
+def test_a_profile_too_large_for_the_shards_is_refused_before_any_run(opened: ShardFolder) -> None:
     with pytest.raises(ConfigError, match="--profile must fit the shards; got glimpses of 64 px"):
         plan_runs(PROFILES["full"], opened, device="cpu", workers=1)
 
 
 def test_shards_without_the_whole_image_are_refused_before_any_run(five_shards: Path) -> None:
     with pytest.raises(ConfigError, match="--candidates must be in the shards; got 'full'"):
-        plan_runs(PROFILES["smoke"], Shards.open(five_shards), device="cpu", workers=1)
+        plan_runs(PROFILES["smoke"], ShardFolder.open(five_shards), device="cpu", workers=1)
 
 
 def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
-    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: ShardFolder, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [
         replace(run, config=replace(run.config, model="test_resnet", batch_size=16, amp=False))
@@ -146,7 +146,7 @@ DISTILLED = Profile(
 
 
 def test_proposers_are_fitted_to_the_run_of_the_same_seed(
-    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: ShardFolder, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [
         replace(run, config=replace(run.config, model="test_resnet", batch_size=16, amp=False))
@@ -175,7 +175,7 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
 
 
 def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_fitted(
-    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: ShardFolder, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = plan_runs(DISTILLED, opened, device="cpu", workers=1)
     with pytest.raises(ConfigError) as caught:
@@ -200,7 +200,7 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
 
 
 def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
-    opened: Shards, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: ShardFolder, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arms = (*DISTILLED.arms, PlannedArm(name="alone", config=TrainConfig(policy="random")))
     planned = plan_runs(replace(DISTILLED, arms=arms), opened, device="cpu", workers=1)
@@ -225,7 +225,7 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
     )
 
 
-def test_every_run_begins_with_the_classifier_of_its_seed(opened: Shards) -> None:
+def test_every_run_begins_with_the_classifier_of_its_seed(opened: ShardFolder) -> None:
     runs = plan_runs(
         DISTILLED, opened, device="cpu", workers=1, seeds=(5, 6), epochs=9,
         initial_checkpoint="runs/small-s{seed}",
