@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.bench.loaders.protocol import Batch, Images, digests
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.common.progress import Progress
+from pipeline.common.progress import SILENT, Progress
 from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
@@ -42,7 +42,7 @@ def require_canvases(manifest: Manifest, folder: Path) -> None:
 
 
 def export_images(
-    folder: Path, manifest: Manifest, out: Path, *, num_images: int, progress: Progress
+    folder: Path, manifest: Manifest, out: Path, *, num_images: int, progress: Progress = SILENT
 ) -> list[_Origin]:
     """Write the first images of the split, and check sums of what every peer must hand over.
 
