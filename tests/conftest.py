@@ -1,7 +1,9 @@
 """What the tests share: drawn images, shards made of them, and the reference they must equal."""
 
 import io
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,34 @@ PER_CLASS = {"train": 6, "val": 3}
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=20)
 settings.register_profile("all", settings.get_profile("quick"), max_examples=100)
 settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark as a sweep each case that the mark `quick` of its test does not keep."""
+    num_seen: Counter[str] = Counter()
+    for item in items:
+        quick = item.get_closest_marker("quick")
+        if quick is None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        is_kept = (
+            num_seen[test] % quick.kwargs["every"] == 0
+            if "every" in quick.kwargs
+            else item.callspec.id in quick.args
+        )
+        num_seen[test] += 1
+        if not is_kept:
+            item.add_marker("sweep")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_disk() -> Iterator[None]:
+    """Let fsync return at once in this process: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+
 
 Encode = Callable[..., bytes]
 MakeShards = Callable[..., BuildResult]

@@ -64,6 +64,16 @@ def task_for(peer: Peer, variant: Variant, images: Images, out: Path, **options:
     return Task(**{**fields, **options})
 
 
+# One of each kind of loader; those that import torch take ten seconds to start.
+@pytest.mark.quick(
+    "ours numpy crops",
+    "ours compiled canvases",
+    "dali crops crops",
+    "spdl canvases canvases",
+    "grain crops crops",
+    "limits memcpy of crops limit",
+    "limits cat limit",
+)
 @pytest.mark.parametrize(("peer", "variant"), VARIANTS)
 def test_each_peer_hands_over_what_it_was_given(
     peer: Peer, variant: Variant, images: Images, tmp_path: Path

@@ -24,10 +24,9 @@ has_matplotlib = find_spec("matplotlib") is not None
 needs_matplotlib = pytest.mark.skipif(not has_matplotlib, reason="the chart needs matplotlib")
 
 
-# Each variant of ours is tested in test_peers.py; here two stand for all.
+# Each variant of ours is tested in test_loaders.py; here one stands for all.
 FEW = tuple(
-    replace(peer, variants=(peer.variants[0], peer.variants[-1])) if peer.name == "ours" else peer
-    for peer in PEERS
+    replace(peer, variants=peer.variants[:1]) if peer.name == "ours" else peer for peer in PEERS
 )
 
 
@@ -177,14 +176,24 @@ def test_a_peer_that_is_missing_is_named_with_the_way_to_install_it(
     assert list(temp_dir.iterdir()) == []
 
 
-@pytest.mark.skipif(not has_torchvision, reason="torchvision is not in here")
+TORCHVISION = ("--peer=torchvision", "--workers=1", "--json=-")
+
+
 def test_torchvision_needs_the_original_images(
+    five_shards: Path, srp_data: Any, temp_dir: Path
+) -> None:
+    rows = rows_of(srp_data("bench", "load", five_shards, *ONCE, *TORCHVISION))
+    assert {row["problem"] for row in rows.values()} == {"needs --source"}
+    assert list(temp_dir.iterdir()) == []
+
+
+@pytest.mark.sweep  # each of its processes takes ten seconds to import torchvision
+@pytest.mark.skipif(not has_torchvision, reason="torchvision is not in here")
+def test_torchvision_is_measured_on_the_original_images(
     five_shards: Path, image_tree: Path, srp_data: Any, temp_dir: Path
 ) -> None:
-    command = ("bench", "load", five_shards, *ONCE, "--peer=torchvision", "--workers=1", "--json=-")
-    assert {row["problem"] for row in rows_of(srp_data(*command)).values()} == {"needs --source"}
-    rows = rows_of(srp_data(*command, "--source", image_tree))
-    assert {row["problem"] for row in rows.values()} == {None}
+    command = ("bench", "load", five_shards, *ONCE, *TORCHVISION, "--source", image_tree)
+    assert {row["problem"] for row in rows_of(srp_data(*command)).values()} == {None}
     assert list(temp_dir.iterdir()) == []
 
 
