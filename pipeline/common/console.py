@@ -268,7 +268,7 @@ class _Shown(Progress):
         self._bars.update(self._tasks[stage], completed=done, total=total or None, figures=figures)
         LOG.stage(stage, done, total)
 
-    def event(self, name: str, text: str = "", **fields: object) -> None:
+    def event(self, name: str, /, text: str = "", **fields: object) -> None:
         if text:
             self._bars.console.print(printable(text), soft_wrap=True)
         LOG.write(name, **fields)

@@ -14,7 +14,7 @@ class Progress:
             figures: Text beside the bar, such as `loss 1.234`.
         """
 
-    def event(self, name: str, text: str = "", **fields: object) -> None:
+    def event(self, name: str, /, text: str = "", **fields: object) -> None:
         """Say that something has happened once, such as the end of an epoch.
 
         Args:

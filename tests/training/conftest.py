@@ -115,8 +115,7 @@ def train(opened: ShardFolder, alone: Process) -> Callable[..., RunRecord]:
     """Train a run in a folder: `train(config, folder, resume=True)`."""
 
     def run(config: TrainConfig, folder: Path, **options: Any) -> RunRecord:
-        quiet = {"on_progress": lambda _: None, "on_epoch": lambda _: None}
-        defaults = {"shards": opened, "process": alone, "resume": False, **quiet}
+        defaults = {"shards": opened, "process": alone, "resume": False}
         return fit(config, paths=RunPaths(folder=folder), **{**defaults, **options})
 
     return run

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
 from training.audit.headroom import Headroom, headroom
 from training.choose.fit_proposer import fill_fold
 from training.choose.out_of_fold import distilled_config, fit_and_choose
@@ -15,16 +15,14 @@ from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
 from training.run.checkpoint import digest_of, load_weights
-from training.run.epoch import OnProgress, counting
 from training.run.folder import RunPaths
 from training.run.resume import held_run
 from training.run.state import build_model, fold_rows
-from training.run.train import OnEpoch, fit
+from training.run.train import fit
 from training.score.crop_logits import Table
+from training.score.evaluate import counting
 from training.score.losses import LossMatrix
-from training.study.runner import FORWARD, PlannedRun
-
-OnRun = Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]]
+from training.study.runner import FORWARD, PlannedRun, StudyProgress
 
 
 def plan_parts(
@@ -103,7 +101,7 @@ def estimate_headroom(
     shards: ShardFolder,
     folder: Path,
     process: Process,
-    on_run: OnRun,
+    progress: Progress = SILENT,
 ) -> Headroom:
     """Train the parts that are not finished yet, and compare ways to choose.
 
@@ -112,7 +110,7 @@ def estimate_headroom(
         shards: That they were planned for.
         folder: Where the parts go, each to a folder of its own.
         process: The only one.
-        on_run: Called before each part with its position; gives what to tell of its progress.
+        progress: Shows the parts, their images and epochs.
 
     Raises:
         ConfigError: If there is no such classifier, or there are several processes.
@@ -121,14 +119,15 @@ def estimate_headroom(
     require_one(process, "an estimate")
     *halves, proposer = parts
     chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
+    shown = StudyProgress(progress, parts)
     tables = []
     for position, half in enumerate(halves):
-        on_progress, on_epoch = on_run(half, position)
+        shown.begin(position)
         paths = RunPaths(folder=folder / half.name)
         try:
             record = fit(
                 half.config, shards=shards, paths=paths, process=process, resume=True,
-                on_progress=on_progress, on_epoch=on_epoch,
+                progress=shown,
             )  # fmt: skip
         except DivergedError as error:
             raise DivergedError(
@@ -136,11 +135,11 @@ def estimate_headroom(
                 f"{folder / half.name}. Use a --lr below {half.config.lr}."
             ) from error
         tables.append(Table.load(paths.table, weights=record.last))
-    on_progress, _ = on_run(proposer, len(halves))
-    matrix = _losses(halves, shards, folder, process, on_progress)
+    shown.begin(len(halves))
+    matrix = _losses(halves, shards, folder, process, shown)
     try:
         chosen_NK = fit_and_choose(
-            chooser, matrix.losses_NK, shards, process=process, on_progress=on_progress
+            chooser, matrix.losses_NK, shards, process=process, progress=shown
         )
     except DivergedError as error:
         fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
@@ -155,7 +154,7 @@ def _losses(
     shards: ShardFolder,
     folder: Path,
     process: Process,
-    on_progress: OnProgress,
+    progress: Progress,
 ) -> LossMatrix:
     """Take up what each classifier loses on the images that the other has learnt from."""
     path = RunPaths(folder=folder).losses
@@ -169,7 +168,9 @@ def _losses(
     with held_run(RunPaths(folder=folder), process):
         for fold, (half, model) in enumerate(zip(halves, models, strict=True)):
             load_weights(RunPaths(folder=folder / half.name).last, model)
-            on_rows = counting(on_progress, "losses", len(fold_rows(num_samples, fold)))
+            on_rows = counting(
+                progress, "scoring what was left out", len(fold_rows(num_samples, fold))
+            )
             fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
         matrix.save(path, weights=weights)
     return matrix

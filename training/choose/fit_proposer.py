@@ -21,8 +21,8 @@ from training.data.processes import Process
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier, autocast
 from training.model.proposer import Proposal, Proposer
-from training.run.epoch import broken_weights
 from training.run.state import fold_rows
+from training.run.train import broken_weights
 from training.score.crop_logits import crop_losses
 from training.score.evaluate import EVALUATION_BATCH, all_logits, crop_batches
 from training.score.losses import Judged, LossMatrix

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
 from training.choose.fit_proposer import count_fitted, fill_fold, fit_proposer, judge
 from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
 from training.data.augment import mirrored_candidates
@@ -24,14 +25,14 @@ from training.run.checkpoint import (
     pack_checkpoint,
     read_meta,
 )
-from training.run.epoch import OnProgress, counting
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, current_commit, describe_hardware, load_record
 from training.run.resume import held_run, written_run
 from training.run.state import RunState, build_model, build_state, fold_rows, settled
-from training.run.train import OnEpoch, train
+from training.run.train import fit
 from training.score.choices import choose, glimpse_batches
 from training.score.crop_logits import Table
+from training.score.evaluate import counting
 from training.score.losses import Judged, LossMatrix
 from training.score.metrics import summarise
 
@@ -45,8 +46,7 @@ def distill(
     process: Process,
     workers: int,
     resume: bool = False,
-    on_progress: OnProgress,
-    on_epoch: OnEpoch,
+    progress: Progress = SILENT,
 ) -> RunRecord:
     """Fit a proposer to a trained classifier, and evaluate both together.
 
@@ -59,8 +59,7 @@ def distill(
         process: The only one.
         workers: Threads that read samples.
         resume: Whether to take the new run as it is, if it is there.
-        on_progress: Told of images as they pass.
-        on_epoch: Told of the fold classifiers' epochs.
+        progress: Shows images and epochs.
 
     Raises:
         CheckpointError: If there is no such run, or it is of other shards.
@@ -82,14 +81,12 @@ def distill(
         columns = _columns(base, config, shards, run)
         state = build_state(config, shards, process)  # fails before anything is trained
         load_weights(run.last, state.model.classifier, "classifier.")
-        matrix = loss_matrix(
-            run, base, shards=shards, process=process, on_progress=on_progress, on_epoch=on_epoch
-        )
-        judged = judge_run(run, base, shards=shards, process=process, on_progress=on_progress)
+        matrix = loss_matrix(run, base, shards=shards, process=process, progress=progress)
+        judged = judge_run(run, base, shards=shards, process=process, progress=progress)
         try:
             chosen_NK = fit_and_choose(
                 state.model, matrix.losses_NK[:, columns], shards, process=process,
-                on_progress=on_progress,
+                progress=progress,
             )  # fmt: skip
         except DivergedError as error:
             fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
@@ -154,7 +151,7 @@ def fit_and_choose(
     shards: ShardFolder,
     *,
     process: Process,
-    on_progress: OnProgress,
+    progress: Progress = SILENT,
 ) -> Tensor:
     """Fit a model's proposer to losses, and let it choose on the validation split.
 
@@ -163,7 +160,7 @@ def fit_and_choose(
         losses_NK: Of the training split, on the model's candidates.
         shards: That the losses are of.
         process: That the model is on.
-        on_progress: Told of images as they pass.
+        progress: Shows images.
 
     Returns:
         Float32, of N validation samples, rows that sum to 1.
@@ -181,7 +178,9 @@ def fit_and_choose(
         model.config,
         counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
         looked_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
-        on_rows=counting(on_progress, "fit", count_fitted(model.config, len(losses_NK))),
+        on_rows=counting(
+            progress, "fitting the proposer", count_fitted(model.config, len(losses_NK))
+        ),
     )
     model.eval()
     shown = glimpse_batches(model, shards, process, split="val")
@@ -250,8 +249,7 @@ def loss_matrix(
     *,
     shards: ShardFolder,
     process: Process,
-    on_progress: OnProgress,
-    on_epoch: OnEpoch,
+    progress: Progress = SILENT,
 ) -> LossMatrix:
     """Take up a run's loss matrix, or train the fold classifiers and compute it.
 
@@ -271,27 +269,21 @@ def loss_matrix(
         for fold in range(FOLDS):
             below = run.fold(fold)
             config = replace(base.config, fold=fold, val_interval=base.config.epochs)
-            train(  # nobody asks how good it is: scoring it would cost a third of its training
-                config, shards=shards, paths=below, process=process, on_progress=on_progress,
-                on_epoch=on_epoch,
+            fit(  # its score is not used, and would cost a third of its training
+                config, shards=shards, paths=below, process=process, resume=True, scored=False,
+                progress=progress,
             )  # fmt: skip
             model = build_model(config, shards, process)
             load_weights(below.last, model)
-            fill_fold(
-                matrix, model, shards, fold=fold, process=process,
-                on_rows=counting(on_progress, "losses", len(fold_rows(num_samples, fold))),
-            )  # fmt: skip
+            num_rows = len(fold_rows(num_samples, fold))
+            on_rows = counting(progress, "scoring what was left out", num_rows)
+            fill_fold(matrix, model, shards, fold=fold, process=process, on_rows=on_rows)
         matrix.save(path, weights=tuple(map(digest_of, used)))
     return matrix
 
 
 def judge_run(
-    run: RunPaths,
-    base: RunRecord,
-    *,
-    shards: ShardFolder,
-    process: Process,
-    on_progress: OnProgress,
+    run: RunPaths, base: RunRecord, *, shards: ShardFolder, process: Process, progress: Progress
 ) -> Judged:
     """Take up what a run's classifier says of the validation images, or let it say it.
 
@@ -306,7 +298,7 @@ def judge_run(
             run.logits, num_samples=num_samples, num_crops=len(model.candidates), weights=weights
         )
     load_weights(run.last, model)
-    counter = counting(on_progress, "table", num_samples)
+    counter = counting(progress, "scoring every crop", num_samples)
     with held_run(run, process, option="RUN"):
         judged = judge(model, shards, process=process, on_rows=counter)
         judged.save(run.logits, weights=weights)

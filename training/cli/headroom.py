@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
-from pipeline.common.console import AS_JSON, Resumable, progress_bars
+from pipeline.common.console import AS_JSON, Resumable
 from training.cli.options import ESTIMATING, MACHINE, PATH, with_options
+from training.cli.progress import rank_progress
 from training.config import HeadroomConfig
-
-FIGURES = "{task.fields[figures]}"
 
 
 @click.command(cls=Resumable)
@@ -44,7 +43,6 @@ def headroom(
     from pipeline import ShardFolder
     from training.audit.headroom import shown_by
     from training.audit.headroom_run import estimate_headroom, plan_parts, work_folder
-    from training.cli.progress import StudyBars
     from training.data.processes import started
     from training.report.terminal import headroom_text
     from training.study.finished import group_arms, read_runs_on
@@ -53,13 +51,13 @@ def headroom(
     opened = ShardFolder.open(shards).limited(wanted.limit)
     parts = plan_parts(wanted, opened, workers=workers, device=device)
     beside = read_runs_on(output if runs is None else runs, opened.manifest.fingerprint)
-    with started(device) as process, progress_bars("images/s", extra=(FIGURES,)) as bars:
+    with started(device) as process, rank_progress(process.is_main) as progress:
         found = estimate_headroom(
             parts,
             shards=opened,
             folder=work_folder(output, wanted, opened),
             process=process,
-            on_run=StudyBars(bars, list(parts)).on_run,
+            progress=progress,
         )
     shown = shown_by(group_arms(beside))
     told = found.to_json() | {"shown": [arm.to_json() for arm in shown]}

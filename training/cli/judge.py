@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 import click
 
 from pipeline.common.atomic_io import require_folder
-from pipeline.common.console import AS_JSON, progress_bars, stages
+from pipeline.common.console import AS_JSON
 from training.cli.options import MACHINE, PATH, SETS, with_options
+from training.cli.progress import rank_progress
 from training.run.folder import RunPaths
 
 RUN = click.argument("run", type=PATH)
@@ -56,15 +55,15 @@ def evaluate(
     from training.run.load import evaluate_run
 
     paths = RunPaths(folder=run)
-    with started(device) as process, _shown(process.is_main) as on_progress:
+    with started(device) as process, rank_progress(process.is_main) as progress:
         point = None
         asked: dict[str, Any] = {"shards_path": shards, "process": process, **options}
         if price is None:
-            on_crops = partial(on_progress, "scoring every crop")
+            on_crops = partial(progress.update, "scoring every crop")
             record, evaluation = evaluate_run(paths, on_progress=on_crops, **asked)
         else:
             record, evaluation, point = evaluate_at_price(
-                paths, price=price, on_progress=on_progress, **asked
+                paths, price=price, on_progress=progress.update, **asked
             )
     if process.is_main:
         names = record.data.class_names
@@ -107,24 +106,16 @@ def audit(
 
     record = load_record(RunPaths(folder=run).record)
     opened = shards_of(record, shards)
-    with started(device) as process, _shown(process.is_main) as on_progress:
+    with started(device) as process, rank_progress(process.is_main) as progress:
         require_one(process, "an audit")
         # What cannot work is refused before a folder is made.
         dataclasses.replace(record.config, workers=options["workers"])
         require_folder(output or run, "-o/--output")
-        audited = audit_run(run, shards=opened, process=process, on_progress=on_progress, **options)
+        audited = audit_run(
+            run, shards=opened, process=process, on_progress=progress.update, **options
+        )
         written = write_audit(audited, output or run)
     found = audited.audit
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else audit_text(found))
     for path in written:
         click.echo(f"wrote {path}", err=True)
-
-
-@contextmanager
-def _shown(is_main: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Draw a bar for each stage on rank 0, and nothing elsewhere."""
-    if not is_main:
-        yield lambda _stage, _done, _total: None
-        return
-    with progress_bars("images/s") as bars:
-        yield stages(bars)

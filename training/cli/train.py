@@ -3,24 +3,21 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.common.console import AS_JSON, EXIT_STATUSES, Commands, Resumable, progress_bars
+from pipeline.common.console import AS_JSON, EXIT_STATUSES, Commands, Resumable
 from pipeline.common.errors import ConfigError
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
 from training.cli.options import DISTILLING, MACHINE, PATH, TRAINING, Joined, with_options
+from training.cli.progress import rank_progress
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
 from training.run.folder import RunPaths
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-
     from training.run.record import RunRecord
 
 _COMMANDLINE = click.core.ParameterSource.COMMANDLINE
@@ -69,21 +66,18 @@ def from_shards(
     paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
 
     from pipeline import ShardFolder
-    from training.cli.progress import run_reporters
     from training.data.processes import started
     from training.run.train import fit
 
     opened = ShardFolder.open(shards)
-    with started(config.device) as process, _bars(process.is_main) as bars:
-        on_progress, on_epoch = run_reporters(bars, config.epochs)
+    with started(config.device) as process, rank_progress(process.is_main) as progress:
         record = fit(
             config,
             shards=opened,
             paths=paths,
             process=process,
             resume=resume,
-            on_progress=on_progress,
-            on_epoch=on_epoch,
+            progress=progress,
         )
     if process.is_main:
         _tell(record, paths, as_json=as_json)
@@ -148,7 +142,6 @@ def distill(
     """
     from training.choose.out_of_fold import distill as distill_run
     from training.choose.out_of_fold import distilled_config
-    from training.cli.progress import run_reporters
     from training.data.processes import started
     from training.run.load import shards_of
     from training.run.record import load_record
@@ -157,8 +150,7 @@ def distill(
     base = load_record(RunPaths(folder=run).record)
     seed = distilled_config(base.config, wanted).seed
     paths = _paths(output, experiment or f"{wanted.arm}-s{seed}")
-    with started(device) as process, _bars(process.is_main) as bars:
-        on_progress, on_epoch = run_reporters(bars, base.config.epochs)
+    with started(device) as process, rank_progress(process.is_main) as progress:
         record = distill_run(
             RunPaths(folder=run),
             wanted,
@@ -166,8 +158,7 @@ def distill(
             paths=paths,
             process=process,
             workers=workers,
-            on_progress=on_progress,
-            on_epoch=on_epoch,
+            progress=progress,
         )
     _tell(record, paths, as_json=as_json)
 
@@ -200,18 +191,14 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
     to go on where it stopped.
     """
     from pipeline import ShardFolder
-    from training.cli.progress import StudyBars
     from training.data.processes import started
     from training.study.profiles import PROFILES
     from training.study.runner import plan_runs, run_study
 
     opened = ShardFolder.open(shards)
     runs = plan_runs(PROFILES[profile], opened, **options)
-    with started(options["device"]) as process, _bars(process.is_main) as bars:
-        shown = StudyBars(bars, runs)
-        records = run_study(
-            runs, shards=opened, output=output, process=process, on_run=shown.on_run
-        )
+    with started(options["device"]) as process, rank_progress(process.is_main) as progress:
+        records = run_study(runs, shards=opened, output=output, process=process, progress=progress)
     finished = [(r.name, r.evaluation.top1) for r in records if r.evaluation is not None]
     if process.is_main and as_json:
         click.echo(json.dumps({"folder": str(output), "top1": dict(finished)}, indent=1))
@@ -240,16 +227,6 @@ def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> N
         require_one(process, "a report")
         for page in write_reports(runs, shards=shards, out=output, data_note=note):
             click.echo(str(page))
-
-
-@contextmanager
-def _bars(is_main: bool) -> Iterator["Bars | None"]:
-    """Draw bars on rank 0, and nothing elsewhere."""
-    if not is_main:
-        yield None
-        return
-    with progress_bars("images/s", extra=("{task.fields[figures]}",)) as bars:
-        yield bars
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class RunState:
         trained: The parameters that it changes: those of networks whose rate is not 0.
         scheduler: Of the optimizer, stepped after every training step.
         batches: Of the training split, on the process's device.
-        plan: The candidates that the shards hold.
+        crop_layout: The candidates that the shards hold.
         counterparts: Which crop takes each candidate's place in a mirrored image.
         looked_counterparts: The same of those that are looked at.
         steps: A rank's steps an epoch.
@@ -49,11 +49,16 @@ class RunState:
     trained: tuple[nn.Parameter, ...]
     scheduler: LRScheduler
     batches: TrainingBatches
-    plan: CropLayout
+    crop_layout: CropLayout
     counterparts: Mirrored
     looked_counterparts: Mirrored
     steps: int
     autocast: bool
+
+    @property
+    def images_per_step(self) -> int:
+        """Count the images of one step, over all ranks."""
+        return self.config.batch_size * self.process.world_size
 
 
 def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> RunState:
@@ -93,7 +98,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         trained=_trained(model, config),
         scheduler=make_scheduler(optimizer, config, len(batches)),
         batches=batches,
-        plan=shards.crop_layout,
+        crop_layout=shards.crop_layout,
         counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
         looked_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),

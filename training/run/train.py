@@ -1,30 +1,49 @@
-"""READ FIRST: fit() trains one run from shards to a record; `step.py` holds one step of it."""
+"""READ FIRST: one run, from shards to a record: `fit`, `Training.run`, `epoch`, `train_step`.
+
+Axes: R ranks, S steps since the loss was last checked, B samples, M draws of a crop, K candidates,
+L glimpses, H and W px, C channels.
+"""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DivergedError, PreemptedRunError, StoppedRunError
+from pipeline.common.progress import SILENT, Progress
+from pipeline.common.wording import few
 from training.config import TrainConfig
-from training.data.processes import Process, sum_over_ranks, wait_for_main
+from training.data import augment
+from training.data.processes import (
+    Process,
+    gather_ranks,
+    share_buffers,
+    sum_over_ranks,
+    wait_for_main,
+)
+from training.data.shards import Batch
+from training.model.classifier import StepOutput
+from training.model.estimators import gumbel_noise
 from training.run.checkpoint import digest_of, load_initial
-from training.run.epoch import OnProgress, counting, epoch_record, train_epoch
 from training.run.folder import RunPaths
 from training.run.record import EpochPart, EpochRecord, RunRecord
 from training.run.resume import load_last, open_record, save_epoch, save_part, written_run
+from training.run.schedule import temperature
 from training.run.signals import Stop, noted_signals
 from training.run.state import RunState, build_state, settled
-from training.score.evaluate import evaluate_choice, evaluate_table
+from training.score.evaluate import counting, evaluate_choice, evaluate_table
 
-OnEpoch = Callable[[EpochRecord], None]
+CHECK_STEPS = 10  # steps between checks of the loss, each of which waits for the device
 
 
 def fit(
@@ -33,20 +52,20 @@ def fit(
     shards: ShardFolder,
     paths: RunPaths,
     process: Process,
-    resume: bool,
-    on_progress: OnProgress,
-    on_epoch: OnEpoch,
+    resume: bool = False,
+    scored: bool = True,
+    progress: Progress = SILENT,
 ) -> RunRecord:
-    """Train one run and evaluate it.
+    """Train one run, or the rest of it, and evaluate its last weights on every crop.
 
     Args:
         config: What to train.
         shards: To train on.
         paths: Where the run's files go.
-        process: This one among its peers.
-        resume: Whether to go on from the run's last checkpoint, if it has one.
-        on_progress: Told of images as they pass.
-        on_epoch: Told of each finished epoch.
+        process: This process among its peers.
+        resume: Whether to continue from the run's last checkpoint, if it has one.
+        scored: Whether to evaluate; without, the record stays open.
+        progress: Shows images and epochs.
 
     Returns:
         The record, which is on disk as well.
@@ -56,60 +75,23 @@ def fit(
             written.
         CheckpointError: If the run to resume is another one.
         DivergedError: If the loss stopped being a number; the last checkpoint stays.
-        StoppedRunError: If SIGTERM or Ctrl-C came while it trained; all steps are saved.
+        StoppedRunError: If SIGTERM or Ctrl-C stopped the training; all steps are saved.
     """
+    started = time.monotonic()
     config = settled(config, shards)
     with written_run(paths, process):
         record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
         if record.evaluation is not None:
             return record
-        done = _train(config, record, shards, paths, process, on_progress, on_epoch)
-        return _finish(
-            done.state, shards, paths, done.record, best=done.best, on_progress=on_progress
-        )
-
-
-def train(
-    config: TrainConfig,
-    *,
-    shards: ShardFolder,
-    paths: RunPaths,
-    process: Process,
-    on_progress: OnProgress,
-    on_epoch: OnEpoch,
-) -> None:
-    """Train a run, or go on with it, and leave its last weights unscored; `fit` would finish it.
-
-    Arguments and errors are those of `fit`.
-    """
-    config = settled(config, shards)
-    with written_run(paths, process):
-        record = open_record(config, shards=shards, paths=paths, process=process, resume=True)
-        if record.evaluation is None:
-            _train(config, record, shards, paths, process, on_progress, on_epoch)
-
-
-def _train(
-    config: TrainConfig,
-    record: RunRecord,
-    shards: ShardFolder,
-    paths: RunPaths,
-    process: Process,
-    on_progress: OnProgress,
-    on_epoch: OnEpoch,
-) -> "_Training":
-    """Train what is left of a run."""
-    started = time.monotonic()
-    state = build_state(config, shards, process)
-    best, part = 0.0, None
-    if paths.last.exists():
-        best, part = load_last(state, paths, record)
-    elif config.initial_checkpoint:
-        source = Path(config.initial_checkpoint)
-        load_initial(source, state.model, with_proposer=config.holds_proposer)
-    try:
+        state = build_state(config, shards, process)
+        best, part = 0.0, None
+        if paths.last.exists():
+            best, part = load_last(state, paths, record)
+        elif config.initial_checkpoint:
+            source = Path(config.initial_checkpoint)
+            load_initial(source, state.model, with_proposer=config.holds_proposer)
         with noted_signals() as stop:
-            training = _Training(
+            training = Training(
                 state=state,
                 shards=shards,
                 paths=paths,
@@ -118,28 +100,26 @@ def _train(
                 part=part or EpochPart(epoch=len(record.epochs)),
                 since=started - record.seconds,
                 stop=stop,
-                on_progress=on_progress,
-                on_epoch=on_epoch,
+                progress=progress,
             )
-            training.train()
-    except DivergedError as error:
-        if error.keys:  # on all ranks or on none
-            if process.is_main:
-                write_file(paths.diverged, json.dumps({"keys": error.keys}, indent=1).encode())
-            wait_for_main(process)  # torchrun kills the others once one has ended
-        raise
-    return training
-
-
-class _StopValidatingError(Exception):
-    """Somebody wants the process to end while it validates."""
+            training.run()
+        return training.evaluate() if scored else training.record
 
 
 @dataclass(kw_only=True)
-class _Training:
+class Training:
     """A run between its first step and its last.
 
-    `since` is when it would have begun if it had not been broken, by the monotonic clock.
+    Attributes:
+        state: What it holds in memory.
+        shards: That it trains on.
+        paths: Where its files go.
+        record: Of the finished epochs.
+        best: Best validation accuracy so far, %.
+        part: Of the epoch in hand: the steps that are done.
+        since: When it would have begun without interruption, by the monotonic clock.
+        stop: Whether a signal asks to stop.
+        progress: Shows images and epochs.
     """
 
     state: RunState
@@ -150,55 +130,138 @@ class _Training:
     part: EpochPart
     since: float
     stop: Stop
-    on_progress: OnProgress
-    on_epoch: OnEpoch
+    progress: Progress
 
-    def train(self) -> None:
-        """Train the epochs that are left."""
-        state, config = self.state, self.state.config
+    def run(self) -> None:
+        """Train the epochs that are left, and save after each."""
+        config = self.state.config
         while len(self.record.epochs) < config.epochs:
-            self.part = train_epoch(state, self.part, stop=self.stop, on_progress=self.on_progress)
-            if self.part.step < state.steps:
+            self.epoch()
+            if self.part.step < self.state.steps:
                 raise self._stopped()
-            done = epoch_record(self.part, state)
+            done = epoch_record(self.part, self.state)
             # The last weights get the whole table instead.
             if done.epoch % config.val_interval == 0 and done.epoch < config.epochs:
                 done = replace(done, val_top1=self._validate())
-            self._tell(epochs=(*self.record.epochs, done))
-            self.best = save_epoch(state, self.paths, self.record, self.best)
+            self.record = replace(
+                self.record, epochs=(*self.record.epochs, done), seconds=self._seconds()
+            )
+            self.best = save_epoch(self.state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
-            self.on_epoch(done)
+            self.progress.event("epoch", _line(done, config.epochs), **asdict(done))
             if self._is_stop_wanted():
                 raise self._stopped()
 
+    def epoch(self) -> None:
+        """Take the steps of the epoch that are left, to its end or to a stop between two steps.
+
+        Raises:
+            DivergedError: If a loss or a weight stopped being a number.
+        """
+        state, begun, process = self.state, self.part, self.state.process
+        _set_train(state)
+        sums = torch.tensor(begun.sums_of(process.rank), dtype=torch.float64, device=process.device)
+        seen = begun.step * state.images_per_step
+        state.batches.load_state_dict({"epoch": begun.epoch, "num_seen": seen})
+        unchecked: list[_Unchecked] = []
+        started, step = time.monotonic(), begun.step
+        batches = state.batches if begun.step < state.steps else ()
+        for step, batch in enumerate(batches, start=begun.step + 1):
+            output = train_step(state, batch, step=begun.epoch * state.steps + step - 1)
+            sums += torch.stack([output.losses_B.sum(), output.hits_B.sum()]).detach()
+            unchecked.append(_Unchecked(step, batch.indices_B, output.losses_B.detach()))
+            is_last = step == state.steps
+            is_stopped_alone = self.stop.wanted and process.world_size == 1
+            if step % CHECK_STEPS and not is_last and not is_stopped_alone:
+                continue
+            flagged = torch.cat([sums, sums.new_tensor([bool(self.stop.wanted)])])
+            loss, hits, wanted = sum_over_ranks(flagged, process).tolist()  # all stop together
+            if not math.isfinite(loss):
+                raise self._lost(unchecked)
+            unchecked.clear()
+            self._show(step, loss, hits)
+            if wanted and not is_last:
+                break
+        share_buffers(state.model, process)
+        if name := broken_weights(state.model):
+            raise _diverged(f"weights must stay numbers; got others in {name}", begun.epoch, step)
+        self.part = EpochPart(
+            epoch=begun.epoch,
+            step=step,
+            sums=tuple((float(loss), float(hits)) for loss, hits in gather_ranks(sums, process)),
+            seconds=begun.seconds + time.monotonic() - started,
+        )
+
+    def evaluate(self) -> RunRecord:
+        """Evaluate the last weights on every crop, and close the record."""
+        state, paths = self.state, self.paths
+        table, evaluation = evaluate_table(
+            state.model,
+            self.shards,
+            process=state.process,
+            on_images=self._counting("scoring every crop"),
+        )
+        last = replace(self.record.epochs[-1], val_top1=evaluation.top1)
+        self.record = replace(
+            self.record,
+            epochs=(*self.record.epochs[:-1], last),
+            evaluation=evaluation,
+            seconds=self._seconds(),
+        )
+        if state.process.is_main:
+            digest = digest_of(paths.last)
+            table.save(paths.table, weights=digest)
+            if evaluation.top1 >= self.best:
+                write_file(paths.best, paths.last.read_bytes())
+            self.record = replace(self.record, last=digest, best=digest_of(paths.best), before=())
+            self.record.save(paths.record)
+        wait_for_main(state.process)
+        return self.record
+
     def _validate(self) -> float:
-        total = self.shards.manifest.num_samples("val")
-        counter = counting(self.on_progress, "val", total, epoch=self.part.epoch + 1)
+        """Score the policy on the validation split, top-1 in %, unless a signal interrupts it."""
+        counter = self._counting("validating")
 
         def on_images(num_images: int) -> None:
-            # With peers it goes on to the end, since they wait for this one's figures.
+            # Several processes validate to the end, since each waits for the others' figures.
             if self.stop.wanted and self.state.process.world_size == 1:
-                raise _StopValidatingError
+                raise _InterruptedValidationError
             counter(num_images)
 
         try:
             return evaluate_choice(
                 self.state.model, self.shards, process=self.state.process, on_images=on_images
             )
-        except _StopValidatingError:
+        except _InterruptedValidationError:
             raise self._stopped() from None
+
+    def _counting(self, stage: str) -> Callable[[int], None]:
+        total = self.shards.manifest.num_samples("val")
+        return counting(self.progress, stage, total)
+
+    def _show(self, step: int, loss: float, hits: float) -> None:
+        """Show the mean loss and accuracy of the epoch so far."""
+        state, epoch, num_images = self.state, self.part.epoch, step * self.state.images_per_step
+        whole = state.steps * state.images_per_step
+        self.progress.update(
+            "training",
+            epoch * whole + num_images,
+            state.config.epochs * whole,
+            f"epoch {epoch + 1}/{state.config.epochs}, loss {loss / num_images:.3f}, "
+            f"top-1 {100 * hits / num_images:.1f} %",
+        )
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.since
 
     def _is_stop_wanted(self) -> bool:
         process = self.state.process
         wanted = torch.tensor([bool(self.stop.wanted)], dtype=torch.int64, device=process.device)
         return bool(sum_over_ranks(wanted, process))
 
-    def _tell(self, **news: Any) -> None:
-        self.record = replace(self.record, seconds=time.monotonic() - self.since, **news)
-
     def _stopped(self) -> StoppedRunError:
-        """Save what there is, and say where that is."""
-        self._tell()
+        """Save what is done, and say where."""
+        self.record = replace(self.record, seconds=self._seconds())
         if self.part.step:
             save_part(self.state, self.paths, self.record, self.best, self.part)
         where = f"step {self.part.step} of " if self.part.step else "the end of "
@@ -206,38 +269,131 @@ class _Training:
         kind = StoppedRunError if self.stop.wanted == signal.SIGINT else PreemptedRunError
         return kind(f"stopped at {where}epoch {epoch}, and saved, in {self.paths.folder}.")
 
+    def _lost(self, unchecked: list["_Unchecked"]) -> DivergedError:
+        """Name the first step, over all ranks, and its samples whose losses are not numbers.
 
-def _finish(
-    state: RunState,
-    shards: ShardFolder,
-    paths: RunPaths,
-    record: RunRecord,
-    *,
-    best: float,
-    on_progress: OnProgress,
-) -> RunRecord:
-    """Evaluate the last weights on every crop, and close the record."""
-    started = time.monotonic()
-    total = shards.manifest.num_samples("val")
-    table, evaluation = evaluate_table(
-        state.model,
-        shards,
-        process=state.process,
-        on_images=counting(on_progress, "table", total, epoch=state.config.epochs),
+        One rank's NaN reaches the weights of all, so innocent samples lose NaN one step later.
+        """
+        process, epoch = self.state.process, self.part.epoch
+        losses_RSB = gather_ranks(torch.stack([each.losses_B for each in unchecked]), process)
+        rows_RSB = gather_ranks(torch.stack([each.rows_B for each in unchecked]), process)
+        is_bad_RSB = ~losses_RSB.isfinite()
+        bad_steps = is_bad_RSB.any(2).any(0).nonzero()[:, 0].tolist()
+        if not bad_steps:  # each is a number, their sum is not
+            fault = "the training loss must stay a number; got a sum that is none"
+            return _diverged(fault, epoch, unchecked[-1].step)
+        first = bad_steps[0]
+        is_bad_RB = is_bad_RSB[:, first]
+        keys = self.state.batches.keys(rows_RSB[:, first][is_bad_RB].tolist())
+        if process.is_main:
+            write_file(self.paths.diverged, json.dumps({"keys": keys}, indent=1).encode())
+        wait_for_main(process)  # torchrun kills the others once one has ended
+        bad = float(losses_RSB[:, first][is_bad_RB][0])
+        fault = f"the training loss must stay a number; got {bad} for {few(keys)}"
+        return _diverged(fault, epoch, unchecked[first].step, keys)
+
+
+def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
+    """Take one step: draw, augment, choose and classify, descend.
+
+    Args:
+        state: Of the run.
+        batch: On the run's device.
+        step: Counted from 0 over the whole run; chance depends on it, the seed and the rank alone.
+    """
+    config, model, device = state.config, state.model, batch.labels_B.device
+    num_samples, total_steps = len(batch.labels_B), config.epochs * state.steps
+    generator = _seeded(config.seed, step, state.process.rank)
+    draws = augment.draw(
+        num_samples, hflip=config.hflip, vflip=config.vflip, shift=config.shift,
+        generator=generator,
+    )  # fmt: skip
+    noise_BMK = gumbel_noise((num_samples, *model.noise_shape), generator)
+    chooses = step >= config.random_epochs * state.steps
+    shown = augment.augment(
+        augment.cut(batch, state.crop_layout, model.candidates),
+        batch.glimpses_BLSS,
+        draws,
+        state.counterparts,
+        state.looked_counterparts,
+        model.chosen_ahead(noise_BMK[:, 0], chooses=chooses),
     )
-    last = replace(record.epochs[-1], val_top1=evaluation.top1)
-    record = replace(
-        record,
-        epochs=(*record.epochs[:-1], last),
-        evaluation=evaluation,
-        seconds=record.seconds + time.monotonic() - started,
+    with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):
+        output: StepOutput = state.wrapped(
+            shown.crops_BKHWC,
+            shown.glimpses_BLSS,
+            batch.labels_B,
+            noise_BMK.to(device, non_blocking=True),
+            temperature(config, step=step, total_steps=total_steps),
+            ways_B=draws.ways_B.to(device, non_blocking=True),
+            chooses=chooses,
+        )
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    if config.clip_grad is not None:
+        nn.utils.clip_grad_norm_(state.trained, config.clip_grad)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.scheduler.step()
+    return output
+
+
+def _seeded(seed: int, step: int, rank: int) -> torch.Generator:
+    """Seed a generator, and torch's own for dropout and stochastic depth in the classifier."""
+    number = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(number >> 1))
+    return torch.Generator().manual_seed(int(number >> 1))
+
+
+def _set_train(state: RunState) -> None:
+    state.model.train()
+    if state.model.proposer is not None and state.config.holds_proposer:
+        state.model.proposer.eval()  # a held proposer keeps the averages of its batch norms
+
+
+class _Unchecked(NamedTuple):
+    """A step whose loss has not been checked yet."""
+
+    step: int
+    rows_B: Tensor
+    losses_B: Tensor
+
+
+class _InterruptedValidationError(Exception):
+    """A signal came during validation."""
+
+
+def epoch_record(part: EpochPart, state: RunState) -> EpochRecord:
+    """Turn the sums of a finished epoch into its figures."""
+    num_images = part.step * state.images_per_step
+    loss, hits = (sum(column) for column in zip(*part.sums, strict=True))
+    return EpochRecord(
+        epoch=part.epoch + 1,
+        train_loss=loss / num_images,
+        train_top1=100 * hits / num_images,
+        val_top1=None,
+        images_per_s=num_images / part.seconds,
+        seconds=part.seconds,
     )
-    if state.process.is_main:
-        digest = digest_of(paths.last)
-        table.save(paths.table, weights=digest)
-        if evaluation.top1 >= best:
-            write_file(paths.best, paths.last.read_bytes())
-        record = replace(record, last=digest, best=digest_of(paths.best), before=())
-        record.save(paths.record)
-    wait_for_main(state.process)
-    return record
+
+
+def _line(done: EpochRecord, epochs: int) -> str:
+    val = "" if done.val_top1 is None else f"  val top-1 {done.val_top1:.2f} %"
+    return (
+        f"epoch {done.epoch}/{epochs}  loss {done.train_loss:.4f}  "
+        f"train top-1 {done.train_top1:.2f} %{val}  {done.images_per_s:.0f} images/s"
+    )
+
+
+def broken_weights(model: nn.Module) -> str | None:
+    """Name one of a model's tensors that are not all numbers, if there is one."""
+    state = model.state_dict().items()
+    return next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
+
+
+def _diverged(fault: str, epoch: int, step: int, keys: tuple[str, ...] = ()) -> DivergedError:
+    return DivergedError(
+        f"{fault} at step {step} of epoch {epoch + 1}. "
+        "The checkpoint before it is kept. Train again under another --experiment with a lower "
+        "--lr or with --clip-grad 1.",
+        keys=keys,
+    )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import Indices, ShardFolder, evaluation_batches
+from pipeline.common.progress import Progress
 from training.data import augment
 from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Batch
@@ -118,6 +119,11 @@ def count_images(on_progress: Callable[[int, int], None], total: int) -> OnImage
         on_progress(seen, total)
 
     return report
+
+
+def counting(progress: Progress, stage: str, total: int) -> OnImages:
+    """Show numbers of images that have passed in a stage."""
+    return count_images(lambda done, of: progress.update(stage, done, of), total)
 
 
 @torch.inference_mode()

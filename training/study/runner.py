@@ -1,19 +1,19 @@
 """Run the comparison: every arm of a profile once with each seed, gone on with where it stopped."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
 from training.choose.out_of_fold import distill
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
-from training.run.epoch import OnProgress
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
-from training.run.train import OnEpoch, fit
+from training.run.train import fit
 from training.study.arms import BEGUN_LR
 from training.study.profiles import PlannedArm, Profile
 
@@ -116,13 +116,44 @@ def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> Non
         )
 
 
+class StudyProgress(Progress):
+    """Passes the progress of runs on, and shows that of all together, by their cost."""
+
+    def __init__(self, progress: Progress, runs: Sequence[PlannedRun]) -> None:
+        """Show the first run as the next."""
+        self._progress, self._runs, self._position = progress, runs, 0
+
+    def begin(self, position: int) -> None:
+        """Say which run is next."""
+        self._position = position
+        name, number, total = self._runs[position].name, position + 1, len(self._runs)
+        self._move(0.0)
+        text = f"run {number}/{total}: {name}"
+        self._progress.event("run", text, name=name, position=number, total=total)
+
+    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
+        """Pass it on; training moves the whole."""
+        self._progress.update(stage, done, total, figures)
+        if stage == "training" and self._runs[self._position].distilled is None:
+            self._move(done / total)
+
+    def event(self, name: str, /, text: str = "", **fields: object) -> None:
+        """Pass it on."""
+        self._progress.event(name, text, **fields)
+
+    def _move(self, share: float) -> None:
+        run, total = self._runs[self._position], sum(run.cost for run in self._runs)
+        before = sum(run.cost for run in self._runs[: self._position])
+        self._progress.update("study", round(before + share * run.cost), total, run.name)
+
+
 def run_study(
     runs: list[PlannedRun],
     *,
     shards: ShardFolder,
     output: Path,
     process: Process,
-    on_run: Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]],
+    progress: Progress = SILENT,
 ) -> list[RunRecord]:
     """Train and evaluate the runs that are not finished yet, in order.
 
@@ -131,7 +162,7 @@ def run_study(
         shards: To train on.
         output: Each run gets a folder there.
         process: This one among its peers.
-        on_run: Called before each run with its position; gives what to tell of its progress.
+        progress: Shows the runs, their images and epochs.
 
     Returns:
         Every run's record.
@@ -143,18 +174,19 @@ def run_study(
     is_fitted = {run.name for run in runs if RunPaths(folder=output / run.name).record.exists()}
     if any(run.distilled is not None and run.name not in is_fitted for run in runs):
         require_one(process, "a study that fits proposers")
+    shown = StudyProgress(progress, runs)
     records = []
     failed: dict[str, str] = {}
     for position, run in enumerate(runs):
         if run.base in failed:
             failed[run.name] = f"not run, since {run.base} is not finished"
             continue
-        on_progress, on_epoch = on_run(run, position)
+        shown.begin(position)
         try:
             records.append(
                 _finish(
                     run, shards=shards, output=output, process=process,
-                    on_progress=on_progress, on_epoch=on_epoch,
+                    progress=shown,
                 )
             )  # fmt: skip
         except DivergedError as error:  # one arm's failure is a result; the others go on
@@ -174,8 +206,7 @@ def _finish(
     shards: ShardFolder,
     output: Path,
     process: Process,
-    on_progress: OnProgress,
-    on_epoch: OnEpoch,
+    progress: Progress,
 ) -> RunRecord:
     paths = RunPaths(folder=output / run.name)
     if run.distilled is None or run.base is None:
@@ -184,10 +215,10 @@ def _finish(
             config = replace(config, initial_checkpoint=str(output / run.base))
         return fit(
             config, shards=shards, paths=paths, process=process, resume=True,
-            on_progress=on_progress, on_epoch=on_epoch,
+            progress=progress,
         )  # fmt: skip
     return distill(
         RunPaths(folder=output / run.base), run.distilled, shards=shards, paths=paths,
         process=process, workers=run.config.workers, resume=True,
-        on_progress=on_progress, on_epoch=on_epoch,
+        progress=progress,
     )  # fmt: skip

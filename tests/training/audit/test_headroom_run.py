@@ -13,11 +13,11 @@ from click.testing import Result
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
+from pipeline.common.progress import Progress
 from training.audit import headroom_run
 from training.audit.headroom_run import estimate_headroom, plan_parts, work_folder
 from training.choose import fit_proposer as distill
 from training.cli.headroom import headroom
-from training.cli.progress import StudyBars
 from training.config import HeadroomConfig
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
@@ -115,11 +115,12 @@ def test_an_estimate_that_was_interrupted_goes_on_and_ends_in_the_same_figures(
         paths = options["paths"]
         assert isinstance(paths, RunPaths)
 
-        def stop(_: object) -> None:
-            if paths.folder.name == where:
-                raise KeyboardInterrupt
+        class Stop(Progress):
+            def event(self, *_: object, **__: object) -> None:
+                if paths.folder.name == where:
+                    raise KeyboardInterrupt
 
-        return original(*arguments, **{**options, "on_epoch": stop})
+        return original(*arguments, **{**options, "progress": Stop()})
 
     command = ("headroom", scene_shards, "--output", tmp_path, *QUICK, "--json")
     with monkeypatch.context() as patch:
@@ -190,9 +191,7 @@ def test_several_processes_are_refused(opened: ShardFolder, alone: Process, tmp_
     parts = plan_parts(HeadroomConfig(batch_size=8), opened, workers=1, device="cpu")
     two = Process(rank=0, world_size=2, device=alone.device)
     with pytest.raises(ConfigError, match="an estimate runs in one process; got 2"):
-        estimate_headroom(
-            parts, shards=opened, folder=tmp_path, process=two, on_run=StudyBars(None, []).on_run
-        )
+        estimate_headroom(parts, shards=opened, folder=tmp_path, process=two)
 
 
 @pytest.mark.parametrize(

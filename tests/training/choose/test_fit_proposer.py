@@ -209,7 +209,7 @@ def distill(opened: ShardFolder, alone: Process, base: RunPaths) -> Callable[...
     def run(name: str, *, of: RunPaths = base, **options: Any) -> RunRecord:
         return distillation.distill(
             of, replace(QUICK, **options), shards=opened, workers=1, process=alone,
-            paths=RunPaths(folder=base.folder.parent / name), on_progress=ignore, on_epoch=ignore,
+            paths=RunPaths(folder=base.folder.parent / name),
         )  # fmt: skip
 
     return run
@@ -283,7 +283,7 @@ def test_several_processes_are_refused(
     with pytest.raises(ConfigError) as caught:
         distillation.distill(
             base, QUICK, shards=opened, paths=RunPaths(folder=tmp_path / "run"),
-            process=replace(alone, world_size=2), workers=1, on_progress=ignore, on_epoch=ignore,
+            process=replace(alone, world_size=2), workers=1,
         )  # fmt: skip
     assert str(caught.value) == (
         "a distillation runs in one process; got 2. Type the same with srp-train in place of "
@@ -494,7 +494,7 @@ def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
     )
     # So that buffers are used again.
     monkeypatch.setattr("training.score.choices.EVALUATION_BATCH", 8)
-    fit_and_choose(model, torch.zeros(70, 6), opened, process=alone, on_progress=ignore)
+    fit_and_choose(model, torch.zeros(70, 6), opened, process=alone)
     reader = opened.reader("train")
     for row in range(70):
         expected = torch.from_numpy(reader.read(row).small_glimpses[:, 0].copy())

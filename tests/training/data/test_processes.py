@@ -97,14 +97,14 @@ def train_together(
         script.write_text(
             "import os, signal, sys\n"
             "import torch\n"
-            "from training.run import epoch\n"
+            "from training.run import train\n"
             "from training.cli.train import main\n"
-            "real = epoch.train_step\n"
+            "real = train.train_step\n"
             "def train_step(state, batch, *, step):\n"
             f"    if step == {at_step} and os.environ['RANK'] == '1':\n"
             f"{do}"
             "    return real(state, batch, step=step)\n"
-            "epoch.train_step = train_step\n"
+            "train.train_step = train_step\n"
             "sys.exit(main())\n"
         )
         program = [str(script)]

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError
+from pipeline.common.progress import Progress
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import load_initial, load_optimizer, load_weights, read_meta
-from training.run.epoch import Progress
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, load_record
 from training.run.resume import open_record, save_epoch
@@ -50,7 +50,7 @@ def survived(work: Callable[[], object], at: int) -> bool:
     return status == 0
 
 
-def state(path: Path) -> dict[str, Tensor]:
+def tensors_of(path: Path) -> dict[str, Tensor]:
     return load(path.read_bytes())
 
 
@@ -110,12 +110,13 @@ def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command
     expected = train(config, whole.folder)
     trained = RunPaths(folder=tmp_path / "trained")
 
-    def stop(now: Progress) -> None:
-        if now.stage == "table":
-            raise KeyboardInterrupt
+    class Stop(Progress):
+        def update(self, stage: str, *_: object) -> None:
+            if stage == "scoring every crop":
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, trained.folder, on_progress=stop)
+        train(config, trained.folder, progress=Stop())
     assert load_record(trained.record).evaluation is None
     at, is_over = 0, False
     while not is_over:
@@ -126,7 +127,7 @@ def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command
         resumed = train(config, paths.folder, resume=True)
         assert resumed.evaluation == expected.evaluation
         for file in ("best", "last", "table"):
-            found, known = (state(getattr(run, file)) for run in (paths, whole))
+            found, known = (tensors_of(getattr(run, file)) for run in (paths, whole))
             assert all(torch.equal(tensor, found[name]) for name, tensor in known.items())
     assert at > 12
 
@@ -135,7 +136,7 @@ def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
     saved: tuple[RunState, RunPaths, RunRecord],
 ) -> None:
     state, paths, _ = saved
-    data, before = paths.last.read_bytes(), state(paths.last)
+    data, before = paths.last.read_bytes(), tensors_of(paths.last)
     rng = np.random.default_rng(0)
     header = 8 + int.from_bytes(data[:8], "little")
     found = 0
@@ -146,7 +147,7 @@ def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_found(
         if is_refused(paths.last, state):
             found += 1
         else:  # the name of the digest's own field was hit, and nothing else
-            after = state(paths.last)
+            after = tensors_of(paths.last)
             assert read_meta(paths.last).epoch == 1
             assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert found >= len(positions) - 3

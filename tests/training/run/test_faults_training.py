@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError, VerificationError
+from pipeline.common.progress import Progress
 from training.config import TrainConfig
 from training.model.classifier import SelectiveClassifier
-from training.run.epoch import Progress
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 
@@ -31,9 +31,12 @@ def test_a_shard_that_is_damaged_while_a_run_trains_ends_it_by_name(
     shard = opened.manifest.of_split("train")[0]
     path = folder / shard.name
 
-    def harm(now: Progress) -> None:
-        if (now.stage, now.epoch, now.done) != ("train", 1, now.total):
-            return
+    class Harm(Progress):
+        def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
+            if (stage, 3 * done) == ("training", total):  # the first epoch of three
+                harm()
+
+    def harm() -> None:
         if damage == "gone":
             path.unlink()
             return
@@ -48,11 +51,19 @@ def test_a_shard_that_is_damaged_while_a_run_trains_ends_it_by_name(
                 file.write(bytes([byte[0] ^ 1]))
 
     with pytest.raises(VerificationError, match=shard.name) as caught:
-        train(tiny(epochs=3), paths.folder, shards=opened, on_progress=harm)
+        train(tiny(epochs=3), paths.folder, shards=opened, progress=Harm())
     assert caught.value.exit_status == 3
     if damage == "flipped":
         assert any(f"(sample {key})" in str(caught.value) for key in shard.samples.keys)
     assert len(load_record(paths.record).epochs) <= 1  # no epoch was shorter
+
+
+class Told(Progress):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def event(self, name: str, /, *_: object, **__: object) -> None:
+        self.events.append(name)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -72,11 +83,11 @@ def test_a_poisoned_sample_is_named_with_its_step(
 
     monkeypatch.setattr(SelectiveClassifier, "logits", poisoned)
     options: dict[str, Any] = {"policy": "whole", "candidates": "full", "hflip": 0.0, "shift": 0}
-    paths, told = RunPaths(folder=tmp_path / "run"), []
+    paths, told = RunPaths(folder=tmp_path / "run"), Told()
     with pytest.raises(DivergedError) as caught:
-        train(tiny(epochs=2, **options), paths.folder, on_epoch=told.append)
+        train(tiny(epochs=2, **options), paths.folder, progress=told)
     key = reader.keys[row]
     assert f"must stay a number; got nan for {key} at step " in str(caught.value)
     assert json.loads(paths.diverged.read_text()) == {"keys": [key]}
     assert caught.value.exit_status == 1
-    assert paths.last.exists() == bool(told)
+    assert paths.last.exists() == bool(told.events)

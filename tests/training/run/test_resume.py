@@ -18,13 +18,14 @@ from click.testing import Result
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.common.progress import Progress
 from training.audit.headroom_run import work_folder
 from training.choose.out_of_fold import distill
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import check_own, digest_of, read_meta
 from training.run.folder import RunPaths
-from training.run.record import EpochRecord, RunRecord, load_record
+from training.run.record import RunRecord, load_record
 from training.run.resume import held_run
 
 REPO = Path(__file__).resolve().parents[3]
@@ -34,10 +35,6 @@ QUICK = (
     *("--device", "cpu", "--policy", "centre"),
 )
 SrpTrain = Callable[..., Result]
-
-
-def ignore(*_: object) -> None:
-    pass
 
 
 def last_line(result: Result) -> str:
@@ -151,7 +148,7 @@ def test_of_two_distillations_one_makes_the_losses_and_both_may_take_them_up(
     def fitted(name: str) -> RunRecord:
         return distill(
             base, wanted, shards=opened, paths=RunPaths(folder=tmp_path / name), process=alone,
-            workers=1, on_progress=ignore, on_epoch=ignore,
+            workers=1,
         )  # fmt: skip
 
     with held_run(base, alone), pytest.raises(ConfigError) as caught:
@@ -189,8 +186,9 @@ class Killed(BaseException):
     """What stops a run in these tests, as a kill would."""
 
 
-def kill(_: EpochRecord) -> None:
-    raise Killed
+class Kill(Progress):
+    def event(self, *_: object, **__: object) -> None:
+        raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +200,7 @@ def broken(
     for seed in (3, 4):
         runs[seed] = RunPaths(folder=tmp_path_factory.mktemp("broken") / f"s{seed}")
         with pytest.raises(Killed):
-            train(tiny(epochs=2, seed=seed), runs[seed].folder, on_epoch=kill)
+            train(tiny(epochs=2, seed=seed), runs[seed].folder, progress=Kill())
     return runs
 
 

@@ -19,19 +19,19 @@ from pipeline.common.errors import (
     PreemptedRunError,
     StoppedRunError,
 )
+from pipeline.common.progress import Progress
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.proposer import MapProposer, Proposal
-from training.run import epoch, resume
+from training.run import resume
 from training.run import train as loop
 from training.run.checkpoint import load_weights, read_meta
-from training.run.epoch import Progress
 from training.run.folder import RunPaths
-from training.run.record import EpochRecord, RunRecord, load_record
+from training.run.record import RunRecord, load_record
 from training.run.state import RunState, build_model, build_state
-from training.run.step import train_step
+from training.run.train import train_step
 from training.score.crop_logits import Table
 from training.score.evaluate import make_table
 
@@ -43,12 +43,15 @@ class Killed(BaseException):
     """What stops a run in these tests, as a kill would."""
 
 
-def kill_after(epoch: int) -> Callable[[EpochRecord], None]:
-    def on_epoch(done: EpochRecord) -> None:
-        if done.epoch == epoch:
-            raise Killed
+class KillAfter(Progress):
+    """Kill a run after an epoch."""
 
-    return on_epoch
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def event(self, name: str, /, text: str = "", **fields: object) -> None:
+        if (name, fields["epoch"]) == ("epoch", self.epoch):
+            raise Killed
 
 
 def without_times(record: RunRecord) -> RunRecord:
@@ -81,7 +84,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     unbroken, broken = RunPaths(folder=tmp_path / "a"), RunPaths(folder=tmp_path / "b")
     whole = train(config, unbroken.folder)
     with pytest.raises(Killed):
-        train(config, broken.folder, on_epoch=kill_after(1))
+        train(config, broken.folder, progress=KillAfter(1))
     assert read_meta(broken.last).epoch == 1
     resumed = train(replace(config, workers=1), broken.folder, resume=True)
     assert without_times(resumed) == without_times(whole)
@@ -168,14 +171,14 @@ def signal_at(
     monkeypatch: pytest.MonkeyPatch, at_step: int, number: signal.Signals = signal.SIGTERM
 ) -> None:
     """Send this process a signal in the middle of a step, counted from 0 over the run."""
-    real = epoch.train_step
+    real = loop.train_step
 
     def signalled(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         if step == at_step:
             signal.raise_signal(number)
         return real(state, batch, step=step)
 
-    monkeypatch.setattr(epoch, "train_step", signalled)
+    monkeypatch.setattr(loop, "train_step", signalled)
 
 
 @pytest.mark.parametrize("at_step", range(8))  # four steps an epoch
@@ -197,8 +200,8 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_there_bit_for_bit(
     meta = read_meta(paths.last)
     assert (meta.epoch, meta.part.step if meta.part else 0) == (epochs, steps)
     with monkeypatch.context() as patch:
-        real, seen = epoch.train_step, []
-        patch.setattr(epoch, "train_step", lambda *a, **k: (seen.append(k), real(*a, **k))[1])
+        real, seen = loop.train_step, []
+        patch.setattr(loop, "train_step", lambda *a, **k: (seen.append(k), real(*a, **k))[1])
         resumed = train(replace(config, workers=1), paths.folder, resume=True)
     assert len(seen) == 8 - (at_step + 1)
     whole_paths, whole = unbroken
@@ -236,12 +239,13 @@ def test_a_stop_when_it_has_validated_keeps_the_epoch(
 ) -> None:
     config, paths = tiny(epochs=2), RunPaths(folder=tmp_path / "run")
 
-    def stop(now: Progress) -> None:
-        if now.stage == "val":
-            signal.raise_signal(signal.SIGTERM)
+    class Stop(Progress):
+        def update(self, stage: str, *_: object) -> None:
+            if stage == "validating":
+                signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(PreemptedRunError, match="stopped at the end of epoch 1, and saved"):
-        train(config, paths.folder, on_progress=stop)
+        train(config, paths.folder, progress=Stop())
     meta = read_meta(paths.last)
     assert (meta.epoch, meta.part) == (1, None)
     resumed = train(config, paths.folder, resume=True)
@@ -252,7 +256,7 @@ def test_a_stop_when_it_has_validated_keeps_the_epoch(
 def test_a_second_ctrl_c_interrupts_at_once(
     tiny: Tiny, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, steps = epoch.train_step, []
+    real, steps = loop.train_step, []
 
     def signalled(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
@@ -260,7 +264,7 @@ def test_a_second_ctrl_c_interrupts_at_once(
             signal.raise_signal(number)
         return real(state, batch, step=step)
 
-    monkeypatch.setattr(epoch, "train_step", signalled)
+    monkeypatch.setattr(loop, "train_step", signalled)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), tmp_path / "run")
@@ -297,7 +301,7 @@ def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
 def test_a_finished_run_is_not_trained_again(
     finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "train_epoch", None)
+    monkeypatch.setattr(loop, "build_state", None)
     paths, record = finished
     again = train(tiny(epochs=2), paths.folder, resume=True)
     assert again == record == load_record(paths.record)
@@ -375,7 +379,7 @@ def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
 ) -> None:
     config = tiny(epochs=2, policy="centre")
     with pytest.raises(Killed):
-        train(config, tmp_path / "run", on_epoch=kill_after(1))
+        train(config, tmp_path / "run", progress=KillAfter(1))
     other = Process(rank=0, world_size=2, device=torch.device("cpu"))
     monkeypatch.setattr(resume, "sum_over_ranks", lambda tensor, _: tensor)  # the other is made up
     with pytest.raises(ConfigError, match="got 1 processes there, 2 now in "):
@@ -384,7 +388,7 @@ def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
 
 def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> None:
     """Turn a weight into a NaN just before or just after a step."""
-    real = epoch.train_step
+    real = loop.train_step
 
     def poisoned(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         weight = next(state.model.classifier.parameters())
@@ -395,7 +399,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> No
             weight.data.fill_(float("nan"))
         return output
 
-    monkeypatch.setattr(epoch, "train_step", poisoned)
+    monkeypatch.setattr(loop, "train_step", poisoned)
 
 
 @pytest.mark.parametrize(
@@ -473,13 +477,26 @@ def test_equal_configs_give_equal_runs_and_another_seed_another(
 def test_the_progress_counts_every_image_and_ends_where_it_should(
     tiny: Tiny, train: Train, tmp_path: Path
 ) -> None:
-    told: list[Progress] = []
-    record = train(tiny(epochs=3, val_interval=2), tmp_path / "run", on_progress=told.append)
-    assert [now.done for now in told if now.stage == "train"] == [64, 64, 64]
-    assert [(now.epoch, now.done, now.total) for now in told if now.stage == "val"] == [(2, 29, 29)]
-    assert [(now.done, now.total) for now in told if now.stage == "table"] == [(29, 29)]
+    told: list[tuple[object, ...]] = []
+
+    class Told(Progress):
+        def update(self, *now: object) -> None:
+            told.append(now)
+
+        def event(self, name: str, /, text: str = "", **fields: object) -> None:
+            told.append((name, text, fields["epoch"]))
+
+    record = train(tiny(epochs=3, val_interval=2), tmp_path / "run", progress=Told())
+    first, second, _ = record.epochs
+    figures = f"loss {first.train_loss:.3f}, top-1 {first.train_top1:.1f} %"
+    assert told[0] == ("training", 64, 192, f"epoch 1/3, {figures}")
+    line = f"epoch 2/3  loss {second.train_loss:.4f}  train top-1 {second.train_top1:.2f} %  "
+    line += f"val top-1 {second.val_top1:.2f} %  {second.images_per_s:.0f} images/s"
+    assert [now[:3] for now in told[2:]] == [
+        ("training", 128, 192), ("validating", 29, 29), ("epoch", line, 2),
+        ("training", 192, 192), told[6], ("scoring every crop", 29, 29),
+    ]  # fmt: skip
     assert [epoch.val_top1 is None for epoch in record.epochs] == [True, False, False]
-    assert told[0].loss == pytest.approx(record.epochs[0].train_loss)
 
 
 def test_training_lowers_the_loss(tiny: Tiny, train: Train, tmp_path: Path) -> None:
@@ -493,7 +510,7 @@ def test_a_record_whose_checkpoint_is_ahead_of_it_is_refused(
 ) -> None:
     config, paths = tiny(epochs=3, policy="centre"), RunPaths(folder=tmp_path / "run")
     with pytest.raises(Killed):
-        train(config, paths.folder, on_epoch=kill_after(2))
+        train(config, paths.folder, progress=KillAfter(2))
     fields = json.loads(paths.record.read_text())
     paths.record.write_text(json.dumps(fields | {"epochs": fields["epochs"][:1]}))
     with pytest.raises(ConfigError, match="must agree; got 1 and 2 epochs in "):

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,16 @@ from safetensors.torch import load_file
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
 from training.config import DistillConfig, TrainConfig
 from training.data.processes import Process
 from training.run import train as loop
-from training.run.epoch import OnProgress
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import settled
-from training.run.train import OnEpoch
 from training.study import runner as study
 from training.study.profiles import PROFILES, PlannedArm, Profile, compare
-from training.study.runner import PlannedRun, plan_runs, run_study
-
-
-def quiet(_run: PlannedRun, _position: int) -> tuple[OnProgress, OnEpoch]:
-    return (lambda _: None), (lambda _: None)
+from training.study.runner import PlannedRun, StudyProgress, plan_runs, run_study
 
 
 def test_runs_are_all_arms_of_one_seed_before_the_next(opened: ShardFolder) -> None:
@@ -94,21 +88,19 @@ def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
         for run in plan_runs(PROFILES["smoke"], opened, device="cpu", workers=1)
     ]
 
-    def study(
-        on_run: Callable[[PlannedRun, int], tuple[OnProgress, OnEpoch]] = quiet,
-    ) -> list[RunRecord]:
-        return run_study(runs, shards=opened, output=tmp_path, process=alone, on_run=on_run)
+    def study(progress: Progress = SILENT) -> list[RunRecord]:
+        return run_study(runs, shards=opened, output=tmp_path, process=alone, progress=progress)
 
     class Killed(BaseException):
         pass
 
-    def kill_in_third(run: PlannedRun, position: int) -> tuple[OnProgress, OnEpoch]:
-        if position == 2:
-            raise Killed
-        return quiet(run, position)
+    class KillInThird(Progress):
+        def event(self, name: str, /, text: str = "", **fields: object) -> None:
+            if (name, fields.get("position")) == ("run", 3):
+                raise Killed
 
     with pytest.raises(Killed):
-        study(kill_in_third)
+        study(KillInThird())
     assert sorted(path.parent.name for path in tmp_path.rglob("record.json")) == [
         "centre-s0",
         "whole-s0",
@@ -155,7 +147,7 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
     assert [run.name for run in runs] == ["random-s3", "distilled-map-s3", "tuned-s3"]
 
     def study() -> list[RunRecord]:
-        return run_study(runs, shards=opened, output=tmp_path, process=alone, on_run=quiet)
+        return run_study(runs, shards=opened, output=tmp_path, process=alone)
 
     records = study()
     fitted = records[1].config
@@ -181,7 +173,6 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
     with pytest.raises(ConfigError) as caught:
         run_study(
             runs, shards=opened, output=tmp_path, process=replace(alone, world_size=2),
-            on_run=quiet,
         )  # fmt: skip
     assert str(caught.value) == (
         "a study that fits proposers runs in one process; got 2. Type the same with srp-train in "
@@ -193,9 +184,7 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
         if run.distilled is not None:
             (tmp_path / run.name).mkdir()
             RunPaths(folder=tmp_path / run.name).record.touch()
-    done = run_study(
-        runs, shards=opened, output=tmp_path, process=replace(alone, world_size=2), on_run=quiet
-    )
+    done = run_study(runs, shards=opened, output=tmp_path, process=replace(alone, world_size=2))
     assert list(done) == list(runs)  # all that is left to train may be trained by several
 
 
@@ -215,7 +204,7 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
 
     monkeypatch.setattr(study, "fit", fit_or_diverge)
     with pytest.raises(DivergedError) as caught:
-        run_study(planned, shards=opened, output=tmp_path, process=alone, on_run=quiet)
+        run_study(planned, shards=opened, output=tmp_path, process=alone)
     assert begun == ["random-s0", "alone-s0"]
     assert str(caught.value) == (
         "3 of 4 runs diverged, or needed one that did: random-s0 (a loss that is no number.) | "
@@ -233,3 +222,36 @@ def test_every_run_begins_with_the_classifier_of_its_seed(opened: ShardFolder) -
     found = [run.config.initial_checkpoint for run in runs]
     assert found == ["runs/small-s5"] * 3 + ["runs/small-s6"] * 3
     assert {run.config.epochs for run in runs} == {9}
+
+
+def test_a_studys_bar_moves_by_the_cost_of_its_runs() -> None:
+    told: list[tuple[object, ...]] = []
+
+    class Told(Progress):
+        def update(self, *now: object) -> None:
+            told.append(now)
+
+        def event(self, name: str, /, text: str = "", **fields: object) -> None:
+            told.append((name, text))
+
+    config, fitted = TrainConfig(epochs=2), DistillConfig()
+    runs = [
+        PlannedRun(name="a", config=config, cost=100),
+        PlannedRun(name="b", config=config, cost=300, distilled=fitted),
+        PlannedRun(name="c", config=config, cost=400),
+    ]
+    shown = StudyProgress(Told(), runs)
+    shown.begin(0)
+    shown.update("training", 10, 20, "loss 1")
+    shown.begin(1)
+    shown.update("training", 20, 20)  # of the classifiers that a proposer is fitted to
+    shown.begin(2)
+    shown.update("training", 20, 20)
+    shown.update("validating", 1, 2)
+    assert told == [
+        ("study", 0, 800, "a"), ("run", "run 1/3: a"),
+        ("training", 10, 20, "loss 1"), ("study", 50, 800, "a"),
+        ("study", 100, 800, "b"), ("run", "run 2/3: b"), ("training", 20, 20, ""),
+        ("study", 400, 800, "c"), ("run", "run 3/3: c"),
+        ("training", 20, 20, ""), ("study", 800, 800, "c"), ("validating", 1, 2, ""),
+    ]  # fmt: skip
