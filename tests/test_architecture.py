@@ -248,7 +248,7 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 # arguments.
 SURFACES = [
     (main.build_shards, BuildConfig, {"source", "out"}),
-    (main.sample, SceneConfig, set()),
+    (main.sample, SceneConfig, {"out"}),
     (main.scatter, ScatterConfig, {"source", "out"}),
     (bench_cli.bench_build, bench_config.BenchConfig, {"source"}),
     (bench_cli.bench_load, bench_config.LoadBenchConfig, {"shards"}),

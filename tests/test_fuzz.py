@@ -19,6 +19,7 @@ from pipeline import ShardFolder
 from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import SrpError
+from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
@@ -40,7 +41,7 @@ Found = list[tuple[str, int, bytes]]
 def shards() -> Path:
     """Build shards of three images, once."""
     folder = Path(tempfile.mkdtemp())
-    draw_dataset(folder / "images", train=1, val=1, size_px=32)
+    draw_dataset(SceneConfig(out=folder / "images", train=1, val=1, size_px=32))
     config = BuildConfig(
         source=folder / "images", out=folder / "shards", canvas_size=16, crop_size=12,
         glimpse_size=4, candidates="full+five", codec="zstd", workers=1, limit=3,

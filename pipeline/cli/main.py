@@ -21,10 +21,9 @@ from pipeline.common.console import (
     option,
     shown_progress,
 )
+from pipeline.common.options import options_of
 from pipeline.common.wording import few, printable
 from pipeline.datasets.config import ScatterConfig, SceneConfig
-from pipeline.format.crops import CANDIDATE_SETS, CANDIDATES_TEXT
-from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest
@@ -49,67 +48,7 @@ main.add_command(verify)
 @main.command("build-shards", cls=Resumable)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@option("--canvas-size", BuildConfig.canvas_size, "Side of the square canvas, px.")
-@option("--crop-size", BuildConfig.crop_size, "Side of every crop, px.")
-@option("--glimpse-size", BuildConfig.glimpse_size, "Side of a glimpse before padding, px.")
-@option(
-    "--candidates",
-    BuildConfig.candidates,
-    f"Crops of each image: {CANDIDATES_TEXT}.",
-    click.Choice(CANDIDATE_SETS),
-)
-@option(
-    "--layout",
-    BuildConfig.layout,
-    "Store every crop, or the canvas once and cut on reading.",
-    click.Choice(LAYOUTS),
-)
-@option(
-    "--codec",
-    BuildConfig.codec,
-    "How a canvas is written: raw is fastest, zstd, png and webp are exact, jpeg is lossy.",
-    click.Choice(CODECS),
-)
-@option("--jpeg-quality", BuildConfig.jpeg_quality, "Of --codec jpeg, 1 to 100.")
-@option(
-    "--jpeg-subsampling",
-    BuildConfig.jpeg_subsampling,
-    "Of the colours of --codec jpeg; 4:4:4 keeps them all.",
-    click.Choice(JPEG_SUBSAMPLINGS),
-)
-@option(
-    "--decoder", BuildConfig.decoder, "Library that decodes the images.", click.Choice(DECODERS)
-)
-@option("--device", BuildConfig.device, "Where it decodes; gpu needs dali.", click.Choice(DEVICES))
-@option(
-    "--draft/--no-draft",
-    BuildConfig.draft,
-    "Let libjpeg shrink large photos while decoding them: faster, not bit-exact.",
-)
-@option("--exif/--no-exif", BuildConfig.exif, "Turn photos as their EXIF orientation says.")
-@option("--max-pixels", BuildConfig.max_pixels, "Largest image that is not rejected, px.")
-@option(
-    "--shard-mib",
-    BuildConfig.shard_mib,
-    "Largest size of a shard, MiB; a guess where --codec compresses.",
-)
-@click.option(
-    "-j",
-    "--workers",
-    default=BuildConfig.workers,
-    show_default="CPUs this process may use",
-    help="Processes, each writing whole shards and, with --device gpu, sharing the GPU.",
-)
-@click.option(
-    "--image-timeout",
-    "image_timeout_s",
-    default=BuildConfig.image_timeout_s,
-    show_default=True,
-    help="Without another image done, after which a worker is ended and its shard tried again, s.",
-)
-@click.option("--limit", type=int, help="Images per split, drawn by the seed.  [default: all]")
-@option("--seed", BuildConfig.seed, "Seed of the order of images.")
-@option("--max-rejects", BuildConfig.max_rejects, "Unusable images that a build may leave out.")
+@options_of(BuildConfig)
 @AS_JSON
 def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> None:
     """Cut images into crops and glimpses, and write shards.
@@ -167,17 +106,8 @@ def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
 
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@option("--train", SceneConfig.train, "Images of each class in train/.")
-@option("--val", SceneConfig.val, "Images of each class in val/.")
-@click.option(
-    "--size",
-    "size_px",
-    default=SceneConfig.size_px,
-    show_default=True,
-    help="Side of the square images, px.",
-)
-@option("--seed", SceneConfig.seed, "Seed of everything that is drawn.")
-def sample(out: Path, **options: int) -> None:
+@options_of(SceneConfig)
+def sample(**options: Any) -> None:
     """Draw the embedded data set.
 
     OUT becomes a folder in Imagenette's layout: ten classes of shapes, one salient object a scene
@@ -185,32 +115,16 @@ def sample(out: Path, **options: int) -> None:
     """
     from pipeline.datasets.scenes import draw_dataset
 
+    config = SceneConfig(**options)
     with shown_progress("images/s") as progress:
-        num_images = draw_dataset(out, **options, progress=progress)
-    click.echo(f"{num_images} images in {out}")
+        num_images = draw_dataset(config, progress=progress)
+    click.echo(f"{num_images} images in {config.out}")
 
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--size",
-    "size_px",
-    default=ScatterConfig.size_px,
-    show_default=True,
-    help="Side of the square pictures, px.",
-)
-@option("--smallest", ScatterConfig.smallest, "Longer side of an image over --size, at least.")
-@option("--largest", ScatterConfig.largest, "The same, at most.")
-@option("--seed", ScatterConfig.seed, "Seed of places, scales and textures.")
-@option("--max-pixels", ScatterConfig.max_pixels, "Largest image that is not refused, px.")
-@click.option(
-    "-j",
-    "--workers",
-    default=ScatterConfig.workers,
-    show_default="CPUs this process may use",
-    help="Threads.",
-)
+@options_of(ScatterConfig)
 def scatter(**options: Any) -> None:
     """Put each image small and anywhere, amid clutter.
 

@@ -1,4 +1,4 @@
-"""What `srp-data sample` and `scatter` are asked to make. Defaults live here and nowhere else."""
+"""What `srp-data sample` and `scatter` are asked to make: every option, with its default."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,68 +6,57 @@ from pathlib import Path
 from pipeline.build.config import BuildConfig
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
+from pipeline.common.settings import check_settings, setting
+
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-    """One `srp-data sample` command.
+    """One `srp-data sample` command: scenes drawn in the folder `out`."""
 
-    Attributes:
-        train: Images per class in `train/`.
-        val: Images per class in `val/`.
-        size_px: Side of the square images, px.
-        seed: Seed of everything that is drawn.
-    """
-
-    train: int = 80
-    val: int = 20
-    size_px: int = 224
-    seed: int = 0
+    out: Path
+    train: int = setting(80, "Images of each class in train/.", low=1, high=100_000)
+    val: int = setting(20, "Images of each class in val/.", low=1, high=100_000)
+    size_px: int = setting(224, "Side of the square images, px.", flags="--size", low=32, high=4096)
+    seed: int = setting(0, "Seed of every random choice.", low=0, high=MAX_SEED)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is written."""
-        for option, value, floor, ceiling in (
-            ("--train", self.train, 1, 100_000),
-            ("--val", self.val, 1, 100_000),
-            ("--size", self.size_px, 32, 4096),
-            ("--seed", self.seed, 0, 2**32 - 1),
-        ):
-            if not floor <= value <= ceiling:
-                raise ConfigError(f"{option} must be {floor} to {ceiling}; got {value}.")
+        """Check the ranges before anything is written."""
+        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScatterConfig:
-    """One `srp-data scatter` command.
-
-    Attributes:
-        source: As for a build.
-        out: Folder to make; absent or empty.
-        size_px: Side of the square pictures, px.
-        smallest: Longer side of an image over the side of the picture, at least.
-        largest: The same, at most.
-        seed: Of places, scales and textures.
-        workers: Threads.
-        max_pixels: Largest image that is decoded, px.
-    """
+    """One `srp-data scatter` command, from the images at `source` to the folder `out`."""
 
     source: Path
     out: Path
-    size_px: int = 336
-    smallest: float = 0.25
-    largest: float = 0.4
-    seed: int = 0
-    workers: int = num_usable()
-    max_pixels: int = BuildConfig.max_pixels
+    size_px: int = setting(
+        336, "Side of the square pictures, px.", flags="--size", low=32, high=4096
+    )
+    smallest: float = setting(
+        0.25, "Longer side of the smallest image, as a fraction of --size.", low=0.01, high=1
+    )
+    largest: float = setting(
+        0.4, "Longer side of the largest image, as a fraction of --size.", low=0.01, high=1
+    )
+    seed: int = setting(0, "Seed of places, scales and textures.", low=0, high=MAX_SEED)
+    max_pixels: int = setting(BuildConfig.max_pixels, "Largest image that is accepted, px.", low=1)
+    workers: int = setting(
+        num_usable(),
+        "Threads.",
+        flags="-j --workers",
+        low=1,
+        high=10_000,
+        shown="CPUs this process may use",
+    )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is written."""
-        for option, value, floor, ceiling in (
-            ("--size", self.size_px, 32, 4096),
-            ("--smallest", self.smallest, 0.01, 1),
-            ("--largest", self.largest, self.smallest, 1),
-            ("--seed", self.seed, 0, 2**32 - 1),
-            ("--workers", self.workers, 1, 10_000),
-        ):
-            if not floor <= value <= ceiling:
-                raise ConfigError(f"{option} must be {floor} to {ceiling}; got {value}.")
+        """Check the ranges before anything is written."""
+        check_settings(self)
+        if self.largest < self.smallest:
+            raise ConfigError(
+                f"--largest must be at least --smallest; got --largest {self.largest} for "
+                f"--smallest {self.smallest}. Raise --largest or lower --smallest."
+            )

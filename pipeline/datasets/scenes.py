@@ -192,36 +192,18 @@ def _pixels(points: Iterable[complex]) -> list[tuple[float, float]]:
     return [(point.real, point.imag) for point in points]
 
 
-def draw_dataset(
-    out: Path,
-    *,
-    train: int = SceneConfig.train,
-    val: int = SceneConfig.val,
-    size_px: int = SceneConfig.size_px,
-    seed: int = SceneConfig.seed,
-    progress: Progress = SILENT,
-) -> int:
+def draw_dataset(config: SceneConfig, *, progress: Progress = SILENT) -> int:
     """Write scenes of every class in Imagenette's layout, and `boxes.csv` beside them.
 
     An image depends on the seed, its split, class and index alone, so a larger set begins with
-    the smaller one. They appear in `out` once all are there, or not at all.
-
-    Args:
-        out: Folder to make; absent or empty.
-        train: Images per class in `train/`.
-        val: Images per class in `val/`.
-        size_px: Side of the square images, px.
-        seed: Seed of everything that is drawn.
-        progress: Reports images drawn.
+    the smaller one. The images appear in `config.out` once all are drawn, or not at all.
 
     Returns:
         The number of images.
 
     Raises:
-        ConfigError: If an option cannot work, or `out` holds something, cannot be written, or is
-            being written.
+        ConfigError: If `config.out` is not empty, cannot be written, or is being written.
     """
-    config = SceneConfig(train=train, val=val, size_px=size_px, seed=seed)
     planned = [
         (Path(split, name, f"{name}_{index:04d}.JPEG"), (config.seed, split_index, label, index))
         for split_index, split in enumerate(("train", "val"))
@@ -229,9 +211,9 @@ def draw_dataset(
         for index in range((config.train, config.val)[split_index])
     ]
     makers = ((path, functools.partial(_make, path, seeds, config)) for path, seeds in planned)
-    with open_new(out) as aside:
+    with open_new(config.out) as aside:
         return write_pictures(
-            out,
+            config.out,
             makers,
             aside=aside,
             total=len(planned),

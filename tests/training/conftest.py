@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from pipeline import ShardFolder
 from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
+from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.scenes import draw_dataset
 from training.cli.train import main
 from training.config import TrainConfig
@@ -42,7 +43,7 @@ TINY = TrainConfig(
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of 70 scenes to train on and 29 to validate on: no whole number of batches."""
     folder = tmp_path_factory.mktemp("scenes") / "images"
-    draw_dataset(folder, train=7, val=3, size_px=56)
+    draw_dataset(SceneConfig(out=folder, train=7, val=3, size_px=56))
     sorted((folder / "val").glob("*/*.JPEG"))[0].unlink()
     return folder
 

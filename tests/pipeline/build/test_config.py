@@ -61,7 +61,7 @@ def test_a_glimpse_larger_than_the_crop_is_refused() -> None:
 def test_the_tensors_layout_is_raw(codec: str) -> None:
     make(codec=codec)
     make(layout="tensors", codec="raw")
-    with pytest.raises(ConfigError, match=rf"got --codec {codec}\. Drop --codec {codec}, or take"):
+    with pytest.raises(ConfigError, match=rf"got --codec {codec}\. Drop --codec {codec}, or use"):
         make(layout="tensors", codec=codec)
 
 
@@ -78,9 +78,11 @@ def test_options_of_the_jpeg_codec_are_refused_where_they_would_do_nothing(
             make(codec=codec, **{option: value})
 
 
-@pytest.mark.parametrize("quality", [0, 101, -1])
-def test_a_jpeg_quality_is_1_to_100(quality: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^--jpeg-quality must be 1 to 100; got {quality}\.$"):
+@pytest.mark.parametrize(
+    ("quality", "rule"), [(0, "at least 1"), (-1, "at least 1"), (101, "at most 100")]
+)
+def test_a_jpeg_quality_is_1_to_100(quality: int, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--jpeg-quality must be {rule}; got {quality}\.$"):
         make(codec="jpeg", jpeg_quality=quality)
 
 
@@ -92,4 +94,4 @@ def test_configs_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         make().seed = 1  # type: ignore[misc]
     with pytest.raises(FrozenInstanceError):
-        SceneConfig().seed = 1  # type: ignore[misc]
+        SceneConfig(out=Path("out")).seed = 1  # type: ignore[misc]

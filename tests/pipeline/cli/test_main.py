@@ -177,7 +177,7 @@ def test_bad_input_to_a_build_is_one_line_and_status_2(
         (["show", "none", "-o", "s.png"], "Build shards with: srp-data build-shards SOURCE none"),
         (["show", "none"], "Missing option '-o' / '--output'."),
         (["show", "none", "-o", "s.png", "--rows=0"], "0 is not in the range 1<=x<=100."),
-        (["sample", "out", "--size=8"], "--size must be 32 to 4096; got 8."),
+        (["sample", "out", "--size=8"], "--size must be at least 32; got 8."),
         (["download", "imagenet"], "imagenet"),
         (["--nonsense"], "No such option '--nonsense'"),
         (["nonsense"], "No such command 'nonsense'."),

@@ -115,7 +115,9 @@ def test_an_output_that_holds_something_is_refused(image_tree: Path, tmp_path: P
 
 
 def test_scales_must_be_in_order() -> None:
-    with pytest.raises(ConfigError, match=r"--largest must be 0\.5 to 1; got 0\.4\."):
+    with pytest.raises(
+        ConfigError, match=r"--largest must be at least --smallest; got --largest 0\.4 "
+    ):
         ScatterConfig(source=Path(), out=Path(), smallest=0.5, largest=0.4)
 
 

@@ -39,7 +39,7 @@ def extreme_pixels(image: Image.Image) -> np.ndarray:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "small"
-    assert draw_dataset(out, train=2, val=1, size_px=SIZE_PX) == 30
+    assert draw_dataset(SceneConfig(out=out, train=2, val=1, size_px=SIZE_PX)) == 30
     return out
 
 
@@ -102,12 +102,12 @@ def test_shapes_fit_the_stencil_whichever_way_they_are_turned() -> None:
 
 
 def test_the_same_options_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "again", train=2, val=1, size_px=SIZE_PX)
+    draw_dataset(SceneConfig(out=tmp_path / "again", train=2, val=1, size_px=SIZE_PX))
     assert hashes(tmp_path / "again") == hashes(small)
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(small: Path, tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "more", train=3, val=2, size_px=SIZE_PX)
+    draw_dataset(SceneConfig(out=tmp_path / "more", train=3, val=2, size_px=SIZE_PX))
     boxes = read_boxes(tmp_path / "more")
     assert read_boxes(small).items() <= boxes.items()
     expected, got = hashes(small), hashes(tmp_path / "more")
@@ -115,7 +115,7 @@ def test_an_image_does_not_depend_on_how_many_there_are(small: Path, tmp_path: P
 
 
 def test_no_two_images_are_equal_and_another_seed_changes_all(small: Path, tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "other", train=2, val=1, size_px=SIZE_PX, seed=1)
+    draw_dataset(SceneConfig(out=tmp_path / "other", train=2, val=1, size_px=SIZE_PX, seed=1))
     first, second = set(hashes(small).values()), set(hashes(tmp_path / "other").values())
     assert len(first) == 31
     assert not first & second
@@ -123,14 +123,14 @@ def test_no_two_images_are_equal_and_another_seed_changes_all(small: Path, tmp_p
 
 def test_progress_counts_every_image(tmp_path: Path) -> None:
     progress = Reported()
-    draw_dataset(tmp_path / "out", train=1, val=1, size_px=32, progress=progress)
+    draw_dataset(SceneConfig(out=tmp_path / "out", train=1, val=1, size_px=32), progress=progress)
     assert progress.calls == [("drawing scenes", count, 20) for count in range(1, 21)]
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    draw_dataset(out, train=1, val=1, size_px=32)
+    draw_dataset(SceneConfig(out=out, train=1, val=1, size_px=32))
     assert (out / "boxes.csv").is_file()
 
 
@@ -144,7 +144,7 @@ def test_what_exists_is_never_overwritten(tmp_path: Path, as_file: bool) -> None
         "Choose another OUT or remove that one first."
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        draw_dataset(tmp_path / "out", train=1, val=1)
+        draw_dataset(SceneConfig(out=tmp_path / "out", train=1, val=1))
     assert kept.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
@@ -155,7 +155,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw_dataset(tmp_path / "out", train=1, val=1, size_px=32, progress=Reported(interrupt))
+        draw_dataset(
+            SceneConfig(out=tmp_path / "out", train=1, val=1, size_px=32),
+            progress=Reported(interrupt),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,7 +167,7 @@ def test_what_a_killed_run_left_behind_is_cleared(tmp_path: Path) -> None:
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half an im")
     (tmp_path / "out/.build/holder.json").touch()
-    draw_dataset(tmp_path / "out", train=1, val=1, size_px=32)
+    draw_dataset(SceneConfig(out=tmp_path / "out", train=1, val=1, size_px=32))
     assert not (tmp_path / "out/.build").exists()
     assert "train/star/star_9999.JPEG" not in hashes(tmp_path / "out")
 
@@ -175,24 +178,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         r"^OUT must be a folder that can be written; got .*file/out: Not a dir.* Name another fol"
     )
     with pytest.raises(ConfigError, match=told):
-        draw_dataset(tmp_path / "file" / "out", train=1, val=1, size_px=32)
+        draw_dataset(SceneConfig(out=tmp_path / "file" / "out", train=1, val=1, size_px=32))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": 0}, "--train must be 1 to 100000; got 0."),
-        ({"val": -1}, "--val must be 1 to 100000; got -1."),
-        ({"size_px": 8}, "--size must be 32 to 4096; got 8."),
-        ({"size_px": 10**6}, "--size must be 32 to 4096; got 1000000."),
-        ({"seed": -1}, "--seed must be 0 to 4294967295; got -1."),
+        ({"train": 0}, "--train must be at least 1; got 0."),
+        ({"val": -1}, "--val must be at least 1; got -1."),
+        ({"size_px": 8}, "--size must be at least 32; got 8."),
+        ({"size_px": 10**6}, "--size must be at most 4096; got 1000000."),
+        ({"seed": -1}, "--seed must be at least 0; got -1."),
     ],
 )
 def test_an_option_that_cannot_work_is_named(
     tmp_path: Path, options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        SceneConfig(**options)
-    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        draw_dataset(tmp_path / "out", **options)
-    assert list(tmp_path.iterdir()) == []
+        SceneConfig(out=tmp_path / "out", **options)

@@ -12,6 +12,7 @@ import pytest
 from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import VerificationError
+from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
@@ -30,7 +31,7 @@ Read = Callable[[Path, Manifest, ShardEntry], list[str]]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "images"
-    draw_dataset(folder, train=1, val=1, size_px=32)
+    draw_dataset(SceneConfig(out=folder, train=1, val=1, size_px=32))
     return folder
 
 
