@@ -239,7 +239,7 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
         seeds=arm.seeds,
         num_samples=arm.evaluations[0].num_samples,
         top1=arm.top1,
-        macs=arm.proposer_macs + arm.classifier_macs,
+        macs=arm.macs,
         rivals=(*_own_rivals(arm), *beside),
         any_right=arm.top1_any_right,
         oracle=arm.top1_oracle,

@@ -99,7 +99,7 @@ def audit(
     """
     from training.audit.run import audit_run
     from training.data.processes import require_one, started
-    from training.report.audit_report import write_audit
+    from training.report.audit_page import write_audit
     from training.report.terminal import audit_text
     from training.run.load import shards_of
     from training.run.record import load_record

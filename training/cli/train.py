@@ -221,11 +221,11 @@ def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> N
     with the name of its shards behind it, or --shards picks one.
     """
     from training.data.processes import require_one, started
-    from training.report.report import write_reports
+    from training.report.study_page import write_study
 
     with started("cpu") as process:
         require_one(process, "a report")
-        for page in write_reports(runs, shards=shards, out=output, data_note=note):
+        for page in write_study(runs, shards=shards, out=output, data_note=note):
             click.echo(str(page))
 
 

@@ -1,27 +1,56 @@
-"""All that the page of an audit shows, worked out before a word of HTML is written."""
+"""An audit -> one self-contained HTML page, its picture as PNG, and its figures as JSON."""
 
+import base64
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.common.atomic_io import write_file
 from training.audit.run import Audited
 from training.audit.saliency import read_maps
 from training.audit.verdict import Audit
 from training.config import TrainConfig
-from training.report.charts.audit import audit_macs
+from training.report.charts.accuracy import accuracy_by_macs, audit_marks
 from training.report.charts.svg import colour_of
 from training.report.contact_sheet import SheetRow, draw_sheet, drawn_rows, why_no_sheet
 from training.report.heat_maps import HeatMaps, draw_heat
+from training.report.html import fill_template
+from training.report.result_picture import draw_result
 from training.run.record import DataRecord, describe_hardware
 from training.study.finished import FREE_OPTIONS, Arm, FinishedRun, differing_options
 from training.study.sentences import describe_data, is_drawn
 
+TEMPLATE = "audit.html.j2"
 SHEET_ROWS = 8
 COLLAPSED = 0.1  # of the most entropy: below, the crops are hardly used
 UNDECIDED = 0.9  # of it: above, the proposer is hardly sure of any image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Single images and what was chosen on them; empty, with a note, where there are none.
+
+    Attributes:
+        rows: Images with the run's choices.
+        heat: The proposer's maps, if it has any.
+        picture: PNG of what the proposer and each rival chose, if any.
+        note: Why there are no images.
+    """
+
+    rows: tuple[SheetRow, ...] = ()
+    heat: HeatMaps | None = None
+    picture: bytes = b""
+    note: str | None = None
+
+    @property
+    def picture_uri(self) -> str:
+        """The picture for the page itself."""
+        return f"data:image/png;base64,{base64.b64encode(self.picture).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +59,18 @@ class AuditPage:
 
     Attributes:
         audit: The figures.
-        arm: That was audited.
-        data: That it was trained on.
-        data_line: The same in a sentence.
-        is_drawn: Whether that is the embedded set.
-        chart: Of accuracy against MACs, an SVG.
+        arm: The audited one.
+        data: Its data.
+        data_line: The data in one sentence.
+        is_drawn: Whether the images are srp's own drawings.
+        chart: Accuracy against MACs, an SVG.
         collapse: What the entropies say, in a sentence.
-        run: The one that was named, which the sheet shows.
-        sheet: Images with its choices.
-        sheet_note: Why there are none.
-        heat: Of a proposer that has a map, what lies over the canvases.
+        run: The run that was named; the images show its choices.
+        choices: Single images.
         arms: The audited one, then those that it was compared with.
-        options: Names of those that differ between them.
+        options: Names of the options that differ between them.
         changed: Options of the audited arm that are not the defaults, with their values.
-        machine: That the audit ran on.
+        machine: Hardware of this audit.
     """
 
     audit: Audit
@@ -54,9 +81,7 @@ class AuditPage:
     chart: Markup
     collapse: str
     run: FinishedRun
-    sheet: tuple[SheetRow, ...]
-    sheet_note: str | None
-    heat: HeatMaps | None
+    choices: Choices
     arms: tuple[Arm, ...]
     options: tuple[str, ...]
     changed: tuple[tuple[str, object], ...]
@@ -64,8 +89,30 @@ class AuditPage:
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
-        """All that a figure of the page is of."""
+        """All runs that a figure of the page comes from."""
         return tuple(run for arm in self.arms for run in arm.runs)
+
+
+def write_audit(audited: Audited, folder: Path) -> tuple[Path, ...]:
+    """Write an audit for people and for programs.
+
+    Args:
+        audited: What to write.
+        folder: Made if need be.
+
+    Returns:
+        The page, the JSON, and the picture where there is one.
+    """
+    page = make_audit_page(audited)
+    html = fill_template(TEMPLATE, page)
+    fields = json.dumps(audited.audit.to_json(), indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {"audit.html": html.encode(), "audit.json": f"{fields}\n".encode()}
+    if page.choices.picture:
+        written["audit.png"] = page.choices.picture
+    for name, content in written.items():
+        write_file(folder / name, content)
+    return tuple(folder / name for name in written)
 
 
 def make_audit_page(audited: Audited) -> AuditPage:
@@ -73,8 +120,7 @@ def make_audit_page(audited: Audited) -> AuditPage:
     arm, data = audited.arm, audited.run.record.data
     beside = [o for o in audited.others if not o.config.selects and o.config.fold is None]
     arms = (arm, *beside)
-    sheet, heat, note = _sheet(audited)
-    svg = audit_macs(audited.audit, colour_of(arm))
+    svg = accuracy_by_macs(audit_marks(audited.audit, colour_of(arm)))
     return AuditPage(
         audit=audited.audit,
         arm=arm,
@@ -84,9 +130,7 @@ def make_audit_page(audited: Audited) -> AuditPage:
         chart=Markup(svg),  # noqa: S704 matplotlib escaped its text
         collapse=describe_collapse(audited.audit),
         run=audited.run,
-        sheet=sheet,
-        sheet_note=note,
-        heat=heat,
+        choices=_choices(audited),
         arms=arms,
         options=differing_options(arms),
         changed=_changed(arm.config),
@@ -103,18 +147,19 @@ def _changed(config: TrainConfig) -> tuple[tuple[str, object], ...]:
     )
 
 
-def _sheet(audited: Audited) -> tuple[tuple[SheetRow, ...], HeatMaps | None, str | None]:
+def _choices(audited: Audited) -> Choices:
     run, shards = audited.run, audited.shards
     note = why_no_sheet(run, shards)
     if note is not None or run.table is None:
-        return (), None, note
+        return Choices(note=note)
     rows = draw_sheet(run, run.table, shards, num_rows=SHEET_ROWS)
     drawn = drawn_rows(len(run.table.labels_N), SHEET_ROWS)
-    maps = read_maps(audited.model, shards, drawn, audited.process)
-    if maps is None:
-        return rows, None, None
-    heat = draw_heat(maps)
-    return _overlay(rows, heat.images), heat, None
+    maps_BMN = read_maps(audited.model, shards, drawn, audited.process)
+    picture = draw_result(audited, run.table, drawn, maps_BMN)
+    if maps_BMN is None:
+        return Choices(rows=rows, picture=picture)
+    heat = draw_heat(maps_BMN)
+    return Choices(rows=_overlay(rows, heat.images), heat=heat, picture=picture)
 
 
 def _overlay(rows: Sequence[SheetRow], images: Sequence[str]) -> tuple[SheetRow, ...]:

@@ -121,7 +121,7 @@ def _row(
     crops = tuple(
         CropPicture(
             name=plan.names[k],
-            image=_shown(_picture(sample.crops[k]), CROP_PX),
+            image=_shown(crop_picture(sample.crops[k]), CROP_PX),
             probability=probability,
             is_chosen=position == chosen,
         )
@@ -132,7 +132,7 @@ def _row(
         true_name=names[sample.label],
         predicted_name=names[predicted],
         is_right=predicted == sample.label,
-        canvas=_shown(_canvas(sample.crops, plan), CANVAS_PX),
+        canvas=_shown(canvas_picture(sample.crops, plan), CANVAS_PX),
         place=Place(
             left=100 * x0, top=100 * y0, width=100 * (x1 - x0), height=100 * (y1 - y0)
         ),
@@ -140,17 +140,18 @@ def _row(
     )  # fmt: skip
 
 
-def _canvas(crops: Sequence[Pixels], plan: CropLayout) -> Image.Image:
+def canvas_picture(crops: Sequence[Pixels], plan: CropLayout) -> Image.Image:
     """Put the canvas together again: resized candidates first, what was cut from it over them."""
     canvas = Image.new("RGB", (plan.canvas_px, plan.canvas_px), UNSEEN)
     for k in sorted(range(len(plan)), key=plan.is_cut):
         box = plan.boxes[k]
         size = (box.x1 - box.x0, box.y1 - box.y0)
-        canvas.paste(_picture(crops[k]).resize(size), (box.x0, box.y0))
+        canvas.paste(crop_picture(crops[k]).resize(size), (box.x0, box.y0))
     return canvas
 
 
-def _picture(crop_CHW: Pixels) -> Image.Image:
+def crop_picture(crop_CHW: Pixels) -> Image.Image:
+    """Make a picture of a crop, uint8 `(3, H, W)`."""
     return Image.fromarray(np.ascontiguousarray(crop_CHW.transpose(1, 2, 0)))
 
 

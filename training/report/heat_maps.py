@@ -36,8 +36,7 @@ class HeatMaps(NamedTuple):
 
 def draw_heat(maps_BMN: Tensor) -> HeatMaps:
     """Draw maps to lie over canvases, all on one scale, upsampled bilinearly."""
-    centred = (maps_BMN - maps_BMN.mean((1, 2), keepdim=True)).numpy()
-    low, high = (float(end) for end in np.percentile(centred, ENDS))
+    centred, low, high = scale_of(maps_BMN)
     shares = np.clip((centred - low) / max(high - low, FLAT), 0, 1)
     strip = np.linspace(0, 1, LEGEND_PX[0], dtype=np.float32)[None]
     return HeatMaps(
@@ -46,6 +45,13 @@ def draw_heat(maps_BMN: Tensor) -> HeatMaps:
         low=low,
         high=high,
     )
+
+
+def scale_of(maps_BMN: Tensor) -> tuple[NDArray[np.float32], float, float]:
+    """Centre each map on its own mean; give them with the low and high end of their scale."""
+    centred = (maps_BMN - maps_BMN.mean((1, 2), keepdim=True)).numpy()
+    low, high = (float(end) for end in np.percentile(centred, ENDS))
+    return centred, low, high
 
 
 def _enlarge(map_MN: NDArray[np.float32]) -> NDArray[np.float32]:

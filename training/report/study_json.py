@@ -11,7 +11,7 @@ FORMAT = "srp-report/2"
 BASELINES = ("whole", "centre")  # policies that an arm that chooses is tested against
 
 
-def digest(arms: Sequence[Arm]) -> dict[str, Any]:
+def study_json(arms: Sequence[Arm]) -> dict[str, Any]:
     """Lay arms out as JSON: figures over seeds, each seed's accuracy, paired tests.
 
     Accuracies are top-1, %; `points` are what the arm has above the other. `top1_oracle` is of the

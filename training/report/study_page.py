@@ -1,24 +1,40 @@
-"""All that the report shows, worked out from finished runs before a word of HTML is written."""
+"""Finished runs -> one self-contained HTML page for each data set, and its figures as JSON."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
 from pipeline import ShardFolder
-from training.report.charts import costs, plots
+from pipeline.common.atomic_io import named_output, require_file, write_file
+from pipeline.common.errors import ConfigError
+from training.report.charts import plots
+from training.report.charts.accuracy import accuracy_by_macs, study_marks
 from training.report.contact_sheet import SheetRow, draw_sheet, why_no_sheet
+from training.report.html import fill_template
+from training.report.study_json import study_json
 from training.run.record import DataRecord, RunRecord
-from training.study.finished import Arm, FinishedRun, best_arm, differing_options, group_arms
+from training.study.finished import (
+    Arm,
+    DataRuns,
+    FinishedRun,
+    best_arm,
+    differing_options,
+    group_arms,
+    read_runs,
+)
 from training.study.sentences import describe_data, is_drawn, summarise_arms
 
+TEMPLATE = "study.html.j2"
 SHEET_ROWS = 8
 MAX_CLASS_ROWS = 40  # beyond, the classes with the lowest accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Charts:
-    """SVGs that `plots` drew; the only markup that the page does not escape."""
+    """SVGs by matplotlib, which escaped their text: the only markup that the page does not."""
 
     curves: Markup
     glimpses: Markup | None
@@ -29,7 +45,7 @@ class Charts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """How a run fares on one class; `mistaken` is what it is most often taken for, if ever."""
+    """A run's accuracy on one class, and what it most often takes that class for, if ever."""
 
     name: str
     num_samples: int
@@ -39,23 +55,23 @@ class ClassRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class StudyPage:
     """All that the template shows.
 
     Attributes:
-        data_line: What the runs were trained on.
-        is_drawn: Whether that is the embedded set.
+        data_line: The data in one sentence.
+        is_drawn: Whether the images are srp's own drawings.
         summary: What came out, in sentences.
-        data: That all runs share.
+        data: Shared by all runs.
         arms: In order.
-        best: The arm that chooses and is most accurate, if one chooses.
+        best: The most accurate arm that chooses, if one chooses.
         unfinished: Records without an evaluation.
-        options: Names of those that differ between arms.
+        options: Names of the options that differ between arms.
         charts: Drawn.
         sheet: Images with the best arm's choice.
         sheet_note: Why there are none.
-        run: The most accurate one.
-        classes: How it fares on each class.
+        run: The most accurate run.
+        classes: Its accuracy on each class.
     """
 
     data_line: str
@@ -74,30 +90,108 @@ class Page:
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
-        """All finished ones."""
+        """All finished runs."""
         return tuple(run for arm in self.arms for run in arm.runs)
 
 
-def make_page(
+def write_study(
+    folder: Path, *, shards: Path | None, out: Path | None = None, data_note: str = ""
+) -> tuple[Path, ...]:
+    """Write a page about the runs on each data set of a folder, and its figures as JSON beside it.
+
+    Args:
+        folder: Its subfolders are runs.
+        shards: For the contact sheet; None leaves it out. Of several data sets it picks its own.
+        out: File to write; `folder/report.html` by default. With several data sets the name of the
+            shards' folder is added to each page: `report-NAME.html`.
+        data_note: Name of the data, for the page's first line.
+
+    Returns:
+        The pages' files.
+
+    Raises:
+        ConfigError: If there is no finished run, none on the shards, or one note for several data
+            sets.
+        CheckpointError: If a record or a table is damaged.
+    """
+    opened = None if shards is None else ShardFolder.open(shards)
+    found = _pick(read_runs(folder), folder, opened)
+    shown = [runs for runs in found if runs.finished]
+    if not shown:
+        raise ConfigError(
+            f"a report needs a finished run; got {sum(len(runs.unfinished) for runs in found)} "
+            f"unfinished in {folder}. Finish one: type its command again with --resume."
+        )
+    if data_note and len(shown) > 1:
+        raise ConfigError(
+            f"--note must name one data set; got runs on {len(shown)} in {folder}. Pick one with "
+            "--shards."
+        )
+    path = out or folder / "report.html"
+    several = len(shown) > 1
+    pages = [path.with_stem(f"{path.stem}-{name}") if several else path for name in _names(shown)]
+    with named_output(path, "-o/--output", kind="file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for page in pages:
+        require_file(page, "-o/--output")
+    for runs, page in zip(shown, pages, strict=True):
+        _write(runs, page, opened, data_note)
+    return tuple(pages)
+
+
+def _pick(
+    found: tuple[DataRuns, ...], folder: Path, shards: ShardFolder | None
+) -> tuple[DataRuns, ...]:
+    """Keep the runs on the given shards, if the folder has runs on others as well."""
+    if shards is None or len(found) == 1:
+        return found
+    own = tuple(runs for runs in found if runs.fingerprint == shards.manifest.fingerprint)
+    if not own:
+        raise ConfigError(
+            f"--shards must be those of runs in {folder}, which are on {len(found)} data sets; got "
+            f"others in {shards.path}. Name those of one, or leave --shards out for a page each."
+        )
+    return own
+
+
+def _names(found: list[DataRuns]) -> list[str]:
+    """Name data sets by their shards' folders, and by fingerprints too where these are alike."""
+    names = [runs.name for runs in found]
+    return [
+        name if name and names.count(name) == 1 else f"{name}-{runs.fingerprint[:8]}"
+        for name, runs in zip(names, found, strict=True)
+    ]
+
+
+def _write(runs: DataRuns, path: Path, shards: ShardFolder | None, data_note: str) -> None:
+    page = make_study_page(
+        runs.finished, unfinished=runs.unfinished, shards=shards, data_note=data_note
+    )
+    write_file(path, fill_template(TEMPLATE, page).encode())
+    text = json.dumps(study_json(page.arms), indent=1)
+    write_file(path.with_suffix(".json"), (text + "\n").encode())
+
+
+def make_study_page(
     runs: Sequence[FinishedRun],
     *,
     unfinished: tuple[RunRecord, ...] = (),
     shards: ShardFolder | None = None,
     data_note: str = "",
-) -> Page:
+) -> StudyPage:
     """Turn finished runs into all that the page shows."""
     arms = group_arms(runs)
     data = runs[0].record.data
-    selecting = best_arm(arm for arm in arms if arm.config.selects)
+    best = best_arm(arm for arm in arms if arm.config.selects)
     run = max(runs, key=lambda run: run.evaluation.top1)
-    sheet, sheet_note = _sheet(selecting, shards)
-    return Page(
+    sheet, sheet_note = _sheet(best, shards)
+    return StudyPage(
         data_line=describe_data(data, data_note),
         is_drawn=is_drawn(data),
         summary=summarise_arms(arms),
         data=data,
         arms=arms,
-        best=selecting,
+        best=best,
         unfinished=unfinished,
         options=differing_options(arms),
         charts=_draw_charts(arms, run),
@@ -123,7 +217,7 @@ def _draw_charts(arms: Sequence[Arm], run: FinishedRun) -> Charts:
     return Charts(
         curves=Markup(plots.learning_curves(arms)),  # noqa: S704 matplotlib escaped its text
         glimpses=_optional(plots.glimpse_sizes(arms)),
-        macs=Markup(costs.macs(arms)),  # noqa: S704 matplotlib escaped its text
+        macs=Markup(accuracy_by_macs(study_marks(arms))),  # noqa: S704 matplotlib escaped its text
         shares=_optional(plots.crop_shares(arms)),
         confusion=_optional(plots.confusion(run.evaluation, names)),
     )

@@ -177,6 +177,11 @@ class Arm:
         return self.evaluations[0].classifier_macs
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image, proposer and classifier."""
+        return self.proposer_macs + self.classifier_macs
+
+    @property
     def images_per_s(self) -> float | None:
         """Median over all epochs of all runs, in training; None where there was none."""
         rates = [epoch.images_per_s for run in self.runs for epoch in run.record.epochs]

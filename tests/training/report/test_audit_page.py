@@ -11,8 +11,14 @@ import pytest
 from pipeline import ShardFolder
 from training.audit.run import Audited, audit_run
 from training.data.processes import Process
-from training.report.audit_page import describe_collapse, make_audit_page
-from training.report.audit_report import render_audit, write_audit
+from training.report.audit_page import (
+    TEMPLATE,
+    AuditPage,
+    describe_collapse,
+    make_audit_page,
+    write_audit,
+)
+from training.report.html import fill_template
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
 from training.study.finished import Spread
@@ -24,6 +30,10 @@ HEADINGS = [
     "Which crops are chosen", "Does it show the object?", "Latency", "Choices on single images",
     "What was run",
 ]  # fmt: skip
+
+
+def render_audit(page: AuditPage) -> str:
+    return fill_template(TEMPLATE, page)
 
 
 def audited(run: Path, shards: ShardFolder, alone: Process, boxes: Path | None = None) -> Audited:
@@ -73,7 +83,7 @@ def test_every_rival_is_in_the_table_and_in_the_chart(html: str, by_map: Audited
                 for p in (counted.p, counted.p_over_seeds)
             ]
             assert row.endswith(f"<td>{told[0]}</td><td>{told[1]}</td>")
-    for label in ("the chosen crop", "any crop right", "the oracle", "the mean of all",
+    for label in ("the chosen crop", "any crop right", "oracle", "the mean of all",
                   "run whole"):  # fmt: skip
         assert label in chart
 
@@ -90,9 +100,9 @@ def test_the_page_loads_nothing_and_runs_nothing(html: str) -> None:
 
 def test_a_map_lies_over_the_canvases_with_its_scale(html: str, by_map: Audited) -> None:
     page = make_audit_page(by_map)
-    assert page.heat is not None
-    assert html.count('class="heat"') == len(page.sheet) == 8
-    assert f"{page.heat.high:.2f}</span>" in html
+    assert page.choices.heat is not None
+    assert html.count('class="heat"') == len(page.choices.rows) == 8
+    assert f"{page.choices.heat.high:.2f}</span>" in html
     assert "the smoothed map’s maximum lies in a box" in html
 
 
@@ -101,7 +111,7 @@ def test_a_prior_is_named_beside_the_map(html: str, by_map: Audited) -> None:
     config = replace(page.run.record.config, position_prior=True)
     run = replace(page.run, record=replace(page.run.record, config=config))
     assert "A crop’s score is the map’s mean over it.</p>" in html
-    told = "mean over it, and what its place has learnt to be worth.</p>"
+    told = "mean over it, plus a score learnt for its place.</p>"
     assert told in render_audit(replace(page, run=run))
 
 
@@ -110,8 +120,8 @@ def test_other_proposers_show_the_chosen_box_alone(
 ) -> None:
     page = make_audit_page(audited(finished[0].folder, opened, alone))
     html = render_audit(page)
-    assert page.sheet
-    assert page.heat is None
+    assert page.choices.rows
+    assert page.choices.heat is None
     assert 'class="heat"' not in html
     assert "Does it show the object?" not in html
 
@@ -137,7 +147,7 @@ def test_markup_in_names_is_text(
     opened = ShardFolder.open(tmp_path / "shards")
     train(tiny(batch_size=2, shift=0), tmp_path / "<i>run<i>", shards=opened)
     found = audited(tmp_path / "<i>run<i>", opened, alone)
-    page, _ = write_audit(found, tmp_path / "out")
+    page, *_ = write_audit(found, tmp_path / "out")
     html = page.read_text(encoding="utf-8")
     for raw in ("<script", "<i>run", "<img src=x"):
         assert raw not in html

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.report.study_json import digest
+from training.report.study_json import study_json
 from training.study.finished import FinishedRun, group_arms
 
 MakeRun = Callable[..., FinishedRun]
@@ -14,7 +14,7 @@ def test_every_arm_is_told_with_its_seeds_and_its_tests_against_what_does_not_ch
     runs: list[FinishedRun],
 ) -> None:
     arms = group_arms(runs)
-    told = json.loads(json.dumps(digest(arms), allow_nan=False))
+    told = json.loads(json.dumps(study_json(arms), allow_nan=False))
     assert told["format"] == "srp-report/2"
     assert [arm["name"] for arm in told["arms"]] == [arm.name for arm in arms]
     for arm, fields in zip(arms, told["arms"], strict=True):
@@ -37,7 +37,7 @@ def test_every_arm_is_told_with_its_seeds_and_its_tests_against_what_does_not_ch
 def test_without_a_table_there_is_no_test_and_one_seed_has_no_sd(make_run: MakeRun) -> None:
     chosen = make_run("expected-s0", policy="expected", seed=0)
     whole = make_run("whole-s0", policy="whole", seed=0)
-    told = digest(group_arms([replace(chosen, table=None), whole]))
+    told = study_json(group_arms([replace(chosen, table=None), whole]))
     assert told["arms"][0]["against"] == {"whole": None}
     assert told["arms"][0]["top1"]["sd"] is None
     assert told["arms"][0]["top1_oracle"]["mean"] is told["arms"][0]["skill"]["mean"] is None
@@ -46,5 +46,5 @@ def test_without_a_table_there_is_no_test_and_one_seed_has_no_sd(make_run: MakeR
 
 def test_options_are_those_that_differ(make_run: MakeRun) -> None:
     slow, fast = (make_run(f"a{lr}-s0", seed=0, lr=lr) for lr in (0.1, 0.2))
-    told = digest(group_arms([slow, fast]))
+    told = study_json(group_arms([slow, fast]))
     assert [arm["options"] for arm in told["arms"]] == [{"lr": 0.1}, {"lr": 0.2}]

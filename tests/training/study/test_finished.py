@@ -2,9 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.report.charts import costs, plots
 from training.study.finished import FinishedRun, best_arm, differing_options, group_arms, spread
 from training.study.paired import (
     PairedTest,
@@ -238,73 +236,3 @@ def test_the_best_arm_has_the_highest_mean(runs: list[FinishedRun]) -> None:
     assert best is not None
     assert best.top1.mean == max(arm.top1.mean for arm in arms)
     assert best_arm([]) is None
-
-
-def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[FinishedRun]) -> None:
-    arms = group_arms(runs)
-    for draw in (plots.learning_curves, plots.glimpse_sizes, plots.crop_shares, costs.macs):
-        svg = draw(arms)
-        assert svg is not None
-        assert svg == draw(group_arms(runs[::-1]))
-        assert svg.startswith("<svg ")
-    assert all(f">{arm.name}<" in plots.learning_curves(arms) for arm in arms)
-    named = ("expected-g16", "whole", "oracle", "any crop right")
-    assert all(f">{name}<" in costs.macs(arms) for name in named)
-
-
-def test_the_cheapest_arm_need_not_be_the_one_that_is_named(runs: list[FinishedRun]) -> None:
-    def costly(run: FinishedRun) -> FinishedRun:
-        return replace(run, evaluation=replace(run.evaluation, proposer_macs=10**9))
-
-    small, large, _ = group_arms(runs)
-    assert large.top1.mean > small.top1.mean
-    svg = costs.macs([small, replace(large, runs=tuple(map(costly, large.runs)))])
-    assert ">expected-g16<" in svg
-    assert ">expected-g8<" not in svg
-
-
-def test_many_arms_get_a_panel_for_each_family_and_all_keep_their_names(make_run: MakeRun) -> None:
-    many = [
-        make_run(f"{policy}-g{px}-s0", policy=policy, glimpse_size=px, seed=0)
-        for policy in ("blend", "expected") for px in range(7, 13)
-    ]  # fmt: skip
-    arms = group_arms([*many, make_run("whole-s0", policy="whole", seed=0)])
-    svg = plots.learning_curves(arms)
-    names = [arm.name for arm in arms]
-    assert all(f">{label}<" in svg for label in (*names, "blend", "expected", "no choice"))
-
-
-def test_no_two_charts_share_an_id(runs: list[FinishedRun]) -> None:
-    arms = group_arms(runs)
-    names = runs[0].record.data.class_names
-    charts = [
-        plots.learning_curves(arms), plots.glimpse_sizes(arms), plots.crop_shares(arms),
-        costs.macs(arms), plots.confusion(runs[0].evaluation, names),
-    ]  # fmt: skip
-    ids = [{part.split('"')[0] for part in str(svg).split(' id="')[1:]} for svg in charts]
-    assert sum(map(len, ids)) == len(set.union(*ids))
-
-
-def test_names_are_text_in_a_chart_not_markup_and_not_formulas(make_run: MakeRun) -> None:
-    svg = plots.learning_curves(group_arms([make_run("<b>&$x_1$"), make_run("_hidden")]))
-    assert "&lt;b&gt;&amp;$x_1$" in svg
-    assert "_hidden" in svg
-
-
-def test_a_chart_is_left_out_where_it_would_say_nothing(make_run: MakeRun) -> None:
-    run = make_run("whole-s0", policy="whole", seed=0)
-    arms = group_arms([run])
-    assert plots.glimpse_sizes(arms) is None
-    assert plots.crop_shares(arms) is None
-    assert plots.confusion(run.evaluation, [str(number) for number in range(41)]) is None
-
-
-@given(st.lists(st.floats(0, 100), max_size=12).map(sorted))
-def test_labels_are_spread_apart_in_order_and_as_a_whole_stay_where_they_are(
-    heights: Sequence[float],
-) -> None:
-    moved = costs.spread_apart(heights, 3)
-    assert len(moved) == len(heights)
-    assert all(high - low >= 3 - 1e-9 for low, high in pairwise(moved))
-    assert sum(moved) == pytest.approx(sum(heights))
-    assert costs.spread_apart([0, 10, 20], 3) == [0, 10, 20]

@@ -16,11 +16,10 @@ from PIL import Image
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.datasets.scenes import CLASSES
-from training.report import report
+from training.report import study_page
 from training.report.contact_sheet import draw_sheet
-from training.report.html import write_duration, write_macs, write_spread
-from training.report.report import render_page, write_reports
-from training.report.study_page import make_page
+from training.report.html import fill_template, write_duration, write_macs, write_spread
+from training.report.study_page import TEMPLATE, StudyPage, make_study_page, write_study
 from training.run.record import DataRecord, RunRecord
 from training.study.finished import FinishedRun, group_arms
 from training.study.paired import few_seeds
@@ -42,7 +41,7 @@ def save(folder: Path, *runs: FinishedRun) -> Path:
 
 def only_page(folder: Path, **options: Any) -> Path:
     """Write the page about a folder whose runs are on one data set."""
-    (page,) = write_reports(folder, **options)
+    (page,) = write_study(folder, **options)
     return page
 
 
@@ -65,13 +64,17 @@ def html(
     return only_page(folder, shards=scene_shards).read_text(encoding="utf-8")
 
 
+def render_page(page: StudyPage) -> str:
+    return fill_template(TEMPLATE, page)
+
+
 def visible(html: str) -> str:
     """Take the markup off."""
     return re.sub(r"<[^>]+>", " ", html.split("<body>")[1])
 
 
 def test_the_first_line_says_what_the_data_is(runs: list[FinishedRun]) -> None:
-    html = render_page(make_page(runs, data_note="Imagewoof"))
+    html = render_page(make_study_page(runs, data_note="Imagewoof"))
     first = re.search(r"<p[^>]*>(.*?)</p>", html.split("</h1>")[1])
     assert first is not None
     for part in ("Imagewoof", "10 classes", "70 training", "29 validation", "48 px", "32 px"):
@@ -84,7 +87,7 @@ def test_drawn_scenes_are_called_so_loudly_and_photos_are_not(
     assert set(CLASSES) == DRAWN_CLASSES
     assert "drawn scenes, not photographs" in html
     photos = replace(runs[0].record.data, classes=tuple(f"n{number}" for number in range(10)))
-    page = render_page(make_page([make_run("whole-s0", data=photos, policy="whole", seed=0)]))
+    page = render_page(make_study_page([make_run("whole-s0", data=photos, policy="whole", seed=0)]))
     assert "not photographs" not in page
 
 
@@ -122,11 +125,11 @@ def test_one_seed_is_said_to_be_one_seed_and_how_much_of_it_is_noise(html: str) 
 def test_several_seeds_show_their_sd(make_run: MakeRun) -> None:
     several = [make_run(f"whole-s{seed}", policy="whole", seed=seed) for seed in range(3)]
     (arm,) = group_arms(several)
-    html = render_page(make_page(several))
+    html = render_page(make_study_page(several))
     assert write_spread(arm.top1) in html
     assert "One seed" not in html
     assert few_seeds(3) in html
-    assert "seeds are few" not in render_page(make_page([*several, make_run("whole-s3",
+    assert "seeds are few" not in render_page(make_study_page([*several, make_run("whole-s3",
                                                          policy="whole", seed=3)]))  # fmt: skip
 
 
@@ -161,7 +164,7 @@ def test_p_is_multiplied_by_the_arms_that_the_best_was_picked_from(make_run: Mak
 
 
 def test_runs_that_choose_nothing_make_a_page_as_well(make_run: MakeRun) -> None:
-    html = render_page(make_page([make_run("whole-s0", policy="whole", seed=0)]))
+    html = render_page(make_study_page([make_run("whole-s0", policy="whole", seed=0)]))
     assert "No run chose its crop" in html
 
 
@@ -180,7 +183,7 @@ def test_markup_in_names_is_text(
     opened = ShardFolder.open(tmp_path / "shards")
     data = DataRecord.of(opened.manifest)
     run = make_run("<i>run<i>", data=data, policy="blend", seed=0)
-    page = make_page([run], shards=opened, data_note="<u>")
+    page = make_study_page([run], shards=opened, data_note="<u>")
     assert page.sheet
     html = render_page(page)
     for raw in ("<script", "<i>run", "<u>", "<img src=x"):
@@ -227,7 +230,7 @@ def test_without_the_runs_own_shards_one_line_says_why_there_are_no_pictures(
 ) -> None:
     other = replace(opened, manifest=replace(opened.manifest, fingerprint="other"))
     for shards, reason in ((None, "--shards SHARDS"), (other, "not those of the runs")):
-        page = make_page(runs, shards=shards)
+        page = make_study_page(runs, shards=shards)
         assert page.sheet == ()
         assert reason in render_page(page)
         assert "data:image" not in render_page(page)
@@ -322,13 +325,13 @@ def test_what_cannot_be_picked_from_a_mixed_folder_is_one_line(
 ) -> None:
     out = tmp_path / "page.html"
     with pytest.raises(
-        ConfigError, match=r"--note must be of one data set; got runs on 2 in .*--sh"
+        ConfigError, match=r"--note must name one data set; got runs on 2 in .*--sh"
     ):
-        write_reports(mixed, shards=None, out=out, data_note="few")
+        write_study(mixed, shards=None, out=out, data_note="few")
     with pytest.raises(
         ConfigError, match=r"--shards must be those of runs in .*, which are on 2 dat"
     ):
-        write_reports(mixed, shards=five_shards, out=out)
+        write_study(mixed, shards=five_shards, out=out)
     assert not list(tmp_path.iterdir())
 
 
@@ -338,7 +341,7 @@ def test_data_sets_whose_shards_had_one_name_are_told_apart(
     other = replace(runs[0].record.data, fingerprint="0123456789")
     save(tmp_path, runs[0], make_run("whole-s7", data=other, policy="whole", seed=7))
     own = runs[0].record.data.fingerprint[:8]
-    assert [path.name for path in write_reports(tmp_path, shards=None)] == [
+    assert [path.name for path in write_study(tmp_path, shards=None)] == [
         f"report-shards-{own}.html", "report-shards-01234567.html",
     ]  # fmt: skip
 
@@ -357,7 +360,7 @@ def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
 
 
 def test_the_committed_records_make_a_report(tmp_path: Path) -> None:
-    results = Path(report.__file__).parents[1] / "results" / "imagenette-64" / "canvas-80"
+    results = Path(study_page.__file__).parents[1] / "results" / "imagenette-64" / "canvas-80"
     for path in results.glob("*-s42.json"):
         (tmp_path / path.stem).mkdir()
         shutil.copy(path, tmp_path / path.stem / "record.json")
