@@ -64,7 +64,7 @@ def measure(shards: Path, *, images: int, progress: Progress = SILENT) -> list[C
 
 def _try(name: str, codec: Codec, canvas: Pixels) -> CodecRow:
     start = time.perf_counter()
-    data = codec.encode(canvas)
+    (data,) = codec.encode(canvas)
     encode_s = time.perf_counter() - start
     out = np.empty_like(canvas)
     decode_s = []

@@ -23,15 +23,16 @@ from pipeline.bench import results
 from pipeline.bench.config import BenchConfig
 from pipeline.bench.other_env import beside
 from pipeline.bench.results import Contender, Difference, Row
-from pipeline.build.build import build_shards, view_spec
+from pipeline.build.build import build_shards, data_spec
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
 from pipeline.common.errors import ConfigError, ImageError, SourceError
 from pipeline.common.progress import Progress
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.pillow import pillow_name
-from pipeline.decode.rules import FORMATS, Decoder, Views, ViewSpec, is_plain_jpeg, opened
+from pipeline.decode.rules import FORMATS, Decoder, Views, is_plain_jpeg, opened
 from pipeline.format.cutting import cut
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import gray, is_exact, resize_exactly
 from pipeline.sources.folder import open_source
@@ -68,7 +69,7 @@ def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
         SourceError: If the source cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
-        spec = view_spec(config.build(source=config.source, out=Path(scratch)))
+        spec = data_spec(config.build(source=config.source, out=Path(scratch)))
         images = _gather(config, spec, Path(scratch), progress)
         contenders = [
             *_predecessor(images.files, spec),
@@ -98,7 +99,7 @@ def _setting(config: BenchConfig, images: _Images) -> dict[str, Any]:
     }
 
 
-def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, progress: Progress) -> _Images:
+def _gather(config: BenchConfig, spec: DataSpec, scratch: Path, progress: Progress) -> _Images:
     """Copy some usable images to a folder of their own, one of each class into `val/`."""
     source = open_source(config.source, scratch=scratch / "archive", progress=progress)
     both = [image for members in source.images.values() for image in members]
@@ -126,7 +127,7 @@ def _gather(config: BenchConfig, spec: ViewSpec, scratch: Path, progress: Progre
     return _Images(files, tree)
 
 
-def _is_for_all(data: bytes, spec: ViewSpec) -> bool:
+def _is_for_all(data: bytes, spec: DataSpec) -> bool:
     """Whether all contenders see the same picture; a file that one lacks would favour it."""
     try:
         with opened(data, max_pixels=spec.max_pixels) as image:
@@ -148,9 +149,9 @@ def _rate(work: Callable[[bytes], object], files: Sequence[bytes]) -> Callable[[
     return measure
 
 
-def _limits(files: Sequence[bytes], spec: ViewSpec) -> Iterator[Contender]:
+def _limits(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
     """Say what no build of the same library can beat."""
-    side = spec.plan.canvas_px
+    side = spec.canvas_size
 
     def in_pillow(data: bytes) -> object:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -165,7 +166,7 @@ def _limits(files: Sequence[bytes], spec: ViewSpec) -> Iterator[Contender]:
         yield Contender(name=name, measure=_rate(one, files), differences={})
 
 
-def _predecessor(files: Sequence[bytes], spec: ViewSpec) -> Iterator[Contender]:
+def _predecessor(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
     if find_spec("torchvision"):
         from pipeline.bench.predecessor import make_transforms
 
@@ -174,7 +175,7 @@ def _predecessor(files: Sequence[bytes], spec: ViewSpec) -> Iterator[Contender]:
 
 
 def _decoders(
-    config: BenchConfig, images: _Images, spec: ViewSpec, scratch: Path
+    config: BenchConfig, images: _Images, spec: DataSpec, scratch: Path
 ) -> Iterator[Contender]:
     """Measure each decoder that is here: views alone, and whole builds."""
     reference = [_reference(data, spec) for data in images.files[:COMPARED]]
@@ -242,11 +243,11 @@ def _called(backend: Backend) -> str:
     return f"{package} on the GPU" if backend.device == "gpu" else package
 
 
-def _reference(data: bytes, spec: ViewSpec) -> tuple[Pixels, Pixels]:
+def _reference(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:
     """Make canvas and glimpses as Pillow 13 does, whatever Pillow is installed."""
-    canvas = resize_exactly(simplejpeg.decode_jpeg(data, "RGB"), spec.plan.canvas_px)
-    crops = (cut(canvas, box) for box in spec.plan.boxes)
-    small = [gray(resize_exactly(crop, spec.glimpse_px)) for crop in crops]
+    canvas = resize_exactly(simplejpeg.decode_jpeg(data, "RGB"), spec.canvas_size)
+    crops = (cut(canvas, box) for box in spec.crop_layout.boxes)
+    small = [gray(resize_exactly(crop, spec.glimpse_size)) for crop in crops]
     return canvas, np.stack(small)[:, None]
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from pipeline.decode.rules import ViewSpec
+from pipeline.format.spec import DataSpec
 
 
-def make_transforms(spec: ViewSpec) -> Callable[[bytes], tuple[torch.Tensor, torch.Tensor]]:
+def make_transforms(spec: DataSpec) -> Callable[[bytes], tuple[torch.Tensor, torch.Tensor]]:
     """Make what turns a file into float originals and padded glimpses, `(K, 3 or 1, c, c)`."""
     torch.set_num_threads(1)  # as every contender
-    crop_px, small_px, canvas_px = spec.plan.crop_px, spec.glimpse_px, spec.plan.canvas_px
+    crop_px, small_px, canvas_px = spec.crop_size, spec.glimpse_size, spec.canvas_size
     missing = crop_px - small_px
     cut = [transforms.Resize((canvas_px, canvas_px)), transforms.FiveCrop(crop_px)]
     to_tensor = transforms.ToTensor()

@@ -6,7 +6,7 @@ the others, and publish the manifest last.
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.build import worker_pool
@@ -32,10 +32,8 @@ from pipeline.common.cpus import num_usable
 from pipeline.common.errors import NoRoomError, VerificationError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.decode import Backend, open_decoder
-from pipeline.decode.rules import ViewSpec
 from pipeline.format import manifest
-from pipeline.format.codecs import Codec, codec_of
-from pipeline.format.crops import place_crops
+from pipeline.format.codecs import Codec
 from pipeline.format.manifest import Manifest
 from pipeline.format.spec import DataSpec
 from pipeline.sources.class_names import CLASS_NAMES
@@ -78,8 +76,8 @@ def build_shards(
         RejectsError: If more images are unusable than allowed; nothing is published.
         VerificationError: If other shards came out than are expected; nothing is published.
     """
-    views, backend = view_spec(config), _backend(config)
-    spec = _data_spec(config, decoder_library=open_decoder(backend, views).library)
+    spec, backend = data_spec(config), _backend(config)
+    spec = replace(spec, decoder_library=open_decoder(backend, spec).library)
     require_source(config.source)
     worker_pool.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
     with open_state(config.out) as state:
@@ -88,18 +86,16 @@ def build_shards(
         fingerprint = manifest.fingerprint(spec, listing)
         refuse_other_build(config.out, spec, fingerprint)
         records = state / fingerprint
-        num_bytes = _sample_bytes(spec)
-        per_shard = samples_per_shard(num_bytes, shard_mib=spec.shard_mib)
-        planned = plan_shards(images, per_shard=per_shard)
+        planned = plan_shards(images, per_shard=samples_per_shard(spec))
         digests = {shard.name: shard.sha256 for shard in expected.shards} if expected else {}
         finished = finished_before(
             config.out, records, planned, spec, expected=digests, progress=progress
         )
         reused = tuple(finished)
         folder = shards_folder(config.out, records)
-        shared = (folder, records, spec, views, backend)
+        shared = (folder, records, spec, backend)
         tasks = [
-            Task(*shared, shard, members, source.classes, len(members) * num_bytes)
+            Task(*shared, shard, members, source.classes, len(members) * sample_bytes(spec))
             for shard, members in planned
             if shard.name not in finished
         ]
@@ -160,17 +156,6 @@ def _describe(
     )
 
 
-def view_spec(config: BuildConfig) -> ViewSpec:
-    """Say what the decoder of a build is asked for."""
-    return ViewSpec(
-        plan=place_crops(config.candidates, canvas_px=config.canvas_size, crop_px=config.crop_size),
-        glimpse_px=config.glimpse_size,
-        exif=config.exif,
-        max_pixels=config.max_pixels,
-        draft=config.draft,
-    )
-
-
 def _backend(config: BuildConfig) -> Backend:
     cpus = num_usable()
     return Backend(
@@ -180,7 +165,8 @@ def _backend(config: BuildConfig) -> Backend:
     )
 
 
-def _data_spec(config: BuildConfig, *, decoder_library: str) -> DataSpec:
+def data_spec(config: BuildConfig) -> DataSpec:
+    """Take from a config what decides the bytes of samples; the decoder adds its library."""
     is_jpeg = config.codec == "jpeg"
     return DataSpec(
         canvas_size=config.canvas_size,
@@ -191,7 +177,6 @@ def _data_spec(config: BuildConfig, *, decoder_library: str) -> DataSpec:
         decoder=config.decoder,
         device=config.device,
         draft=config.draft,
-        decoder_library=decoder_library,
         exif=config.exif,
         max_pixels=config.max_pixels,
         seed=config.seed,
@@ -214,15 +199,6 @@ def _scan(
         for split, members in source.images.items()
     }
     return source, images
-
-
-def _sample_bytes(spec: DataSpec) -> int:
-    return sample_bytes(
-        spec.crop_layout,
-        layout=spec.layout,
-        codec=codec_of(spec),
-        glimpse_px=spec.glimpse_size,
-    )
 
 
 def _run(

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pipeline.common.errors import SourceError
-from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropLayout
+from pipeline.format.codecs import codec_of
 from pipeline.format.sample import PlannedShard
+from pipeline.format.spec import DataSpec
 from pipeline.format.ustar import TAR_BLOCK, TAR_END
 from pipeline.sources.image import SourceImage
 
@@ -65,24 +65,24 @@ def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> li
     return [by_path[i] for i in order[:limit]]
 
 
-def sample_bytes(plan: CropLayout, *, layout: str, codec: Codec, glimpse_px: int) -> int:
+def sample_bytes(spec: DataSpec) -> int:
     """Count the bytes that a sample takes in a shard, at most.
 
-    What a codec makes of an image is not known before; a share is taken that few exceed.
+    The bytes of a coded image are known only once it is encoded; a share is taken that few exceed.
     """
-    crop_bytes = plan.crop_px**2
-    if layout == "tensors":
-        pixels = len(plan) * 4 * crop_bytes
+    layout, crop_bytes = spec.crop_layout, spec.crop_size**2
+    if spec.layout == "tensors":
+        pixels = len(layout) * 4 * crop_bytes
     else:
-        coded = 3 * plan.canvas_px**2 + 3 * crop_bytes * len(plan.resized)
-        pixels = int(coded * codec.typical_share) + len(plan) * glimpse_px**2
+        coded = 3 * spec.canvas_size**2 + 3 * crop_bytes * len(layout.resized)
+        pixels = int(coded * codec_of(spec).typical_share) + len(layout) * spec.glimpse_size**2
     overhead = 16 * TAR_BLOCK  # headers, paddings, .npy headers and the small members
     return pixels + overhead
 
 
-def samples_per_shard(num_bytes: int, *, shard_mib: int) -> int:
-    """Count the samples of `num_bytes` that fit into a shard of `shard_mib` MiB; at least one."""
-    return max(1, ((shard_mib << 20) - len(TAR_END)) // num_bytes)
+def samples_per_shard(spec: DataSpec) -> int:
+    """Count the samples that fit into a shard; at least one."""
+    return max(1, ((spec.shard_mib << 20) - len(TAR_END)) // sample_bytes(spec))
 
 
 def plan_shards(images: Mapping[str, Sequence[SourceImage]], *, per_shard: int) -> list[Planned]:

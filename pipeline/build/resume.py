@@ -24,6 +24,7 @@ from pipeline.common.progress import Progress
 from pipeline.format import manifest
 from pipeline.format.index import ShardEntry, shard_from_json, shard_to_json
 from pipeline.format.manifest import Reject
+from pipeline.format.sample import member_suffixes
 from pipeline.format.spec import DataSpec
 
 STATE_NAME = ".build"
@@ -231,7 +232,7 @@ def _load_state(path: Path, spec: DataSpec) -> Finished | None:
     try:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
         return Finished(
-            shard=shard_from_json(fields["shard"], manifest.suffixes_of(spec)),
+            shard=shard_from_json(fields["shard"], member_suffixes(spec)),
             rejects=msgspec.json.decode(fields["rejects"], type=tuple[Reject, ...]),
         )
     except (OSError, KeyError, OverflowError, RecursionError, ValueError):

@@ -12,10 +12,9 @@ from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.common.atomic_io import remove_partials
 from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import Backend, open_decoder
-from pipeline.decode.rules import Decoder, Views, ViewSpec, own_process
-from pipeline.format.codecs import codec_of
-from pipeline.format.manifest import Reject, suffixes_of
-from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample
+from pipeline.decode.rules import Decoder, Views, own_process
+from pipeline.format.manifest import Reject
+from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample, member_suffixes
 from pipeline.format.spec import DataSpec
 from pipeline.sources.image import SourceImage
 
@@ -38,7 +37,6 @@ class Task(NamedTuple):
     out: Path
     records: Path
     spec: DataSpec
-    views: ViewSpec
     backend: Backend
     shard: PlannedShard
     images: tuple[SourceImage, ...]
@@ -92,7 +90,7 @@ def write_one(task: Task) -> Finished:
     """Build one shard, in a process of ours."""
     rejects: dict[str, Reject] = {}
     images = _encode_images(task, rejects)
-    suffixes = suffixes_of(task.spec)
+    suffixes = member_suffixes(task.spec)
     with own_process():
         shard = write_shard(
             task.out, task.shard, images, suffixes=suffixes, num_bytes=task.num_bytes
@@ -106,7 +104,7 @@ def write_one(task: Task) -> Finished:
 
 
 def _encode_images(task: Task, rejects: dict[str, Reject]) -> Iterator[EncodedSample]:
-    decoder = open_decoder(task.backend, task.views)
+    decoder = open_decoder(task.backend, task.spec)
     decoding: deque[_Read] = deque()
     files = _read_images(task, decoding, rejects)
     for views in _one_by_one(decoder, files) if task.losses else decoder.decode(files):
@@ -146,6 +144,7 @@ def _read_images(task: Task, decoding: deque[_Read], rejects: dict[str, Reject])
 def _encode_image(task: Task, read: _Read, views: Views) -> EncodedSample:
     label = task.classes.index(read.image.class_name)
     members = encode_sample(
+        task.spec,
         canvas=views.canvas,
         resized=views.resized,
         glimpses=views.glimpses,
@@ -157,8 +156,5 @@ def _encode_image(task: Task, read: _Read, views: Views) -> EncodedSample:
             width=views.width,
             height=views.height,
         ),
-        plan=task.views.plan,
-        layout=task.spec.layout,
-        codec=codec_of(task.spec),
     )
     return EncodedSample(read.key, label, members)

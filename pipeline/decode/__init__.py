@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.common.errors import ConfigError
 from pipeline.decode.pillow import PillowDecoder, pillow_name
-from pipeline.decode.rules import Decoder, ViewSpec
+from pipeline.decode.rules import Decoder
+from pipeline.format.spec import DataSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Backend:
 
 
 @functools.cache  # a worker process keeps its decoder from shard to shard
-def open_decoder(backend: Backend, spec: ViewSpec) -> Decoder:
+def open_decoder(backend: Backend, spec: DataSpec) -> Decoder:
     """Make a decoder.
 
     Raises:
@@ -41,7 +42,7 @@ def open_decoder(backend: Backend, spec: ViewSpec) -> Decoder:
     return PillowDecoder(spec)
 
 
-def _open_dali(backend: Backend, spec: ViewSpec) -> Decoder:
+def _open_dali(backend: Backend, spec: DataSpec) -> Decoder:
     try:
         from pipeline.decode.dali import DaliDecoder
     except (ImportError, OSError) as error:  # not there, or without a library that it needs

@@ -24,8 +24,9 @@ from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.decode.rules import Views, ViewSpec, is_plain_jpeg, opened, views_of
+from pipeline.decode.rules import Views, is_plain_jpeg, opened, views_of
 from pipeline.format.crops import CropLayout
+from pipeline.format.spec import DataSpec
 from pipeline.pixels.resize import SourceBox, edge_weight
 
 BATCH = 32  # more is no faster on the CPU
@@ -55,7 +56,7 @@ class DaliDecoder:
         ConfigError: If there is no GPU where one is asked for.
     """
 
-    def __init__(self, spec: ViewSpec, *, device: str, num_threads: int) -> None:
+    def __init__(self, spec: DataSpec, *, device: str, num_threads: int) -> None:
         if device == "gpu" and not GetCUDADeviceCount():
             raise ConfigError(
                 "--device gpu needs an NVIDIA GPU and its driver; got none. Use --device cpu."
@@ -137,9 +138,9 @@ class DaliDecoder:
                 graph, device=self._device, num_threads=self._num_threads
             )
         if self._device == "gpu":
-            places = source_places(sizes, self._spec.plan)
+            places = source_places(sizes, self._spec.crop_layout)
             return views_from(
-                self._pipeline.run(data=data, places=places), sizes, self._spec.plan.crop_px
+                self._pipeline.run(data=data, places=places), sizes, self._spec.crop_size
             )
         (images,) = self._pipeline.run(data=data)
         return [
@@ -180,14 +181,14 @@ def _decoded(data: Node, device: str) -> Node:
     return fn.decoders.image(data, **options)
 
 
-def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
+def view_graph(spec: DataSpec, device: str) -> Callable[[], tuple[Node, ...]]:
     """Define everything from bytes to views on one device.
 
     Its inputs are `data`, files, and `places`, what `source_places` gives for them. Its outputs
     are the canvas `(C, C, 3)`, the candidates that are not windows `(R, c, c, 3)`, if any, and
     the glimpses `(K, s, s, 1)`.
     """
-    plan = spec.plan
+    plan = spec.crop_layout
 
     def graph() -> tuple[Node, ...]:
         data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
@@ -203,11 +204,11 @@ def view_graph(spec: ViewSpec, device: str) -> Callable[[], tuple[Node, ...]]:
             resized[rows[k]] if k in rows else canvas[box.y0 : box.y1, box.x0 : box.x1]
             for k, box in enumerate(plan.boxes)
         ]
-        weight = edge_weight(plan.crop_px, spec.glimpse_px)
+        weight = edge_weight(plan.crop_px, spec.glimpse_size)
         colours = fn.stack(*crops, axis_name="F")
         for axis in (2, 1):
             colours = _one_pass(
-                colours, axis, spec.glimpse_px, device, axes=(2, 1), edges=(weight, weight)
+                colours, axis, spec.glimpse_size, device, axes=(2, 1), edges=(weight, weight)
             )
         luma = fn.coord_transform(colours, M=list(LUMA), T=[0.5], dtype=types.FLOAT)
         gray = fn.cast(dali_math.floor(luma), dtype=types.UINT8)

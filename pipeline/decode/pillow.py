@@ -13,13 +13,13 @@ from PIL import __version__ as pillow_version
 from pipeline.common.errors import ImageError
 from pipeline.decode.rules import (
     Views,
-    ViewSpec,
     is_plain_jpeg,
     opened,
     to_rgb,
     upright_size,
     views_of,
 )
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 
 # A draft is at least this many canvases wide and high, so that the resize still has to blend.
@@ -29,7 +29,7 @@ DRAFT_CANVASES = 2
 class PillowDecoder:
     """The reference: what Pillow gives, computed faster where that changes nothing."""
 
-    def __init__(self, spec: ViewSpec) -> None:
+    def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
 
     @property
@@ -57,7 +57,7 @@ class PillowDecoder:
 
     def _read(self, image: Image.Image) -> Image.Image:
         if self._spec.draft:
-            smallest = DRAFT_CANVASES * self._spec.plan.canvas_px
+            smallest = DRAFT_CANVASES * self._spec.canvas_size
             image.draft(None, (smallest, smallest))
         return to_rgb(ImageOps.exif_transpose(image) if self._spec.exif else image)
 

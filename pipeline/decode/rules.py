@@ -30,33 +30,14 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.common.errors import ImageError
-from pipeline.format.crops import CropLayout
 from pipeline.format.cutting import canvas_glimpses, resized_crops
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import resize
 
 # An allow-list: some of Pillow's other plugins start programs (EPS starts Ghostscript).
 # MPO, the format of some cameras, comes in through JPEG and has no name of its own here.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSpec:
-    """What is asked of a decoder.
-
-    Attributes:
-        plan: The canvas and its K candidates.
-        glimpse_px: Side s of the glimpses, px.
-        exif: Whether EXIF orientation is applied.
-        max_pixels: Largest image that is decoded, px.
-        draft: Whether libjpeg may shrink a large photo while it decodes it.
-    """
-
-    plan: CropLayout
-    glimpse_px: int
-    exif: bool
-    max_pixels: int
-    draft: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +72,21 @@ class Decoder(Protocol):
         ...
 
 
-def views_of(source_HWC: Pixels, spec: ViewSpec, *, width: int, height: int) -> Views:
+def views_of(source_HWC: Pixels, spec: DataSpec, *, width: int, height: int) -> Views:
     """Make what shards hold of an image.
 
     Args:
         source_HWC: Its upright pixels, uint8, RGB; smaller than the file's where it is a draft.
-        spec: What is asked for.
+        spec: Sizes and candidates.
         width: Of the file's image, upright, px.
         height: The same, px.
     """
-    canvas = resize(source_HWC, spec.plan.canvas_px)
-    resized = resized_crops(source_HWC, spec.plan)
+    canvas = resize(source_HWC, spec.canvas_size)
+    resized = resized_crops(source_HWC, spec.crop_layout)
     return Views(
         canvas=canvas,
         resized=resized,
-        glimpses=canvas_glimpses(canvas, resized, spec.plan, spec.glimpse_px),
+        glimpses=canvas_glimpses(canvas, resized, spec.crop_layout, spec.glimpse_size),
         width=width,
         height=height,
     )
@@ -179,7 +160,7 @@ def _little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def upright_size(image: Image.Image, spec: ViewSpec) -> tuple[int, int]:
+def upright_size(image: Image.Image, spec: DataSpec) -> tuple[int, int]:
     """Give width and height after EXIF orientation, px; Pillow turns a TIFF when it opens it."""
     can_be_turned = spec.exif and image.format != "TIFF"
     turned = can_be_turned and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -187,7 +168,7 @@ def upright_size(image: Image.Image, spec: ViewSpec) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def is_plain_jpeg(image: Image.Image, spec: ViewSpec) -> bool:
+def is_plain_jpeg(image: Image.Image, spec: DataSpec) -> bool:
     """Whether any JPEG library must see the same pixels: upright, gray or colour, 8 bits."""
     is_upright = not spec.exif or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     return image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright

@@ -1,9 +1,9 @@
 """How a canvas becomes a member's bytes, and comes back: `--codec`.
 
-Every codec but `raw`, whose pixels are simply there, is a pair of functions. Encoding is
-deterministic for the libraries that `Codec.library` names. Decoding writes into memory that the
-caller gives, checks what a file announces before anything of that size is allocated, and may run
-in several threads at once. `shards/README.md` says which codec is for what.
+Encoding is deterministic for the libraries that `Codec.library` names. Decoding checks the size
+that a file announces before it allocates memory, and may run in several threads at once. `raw` is
+`.npy`: its pixels need no decoding, and `decode` returns a view of them. `shards/README.md` says
+which codec is for what.
 """
 
 import io
@@ -20,7 +20,7 @@ import zstandard
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 
-from pipeline.format.npy import NPY_START, npy_header
+from pipeline.format.npy import NPY_START, Member, decode_array, encode_array, npy_header
 from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 
@@ -60,7 +60,7 @@ class Codec(NamedTuple):
     Attributes:
         name: As `--codec` has it.
         jpeg_quality: 1 to 100; None for all but `jpeg`.
-        jpeg_subsampling: Of the colours: 4:4:4, 4:2:2 or 4:2:0; None for all but `jpeg`.
+        jpeg_subsampling: 4:4:4, 4:2:2 or 4:2:0; None for all but `jpeg`.
     """
 
     name: str = "raw"
@@ -79,8 +79,13 @@ class Codec(NamedTuple):
         return f"resized.{EXTENSIONS[self.name]}"
 
     @property
+    def is_raw(self) -> bool:
+        """Whether pixels are stored as they are."""
+        return self.name == "raw"
+
+    @property
     def is_lossy(self) -> bool:
-        """Whether other pixels come back than those that went in."""
+        """Whether decoding gives other pixels than were encoded."""
         return self.name == "jpeg"
 
     @property
@@ -99,23 +104,39 @@ class Codec(NamedTuple):
             "jpeg": f"simplejpeg {version('simplejpeg')}",
         }[self.name]
 
-    def encode(self, pixels_HWC: Pixels) -> bytes:
-        """Encode uint8 `(H, W, 3)`, RGB; `raw` has nothing to encode."""
+    def encode(self, pixels: Pixels) -> Member:
+        """Encode uint8 `(H, W, 3)`, RGB, or `(R, H, W, 3)`, stored one below the other."""
+        if self.is_raw:
+            return encode_array(pixels)
+        pixels_HWC = pixels.reshape(-1, *pixels.shape[-2:])
         if self.name == "jpeg":
-            return _encode_jpeg(pixels_HWC, self.jpeg_quality, self.jpeg_subsampling)
-        return _ENCODERS[self.name](pixels_HWC)
+            return (_encode_jpeg(pixels_HWC, self.jpeg_quality, self.jpeg_subsampling),)
+        return (_ENCODERS[self.name](pixels_HWC),)
 
-    def decode_into(self, data: Data, out_HWC: Pixels) -> None:
-        """Decode an image into memory that is there.
-
-        Args:
-            data: What `encode` gave.
-            out_HWC: Uint8 `(H, W, 3)`, C order; RGB afterwards. It must have the image's size.
+    def decode(self, data: Data, shape: tuple[int, ...], where: str) -> Pixels:
+        """Decode pixels of the given shape, read-only: raw ones are a view of the data.
 
         Raises:
-            ValueError: If these are not the bytes of such an image of this size.
+            ValueError, VerificationError: If the data is no image of this size.
         """
-        _DECODERS[self.name](data, out_HWC)
+        if self.is_raw:
+            return decode_array(data, where)
+        pixels = np.empty(shape, np.uint8)
+        self.decode_into(data, pixels)
+        pixels.flags.writeable = False
+        return pixels
+
+    def decode_into(self, data: Data, out: Pixels) -> None:
+        """Decode into memory of the caller's; not for `raw`.
+
+        Args:
+            data: The bytes that `encode` gave.
+            out: Uint8 `(H, W, 3)` or `(R, H, W, 3)` of the image's size, C order; RGB afterwards.
+
+        Raises:
+            ValueError: If the data is no image of this size.
+        """
+        _DECODERS[self.name](data, out.reshape(-1, *out.shape[-2:]))
 
 
 def codec_of(spec: DataSpec) -> Codec:

@@ -72,17 +72,11 @@ class Manifest:
 
     def suffixes(self) -> tuple[str, ...]:
         """List every sample's members in tar order."""
-        return suffixes_of(self.spec)
+        return member_suffixes(self.spec)
 
     def npy_shapes(self) -> dict[str, tuple[int, ...]]:
         """Give the shapes of the members that are arrays, by suffix."""
-        spec = self.spec
-        return npy_shapes(spec.layout, spec.crop_layout, codec_of(spec), spec.glimpse_size)
-
-
-def suffixes_of(spec: DataSpec) -> tuple[str, ...]:
-    """List the members of each sample of a spec in tar order."""
-    return member_suffixes(spec.layout, spec.crop_layout, codec_of(spec))
+        return npy_shapes(self.spec)
 
 
 def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
@@ -196,7 +190,7 @@ def from_json(text: str | bytes) -> Manifest:
     head = msgspec.json.decode(data, type=_Head)
     spec = head.spec
     _check_spec(spec)
-    suffixes = suffixes_of(spec)
+    suffixes = member_suffixes(spec)
     manifest = Manifest(
         spec=spec,
         fingerprint=head.fingerprint,

@@ -6,15 +6,14 @@ Both programs read this file; it is the format. `shards/README.md` says the same
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.common.errors import VerificationError
-from pipeline.format.codecs import Codec
-from pipeline.format.crops import CropLayout
+from pipeline.format.codecs import codec_of
 from pipeline.format.cutting import original_crops, pad_glimpses
 from pipeline.format.npy import Member, decode_array, encode_array
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 
 ORIGINALS = "originals.npy"
@@ -23,31 +22,34 @@ SMALL_GLIMPSES = "small-glimpses.npy"
 LABEL = "cls"
 META = "json"
 
+Members = Mapping[str, bytes | memoryview]
+"""A sample's members, by suffix."""
+
 _NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
-def member_suffixes(layout: str, plan: CropLayout, codec: Codec) -> tuple[str, ...]:
+def member_suffixes(spec: DataSpec) -> tuple[str, ...]:
     """List a sample's members in the order in which they lie in the tar."""
-    if layout == "tensors":
+    if spec.layout == "tensors":
         return (ORIGINALS, GLIMPSES, LABEL, META)
-    resized = (codec.resized_suffix,) if plan.resized else ()
+    codec = codec_of(spec)
+    resized = (codec.resized_suffix,) if spec.crop_layout.resized else ()
     return (codec.canvas_suffix, *resized, SMALL_GLIMPSES, LABEL, META)
 
 
-def npy_shapes(
-    layout: str, plan: CropLayout, codec: Codec, glimpse_px: int
-) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of the members that are arrays, by suffix."""
-    crop, canvas = plan.crop_px, plan.canvas_px
+def npy_shapes(spec: DataSpec) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the members that are `.npy`, by suffix."""
+    layout, codec = spec.crop_layout, codec_of(spec)
+    crop, canvas, glimpse = spec.crop_size, spec.canvas_size, spec.glimpse_size
     shapes: dict[str, tuple[int, ...]] = {
-        ORIGINALS: (len(plan), 3, crop, crop),
-        GLIMPSES: (len(plan), 1, crop, crop),
-        SMALL_GLIMPSES: (len(plan), 1, glimpse_px, glimpse_px),
+        ORIGINALS: (len(layout), 3, crop, crop),
+        GLIMPSES: (len(layout), 1, crop, crop),
+        SMALL_GLIMPSES: (len(layout), 1, glimpse, glimpse),
     }
-    if codec.name == "raw":
+    if codec.is_raw:
         shapes[codec.canvas_suffix] = (canvas, canvas, 3)
-        shapes[codec.resized_suffix] = (len(plan.resized), crop, crop, 3)
-    return {name: shapes[name] for name in member_suffixes(layout, plan, codec) if name in shapes}
+        shapes[codec.resized_suffix] = (len(layout.resized), crop, crop, 3)
+    return {name: shapes[name] for name in member_suffixes(spec) if name in shapes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,137 +126,102 @@ class PlannedShard:
 
 
 def encode_sample(
+    spec: DataSpec,
     *,
     canvas: Pixels,
     resized: Pixels,
     glimpses: Pixels,
     label: int,
     meta: SampleMeta,
-    plan: CropLayout,
-    layout: str,
-    codec: Codec,
 ) -> dict[str, Member]:
     """Turn one image into its members, by suffix, in tar order.
 
     Args:
+        spec: Sizes, candidates, layout and codec.
         canvas: Uint8 `(C, C, 3)`, RGB.
-        resized: Uint8 `(R, 3, H, W)`, what `crops.resized_crops` made of it.
+        resized: Uint8 `(R, 3, H, W)`, from `cutting.resized_crops`.
         glimpses: Uint8 `(K, 1, s, s)`, not padded.
         label: Index of the class.
-        meta: Where it came from.
-        plan: The K candidates.
-        layout: `tensors` or `canvas`.
-        codec: How the canvas and what was resized are written.
+        meta: The sample's source.
     """
+    layout, codec = spec.crop_layout, codec_of(spec)
     members: dict[str, Member] = {}
-    if layout == "tensors":
-        crops = original_crops(canvas, resized, plan, range(len(plan)))
+    if spec.layout == "tensors":
+        crops = original_crops(canvas, resized, layout, range(len(layout)))
         members[ORIGINALS] = encode_array(np.stack(crops))
-        members[GLIMPSES] = encode_array(pad_glimpses(glimpses, plan.crop_px))
+        members[GLIMPSES] = encode_array(pad_glimpses(glimpses, spec.crop_size))
     else:
-        members[codec.canvas_suffix] = _encode_pixels(canvas, codec)
-        if plan.resized:
-            members[codec.resized_suffix] = _encode_pixels(resized.transpose(0, 2, 3, 1), codec)
+        members[codec.canvas_suffix] = codec.encode(canvas)
+        if layout.resized:
+            members[codec.resized_suffix] = codec.encode(resized.transpose(0, 2, 3, 1))
         members[SMALL_GLIMPSES] = encode_array(glimpses)
     members[LABEL] = (str(label).encode(),)
     members[META] = (json.dumps(vars(meta), sort_keys=True, ensure_ascii=True).encode(),)
     return members
 
 
-def _encode_pixels(array: Pixels, codec: Codec) -> Member:
-    """Write `(H, W, 3)`, or `(R, H, W, 3)`, which one below the other are one image."""
-    if codec.name == "raw":
-        return encode_array(array)
-    return (codec.encode(array.reshape(-1, *array.shape[-2:])),)
-
-
 def decode_sample(
+    spec: DataSpec,
     key: str,
-    members: Mapping[str, bytes | memoryview],
+    members: Members,
     *,
-    plan: CropLayout,
-    layout: str,
-    codec: Codec,
-    glimpse_px: int,
     where: str,
     candidates: tuple[int, ...] | None = None,
 ) -> Sample:
-    """Turn members back into a sample; what is raw stays a view on its bytes.
+    """Turn members back into a sample; raw pixels stay views of the members.
 
     Args:
+        spec: Sizes, candidates, layout and codec of the shard.
         key: The sample's key.
-        members: Bytes by suffix. The candidates that are not asked for may be absent.
-        plan: The K candidates of the shards.
-        layout: `tensors` or `canvas`.
-        codec: How the canvas was written.
-        glimpse_px: Side s of the stored glimpses, px.
+        members: Bytes by suffix. Members that only other candidates need may be absent.
         where: Shard and key, for errors.
         candidates: Indices on axis K to decode; all by default.
 
     Raises:
         VerificationError: If a member is missing or is not what its suffix says.
     """
-    chosen = tuple(range(len(plan))) if candidates is None else candidates
+    size = spec.glimpse_size
+    chosen = tuple(range(len(spec.crop_layout))) if candidates is None else candidates
     try:
-        if layout == "tensors":
+        if spec.layout == "tensors":
             originals = decode_array(members[ORIGINALS], where)
             crops = [originals[k] for k in chosen]
-            small = decode_array(members[GLIMPSES], where)[:, :, :glimpse_px, :glimpse_px]
+            small = decode_array(members[GLIMPSES], where)[:, :, :size, :size]
         else:
-            crops = _decode_crops(members, plan, codec, chosen, where)
+            crops = _decode_crops(spec, members, chosen, where)
             small = decode_array(members[SMALL_GLIMPSES], where)
         label = int(bytes(members[LABEL]))
-        meta = _decode_meta(json.loads(bytes(members[META])))
+        meta = SampleMeta(**json.loads(bytes(members[META])))
     except (LookupError, ValueError, TypeError) as error:
         raise VerificationError(
-            f"a sample must hold {', '.join(member_suffixes(layout, plan, codec))}; "
-            f"got {error!r} in {where}. Rebuild the shard."
+            f"a sample must hold {', '.join(member_suffixes(spec))}; got {error!r} in {where}. "
+            "Rebuild the shard."
         ) from error
-    _check_shapes(crops, small, plan=plan, glimpse_px=glimpse_px, where=where)
+    _check_shapes(spec, crops, small, where)
     return Sample(
         key=key, label=label, crops=tuple(crops), small_glimpses=small[list(chosen)], meta=meta
     )
 
 
 def _decode_crops(
-    members: Mapping[str, bytes | memoryview],
-    plan: CropLayout,
-    codec: Codec,
-    chosen: tuple[int, ...],
-    where: str,
+    spec: DataSpec, members: Members, chosen: tuple[int, ...], where: str
 ) -> list[Pixels]:
-    """Decode what the chosen candidates are cut from, and cut them."""
+    """Decode the images that the chosen candidates are cut from, and cut them."""
+    layout, codec = spec.crop_layout, codec_of(spec)
     canvas_HWC, resized_RHWC = _NO_PIXELS, _NO_PIXELS[None]
-    canvas_px, crop_px = plan.canvas_px, plan.crop_px
-    if any(plan.is_cut(k) for k in chosen):
-        data = members[codec.canvas_suffix]
-        canvas_HWC = _decode_pixels(data, codec, (canvas_px, canvas_px, 3), where)
-    if not all(plan.is_cut(k) for k in chosen):
-        data, shape = members[codec.resized_suffix], (len(plan.resized), crop_px, crop_px, 3)
-        resized_RHWC = _decode_pixels(data, codec, shape, where)
-    return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), plan, chosen)
+    is_cut = [layout.is_cut(k) for k in chosen]
+    if any(is_cut):
+        shape: tuple[int, ...] = (spec.canvas_size, spec.canvas_size, 3)
+        canvas_HWC = codec.decode(members[codec.canvas_suffix], shape, where)
+    if not all(is_cut):
+        shape = (len(layout.resized), spec.crop_size, spec.crop_size, 3)
+        resized_RHWC = codec.decode(members[codec.resized_suffix], shape, where)
+    return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), layout, chosen)
 
 
-def _decode_pixels(
-    data: bytes | memoryview, codec: Codec, shape: tuple[int, ...], where: str
-) -> Pixels:
-    if codec.name == "raw":
-        return decode_array(data, where)
-    pixels = np.empty(shape, np.uint8)
-    codec.decode_into(data, pixels.reshape(-1, *shape[-2:]))
-    pixels.flags.writeable = False  # as raw pixels are
-    return pixels
-
-
-def _decode_meta(fields: dict[str, Any]) -> SampleMeta:
-    return SampleMeta(**fields)
-
-
-def _check_shapes(
-    crops: list[Pixels], small: Pixels, *, plan: CropLayout, glimpse_px: int, where: str
-) -> None:
-    crop_shape = (3, plan.crop_px, plan.crop_px)
-    small_shape = (len(plan), 1, glimpse_px, glimpse_px)
+def _check_shapes(spec: DataSpec, crops: list[Pixels], small: Pixels, where: str) -> None:
+    crop_shape = (3, spec.crop_size, spec.crop_size)
+    small_shape = (len(spec.crop_layout), 1, spec.glimpse_size, spec.glimpse_size)
     wrong = [crop.shape for crop in crops if crop.shape != crop_shape]
     if wrong or small.shape != small_shape:
         raise VerificationError(

@@ -15,7 +15,6 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.common.errors import VerificationError
-from pipeline.format.codecs import codec_of
 from pipeline.format.index import SampleEntry, ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.npy import NPY_START, npy_header
@@ -67,7 +66,6 @@ class ShardReader:
             _joined([each.sizes_MN[member] for each in samples])
             for member in range(len(manifest.suffixes()))
         )
-        self._plan = manifest.spec.crop_layout
         self._suffixes = manifest.suffixes()
         self._arrays = {
             suffix: (npy_header(shape), NPY_START + prod(shape))
@@ -121,15 +119,9 @@ class ShardReader:
             suffix: data[extent.offset - start :][: extent.size]
             for suffix, extent in zip(self._suffixes, record.extents(), strict=True)
         }
+        where = shard.place_of(record)
         return decode_sample(
-            record.key,
-            members,
-            plan=self._plan,
-            layout=self.manifest.spec.layout,
-            codec=codec_of(self.manifest.spec),
-            glimpse_px=self.manifest.spec.glimpse_size,
-            where=shard.place_of(record),
-            candidates=candidates,
+            self.manifest.spec, record.key, members, where=where, candidates=candidates
         )
 
     def locate(self, indices_B: Sequence[int] | NDArray[np.int64]) -> Located:

@@ -19,7 +19,6 @@ import numpy as np
 from isal import isal_zlib
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.codecs import codec_of
 from pipeline.format.index import SampleEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import GLIMPSES, LABEL, META, ORIGINALS, Sample, decode_sample
@@ -162,15 +161,7 @@ class SampleStream:
 
     def _decode(self, encoded: "_Encoded") -> Sample:
         spec = self.manifest.spec
-        return decode_sample(
-            encoded.key,
-            encoded.members,
-            plan=spec.crop_layout,
-            layout=spec.layout,
-            codec=codec_of(spec),
-            glimpse_px=spec.glimpse_size,
-            where=encoded.where,
-        )
+        return decode_sample(spec, encoded.key, encoded.members, where=encoded.where)
 
 
 class _Encoded(NamedTuple):

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from specs import spec_of
 
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.decode.rules import Views, ViewSpec
-from pipeline.format.crops import place_crops
+from pipeline.decode.rules import Views
 from pipeline.format.cutting import original_crops, pad_glimpses
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 
 torch = pytest.importorskip("torch", reason="the predecessor ran on torch, which is not in here")
@@ -26,24 +27,25 @@ def _own_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def spec_of(sizes: tuple[int, int, int]) -> ViewSpec:
+def spec_for(sizes: tuple[int, int, int]) -> DataSpec:
     canvas_px, crop_px, glimpse_px = sizes
-    plan = place_crops("five", canvas_px=canvas_px, crop_px=crop_px)
-    return ViewSpec(plan=plan, glimpse_px=glimpse_px, exif=True, max_pixels=10**8)
+    return spec_of(canvas_px=canvas_px, crop_px=crop_px, glimpse_px=glimpse_px)
 
 
-def our_views(data: bytes, spec: ViewSpec) -> tuple[Pixels, Pixels]:
+def our_views(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:
     """Originals `(5, 3, c, c)` and padded glimpses `(5, 1, c, c)` of our reference decoder."""
     (views,) = PillowDecoder(spec).decode([data])
     assert isinstance(views, Views)
-    crops = original_crops(views.canvas, views.resized, spec.plan, range(len(spec.plan)))
-    return np.stack(crops), pad_glimpses(views.glimpses, spec.plan.crop_px)
+    crops = original_crops(
+        views.canvas, views.resized, spec.crop_layout, range(len(spec.crop_layout))
+    )
+    return np.stack(crops), pad_glimpses(views.glimpses, spec.crop_size)
 
 
 def assert_equal_views(data: bytes, sizes: tuple[int, int, int], torchvision_views: Any) -> None:
     from pipeline.bench.predecessor import make_transforms
 
-    spec = spec_of(sizes)
+    spec = spec_for(sizes)
     canvas_px, crop_px, glimpse_px = sizes
     found = make_transforms(spec)(data)
     image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -80,5 +82,5 @@ def test_the_predecessor_runs_on_one_thread_as_every_contender_does() -> None:
     from pipeline.bench.predecessor import make_transforms
 
     torch.set_num_threads(2)
-    make_transforms(spec_of(SIZES[0]))
+    make_transforms(spec_for(SIZES[0]))
     assert torch.get_num_threads() == 1

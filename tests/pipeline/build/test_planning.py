@@ -1,23 +1,23 @@
 import hashlib
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from specs import spec_of
 
 from pipeline.build.planning import (
     SourceImage,
     assign_keys,
     plan_shards,
-    sample_bytes,
     samples_per_shard,
     select,
 )
 from pipeline.common.errors import SourceError
-from pipeline.format.codecs import Codec
-from pipeline.format.crops import CANDIDATE_SETS, place_crops
+from pipeline.format.crops import CANDIDATE_SETS
 from pipeline.format.sample import member_suffixes
 from pipeline.format.spec import CODECS, LAYOUTS
 from pipeline.format.ustar import tar_header
@@ -36,7 +36,7 @@ SUFFIXES = {
     for layout in LAYOUTS
     for codec in CODECS
     for suffix in member_suffixes(
-        layout, place_crops("full+five", canvas_px=3, crop_px=2), Codec(codec)
+        spec_of("full+five", canvas_px=3, crop_px=2, layout=layout, codec=codec)
     )
 }
 
@@ -143,9 +143,9 @@ def test_a_shard_keeps_below_its_size(
     canvas_px: int, layout: str, candidates: str, shard_mib: int
 ) -> None:
     crop_px, glimpse_px = canvas_px // 2 + 1, canvas_px // 4
-    plan = place_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
-    num_bytes = sample_bytes(plan, layout=layout, codec=Codec(), glimpse_px=glimpse_px)
-    count = samples_per_shard(num_bytes, shard_mib=shard_mib)
+    sizes = {"canvas_px": canvas_px, "crop_px": crop_px, "glimpse_px": glimpse_px}
+    spec = spec_of(candidates, **sizes, layout=layout, shard_mib=shard_mib)
+    plan, count = spec.crop_layout, samples_per_shard(spec)
     if layout == "tensors":
         arrays = [len(plan) * 3 * crop_px**2, len(plan) * crop_px**2]
     else:
@@ -157,13 +157,8 @@ def test_a_shard_keeps_below_its_size(
 
 
 def test_what_a_codec_saves_goes_into_more_samples() -> None:
-    plan = place_crops("five", canvas_px=336, crop_px=224)
-    counts = {
-        name: samples_per_shard(
-            sample_bytes(plan, layout="canvas", codec=Codec(name), glimpse_px=64), shard_mib=128
-        )
-        for name in CODECS
-    }
+    spec = spec_of(canvas_px=336, crop_px=224, glimpse_px=64)
+    counts = {name: samples_per_shard(replace(spec, codec=name)) for name in CODECS}
     assert counts["raw"] == min(counts.values())
     assert sorted(counts, key=counts.__getitem__) == ["raw", "png", "zstd", "webp", "jpeg"]
 

@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 from pipeline.build import worker
-from pipeline.build.build import view_spec
-from pipeline.build.config import BuildConfig
 from pipeline.build.worker import Task, write_one
 from pipeline.decode import Backend
 from pipeline.decode.pillow import PillowDecoder
@@ -32,13 +30,9 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "3.jpg").unlink()
     monkeypatch.setattr(worker.worker_pool, "count_image", lambda: None)
     spec = manifest.load(canvas_shards).spec
-    config = BuildConfig(
-        source=tmp_path, out=tmp_path, candidates="full+five",
-        canvas_size=spec.canvas_size, crop_size=spec.crop_size, glimpse_size=spec.glimpse_size,
-    )  # fmt: skip
     keys = tuple(f"cat/{number}" for number in range(5))
     return Task(
-        tmp_path, tmp_path, spec, view_spec(config), Backend(decoder="pillow"),
+        tmp_path, tmp_path, spec, Backend(decoder="pillow"),
         PlannedShard(split="train", index=0, keys=keys), tuple(images), ("cat",), 0,
     )  # fmt: skip
 

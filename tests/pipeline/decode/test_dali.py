@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+import specs
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,8 +17,8 @@ from PIL import Image
 from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.decode.rules import Views, ViewSpec, own_process
-from pipeline.format.crops import place_crops
+from pipeline.decode.rules import Views, own_process
+from pipeline.format.spec import DataSpec
 from pipeline.pixels.resize import edge_weight
 
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
@@ -88,14 +89,14 @@ def spec_of(
     sizes_px: tuple[int, int, int] = (48, 32, 8),
     exif: bool = True,
     max_pixels: int = 10**6,
-) -> ViewSpec:
+) -> DataSpec:
     canvas_px, crop_px, glimpse_px = sizes_px
-    plan = place_crops(candidates, canvas_px=canvas_px, crop_px=crop_px)
-    return ViewSpec(plan=plan, glimpse_px=glimpse_px, exif=exif, max_pixels=max_pixels)
+    sizes = {"canvas_px": canvas_px, "crop_px": crop_px, "glimpse_px": glimpse_px}
+    return specs.spec_of(candidates, **sizes, exif=exif, max_pixels=max_pixels)
 
 
 @functools.cache  # its pipeline is built once, as in a worker
-def dali_of(spec: ViewSpec, device: str = "cpu") -> DaliDecoder:
+def dali_of(spec: DataSpec, device: str = "cpu") -> DaliDecoder:
     return DaliDecoder(spec, device=device, num_threads=1)
 
 
@@ -118,7 +119,7 @@ def assert_equal(got: Sequence[Views | ImageError], want: Sequence[Views | Image
                 np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), name)
 
 
-def assert_as_pillow(spec: ViewSpec, files: Sequence[bytes]) -> None:
+def assert_as_pillow(spec: DataSpec, files: Sequence[bytes]) -> None:
     assert_equal(list(dali_of(spec).decode(files)), list(PillowDecoder(spec).decode(files)))
 
 
@@ -267,7 +268,7 @@ class Spied(NamedTuple):
     from_pillow: list[bytes]
 
 
-def spy(monkeypatch: pytest.MonkeyPatch, spec: ViewSpec, *, refused: bytes = b"none") -> Spied:
+def spy(monkeypatch: pytest.MonkeyPatch, spec: DataSpec, *, refused: bytes = b"none") -> Spied:
     """Make a decoder that tells who decoded what, and whose DALI refuses one file."""
     decoder = DaliDecoder(spec, device="cpu", num_threads=1)
     spied = Spied(decoder, [], [])
@@ -344,16 +345,16 @@ def test_no_files_give_no_views() -> None:
 
 
 @functools.cache
-def graph_of(spec: ViewSpec) -> Any:
+def graph_of(spec: DataSpec) -> Any:
     return make_pipeline(view_graph(spec, "cpu"), device="cpu", num_threads=1)
 
 
-def in_graph(spec: ViewSpec, files: Sequence[bytes]) -> list[Views]:
+def in_graph(spec: DataSpec, files: Sequence[bytes]) -> list[Views]:
     """Run the graph of the GPU on the CPU."""
     sizes = [Image.open(io.BytesIO(data)).size for data in files]
     data = [np.frombuffer(data, np.uint8) for data in files]
-    places = source_places(sizes, spec.plan)
-    return views_from(graph_of(spec).run(data=data, places=places), sizes, spec.plan.crop_px)
+    places = source_places(sizes, spec.crop_layout)
+    return views_from(graph_of(spec).run(data=data, places=places), sizes, spec.crop_size)
 
 
 def channels(views: Views, name: str) -> npt.NDArray[np.int64]:

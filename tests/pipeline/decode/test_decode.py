@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from specs import spec_of
 
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
 from pipeline.decode import Backend, open_decoder
 from pipeline.decode.pillow import PillowDecoder, pillow_name
-from pipeline.decode.rules import ViewSpec
-from pipeline.format.crops import place_crops
 
 REPO = Path(__file__).resolve().parents[3]
 
-SPEC = ViewSpec(
-    plan=place_crops("five", canvas_px=8, crop_px=8), glimpse_px=1, exif=True, max_pixels=10**6
-)
+SPEC = spec_of(canvas_px=8, crop_px=8, max_pixels=10**6)
 SIMD = Backend(decoder="pillow-simd")
 DALI = Backend(decoder="dali")
 

@@ -9,23 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from specs import spec_of
 
 from pipeline.common.errors import ImageError
 from pipeline.decode.pillow import DRAFT_CANVASES, PillowDecoder
-from pipeline.decode.rules import Views, ViewSpec
-from pipeline.format.crops import place_crops
+from pipeline.decode.rules import Views
+from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 
 CANVAS_PX = 168
 # libjpeg halves a photo if what is left is still DRAFT_CANVASES canvases wide and high.
 HALVED_PX = 2 * DRAFT_CANVASES * CANVAS_PX
 
-EXACT = ViewSpec(
-    plan=place_crops("full+five", canvas_px=CANVAS_PX, crop_px=112),
-    glimpse_px=32,
-    exif=True,
-    max_pixels=2 * 10**7,
-)
+EXACT = spec_of("full+five", canvas_px=CANVAS_PX, crop_px=112, glimpse_px=32, max_pixels=2 * 10**7)
 DRAFT = replace(EXACT, draft=True)
 
 
@@ -60,7 +56,7 @@ PHOTOS = {
 Draw = Callable[..., bytes]
 
 
-def decode(data: bytes, spec: ViewSpec) -> Views:
+def decode(data: bytes, spec: DataSpec) -> Views:
     (views,) = PillowDecoder(spec).decode([data])
     if isinstance(views, ImageError):
         raise views

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, features
+from specs import spec_of
 
 from pipeline.common.errors import ImageError
 from pipeline.decode import Backend, open_decoder
-from pipeline.decode.rules import FORMATS, Views, ViewSpec, own_process
-from pipeline.format.crops import place_crops
+from pipeline.decode.rules import FORMATS, Views, own_process
 
 MAX_PIXELS = 1_000_000
 RED, BLUE, PINK = (250, 0, 0), (0, 0, 250), (200, 40, 90)
@@ -178,8 +178,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 }  # fmt: skip
 
 
-PLAN = place_crops("five", canvas_px=16, crop_px=16)
-SPEC = ViewSpec(plan=PLAN, glimpse_px=1, exif=True, max_pixels=MAX_PIXELS)
+SPEC = spec_of(canvas_px=16, crop_px=16, max_pixels=MAX_PIXELS)
 
 
 @pytest.fixture(params=["pillow", "draft", "dali"])
@@ -234,13 +233,15 @@ import io, re, resource, sys
 from pathlib import Path
 from PIL import Image
 from pipeline.decode import Backend, open_decoder
-from pipeline.format.crops import place_crops
-from pipeline.decode.rules import ViewSpec, own_process
+from pipeline.format.spec import DataSpec
+from pipeline.decode.rules import own_process
 from pipeline.common.errors import ImageError
 own = own_process()
 own.__enter__()
-plan = place_crops("five", canvas_px=16, crop_px=16)
-spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=100_000_000)
+spec = DataSpec(
+    canvas_size=16, crop_size=16, glimpse_size=1, candidates="five", layout="canvas",
+    decoder="pillow", exif=True, max_pixels=100_000_000, seed=0, limit=None, shard_mib=128,
+)
 decoder = open_decoder(Backend(decoder="pillow"), spec)
 def decode(data):
     return next(iter(decoder.decode([data])))

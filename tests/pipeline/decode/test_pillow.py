@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
+from specs import spec_of
 
 from pipeline.common.errors import ImageError
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.decode.rules import Views, ViewSpec, opened, own_process
-from pipeline.format.crops import place_crops
+from pipeline.decode.rules import Views, opened, own_process
 
 SIDE = 8
 
@@ -30,8 +30,8 @@ def decode(
     draft: bool = False,
     canvas_px: int = SIDE,
 ) -> Views:
-    plan = place_crops("five", canvas_px=canvas_px, crop_px=canvas_px)
-    spec = ViewSpec(plan=plan, glimpse_px=1, exif=exif, max_pixels=max_pixels, draft=draft)
+    options = {"exif": exif, "max_pixels": max_pixels, "draft": draft}
+    spec = spec_of(canvas_px=canvas_px, crop_px=canvas_px, **options)
     with own_process():
         (views,) = PillowDecoder(spec).decode([data])
     if isinstance(views, ImageError):
@@ -169,8 +169,7 @@ def test_pillows_guard_is_the_processs_own_but_where_it_is_ours(jpeg: Any) -> No
     assert guard
     decode(jpeg(4))
     assert guard == Image.MAX_IMAGE_PIXELS
-    plan = place_crops("five", canvas_px=8, crop_px=8)
-    decoder = PillowDecoder(ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=10**9))
+    decoder = PillowDecoder(spec_of(canvas_px=8, crop_px=8, max_pixels=10**9))
     assert guard == Image.MAX_IMAGE_PIXELS
     list(decoder.decode([jpeg(4)]))
     assert guard == Image.MAX_IMAGE_PIXELS
@@ -269,8 +268,7 @@ def test_the_first_picture_of_a_cameras_mpo_counts() -> None:
 
 
 def test_the_decoders_name_tells_which_libraries_decide_the_pixels() -> None:
-    plan = place_crops("five", canvas_px=8, crop_px=8)
-    spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=1)
+    spec = spec_of(canvas_px=8, crop_px=8, max_pixels=1)
     name = PillowDecoder(spec).library
     simd = "-simd" if ".post" in pillow_version else ""
     assert name.startswith(f"pillow{simd} {pillow_version}, libjpeg")

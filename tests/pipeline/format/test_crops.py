@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
+from specs import spec_of
 
 from pipeline.common.errors import ConfigError
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.decode.rules import Views, ViewSpec
+from pipeline.decode.rules import Views
 from pipeline.format import cutting
 from pipeline.format.crops import CANDIDATE_SETS, Box, CropLayout, place_crops
 from pipeline.pixels import Pixels
@@ -17,8 +18,8 @@ from pipeline.pixels import Pixels
 SIZES = [(336, 224, 64), (168, 112, 21), (97, 64, 33), (75, 60, 60), (50, 50, 1)]
 
 
-def decode(data: bytes, plan: CropLayout) -> Views:
-    spec = ViewSpec(plan=plan, glimpse_px=1, exif=True, max_pixels=10**8)
+def decode(data: bytes, plan: CropLayout, candidates: str = "five") -> Views:
+    spec = spec_of(candidates, canvas_px=plan.canvas_px, crop_px=plan.crop_px)
     (views,) = PillowDecoder(spec).decode([data])
     assert isinstance(views, Views)
     return views
@@ -92,7 +93,7 @@ def assert_resized_once(data: bytes, sizes: tuple[int, int, int]) -> None:
     canvas_px, crop_px, _ = sizes
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     plan = place_crops("full+strips", canvas_px=canvas_px, crop_px=crop_px)
-    resized = dict(zip(plan.names, decode(data, plan).resized, strict=True))
+    resized = dict(zip(plan.names, decode(data, plan, "full+strips").resized, strict=True))
     whole = np.asarray(transforms.Resize((crop_px, crop_px))(image))
     np.testing.assert_array_equal(resized["full"], whole.transpose(2, 0, 1))
     for name, box in zip(plan.names, plan.boxes, strict=True):

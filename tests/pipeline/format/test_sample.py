@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from specs import spec_of
 
 from pipeline.common.errors import VerificationError
 from pipeline.format import cutting
 from pipeline.format import sample as schema
 from pipeline.format.codecs import Codec
-from pipeline.format.crops import CANDIDATE_SETS, CropLayout, candidate_names, place_crops
+from pipeline.format.crops import CANDIDATE_SETS, candidate_names
 from pipeline.format.sample import PlannedShard, Sample, SampleMeta
+from pipeline.format.spec import DataSpec
 
 META = SampleMeta(path="train/c/é.JPEG", class_name="c", sha256="0" * 64, width=9, height=8)
 GLIMPSE_PX = 3
@@ -20,33 +22,30 @@ RAW = Codec()
 
 def encode(
     layout: str, candidates: str = "full+five", codec: Codec = RAW
-) -> tuple[dict[str, bytes], CropLayout]:
-    plan = place_crops(candidates, canvas_px=12, crop_px=7)
+) -> tuple[dict[str, bytes], DataSpec]:
+    spec = spec_of(
+        candidates, canvas_px=12, crop_px=7, glimpse_px=GLIMPSE_PX, layout=layout,
+        codec=codec.name, jpeg_quality=codec.jpeg_quality, jpeg_subsampling=codec.jpeg_subsampling,
+    )  # fmt: skip
     canvas = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    plan = spec.crop_layout
     resized = cutting.resized_crops(canvas, plan)
     views = cutting.original_crops(canvas, resized, plan, range(len(plan)))
+    glimpses = cutting.glimpses(views, GLIMPSE_PX)
     members = schema.encode_sample(
-        canvas=canvas,
-        resized=resized,
-        glimpses=cutting.glimpses(views, GLIMPSE_PX),
-        label=4,
-        meta=META,
-        plan=plan,
-        layout=layout,
-        codec=codec,
+        spec, canvas=canvas, resized=resized, glimpses=glimpses, label=4, meta=META
     )
-    return {suffix: b"".join(member) for suffix, member in members.items()}, plan
+    return {suffix: b"".join(member) for suffix, member in members.items()}, spec
 
 
-def decode(layout: str, members: dict[str, bytes], plan: CropLayout, **options: Any) -> Sample:
-    fixed = {"codec": RAW, "glimpse_px": GLIMPSE_PX, "where": "HERE"}
-    return schema.decode_sample("c/key", members, plan=plan, layout=layout, **(fixed | options))
+def decode(members: dict[str, bytes], spec: DataSpec, **options: Any) -> Sample:
+    return schema.decode_sample(spec, "c/key", members, where="HERE", **options)
 
 
 @pytest.mark.parametrize("candidates", CANDIDATE_SETS)
 def test_both_layouts_hold_the_same_sample(candidates: str) -> None:
-    tensors = decode("tensors", *encode("tensors", candidates))
-    canvas = decode("canvas", *encode("canvas", candidates))
+    tensors = decode(*encode("tensors", candidates))
+    canvas = decode(*encode("canvas", candidates))
     num_candidates = len(candidate_names(candidates))
     assert tensors.originals.shape == (num_candidates, 3, 7, 7)
     assert tensors.glimpses.shape == (num_candidates, 1, 7, 7)
@@ -64,10 +63,10 @@ CODED = [Codec("zstd"), Codec("png"), Codec("webp"), Codec("jpeg", 95, "4:4:4")]
 @pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
 @pytest.mark.parametrize("candidates", CANDIDATE_SETS)
 def test_every_codec_holds_the_same_sample(codec: Codec, candidates: str) -> None:
-    raw = decode("canvas", *encode("canvas", candidates))
-    members, plan = encode("canvas", candidates, codec)
-    assert tuple(members) == schema.member_suffixes("canvas", plan, codec)
-    sample = decode("canvas", members, plan, codec=codec)
+    raw = decode(*encode("canvas", candidates))
+    members, spec = encode("canvas", candidates, codec)
+    assert tuple(members) == schema.member_suffixes(spec)
+    sample = decode(members, spec)
     if not codec.is_lossy:
         np.testing.assert_array_equal(sample.stacked(), raw.stacked())
     np.testing.assert_array_equal(sample.glimpses, raw.glimpses)
@@ -82,11 +81,11 @@ def suffix_of(codec: Codec, stem: str) -> str:
 
 @pytest.mark.parametrize("codec", CODED, ids=lambda codec: codec.name)
 def test_only_what_the_chosen_candidates_are_cut_from_is_decoded(codec: Codec) -> None:
-    members, plan = encode("canvas", "full+five", codec)
-    everything = decode("canvas", members, plan, codec=codec)
+    members, spec = encode("canvas", "full+five", codec)
+    everything = decode(members, spec)
     for candidates, spoilt in (((0,), "canvas"), ((5, 1), "resized")):
         spoiled = members | {suffix_of(codec, spoilt): b""}
-        some = decode("canvas", spoiled, plan, codec=codec, candidates=candidates)
+        some = decode(spoiled, spec, candidates=candidates)
         np.testing.assert_array_equal(some.originals, everything.originals[list(candidates)])
 
 
@@ -95,7 +94,7 @@ def test_only_what_the_chosen_candidates_are_cut_from_is_decoded(codec: Codec) -
 def test_a_coded_member_that_is_no_such_image_is_an_error_with_its_place(
     codec: Codec, stem: str
 ) -> None:
-    members, plan = encode("canvas", "full+five", codec)
+    members, spec = encode("canvas", "full+five", codec)
     other = {"canvas": "resized", "resized": "canvas"}[stem]
     for data in (
         b"",
@@ -104,19 +103,19 @@ def test_a_coded_member_that_is_no_such_image_is_an_error_with_its_place(
         members[suffix_of(codec, other)],
     ):
         with pytest.raises(VerificationError, match=r"in HERE\. Rebuild the shard\."):
-            decode("canvas", members | {suffix_of(codec, stem): data}, plan, codec=codec)
+            decode(members | {suffix_of(codec, stem): data}, spec)
 
 
 @pytest.mark.parametrize("layout", ["tensors", "canvas"])
 def test_members_lie_in_the_order_that_the_format_lists(layout: str) -> None:
     for candidates in ("five", "full+five"):
-        members, plan = encode(layout, candidates)
-        assert tuple(members) == schema.member_suffixes(layout, plan, RAW)
+        members, spec = encode(layout, candidates)
+        assert tuple(members) == schema.member_suffixes(spec)
 
 
 def test_the_tensors_layout_stores_all_crops_and_padded_glimpses_as_npy() -> None:
-    members, plan = encode("tensors")
-    sample = decode("tensors", members, plan)
+    members, spec = encode("tensors")
+    sample = decode(members, spec)
     originals = np.load(io.BytesIO(members["originals.npy"]), allow_pickle=False)
     glimpses = np.load(io.BytesIO(members["glimpses.npy"]), allow_pickle=False)
     np.testing.assert_array_equal(originals, sample.originals)
@@ -126,7 +125,7 @@ def test_the_tensors_layout_stores_all_crops_and_padded_glimpses_as_npy() -> Non
 
 
 def test_stacked_is_the_predecessors_tensor_rgb_then_glimpse() -> None:
-    sample = decode("canvas", *encode("canvas"))
+    sample = decode(*encode("canvas"))
     stacked = sample.stacked()
     assert stacked.shape == (6, 4, 7, 7)
     np.testing.assert_array_equal(stacked[:, :3], sample.originals)
@@ -137,17 +136,17 @@ def test_stacked_is_the_predecessors_tensor_rgb_then_glimpse() -> None:
 
 @pytest.mark.parametrize("layout", ["tensors", "canvas"])
 def test_some_candidates_are_those_of_the_whole_sample(layout: str) -> None:
-    members, plan = encode(layout)
-    everything = decode(layout, members, plan)
-    some = decode(layout, members, plan, candidates=(5, 1))
+    members, spec = encode(layout)
+    everything = decode(members, spec)
+    some = decode(members, spec, candidates=(5, 1))
     np.testing.assert_array_equal(some.originals, everything.originals[[5, 1]])
     np.testing.assert_array_equal(some.glimpses, everything.glimpses[[5, 1]])
 
 
 def test_crops_of_a_canvas_are_views_on_its_bytes() -> None:
-    members, plan = encode("canvas", "five")
+    members, spec = encode("canvas", "five")
     stored = np.frombuffer(members["canvas.npy"], np.uint8)
-    assert all(np.shares_memory(crop, stored) for crop in decode("canvas", members, plan).crops)
+    assert all(np.shares_memory(crop, stored) for crop in decode(members, spec).crops)
 
 
 def npy(array: np.ndarray, **options: Any) -> bytes:
@@ -183,10 +182,10 @@ def replaced(suffix: str, data: bytes | None) -> Callable[[dict[str, bytes]], No
 def test_a_member_that_is_not_what_its_suffix_says_is_an_error_with_its_place(
     change: Callable[[dict[str, bytes]], None],
 ) -> None:
-    members, plan = encode("canvas")
+    members, spec = encode("canvas")
     change(members)
     with pytest.raises(VerificationError, match=r"in HERE\. Rebuild the shard\."):
-        decode("canvas", members, plan)
+        decode(members, spec)
 
 
 def test_a_shard_knows_its_file_name() -> None:

@@ -1,11 +1,12 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.build import build as builds
-from pipeline.build.build import _data_spec  # what a spec says of a config
+from pipeline.build.build import data_spec
 from pipeline.build.config import BuildConfig
 from pipeline.format import manifest as manifests
 from pipeline.verify.repair import config_of
@@ -158,7 +159,7 @@ def test_a_spec_gives_the_options_that_it_is_of(options: dict[str, Any]) -> None
         source=Path("in"), out=Path("out"), workers=3, max_rejects=2, seed=5, limit=9,
         candidates="full+grid3", **options,
     )  # fmt: skip
-    spec = _data_spec(config, decoder_library="pillow 13.0.0, libjpeg-turbo 3.2.0")
+    spec = replace(data_spec(config), decoder_library="pillow 13.0.0, libjpeg-turbo 3.2.0")
     found = config_of(spec, source=Path("in"), out=Path("out"), workers=3, max_rejects=2)
     assert found == config
     assert manifests.DataSpec(**vars(spec)) == spec

@@ -11,9 +11,9 @@ import numpy as np
 from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Task
 from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.format import manifest
-from pipeline.format.codecs import Codec, codec_of
+from pipeline.format.codecs import Codec
 from pipeline.format.manifest import Manifest
-from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample
+from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample, member_suffixes
 from pipeline.format.spec import DataSpec
 from pipeline.pixels import kernels
 from pipeline.pixels import streaming_copy as copies
@@ -37,7 +37,7 @@ def build(layout: str, images: Images, out: Path) -> None:
         indices = range(first, min(first + PER_SHARD, len(images)))
         plan = PlannedShard(split=SPLIT, index=number, keys=tuple(map(str, indices)))
         encoded = (_encode(images, index, spec) for index in indices)
-        shards.append(write_shard(out, plan, encoded, suffixes=manifest.suffixes_of(spec)))
+        shards.append(write_shard(out, plan, encoded, suffixes=member_suffixes(spec)))
     names = tuple(f"class-{label}" for label in range(int(images.labels.max()) + 1))
     written = Manifest(
         spec=spec,
@@ -74,14 +74,12 @@ def _encode(images: Images, index: int, spec: DataSpec) -> EncodedSample:
     label = int(images.labels[index])
     crop_px = spec.crop_size
     members = encode_sample(
+        spec,
         canvas=images.canvases[index],
         resized=np.empty((0, 3, crop_px, crop_px), np.uint8),
         glimpses=images.glimpses[index],
         label=label,
         meta=SampleMeta(path=str(index), class_name="", sha256="", width=1, height=1),
-        plan=spec.crop_layout,
-        layout=spec.layout,
-        codec=codec_of(spec),
     )
     return EncodedSample(str(index), label, members)
 
