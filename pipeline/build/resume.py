@@ -19,7 +19,7 @@ from pipeline.build.planning import Planned
 from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import named_output, remove_partials, write_file
 from pipeline.common.errors import ConfigError
-from pipeline.common.file_lock import folder_lock
+from pipeline.common.file_lock import writer_lock
 from pipeline.common.progress import Progress
 from pipeline.format import manifest
 from pipeline.format.index import ShardEntry, shard_from_json, shard_to_json
@@ -57,7 +57,7 @@ def open_state(out: Path) -> Iterator[Path]:
         is_new = not out.exists()
         state.mkdir(parents=True, exist_ok=True)
     note, rule = state / HOLDER_NAME, "OUT must have one build at a time"
-    with folder_lock(out, note, rule=rule, fix="Wait for it to end, or name another folder."):
+    with writer_lock(out, note, rule=rule, fix="Wait for it to end, or name another folder."):
         try:
             for folder in (out, state):
                 remove_partials(folder)

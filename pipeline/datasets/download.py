@@ -6,7 +6,6 @@ imagewoof2*.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -20,6 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from pipeline.common.atomic_io import require_folder, sync_folder
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
+from pipeline.common.file_lock import writer_lock
 from pipeline.common.progress import SILENT, Progress
 
 BASE_URL = "https://s3.amazonaws.com/fast-ai-imageclas"
@@ -70,7 +70,7 @@ def download(name: str, out: Path, *, progress: Progress = SILENT) -> Path:
         The path of `NAME.tgz`. An intact one is returned at once.
 
     Raises:
-        ConfigError: If there is no archive of that name.
+        ConfigError: If there is no archive of that name, or another download writes it.
         DownloadError: If the server cannot be reached or stops early; received bytes are kept.
         VerificationError: If the bytes are not those that were published.
     """
@@ -83,7 +83,7 @@ def download(name: str, out: Path, *, progress: Progress = SILENT) -> Path:
         return path
     require_folder(out, "-o/--output")
     part = out / f"{name}.tgz.part"
-    with _alone(part):
+    with _locked(part):
         if part.stat().st_size != archive.num_bytes:
             _fetch(url, part, archive, progress)
         try:
@@ -97,23 +97,16 @@ def download(name: str, out: Path, *, progress: Progress = SILENT) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Make a part if absent, and lock it; the lock ends with its process.
+def _locked(part: Path) -> Iterator[None]:
+    """Make a part if absent, and lock it.
 
     Raises:
-        DownloadError: If another download holds it.
+        ConfigError: If another download holds it.
     """
-    with part.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
-        except BlockingIOError:
-            is_ours = False
-        if not is_ours:
-            raise DownloadError(
-                f"only one download at a time may write a file; another is writing {part}. "
-                "Wait until it ends, or choose another folder with --output."
-            )
+    part.touch()
+    rule = "only one download at a time may write a file"
+    fix = "Wait until it ends, or choose another folder with --output."
+    with writer_lock(part, part.with_name(f".{part.name}.owner"), rule=rule, fix=fix):
         try:
             yield
         finally:

@@ -5,22 +5,20 @@ they end with their process, whatever happens to it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.common import file_lock
 from pipeline.common.atomic_io import atomic_write
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.index import ShardEntry
 
-_POLL_S = 0.1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Fetch = Callable[[], Generator[bytes, None, None]]
@@ -78,13 +76,13 @@ class ShardCache:
             VerificationError: If other bytes came than were written; they are not kept.
         """
         path = self.path_of(shard)
-        file = _open_whole(path, shard.num_bytes)
+        file = _open_whole(path, shard.num_bytes, stop)
         if file:
             return file
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{shard.sha256}.lock"), stop):
             # Another process may remove it again before it is open: each turn fetches anew.
-            while not (file := _open_whole(path, shard.num_bytes)):
+            while not (file := _open_whole(path, shard.num_bytes, stop)):
                 self._make_room(shard.num_bytes)
                 self._fetch(path, shard, fetch, address)
         return file
@@ -129,22 +127,18 @@ class ShardCache:
 def release(file: BinaryIO) -> None:
     """Close what `ShardCache.open` gave."""
     if not file.closed:
-        with contextlib.suppress(OSError):  # it was never locked where there are no locks
-            fcntl.flock(file, fcntl.LOCK_UN)  # a child process may hold a copy of the descriptor
+        file_lock.unlock(file)
         file.close()
 
 
-def _lock(file: BinaryIO, how: int) -> None:
-    """Lock a file of the cache.
+def _lock(file: BinaryIO, *, shared: bool = False, stop: threading.Event | None = None) -> bool:
+    """Lock a file of the cache; see `file_lock.lock`.
 
     Raises:
-        BlockingIOError: If another has it, and waiting was not asked for.
         ConfigError: If the file system has no locks.
     """
     try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        raise
+        return file_lock.lock(file, shared=shared, stop=stop)
     except OSError as error:
         raise ConfigError(
             f"a cache must be in a file system with locks; got {error.strerror} for {file.name}. "
@@ -152,14 +146,14 @@ def _lock(file: BinaryIO, how: int) -> None:
         ) from error
 
 
-def _open_whole(path: Path, num_bytes: int) -> BinaryIO | None:
+def _open_whole(path: Path, num_bytes: int, stop: threading.Event) -> BinaryIO | None:
     """Open a kept shard that nobody can remove from now on, or say that there is none."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return None
     try:
-        _lock(file, fcntl.LOCK_SH)
+        _lock(file, shared=True, stop=stop)
         status = os.fstat(file.fileno())
         if status.st_nlink and status.st_size == num_bytes:  # not removed meanwhile, not cut
             with contextlib.suppress(OSError):  # a cache that is only read has no use for it
@@ -178,27 +172,20 @@ def _remove_unused(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:  # somebody reads it
-        return False
+        is_unused = _lock(file)
+        if is_unused:
+            path.unlink(missing_ok=True)
+        return is_unused
     finally:
         release(file)
-    return True
 
 
 @contextlib.contextmanager
 def _locked(path: Path, stop: threading.Event) -> Iterator[None]:
     """Wait until no other reader fetches the same shard."""
     with path.open("wb") as file:
-        while True:
-            try:
-                _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if stop.wait(_POLL_S):
-                    raise CancelledError from None
+        _lock(file, stop=stop)
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            file_lock.unlock(file)

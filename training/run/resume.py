@@ -11,7 +11,7 @@ from pipeline import ShardFolder
 from pipeline.common.atomic_io import named_output, require_folder, write_file
 from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError, EveryRankError
-from pipeline.common.file_lock import folder_lock
+from pipeline.common.file_lock import writer_lock
 from training.config import DISTILLED, TRAINED, TrainConfig, changed_options
 from training.data.processes import Process, sum_over_ranks, wait_for_main
 from training.run.checkpoint import (
@@ -84,7 +84,7 @@ def held_run(paths: RunPaths, process: Process, *, option: str = "--output") -> 
 def _held(paths: RunPaths, option: str) -> Iterator[None]:
     is_new = not paths.folder.exists()
     require_folder(paths.folder, option)
-    with folder_lock(
+    with writer_lock(
         paths.folder, paths.holder, rule="a run must have one trainer at a time",
         fix="Wait for it to end, or name another --experiment or --output.",
     ):  # fmt: skip

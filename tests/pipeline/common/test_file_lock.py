@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.file_lock import folder_lock
+from pipeline.common.file_lock import writer_lock
 
 REPO = Path(__file__).resolve().parents[3]
 SIZES = ("--canvas-size=336", "--crop-size=224", "--glimpse-size=32", "--layout=tensors")
@@ -104,7 +104,7 @@ def test_a_lock_whose_holder_has_not_said_who_it_is_counts_as_well(tmp_path: Pat
             pytest.raises(
                 ConfigError, match=r"one build at a time; got .*, which another is writi"
             ),
-            folder_lock(tmp_path, tmp_path / "holder.json", **RULE),
+            writer_lock(tmp_path, tmp_path / "holder.json", **RULE),
         ):
             pass
     finally:
@@ -114,7 +114,7 @@ def test_a_lock_whose_holder_has_not_said_who_it_is_counts_as_well(tmp_path: Pat
 def test_what_a_killed_holder_left_says_nothing(tmp_path: Path) -> None:
     note = tmp_path / "holder.json"
     note.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "long ago"}))
-    with folder_lock(tmp_path, note, **RULE):
+    with writer_lock(tmp_path, note, **RULE):
         assert json.loads(note.read_text())["pid"] == os.getpid()
 
 
@@ -180,8 +180,8 @@ def test_without_locks_a_build_that_was_killed_on_this_machine_is_gone_on_with(
 def test_without_locks_the_note_keeps_others_out_while_a_build_lasts(tmp_path: Path) -> None:
     note = tmp_path / "holder.json"
     with (
-        folder_lock(tmp_path, note, **RULE),
+        writer_lock(tmp_path, note, **RULE),
         pytest.raises(ConfigError, match=rf"process {os.getpid()} on {HERE} .*without locks"),
-        folder_lock(tmp_path, note, **RULE),
+        writer_lock(tmp_path, note, **RULE),
     ):
         pass
