@@ -43,7 +43,7 @@ MAY_PRINT = {"pipeline.cli.main", "pipeline.common.console", "training.cli.train
 MAY_KNOW_TORCH = {"pipeline.bench.predecessor", "pipeline.bench.loaders.chart"}
 # A loader runs in environments without srp's packages; ours is at home. These run and show them.
 AROUND_LOADERS = {
-    f"pipeline.bench.loaders.{name}" for name in ("run", "export", "process", "rows", "chart")
+    f"pipeline.bench.loaders.{name}" for name in ("run", "export", "process", "chart")
 }
 LOADERS_KNOW = {
     "pipeline.bench.loaders.tar",
@@ -252,6 +252,8 @@ SURFACES = [
     (main.scatter, ScatterConfig, {"source", "out"}),
     (bench_cli.bench_build, bench_config.BenchConfig, {"source"}),
     (bench_cli.bench_load, bench_config.LoadBenchConfig, {"shards"}),
+    (bench_cli.bench_codecs, bench_config.CodecBenchConfig, {"shards"}),
+    (bench_cli.bench_scale, bench_config.ScaleBenchConfig, {"shards"}),
 ]
 
 

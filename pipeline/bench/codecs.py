@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 import pipeline.pixels.kernels  # noqa: F401 - so that the first canvas is read as the thousandth is
+from pipeline.bench.config import CodecBenchConfig
+from pipeline.bench.results import Row
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
@@ -31,38 +33,32 @@ _CONTENDERS = {
 _DECODES = 5  # of each canvas, whose median counts; encoding takes longer, and once is enough
 
 
-class CodecRow(NamedTuple):
-    """One codec's figures, of one canvas or of many."""
+class _Trial(NamedTuple):
+    """One codec on one canvas."""
 
-    name: str
-    kilobytes: float
-    encode_ms: float
-    decode_ms: float
+    num_bytes: int
+    encode_s: float
+    decode_s: float
     mean_off: float
     max_off: int
 
 
-def measure(shards: Path, *, images: int, progress: Progress = SILENT) -> list[CodecRow]:
-    """Give every codec each canvas in turn.
-
-    Args:
-        shards: Folder of raw canvases, or one that holds it.
-        images: Canvases to take, in the order of the shards.
-        progress: Reports canvases measured.
+def bench_codecs(config: CodecBenchConfig, *, progress: Progress = SILENT) -> list[Row]:
+    """Give every codec each canvas in turn, in the order of the shards.
 
     Raises:
-        ConfigError: If there are no such shards.
+        ConfigError: If there are no raw canvases.
     """
-    trials: dict[str, list[CodecRow]] = {name: [] for name in _CONTENDERS}
-    for number, canvas in enumerate(islice(_raw_canvases(shards), images)):
-        progress.update("measuring", number, images)
+    trials: dict[str, list[_Trial]] = {name: [] for name in _CONTENDERS}
+    for number, canvas in enumerate(islice(_raw_canvases(config.shards), config.images)):
+        progress.update("measuring", number, config.images)
         for name, codec in _CONTENDERS.items():
-            trials[name].append(_try(name, codec, canvas))
-    progress.update("measuring", images, images)
-    return [_summary(name, of_codec) for name, of_codec in trials.items()]
+            trials[name].append(_try(codec, canvas))
+    progress.update("measuring", config.images, config.images)
+    return [_row(name, of_codec) for name, of_codec in trials.items()]
 
 
-def _try(name: str, codec: Codec, canvas: Pixels) -> CodecRow:
+def _try(codec: Codec, canvas: Pixels) -> _Trial:
     start = time.perf_counter()
     (data,) = codec.encode(canvas)
     encode_s = time.perf_counter() - start
@@ -73,24 +69,22 @@ def _try(name: str, codec: Codec, canvas: Pixels) -> CodecRow:
         codec.decode_into(data, out)
         decode_s.append(time.perf_counter() - start)
     off = np.abs(out.astype(np.int16) - canvas)
-    return CodecRow(
-        name=name,
-        kilobytes=len(data) / 1000,
-        encode_ms=1000 * encode_s,
-        decode_ms=1000 * statistics.median(decode_s),
-        mean_off=float(off.mean()),
-        max_off=int(off.max()),
-    )
+    decode_median_s = statistics.median(decode_s)
+    return _Trial(len(data), encode_s, decode_median_s, float(off.mean()), int(off.max()))
 
 
-def _summary(name: str, trials: list[CodecRow]) -> CodecRow:
-    return CodecRow(
+def _row(name: str, trials: list[_Trial]) -> Row:
+    num_bytes, encode_s, decode_s, mean_off, max_off = zip(*trials, strict=True)
+    return Row(
         name=name,
-        kilobytes=statistics.fmean(trial.kilobytes for trial in trials),
-        encode_ms=statistics.median(trial.encode_ms for trial in trials),
-        decode_ms=statistics.median(trial.decode_ms for trial in trials),
-        mean_off=statistics.fmean(trial.mean_off for trial in trials),
-        max_off=max(trial.max_off for trial in trials),
+        labels={"codec": name},
+        figures={
+            "kB": statistics.fmean(num_bytes) / 1000,
+            "encode, ms": 1000 * statistics.median(encode_s),
+            "decode, ms": 1000 * statistics.median(decode_s),
+            "off: mean": statistics.fmean(mean_off),
+            "off: max": max(max_off),
+        },
     )
 
 

@@ -9,6 +9,11 @@ from pipeline.bench.loaders.registry import NAMES
 from pipeline.build.config import BuildConfig
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
+from pipeline.common.settings import check_settings, setting
+
+_ROUNDS = "Turns of each contender; one more, before them, does not count."
+_JSON = "File for the figures; - prints them instead of the table.  [default: none]"
+_USABLE = "CPUs this process may use"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,37 +22,33 @@ class BenchConfig:
 
     Attributes:
         source: As for a build.
-        images: Images that are measured, drawn by the seed.
-        rounds: Turns of each contender that count.
-        workers: Processes of the builds that are measured beside those with one.
-        canvas_size: Side of the square canvas, px.
-        crop_size: Side of every crop, px.
-        glimpse_size: Side of the glimpses, px.
-        beside: Python of another environment, whose decoders take turns with this one's.
-        json: File that the figures go to as well.
-        seed: Seed of the draw.
     """
 
     source: Path
-    images: int = 1000
-    rounds: int = 3
-    workers: int = num_usable()
-    canvas_size: int = BuildConfig.canvas_size
-    crop_size: int = BuildConfig.crop_size
-    glimpse_size: int = BuildConfig.glimpse_size
-    beside: Path | None = None
-    json: Path | None = None
-    seed: int = 0
+    images: int = setting(1000, "Images to measure on, drawn by the seed.", low=1)
+    rounds: int = setting(3, _ROUNDS, low=1)
+    workers: int = setting(
+        num_usable(),
+        "Processes of a build; builds with one are measured too.",
+        flags="-j --workers",
+        low=1,
+        shown=_USABLE,
+    )
+    canvas_size: int = setting(BuildConfig.canvas_size, "Side of the square canvas, px.", low=1)
+    crop_size: int = setting(BuildConfig.crop_size, "Side of every crop, px.", low=1)
+    glimpse_size: int = setting(BuildConfig.glimpse_size, "Side of a glimpse, px.", low=1)
+    beside: Path | None = setting(
+        None,
+        "Python of another environment with srp, such as make simd's, which takes turns with this "
+        "one.  [default: none]",
+    )
+    json: Path | None = setting(None, _JSON)
+    seed: int = setting(0, "Seed of the draw.", low=0)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is measured."""
-        for option, value in (
-            ("--images", self.images),
-            ("--rounds", self.rounds),
-        ):
-            if value < 1:
-                raise ConfigError(f"{option} must be at least 1; got {value}.")
-        self.build(source=self.source, out=Path(), decoder="pillow", workers=self.workers)
+        """Check everything before anything is measured."""
+        check_settings(self)
+        self.build(source=self.source, out=Path(), workers=self.workers)
         _require_writable("--json", self.json)
 
     def build(self, *, source: Path, out: Path, **options: Any) -> BuildConfig:
@@ -69,73 +70,110 @@ class LoadBenchConfig:
 
     Attributes:
         shards: Folder of shards in the canvas layout, with the candidates `five`.
-        images: Images of the train split that every loader is given.
-        rounds: Turns of each contender that count.
-        workers: Threads or processes that load, beside turns with one.
-        batch: Images in a batch.
-        seconds: Least time that a turn measures, s.
-        source: What the shards were built from, for loaders that read the original images.
-        peer: Loaders to measure.
-        python: `NAME=PYTHON` for loaders that live in another environment.
-        json: File that the figures go to as well.
-        svg: File that a chart goes to.
     """
 
     shards: Path
-    images: int = 1000
-    rounds: int = 3
-    workers: int = num_usable()
-    batch: int = 64
-    seconds: float = 2.0
-    source: Path | None = None
-    peer: tuple[str, ...] = ()
-    python: tuple[str, ...] = ()
-    json: Path | None = None
-    svg: Path | None = None
+    images: int = setting(1000, "Images of the train split that every loader gets.", low=1)
+    rounds: int = setting(3, _ROUNDS, low=1)
+    workers: int = setting(
+        num_usable(),
+        "Threads or processes that load; one is measured too.",
+        flags="-j --workers",
+        low=1,
+        shown=_USABLE,
+    )
+    batch: int = setting(64, "Images in a batch.", low=1)
+    seconds: float = setting(2.0, "Least time that a turn measures, s.", low=0.001, high=600.0)
+    source: Path | None = setting(
+        None,
+        "What the shards were built from, for loaders that read the original images.  "
+        "[default: none, which leaves those loaders out]",
+    )
+    loader: tuple[str, ...] = setting(
+        (),
+        "Loader to measure; may be repeated.  [default: all]",
+        choices=NAMES,
+        multiple=True,
+    )
+    python: tuple[str, ...] = setting(
+        (),
+        "NAME=PYTHON: the Python of a loader's own environment, such as make bench-envs makes; "
+        "may be repeated.  [default: this one]",
+        multiple=True,
+    )
+    json: Path | None = setting(None, _JSON)
+    svg: Path | None = setting(None, "File for a chart.  [default: none]")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is measured."""
-        for option, value in (
-            ("--images", self.images),
-            ("--rounds", self.rounds),
-            ("--workers", self.workers),
-            ("--batch", self.batch),
-        ):
-            if value < 1:
-                raise ConfigError(f"{option} must be at least 1; got {value}.")
-        if not 0 < self.seconds < float("inf"):
-            raise ConfigError(f"--seconds must be a positive number; got {self.seconds}.")
+        """Check everything before anything is measured."""
+        check_settings(self)
         for text in self.python:
             name, _, path = text.partition("=")
             if not path:
                 raise ConfigError(f"--python must be NAME=PYTHON; got {text!r}.")
-            _require_peer("--python", name)
-        for name in self.peer:
-            _require_peer("--peer", name)
+            if name not in NAMES:
+                raise ConfigError(f"--python must name one of {', '.join(NAMES)}; got {name!r}.")
         _require_writable("--json", self.json)
         _require_writable("--svg", self.svg)
 
     @property
-    def peers(self) -> tuple[str, ...]:
+    def loaders(self) -> tuple[str, ...]:
         """Names of the loaders to measure."""
-        return self.peer or NAMES
+        return self.loader or NAMES
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
         """Numbers of workers that each loader is measured with, in order."""
         return tuple(sorted({1, self.workers}))
 
-    def python_of(self, peer: str) -> Path:
+    def python_of(self, loader: str) -> Path:
         """Give the interpreter of a loader: this one, unless `--python` names another."""
         others = dict(text.split("=", 1) for text in self.python)
-        # Absolute, since it is started in another folder; a link that leads to an interpreter
-        # is what makes an environment, so it is not followed.
-        return Path(others.get(peer, sys.executable)).absolute()
+        # Absolute, since it is started in another folder. A link is not followed: the link to an
+        # interpreter is what makes an environment.
+        return Path(others.get(loader, sys.executable)).absolute()
 
 
-def _require_peer(option: str, name: str) -> None:
-    if name not in NAMES:
-        raise ConfigError(f"{option} must name one of {', '.join(NAMES)}; got {name!r}.")
+@dataclass(frozen=True, kw_only=True)
+class CodecBenchConfig:
+    """One `srp-data bench codecs` command.
+
+    Attributes:
+        shards: Folder of shards in the canvas layout with the codec `raw`.
+    """
+
+    shards: Path
+    images: int = setting(300, "Canvases to measure on.", low=1)
+
+    def __post_init__(self) -> None:
+        """Check everything before anything is measured."""
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleBenchConfig:
+    """One `srp-data bench scale` command.
+
+    Attributes:
+        shards: Folder of shards in the canvas layout.
+    """
+
+    shards: Path
+    sizes: tuple[int, ...] = setting(
+        (1_000, 10_000, 100_000, 1_000_000),
+        "Samples of a split; may be repeated.",
+        flags="--size",
+        low=200,
+        multiple=True,
+    )
+    workers: int = setting(
+        num_usable(), "Threads that read.", flags="-j --workers", low=1, shown=_USABLE
+    )
+    rounds: int = setting(3, "Fresh processes for each size.", low=1)
+
+    def __post_init__(self) -> None:
+        """Check everything before anything is measured."""
+        check_settings(self)
 
 
 def _require_writable(option: str, path: Path | None) -> None:

@@ -1,15 +1,16 @@
-"""`srp-data bench build`: every decoder beside the predecessor and beside what is possible.
+"""`srp-data bench build`: every decoder, the predecessor, and the limits.
 
-All read the same images from memory, on one thread but for DALI, which decodes a batch ahead;
-builds read them from files and write shards.
-The predecessor resized and cropped each image twice, once for the originals and once for the
-glimpses. The limits do less than any build must: decode, and decode with one resize.
+All read the same images from memory, on one thread, except DALI, which decodes a batch ahead;
+builds read them from files and write shards. The predecessor resized and cropped each image twice,
+once for the originals and once for the glimpses. The limits do less than any build must: decode,
+and decode with one resize.
 """
 
 import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from PIL import Image
 from pipeline.bench import results
 from pipeline.bench.config import BenchConfig
 from pipeline.bench.other_env import beside
-from pipeline.bench.results import Contender, Difference, Row
+from pipeline.bench.results import Contender, Difference, Row, Turn
 from pipeline.build.build import build_shards, data_spec
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
@@ -77,13 +78,13 @@ def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
             *_decoders(config, images, spec, Path(scratch)),
         ]
         if config.beside:
-            known = {contender.name for contender in contenders}
+            known = {contender.row.name for contender in contenders}
             contenders += beside(config, images.tree, config.beside, known)
-        rows = results.interleave(
-            contenders,
-            rounds=config.rounds,
-            progress=progress,
-        )
+        first = contenders[0].row.name
+        compared = [
+            replace(contender, against=(first, *contender.against)) for contender in contenders
+        ]
+        rows = results.interleave(compared, rounds=config.rounds, progress=progress)
     return rows, _setting(config, images)
 
 
@@ -137,16 +138,16 @@ def _is_for_all(data: bytes, spec: DataSpec) -> bool:
         return False
 
 
-def _rate(work: Callable[[bytes], object], files: Sequence[bytes]) -> Callable[[], float]:
-    """Time one piece of work on each file, images a second."""
+def _turns(name: str, work: Callable[[bytes], object], files: Sequence[bytes]) -> Contender:
+    """Time one piece of work on each file."""
 
-    def measure() -> float:
+    def measure() -> Turn:
         start = time.perf_counter()
         for data in files:
             work(data)
-        return len(files) / (time.perf_counter() - start)
+        return Turn(len(files) / (time.perf_counter() - start))
 
-    return measure
+    return Contender(row=Row(name=name), measure=measure)
 
 
 def _limits(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
@@ -163,15 +164,14 @@ def _limits(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
         PILLOW_RESIZE: in_pillow,
     }
     for name, one in work.items():
-        yield Contender(name=name, measure=_rate(one, files), differences={})
+        yield _turns(name, one, files)
 
 
 def _predecessor(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
     if find_spec("torchvision"):
         from pipeline.bench.predecessor import make_transforms
 
-        work = make_transforms(spec)
-        yield Contender(name=PREDECESSOR, measure=_rate(work, files), differences={})
+        yield _turns(PREDECESSOR, make_transforms(spec), files)
 
 
 def _decoders(
@@ -185,21 +185,20 @@ def _decoders(
         except ConfigError:  # not installed, or without its device
             continue
         yield Contender(
-            name=f"{_called(backend)}: views",
-            measure=_rate_of(decoder, images.files),
-            against=DECODE_RESIZE if is_exact() else PILLOW_RESIZE,
-            differences=_differences(reference, decoder.decode(images.files[:COMPARED])),
+            row=Row(
+                name=f"{_called(backend)}: views",
+                differences=_differences(reference, decoder.decode(images.files[:COMPARED])),
+            ),
+            measure=partial(_decode_all, decoder, images.files),
+            against=(DECODE_RESIZE if is_exact() else PILLOW_RESIZE,),
         )
         yield from _builds(config, backend, images, scratch)
 
 
-def _rate_of(decoder: Decoder, files: Sequence[bytes]) -> Callable[[], float]:
-    def measure() -> float:
-        start = time.perf_counter()
-        num_views = sum(isinstance(views, Views) for views in decoder.decode(files))
-        return num_views / (time.perf_counter() - start)
-
-    return measure
+def _decode_all(decoder: Decoder, files: Sequence[bytes]) -> Turn:
+    start = time.perf_counter()
+    num_views = sum(isinstance(views, Views) for views in decoder.decode(files))
+    return Turn(num_views / (time.perf_counter() - start))
 
 
 def _builds(
@@ -207,7 +206,7 @@ def _builds(
 ) -> Iterator[Contender]:
     """Measure whole builds, with one worker and with as many as asked for."""
 
-    def measure(workers: int) -> float:
+    def measure(workers: int) -> Turn:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             options = {"decoder": backend.decoder, "device": backend.device, "workers": workers}
             task = config.build(
@@ -218,15 +217,14 @@ def _builds(
             )
             start = time.perf_counter()
             build_shards(task)
-            return len(images.files) / (time.perf_counter() - start)
+            return Turn(len(images.files) / (time.perf_counter() - start))
 
     named = f"{_called(backend)}: build, workers "
     for workers in sorted({1, config.workers}):
         yield Contender(
-            name=f"{named}{workers}",
+            row=Row(name=f"{named}{workers}"),
             measure=partial(measure, workers),
-            against=f"{named}1" if workers > 1 else f"{_called(backend)}: views",
-            differences={},
+            against=(f"{named}1" if workers > 1 else f"{_called(backend)}: views",),
         )
 
 

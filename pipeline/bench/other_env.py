@@ -1,14 +1,16 @@
-"""Give what only another environment can measure, such as pillow-simd, its turns in the bench."""
+"""Rows that only another environment can measure, such as pillow-simd's."""
 
-import json
 import subprocess
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from pipeline.bench import results
 from pipeline.bench.config import BenchConfig
-from pipeline.bench.results import Contender, Row
+from pipeline.bench.results import Contender, Row, Turn
 from pipeline.common.errors import ConfigError
 
 
@@ -21,7 +23,7 @@ def beside(
         config: Sizes and counts.
         tree: The images.
         python: Of the other environment.
-        known: Names of contenders that this environment has as well.
+        known: Names of the rows that this environment measures itself.
 
     Raises:
         ConfigError: If it has no srp that can measure.
@@ -29,17 +31,16 @@ def beside(
     latest = _rows_of(config, tree, python)
     others = [row for name, row in latest.items() if name not in known]
 
-    def measure(name: str, *, is_first: bool) -> float:
+    def measure(name: str, *, is_first: bool) -> Turn:
         if is_first:
             latest.update(_rows_of(config, tree, python))
-        return latest[name].median
+        return Turn(latest[name].median)
 
     for row in others:
         yield Contender(
-            name=row.name,
+            row=replace(row, rates=(), median=None, ratios={}),
             measure=partial(measure, row.name, is_first=row is others[0]),
-            against=row.against,
-            differences=row.differences,
+            against=tuple(row.ratios)[1:],  # not the first row there, which is not the first here
         )
 
 
@@ -58,15 +59,17 @@ def _rows_of(config: BenchConfig, tree: Path, python: Path) -> dict[str, Row]:
     command += [str(part) for option in options.items() for part in option]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode == 0:
-            rows = map(results.row_from_json, json.loads(done.stdout)["rows"])
-            return {row.name: row for row in rows}
         reason = [f"exit status {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        if done.returncode == 0:
+            reason = "it printed no figures"
+            rows = results.rows_from_json(done.stdout)
+            if rows and all(row.median for row in rows):
+                return {row.name: row for row in rows}
     except OSError as error:
         reason = str(error.strerror)
-    except (ValueError, KeyError, TypeError):
-        reason = "it printed no figures"
+    except msgspec.MsgspecError:
+        pass
     raise ConfigError(
-        f"--beside must be the python of an environment with srp; got {python}: "
+        f"--beside must be the Python of an environment with srp; got {python}: "
         f"{reason.rstrip('.')}. Make one with: make simd"
     )

@@ -1,17 +1,18 @@
-"""Measure contenders beside one another: interleaved rounds, medians, ratios, one table.
+"""Rows of a bench: measured in turns, shown as one table, written as one JSON.
 
-Neighbours on a machine and its own heat change its speed from minute to minute; rounds in which
-everybody has a turn share such changes out evenly.
+The speed of a machine changes from minute to minute, with its heat and its other users. Rounds in
+which every contender has a turn spread such changes evenly.
 """
 
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from rich.table import Table
 
@@ -22,10 +23,10 @@ from pipeline.pixels import Pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far pixels lie from the reference, in steps of 0 to 255.
+    """How far pixels are from the reference, in steps of 0 to 255.
 
     Attributes:
-        mean: Of the absolute differences.
+        mean: Mean of the absolute differences.
         p999: Their 99.9th percentile.
         largest: Their maximum.
     """
@@ -51,136 +52,173 @@ def difference(pairs: Iterable[tuple[Pixels, Pixels]]) -> Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """Somebody to be measured.
+class Row:
+    """One line of a table, and one object of its JSON.
 
     Attributes:
-        name: Says what is done and by whom.
-        measure: Does the work once and returns samples per second.
-        against: Name of the contender to compare it with: its limit, or itself on one worker.
-        differences: From the reference, by what is compared; empty where nothing is made.
+        name: Names the row in `ratios` of others; unique.
+        labels: What stands before the figures, by heading; the name if there is none.
+        problem: Why there are no figures, or None.
+        rates: Samples per second, round by round.
+        median: Median of the rates.
+        ratios: Median divided by that of other rows, by their names.
+        figures: What else was measured, by heading with the unit.
+        differences: From the reference, by what is compared.
     """
 
     name: str
-    measure: Callable[[], float]
-    against: str | None = None
-    differences: Mapping[str, Difference]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
+    rates: tuple[float, ...] = ()
+    median: float | None = None
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+
+
+class Turn(NamedTuple):
+    """What one turn of a contender found: samples per second, other figures, or a problem."""
+
+    rate: float | None = None
+    figures: Mapping[str, float] = {}
+    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What was measured of one contender.
+class Contender:
+    """What takes turns.
 
     Attributes:
-        name: The contender's.
-        rates: Samples per second, round by round.
-        against: The contender's.
-        differences: The contender's.
+        row: What is known before the first turn; with a problem it has no turn.
+        measure: Does the work once.
+        against: Names of the rows whose medians this one's is divided by.
     """
 
-    name: str
-    rates: tuple[float, ...]
-    against: str | None
-    differences: Mapping[str, Difference]
-
-    @property
-    def median(self) -> float:
-        """Samples per second."""
-        return statistics.median(self.rates)
+    row: Row
+    measure: Callable[[], Turn]
+    against: tuple[str, ...] = ()
 
 
 def interleave(contenders: Sequence[Contender], *, rounds: int, progress: Progress) -> list[Row]:
-    """Give each contender a turn in each round, after one that does not count."""
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    """Give each contender one turn that does not count, and then one in each round.
+
+    A contender that reports a problem has no more turns.
+    """
+    turns: list[list[Turn]] = [[] for _ in contenders]
+    problems = [contender.row.problem for contender in contenders]
     total = (rounds + 1) * len(contenders)
-    for turn in range(rounds + 1):
-        for number, contender in enumerate(contenders):
-            progress.update("measuring", turn * len(contenders) + number, total)
-            rate = contender.measure()
-            if turn:
-                rates[contender.name].append(rate)
+    for done in range(total):
+        progress.update("measuring", done, total)
+        number = done % len(contenders)
+        if problems[number] is None:
+            turn = contenders[number].measure()
+            turns[number].append(turn)
+            problems[number] = turn.problem
     progress.update("measuring", total, total)
+    rows = []
+    for contender, own, problem in zip(contenders, turns, problems, strict=True):
+        failed = replace(contender.row, problem=problem)
+        rows.append(failed if problem else with_medians(contender.row, own[1:]))
+    medians = {row.name: row.median for row in rows}
     return [
-        Row(
-            name=contender.name,
-            rates=tuple(rates[contender.name]),
-            against=contender.against,
-            differences=contender.differences,
-        )
-        for contender in contenders
+        replace(row, ratios=_ratios(row, contender.against, medians))
+        for row, contender in zip(rows, contenders, strict=True)
     ]
 
 
-def ratio(row: Row, rows: Sequence[Row], name: str | None) -> float | None:
-    """Divide a row's median by that of the row with this name, if it was measured."""
-    medians = {other.name: other.median for other in rows}
-    return row.median / medians[name] if name in medians else None
+def with_medians(row: Row, turns: Sequence[Turn]) -> Row:
+    """Add the rates and figures of the turns that count."""
+    rates = tuple(turn.rate for turn in turns if turn.rate is not None)
+    names = dict.fromkeys(name for turn in turns for name in turn.figures)
+    found = {
+        name: statistics.median(turn.figures[name] for turn in turns if name in turn.figures)
+        for name in names
+    }
+    median = statistics.median(rates) if rates else None
+    return replace(row, rates=rates, median=median, figures={**row.figures, **found})
 
 
-def to_table(rows: Sequence[Row], *, unit: str) -> Table:
-    """Lay rows out for people; all are compared with the first.
+def _ratios(
+    row: Row, names: Iterable[str], medians: Mapping[str, float | None]
+) -> dict[str, float]:
+    return {
+        name: row.median / other
+        for name in names
+        if row.median is not None and (other := medians.get(name))
+    }
+
+
+def to_table(rows: Sequence[Row], *, unit: str = "samples/s") -> Table:
+    """Lay rows out for people, one column for each figure that any of them has.
 
     Args:
         rows: In order.
         unit: Of the rates.
     """
-    table = Table(box=None, pad_edge=False, header_style="", collapse_padding=True)
-    table.add_column("row", justify="right")
-    table.add_column("what")
-    for heading in (unit, "x the first", "x another", "off the reference: mean, 99.9 %, max"):
-        table.add_column(heading, justify="right")
     numbers = {row.name: str(number) for number, row in enumerate(rows, start=1)}
-    for row in rows:
-        share = ratio(row, rows, row.against)
-        table.add_row(
-            numbers[row.name],
-            row.name,
-            f"{row.median:,.0f}",
-            f"{row.median / rows[0].median:.2f}",
-            "-" if share is None else f"{share:.2f} of row {numbers[str(row.against)]}",
-            "; ".join(
-                f"{what} {found.mean:.3g}, {found.p999}, {found.largest}"
-                for what, found in row.differences.items()
-            )
-            or "-",
-        )
+    figures = list(dict.fromkeys(name for row in rows for name in row.figures))
+    lines = [_cells(row, unit, numbers, figures) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="")
+    shown = [heading for heading in lines[0] if any(cells[heading] for cells in lines)]
+    for heading in shown:
+        is_text = heading in rows[0].labels or heading in ("what", "problem")
+        table.add_column(heading, justify="left" if is_text else "right")
+    for cells in lines:
+        table.add_row(*(cells[heading] or "-" for heading in shown))
     return table
 
 
-def to_json(rows: Sequence[Row], *, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay rows out for programs, with the machine and the versions beside them."""
+def _cells(
+    row: Row, unit: str, numbers: Mapping[str, str], figures: Sequence[str]
+) -> dict[str, str]:
+    """Give a row's text by heading."""
+    ratios = (f"{ratio:.2f} x row {numbers[name]}" for name, ratio in row.ratios.items())
+    differences = (
+        f"{what} {found.mean:.3g}, {found.p999}, {found.largest}"
+        for what, found in row.differences.items()
+    )
     return {
-        "machine": describe_machine(),
-        "setting": dict(setting),
-        "rows": [
-            {
-                "name": row.name,
-                "median": row.median,
-                "rates": list(row.rates),
-                "ratio_to_first": row.median / rows[0].median,
-                "against": row.against,
-                "ratio_to_it": ratio(row, rows, row.against),
-                "differences": {what: asdict(found) for what, found in row.differences.items()},
-            }
-            for row in rows
-        ],
+        "row": numbers[row.name],
+        **(row.labels or {"what": row.name}),
+        unit: number(row.median),
+        "compared": ", ".join(ratios),
+        **{heading: number(row.figures.get(heading)) for heading in figures},
+        "off the reference: mean, 99.9 %, max": "; ".join(differences),
+        "problem": row.problem or "",
     }
 
 
-def row_from_json(fields: Mapping[str, Any]) -> Row:
-    """Read one of the rows that `to_json` wrote."""
-    return Row(
-        name=str(fields["name"]),
-        rates=tuple(float(rate) for rate in fields["rates"]),
-        against=fields["against"],
-        differences={
-            str(what): Difference(**found) for what, found in fields["differences"].items()
-        },
-    )
+def number(value: float | None) -> str:
+    """Write a figure with three digits or more; nothing for none."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def to_json(rows: Sequence[Row], *, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay rows out for programs, with the machine and what was asked for."""
+    return {
+        "machine": describe_machine(),
+        "setting": dict(setting),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def rows_from_json(text: str | bytes) -> list[Row]:
+    """Read the rows that `to_json` laid out.
+
+    Raises:
+        msgspec.MsgspecError: If the text holds none.
+    """
+    return msgspec.json.decode(text, type=_Figures).rows
+
+
+class _Figures(msgspec.Struct):
+    rows: list[Row]
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Say on what the figures were measured."""
+    """Name the hardware and software that the figures belong to."""
     return {
         "cpu": _cpu_model(),
         "cores": num_usable(),

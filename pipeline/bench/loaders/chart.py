@@ -1,22 +1,24 @@
 """Draw what `srp-data bench load` found as an SVG: equal figures, equal bytes.
 
-Ink is `currentColor`, so that the page's own text colour draws names and axes, light or dark; an
-SVG that is shown as an image has no page around it, so it brings a gray that both can show.
+Text and axes are gray, since an image does not know whether its page is light or dark.
 """
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.bench.loaders.registry import CANVASES, CROPS, LIMIT
-from pipeline.bench.loaders.rows import LoadRow
+from pipeline.bench.loaders.registry import CANVASES, CROPS, LIMIT, memcpy_of
+from pipeline.bench.results import Row
 
-INK = "#808080"  # on white and on near-black alike it can be read
+Bars = dict[str, dict[int, float]]
+"""Samples per second by loader and number of workers."""
+
+INK = "#808080"  # legible on white and on near-black
 OURS = "#0072B2"
 THEIRS = "#E69F00"
 TITLES = {
@@ -39,48 +41,42 @@ BAR_IN = 0.36
 MARGIN_IN = 0.9
 
 
-def draw_chart(rows: Sequence[LoadRow]) -> str:
+def draw_chart(rows: Sequence[Row]) -> str:
     """Draw the medians: one part for each mode, one bar for each number of workers."""
-    parts = [(mode, ordered) for mode in TITLES if (ordered := _measured(rows, mode))]
-    heights = [BAR_IN * len(shown) + MARGIN_IN for _, shown in parts] or [MARGIN_IN]
+    parts = [(mode, bars) for mode in TITLES if (bars := _bars_of(rows, mode))]
+    heights = [BAR_IN * len(bars) + MARGIN_IN for _, bars in parts] or [MARGIN_IN]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, sum(heights)), layout="constrained")
         if parts:
             grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)
-            for axes, (mode, shown) in zip(grid[:, 0], parts, strict=True):
-                _draw_part(axes, shown, title=TITLES[mode], limits=_limits(rows, mode))
+            for axes, (mode, bars) in zip(grid[:, 0], parts, strict=True):
+                limit = _bars_of(rows, LIMIT).get(f"limits: {memcpy_of(mode)}", {})
+                _draw_part(axes, bars, title=TITLES[mode], limit=limit)
         return _to_svg(figure)
 
 
-def _measured(rows: Sequence[LoadRow], mode: str) -> list[LoadRow]:
-    """Order the rows of a mode that have figures, the fastest first."""
-    own = [row for row in rows if row.mode == mode and _best(row)]
-    return sorted(own, key=_best, reverse=True)
+def _bars_of(rows: Sequence[Row], mode: str) -> Bars:
+    """Collect the rows of a mode that have figures by loader, the fastest loader first."""
+    bars: Bars = {}
+    for row in rows:
+        if row.labels["gives"] == mode and row.median is not None:
+            bars.setdefault(row.labels["loader"], {})[int(row.labels["workers"])] = row.median
+    return dict(sorted(bars.items(), key=lambda bar: -max(bar[1].values())))
 
 
-def _best(row: LoadRow) -> float:
-    return max((row.rate(workers) or 0.0 for workers in row.turns), default=0.0)
-
-
-def _limits(rows: Sequence[LoadRow], mode: str) -> list[LoadRow]:
-    return [row for row in rows if row.mode == LIMIT and row.name.endswith(f"memcpy of {mode}")]
-
-
-def _draw_part(
-    axes: Axes, rows: Sequence[LoadRow], *, title: str, limits: Sequence[LoadRow]
-) -> None:
-    counts = sorted({workers for row in rows for workers in row.turns})
+def _draw_part(axes: Axes, bars: Bars, *, title: str, limit: Mapping[int, float]) -> None:
+    counts = sorted({workers for rates in bars.values() for workers in rates})
     for number, workers in enumerate(counts):
         offset = (number - (len(counts) - 1) / 2) * BARS["height"]
-        places = [place + offset for place in range(len(rows))]
-        rates = [row.rate(workers) or 0.0 for row in rows]
-        colours = [OURS if row.name.startswith("ours") else THEIRS for row in rows]
+        places = [place + offset for place in range(len(bars))]
+        rates = [of_loader.get(workers, 0.0) for of_loader in bars.values()]
+        colours = [OURS if name.startswith("ours") else THEIRS for name in bars]
         alpha = 0.55 if number < len(counts) - 1 else 1.0
-        bars = axes.barh(places, rates, color=colours, alpha=alpha, **BARS)
-        axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize=7)
-        for limit in limits:
-            _draw_limit(axes, limit.rate(workers), workers)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        drawn = axes.barh(places, rates, color=colours, alpha=alpha, **BARS)
+        axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize=7)
+        if workers in limit:
+            _draw_limit(axes, limit[workers], workers)
+    axes.set_yticks(range(len(bars)), list(bars))
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
@@ -95,9 +91,7 @@ def _counted(counts: Sequence[int]) -> str:
     return f"{' and '.join(map(str, counts))} workers (from above)"
 
 
-def _draw_limit(axes: Axes, rate: float | None, workers: int) -> None:
-    if rate is None:
-        return
+def _draw_limit(axes: Axes, rate: float, workers: int) -> None:
     axes.axvline(rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"memcpy, {workers}",

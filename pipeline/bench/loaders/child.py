@@ -1,9 +1,8 @@
-"""One peer's process: `python -P -m pipeline.bench.loaders.child`.
+"""One loader's process: `python -P -m pipeline.bench.loaders.child`.
 
-It takes a `Task` on stdin, and gives an `Answer` back.
-
-A process of its own for every turn, so that no peer profits from what another one left warm, and
-none has to share threads, allocators or versions of packages.
+It takes a `Task` on stdin and answers with an `Answer`. Every turn has a process of its own, so no
+loader profits from what another one left warm, and none shares threads, allocators or versions of
+packages.
 """
 
 import json
@@ -23,7 +22,7 @@ from pipeline.bench.loaders.protocol import (
     Batch,
     Epoch,
     Images,
-    Peer,
+    LoaderModule,
     Task,
     digests,
     task_from_json,
@@ -31,7 +30,7 @@ from pipeline.bench.loaders.protocol import (
 
 
 def main() -> None:
-    """Do one task, and let nothing that a library prints come between."""
+    """Do one task; what libraries print goes to stderr."""
     answers = os.dup(1)
     os.dup2(2, 1)
     answer = _answer(task_from_json(sys.stdin.readline()))
@@ -42,21 +41,21 @@ def main() -> None:
 def _answer(task: Task) -> Answer:
     start = time.perf_counter()
     try:
-        peer: Peer = import_module(f"pipeline.bench.loaders.contenders.{task.peer}")
+        loader: LoaderModule = import_module(f"pipeline.bench.loaders.contenders.{task.loader}")
     except ImportError as error:  # a library, or a library of a library
         return Answer(problem=str(error), missing=error.name or task.package)
     import_s = time.perf_counter() - start
     images = Images(Path(task.images), task.boxes)
     if task.action == "build":
-        return _build(peer, task, images)
-    return _turn(peer, task, images, import_s)
+        return _build(loader, task, images)
+    return _turn(loader, task, images, import_s)
 
 
-def _build(peer: Peer, task: Task, images: Images) -> Answer:
+def _build(loader: LoaderModule, task: Task, images: Images) -> Answer:
     out = Path(task.out)
     out.mkdir()
     start = time.perf_counter()
-    peer.build(task.layout, images, out)
+    loader.build(task.layout, images, out)
     return Answer(
         build_s=time.perf_counter() - start,
         num_bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
@@ -71,10 +70,10 @@ def _version(package: str) -> str:
         return ""
 
 
-def _turn(peer: Peer, task: Task, images: Images, import_s: float) -> Answer:
+def _turn(loader: LoaderModule, task: Task, images: Images, import_s: float) -> Answer:
     """Warm up for one epoch, measure whole epochs, then check one more."""
     start = time.perf_counter()
-    epoch = peer.open_loader(task, images)
+    epoch = loader.open_loader(task, images)
     batches = iter(epoch())
     num_first = len(next(batches).labels)
     first_batch_s = time.perf_counter() - start

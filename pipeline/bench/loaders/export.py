@@ -1,4 +1,4 @@
-"""Give every peer the same images: some of a split's canvases, glimpses and labels, as arrays."""
+"""What every loader is given: some of a split's canvases, glimpses and labels, as arrays."""
 
 import hashlib
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class _Origin(NamedTuple):
 
 
 def require_canvases(manifest: Manifest, folder: Path) -> None:
-    """Check that these shards hold what every peer can be given.
+    """Check that these shards hold what every loader needs.
 
     Raises:
         ConfigError: If they do not.
@@ -44,7 +44,7 @@ def require_canvases(manifest: Manifest, folder: Path) -> None:
 def export_images(
     folder: Path, manifest: Manifest, out: Path, *, num_images: int, progress: Progress = SILENT
 ) -> list[_Origin]:
-    """Write the first images of the split, and check sums of what every peer must hand over.
+    """Write the first images of the split, and checksums of what every loader must hand over.
 
     Args:
         folder: Of the shards.

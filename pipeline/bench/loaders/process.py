@@ -1,4 +1,4 @@
-"""Run one peer's task in a process of its own, and leave nothing of it running."""
+"""Run one loader's task in a process of its own, and leave nothing of it running."""
 
 import contextlib
 import json
@@ -20,11 +20,11 @@ SOCKET_NAME_BYTES = 40  # /pymp-12345678/listener-12345678, and some
 def run_child(python: Path, task: Task, *, scratch: Path) -> Answer:
     """Hand a task to an interpreter and wait for its answer.
 
-    The process leads a group of its own, with its workers in it, so that Ctrl-C, a crash or a
-    worker that hangs leaves none behind.
+    The process leads a group of its own, which holds its workers, so that Ctrl-C, a crash or a
+    worker that hangs leaves none running.
 
     Args:
-        python: Of the peer's environment.
+        python: Interpreter of the loader's environment.
         task: What to do.
         scratch: Folder for the package's link, and for what libraries put among temporary files.
 
@@ -45,7 +45,7 @@ def run_child(python: Path, task: Task, *, scratch: Path) -> Answer:
             )
         except OSError as error:
             raise ConfigError(
-                f"--python must name an interpreter; got {python} for {task.peer}: "
+                f"--python must name an interpreter; got {python} for {task.loader}: "
                 f"{error.strerror}. Make one with: make bench-envs"
             ) from error
         try:
@@ -53,7 +53,7 @@ def run_child(python: Path, task: Task, *, scratch: Path) -> Answer:
         except subprocess.TimeoutExpired:
             return Answer(problem=f"no end after {LIMIT_S} s")
         finally:
-            _end(child)
+            _kill(child)
         if child.returncode == 0 and printed:
             return Answer(**json.loads(printed))
         notes.seek(0)
@@ -63,22 +63,22 @@ def run_child(python: Path, task: Task, *, scratch: Path) -> Answer:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """Show the other environment this package alone, not all that is installed beside it."""
+    """Show the other environment this package alone, not what is installed with it."""
     code = scratch / "code"
     if not code.exists():
         code.mkdir()
         (code / "pipeline").symlink_to(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": str(code)}
     temporary = scratch / "tmp"
-    # Workers hand memory over by sockets among temporary files, and wait for ever, without an
-    # error, where the path of one is longer than a socket's can be.
+    # Workers pass memory by sockets among temporary files. Where the path is longer than a
+    # socket's may be, they wait for ever without an error.
     if len(os.fsencode(temporary)) + SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES:
         temporary.mkdir(exist_ok=True)
         environment["TMPDIR"] = str(temporary)
     return environment
 
 
-def _end(child: "subprocess.Popen[str]") -> None:
+def _kill(child: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(ProcessLookupError):  # all have ended
         os.killpg(child.pid, signal.SIGKILL)
     for pipe in (child.stdin, child.stdout):

@@ -1,7 +1,7 @@
-"""What the bench and a peer's process say to each other, and what a peer has to offer.
+"""What the bench and a loader's process send each other, and what a loader's file must offer.
 
-A peer may live in another environment, without srp's packages. So this file, and every peer's,
-imports the standard library, numpy and the peer's own packages alone.
+A loader may live in another environment, without srp's packages. So this file, and every loader's,
+imports only the standard library, numpy and the loader's own packages.
 """
 
 import json
@@ -42,21 +42,21 @@ class Task:
 
     Attributes:
         action: `build` or `turn`.
-        peer: Name of the file in this folder.
-        package: Whose version is told.
-        variant: The peer's own name for what is measured.
+        loader: Name of the file in `contenders/`.
+        package: The package whose version is reported.
+        variant: The loader's own name for what is measured.
         mode: `crops`, `canvases`, or `limit`, whose output is not checked.
-        layout: The peer's own name for what it writes.
-        images: Folder of what all peers are given; see `Images`.
-        out: Folder that the peer's layout is in, or goes to.
+        layout: The loader's own name for what it writes.
+        images: Folder of what all loaders are given; see `Images`.
+        out: Folder that the loader's layout is in, or goes to.
         workers: Threads or processes that load.
         batch_size: Images in a batch.
         seconds: Least time that is measured, s.
-        boxes: Of the crops on the canvas, px; `(x0, y0, x1, y1)`.
+        boxes: Places of the crops on the canvas, px; `(x0, y0, x1, y1)`.
     """
 
     action: str
-    peer: str
+    loader: str
     package: str
     variant: str
     mode: str
@@ -69,11 +69,11 @@ class Task:
     boxes: tuple[Box, ...]
 
     def to_json(self) -> str:
-        """Write it on one line."""
+        """Write the task on one line."""
         return json.dumps(asdict(self))
 
     def processes(self) -> dict[str, Any]:
-        """Give what PyTorch's DataLoader and its kin are told of processes, which stay."""
+        """Give the arguments of PyTorch's DataLoader, and of others like it, for its workers."""
         return {"num_workers": self.workers, "persistent_workers": True, "prefetch_factor": 2}
 
 
@@ -91,13 +91,13 @@ class Answer:
     Attributes:
         problem: Why there are no figures; None if there are.
         missing: The module that cannot be imported, if that is the problem.
-        version: Of the peer's package.
+        version: Version of the loader's package.
         num_bytes: Size of the layout that was built.
-        build_s: Time that building took, s.
+        build_s: Time to build it, s.
         rate: Samples per second.
-        cpu_s: Time of all cores per sample, s; None where the system does not tell.
+        cpu_s: Time of all cores per sample, s; None where the system does not say.
         first_batch_s: From the imported library to the first batch, s.
-        import_s: Time that importing took, s.
+        import_s: Time to import the library, s.
     """
 
     problem: str | None = None
@@ -112,7 +112,7 @@ class Answer:
 
 
 class Images:
-    """The images that every peer is given: canvases, glimpses and labels, in one order."""
+    """The images that every loader is given: canvases, glimpses and labels, in one order."""
 
     def __init__(self, folder: Path, boxes: tuple[Box, ...]) -> None:
         self.folder = folder
@@ -130,7 +130,7 @@ class Images:
         return np.stack(views)
 
     def sizes(self) -> "Sizes":
-        """Tell the shapes of one image."""
+        """Give the shapes of one image."""
         x0, _, x1, _ = self.boxes[0]
         return Sizes(
             num_crops=len(self.boxes),
@@ -164,17 +164,17 @@ class Sizes(NamedTuple):
         return (self.num_crops, 1, self.glimpse_px, self.glimpse_px)
 
     def split(self, record: Any) -> tuple[Pixels, Pixels]:
-        """View a record of canvas and glimpses, one behind the other, as these."""
+        """View the canvas and the glimpses of one record."""
         flat = np.frombuffer(record, np.uint8)
         end = 3 * self.canvas_px**2
         return flat[:end].reshape(self.canvas_shape), flat[end:].reshape(self.glimpses_shape)
 
 
-class Peer(Protocol):
-    """What each file of this folder offers."""
+class LoaderModule(Protocol):
+    """What each file of `contenders/` offers."""
 
     def build(self, layout: str, images: Images, out: Path) -> None:
-        """Write the peer's layout into a folder that exists and is empty."""
+        """Write the loader's layout into a folder that exists and is empty."""
         ...
 
     def open_loader(self, task: Task, images: Images) -> Epoch:
@@ -189,21 +189,21 @@ def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
 
 
 def cut_into(crops_KHWC: Pixels, canvas_HWC: Pixels, boxes: Iterable[Box]) -> None:
-    """Copy all boxes of a canvas to where they shall be."""
+    """Copy all boxes of a canvas into a batch."""
     for number, box in enumerate(boxes):
         crops_KHWC[number] = cut(canvas_HWC, box)
 
 
 def record_of(images: Images, index: int) -> bytes:
-    """Put a canvas and its glimpses one behind the other, as `Sizes.split` reads them."""
+    """Put a canvas and its glimpses into one record, which `Sizes.split` reads."""
     return bytes(images.canvases[index].data) + bytes(images.glimpses[index].data)
 
 
 def digests(batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
-    """Boil all images down to label and check sums, one row each, sorted.
+    """Reduce all images to label and checksums, one row each, sorted.
 
     Returns:
-        `(N, 3)`: label, CRC-32 of the pixels and of the glimpses in C order. Peers shuffle, so
+        `(N, 3)`: label, CRC-32 of the pixels and of the glimpses in C order. Loaders shuffle, so
         rows are compared without their order.
     """
     rows = [row for batch in batches for row in _digests_of(batch)]

@@ -1,7 +1,7 @@
-"""Who is measured by `srp-data bench load`, and in which variants; plain data.
+"""The loaders that `srp-data bench load` measures, and their variants; plain data.
 
-Kept apart from the peers' files, since those cannot be imported where their package is missing,
-and a peer that is missing is named all the same.
+Kept apart from the loaders' files, which cannot be imported where their package is missing; a
+missing loader is listed all the same.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        name: Known to the peer's file.
+        name: What the loader's file calls it.
         mode: What is handed over: `crops`, `canvases`, or `limit`, which is no loader.
-        layout: Known to the peer's file; variants with the same one share what is built.
-        text: Says what is done, for the table; no other variant of the peer has it.
+        layout: What the loader's file writes; variants with the same layout share it.
+        text: Description for the table; unique among the loader's variants.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A package, and how to get it.
+class Loader:
+    """A package that loads, and how to get it.
 
     Attributes:
-        name: Of the file in this folder, and for `--peer` and `--python`.
-        package: Whose version is told; empty for what is srp's own.
-        install: The command that brings it.
+        name: Of the file in `contenders/`, and for `--loader` and `--python`.
+        package: The package whose version is reported; empty for srp's own.
+        install: The command that installs it.
         variants: In the order of the table.
         needs_files: Whether it reads the original images.
     """
@@ -59,10 +59,15 @@ def _limit(name: str) -> Variant:
     return Variant(name=name, mode=LIMIT, layout="raw", text=name)
 
 
+def memcpy_of(mode: str) -> str:
+    """Name the limit of a mode: copying as many bytes."""
+    return f"memcpy of {mode}"
+
+
 _RAW = (_crops("crops", "canvas", "raw canvas"), _canvases("canvases", "canvas", "canvases"))
 
-PEERS = (
-    Peer(
+LOADERS = (
+    Loader(
         name="ours",
         package="",
         install="pip install .",
@@ -76,7 +81,7 @@ PEERS = (
             _canvases("numpy", "zstd", "zstd shards, canvases"),
         ),
     ),
-    Peer(
+    Loader(
         name="ffcv",
         package="ffcv",
         install="make bench-envs",
@@ -88,7 +93,7 @@ PEERS = (
             _canvases("patched", "canvas", "patched, canvases"),
         ),
     ),
-    Peer(
+    Loader(
         name="dali",
         package="nvidia-dali-cuda130",
         install="pip install 'srp[dali]'",
@@ -97,12 +102,12 @@ PEERS = (
             _canvases("canvases", "canvas", "canvases"),
         ),
     ),
-    Peer(name="spdl", package="spdl", install="pip install 'srp[bench]'", variants=_RAW),
-    Peer(name="litdata", package="litdata", install="make bench-envs", variants=_RAW),
-    Peer(name="grain", package="grain", install="pip install 'srp[bench]'", variants=_RAW),
-    Peer(name="wids", package="wids", install="pip install 'srp[train,bench]'", variants=_RAW),
-    Peer(name="mosaicml", package="mosaicml-streaming", install="make bench-envs", variants=_RAW),
-    Peer(
+    Loader(name="spdl", package="spdl", install="pip install 'srp[bench]'", variants=_RAW),
+    Loader(name="litdata", package="litdata", install="make bench-envs", variants=_RAW),
+    Loader(name="grain", package="grain", install="pip install 'srp[bench]'", variants=_RAW),
+    Loader(name="wids", package="wids", install="pip install 'srp[train,bench]'", variants=_RAW),
+    Loader(name="mosaicml", package="mosaicml-streaming", install="make bench-envs", variants=_RAW),
+    Loader(
         name="webdataset",
         package="webdataset",
         install="pip install 'srp[train]'",  # it has webdataset; its loader is torch's
@@ -112,7 +117,7 @@ PEERS = (
             _canvases("tuned", "canvas", "tuned, canvases"),
         ),
     ),
-    Peer(
+    Loader(
         name="torchvision",
         package="torchvision",
         install="pip install 'srp[train]'",
@@ -122,13 +127,13 @@ PEERS = (
         ),
         needs_files=True,
     ),
-    Peer(
+    Loader(
         name="limits",
         package="",
         install="",
-        variants=(_limit("memcpy of crops"), _limit("memcpy of canvases"), _limit("cat")),
+        variants=(_limit(memcpy_of(CROPS)), _limit(memcpy_of(CANVASES)), _limit("cat")),
     ),
 )
-NAMES = tuple(peer.name for peer in PEERS)
+NAMES = tuple(loader.name for loader in LOADERS)
 REFERENCE = ("ffcv", "as installed")
-"""Peer and variant that the others of the same mode are compared with."""
+"""The loader and its variant that the others of the same mode are compared with."""

@@ -1,7 +1,7 @@
-"""What the peers that run on torch's DataLoader share: batches made where they need no copy.
+"""Batches for the loaders that run on torch's DataLoader, made where they need no further copy.
 
-Each gets this at its best: crops are cut straight into the batch, in memory that a worker process
-shares with the main one, so that no pixel is copied twice or sent through a pipe.
+Each loader is measured at its best: crops are cut straight into the batch, in memory that a worker
+process shares with the main one, so no pixel is copied twice or sent through a pipe.
 """
 
 import math

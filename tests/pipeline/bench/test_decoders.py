@@ -41,7 +41,7 @@ class Bench(NamedTuple):
     @property
     def rows(self) -> list[Row]:
         """All but those of a GPU, which few machines have."""
-        rows = [results.row_from_json(fields) for fields in self.figures["rows"]]
+        rows = results.rows_from_json(json.dumps(self.figures))
         return [row for row in rows if "on the GPU" not in row.name]
 
 
@@ -141,22 +141,26 @@ def test_views_are_compared_with_their_limit_and_builds_with_views_or_one_worker
     measured: Bench,
 ) -> None:
     limit = bench_build.DECODE_RESIZE if is_exact() else bench_build.PILLOW_RESIZE
-    against = {row.name: row.against for row in measured.rows if row.against}
+    first, *rest = measured.rows
+    against = {row.name: name for row in rest for name in row.ratios if name != first.name}
     expected: dict[str, str] = {}
     for name in (PILLOW, *(["dali"] if has_dali else [])):
         views, one, two = rows_of_decoder(name, workers=(1, 2))
         expected |= {views: limit, one: views, two: one}
     assert against == expected
-    assert set(against.values()) <= set(names_of(measured.rows))
+    for row in measured.rows:
+        for name, ratio in row.ratios.items():
+            (other,) = (other for other in measured.rows if other.name == name)
+            assert ratio == row.median / other.median  # type: ignore[operator]
+        assert first.name in row.ratios
 
 
 def test_people_get_a_table_of_the_medians(measured: Bench) -> None:
     heading, *lines = measured.result.stdout.splitlines()
-    assert heading.startswith("row what ")
-    assert " images/s " in heading
+    assert " ".join(heading.split()).startswith("row what images/s compared")
     assert len(lines) == len(measured.figures["rows"])
     for number, (line, fields) in enumerate(zip(lines, measured.figures["rows"], strict=True), 1):
-        cells = [f"{number} {fields['name']}", f"{fields['median']:,.0f}"]
+        cells = [f"{number} {fields['name']}", results.number(fields["median"])]
         assert " ".join(line.split()).startswith(" ".join(cells)), line
     assert "reading the archive" in measured.result.stderr
     assert "measuring" in measured.result.stderr
@@ -214,7 +218,7 @@ def test_images_that_one_contender_lacks_or_sees_otherwise_are_left_out(
     command = ("bench", "build", own_tree, *SIZES, "--images=99", "--rounds=1", "--workers=1")
     figures = json.loads(srp_data(*command, "--json", "-").stdout)
     assert figures["setting"]["images"] == RGB_JPEGS
-    rows = [results.row_from_json(fields) for fields in figures["rows"]]
+    rows = results.rows_from_json(json.dumps(figures))
     compared = [row.differences for row in rows if row.differences]
     assert compared == [{"canvas": NONE, "glimpses": NONE}]
 
@@ -264,14 +268,19 @@ def test_another_environment_has_its_turn_in_every_round(
 ) -> None:
     off = Difference(mean=0.25, p999=1, largest=2)
     theirs = [
-        Row(name="libjpeg-turbo: decode", rates=(0.25,), against=None, differences={}),
+        Row(name="first there", rates=(0.25,), median=0.25),
+        Row(name="libjpeg-turbo: decode", rates=(0.25,), median=0.25),
         Row(
             name="odd: views",
-            rates=(1000.5,),
-            against="libjpeg-turbo: decode",
+            median=1000.5,
+            ratios={"first there": 9.0, "libjpeg-turbo: decode": 9.0},
             differences={"canvas": off},
         ),
-        Row(name="odd: build, workers 1", rates=(2000.5,), against="odd: views", differences={}),
+        Row(
+            name="odd: build, workers 1",
+            median=2000.5,
+            ratios={"first there": 9.0, "odd: views": 9.0},
+        ),
     ]
     (tmp_path / "figures").write_text(json.dumps(results.to_json(theirs, setting={})))
     python = make_python(
@@ -280,22 +289,29 @@ def test_another_environment_has_its_turn_in_every_round(
     command = ("bench", "build", smallest_tree, *SIZES, "--images=7", "--rounds=2", "--workers=1")
     result = srp_data(*command, "--beside", python, "--json", "-")
     assert result.exit_code == 0, result.stderr
-    rows = [results.row_from_json(fields) for fields in json.loads(result.stdout)["rows"]]
+    rows = results.rows_from_json(result.stdout)
     assert len(set(names_of(rows))) == len(rows)
     assert 0.25 not in rows[0].rates
+    decode_rate = rows[0].median
+    assert rows[0].name == "libjpeg-turbo: decode"
+    assert decode_rate
     # The first call lists the rows, and the second warms up.
     assert rows[-2:] == [
         Row(
             name="odd: views",
             rates=(1003.5, 1004.5),
-            against="libjpeg-turbo: decode",
+            median=1004.0,
+            ratios={"libjpeg-turbo: decode": 1004.0 / decode_rate},
             differences={"canvas": off},
         ),
         Row(
             name="odd: build, workers 1",
             rates=(2003.5, 2004.5),
-            against="odd: views",
-            differences={},
+            median=2004.0,
+            ratios={
+                "libjpeg-turbo: decode": 2004.0 / decode_rate,
+                "odd: views": 2004.0 / 1004.0,
+            },
         ),
     ]
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -335,7 +351,7 @@ def test_a_program_without_figures_beside_is_one_line(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert last.startswith(
-        f"error: --beside must be the python of an environment with srp; got {python}: {reason}"
+        f"error: --beside must be the Python of an environment with srp; got {python}: {reason}"
     )
     assert last.endswith(". Make one with: make simd")
     assert ".." not in last
@@ -352,7 +368,7 @@ def test_what_cannot_be_started_beside_is_one_line(
     python = tmp_path / name
     result = srp_data("bench", "build", smallest_tree, *ONCE, "--workers=1", "--beside", python)
     assert one_line_error(result) == (
-        f"error: --beside must be the python of an environment with srp; got {python}: {reason}. "
+        f"error: --beside must be the Python of an environment with srp; got {python}: {reason}. "
         "Make one with: make simd"
     )
     assert list(temp_dir.iterdir()) == []

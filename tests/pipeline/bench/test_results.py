@@ -1,7 +1,7 @@
 import io
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,34 +11,25 @@ from reported import Reported
 from rich.console import Console
 
 from pipeline.bench import results
-from pipeline.bench.results import Contender, Difference, Row
+from pipeline.bench.results import Contender, Difference, Row, Turn
 from pipeline.common.cpus import num_usable
+from pipeline.common.progress import SILENT
 from pipeline.pixels import Pixels
 
 NONE = Difference(mean=0.0, p999=0, largest=0)
 
 
-def row(
-    name: str,
-    *rates: float,
-    against: str | None = None,
-    differences: Mapping[str, Difference] | None = None,
-) -> Row:
-    return Row(name=name, rates=rates, against=against, differences=differences or {})
-
-
 ROWS = [
-    row("old", 100.0, 300.0, 110.0),
-    row("limit", 2200.0, 2100.0, 2300.0),
-    row(
-        "new",
-        1000.0,
-        1100.0,
-        1500.0,
-        against="limit",
+    Row(name="old", rates=(100.0, 300.0, 110.0), median=110.0),
+    Row(name="limit", rates=(2200.0,), median=2200.0, ratios={"old": 20.0}),
+    Row(
+        name="new",
+        rates=(1000.0, 1100.0, 1500.0),
+        median=1100.0,
+        ratios={"old": 10.0, "limit": 0.5},
         differences={"canvas": NONE, "glimpses": Difference(mean=0.25, p999=1, largest=3)},
     ),
-    row("odd", 55.0, against="nobody"),
+    Row(name="odd", problem="not installed: make it", figures={"kB a sample": 363.04}),
 ]
 
 
@@ -90,12 +81,15 @@ def test_one_value_in_a_thousand_is_left_out_and_not_one_more(num_values: int, p
     )
 
 
-def turns(name: str, calls: list[str]) -> Callable[[], float]:
+def counted(name: str, calls: list[str], *, fails_at: int = 99) -> Callable[[], Turn]:
     """Measure 0.0 at first, 1.0 then, and so on."""
 
-    def measure() -> float:
+    def measure() -> Turn:
         calls.append(name)
-        return float(calls.count(name) - 1)
+        number = calls.count(name) - 1
+        if number == fails_at:
+            return Turn(problem="gone")
+        return Turn(float(number), {"CPU": 10.0 * number})
 
     return measure
 
@@ -106,96 +100,102 @@ def test_each_contender_warms_up_and_then_has_its_turn_in_every_round(rounds: in
     progress = Reported(lambda done: told.append((done, len(calls))))
     told: list[tuple[int, int]] = []
     contenders = [
-        Contender(name="a", measure=turns("a", calls), differences={"canvas": NONE}),
-        Contender(name="b", measure=turns("b", calls), against="a", differences={}),
-        Contender(name="c", measure=turns("c", calls), differences={}),
+        Contender(row=Row(name="a", differences={"canvas": NONE}), measure=counted("a", calls)),
+        Contender(
+            row=Row(name="b", figures={"kB": 7.0}), measure=counted("b", calls), against=("a", "x")
+        ),
+        Contender(row=Row(name="c"), measure=counted("c", calls), against=("b", "a")),
     ]
-    rows = results.interleave(
-        contenders,
-        rounds=rounds,
-        progress=progress,
-    )
+    rows = results.interleave(contenders, rounds=rounds, progress=progress)
     assert calls == ["a", "b", "c"] * (rounds + 1)
-    counted = [float(number) for number in range(1, rounds + 1)]  # 0.0, the warm-up, is not there
-    assert rows == [
-        row("a", *counted, differences={"canvas": NONE}),
-        row("b", *counted, against="a"),
-        row("c", *counted),
-    ]
+    rates = tuple(
+        float(number) for number in range(1, rounds + 1)
+    )  # 0.0, the warm-up, is not there
+    median = (rounds + 1) / 2
+    assert [row.name for row in rows] == ["a", "b", "c"]
+    for row in rows:
+        assert (row.rates, row.median, row.figures["CPU"]) == (rates, median, 10 * median)
+    assert [row.ratios for row in rows] == [{}, {"a": 1.0}, {"b": 1.0, "a": 1.0}]
+    assert rows[0].differences == {"canvas": NONE}
+    assert rows[1].figures == {"kB": 7.0, "CPU": 10 * median}
     total = 3 * (rounds + 1)
     assert told == [(done, done) for done in range(total + 1)]
     assert {of for _, _, of in progress.calls} == {total}
 
 
-def test_a_rows_rate_is_the_median_of_its_rounds() -> None:
-    assert row("odd", 5.0, 900.0, 1.0).median == 5.0
-    assert row("even", 4.0, 900.0, 1.0, 6.0).median == 5.0
+def test_a_contender_with_a_problem_has_no_more_turns_and_no_figures() -> None:
+    calls: list[str] = []
+    contenders = [
+        Contender(row=Row(name="a"), measure=counted("a", calls), against=("b",)),
+        Contender(row=Row(name="b"), measure=counted("b", calls, fails_at=1)),
+        Contender(row=Row(name="c", problem="missing"), measure=counted("c", calls)),
+    ]
+    rows = results.interleave(contenders, rounds=3, progress=SILENT)
+    assert calls == ["a", "b", "a", "b", "a", "a"]
+    assert [row.problem for row in rows] == [None, "gone", "missing"]
+    assert [row.median for row in rows] == [2.0, None, None]
+    assert rows[0].ratios == {}
 
 
-def test_a_ratio_is_that_of_medians_and_needs_somebody_who_was_measured() -> None:
-    assert results.ratio(ROWS[2], ROWS, "limit") == 0.5
-    assert results.ratio(ROWS[2], ROWS, "new") == 1.0
-    assert results.ratio(ROWS[2], ROWS, "nobody") is None
-    assert results.ratio(ROWS[2], ROWS, None) is None
+@pytest.mark.parametrize(("rates", "median"), [((5, 900, 1), 5), ((4, 900, 1, 6), 5)])
+def test_a_rows_rate_is_the_median_of_its_rounds(rates: tuple[float, ...], median: float) -> None:
+    assert results.with_medians(Row(name="x"), [Turn(rate) for rate in rates]).median == median
 
 
-def test_a_table_numbers_its_rows_and_compares_each_with_the_first_and_with_another() -> None:
+def test_a_figure_that_some_turns_lack_is_the_median_of_the_others() -> None:
+    turns = [Turn(1.0, {"CPU": 3.0}), Turn(1.0), Turn(1.0, {"CPU": 5.0})]
+    assert results.with_medians(Row(name="x"), turns).figures == {"CPU": 4.0}
+
+
+def shown(rows: list[Row]) -> list[str]:
     screen = io.StringIO()
     console = Console(file=screen, width=200, markup=False, highlight=False)
-    console.print(results.to_table(ROWS, unit="images/s"))
-    heading, *lines = screen.getvalue().splitlines()
-    assert " ".join(heading.split()) == (
-        "row what images/s x the first x another off the reference: mean, 99.9 %, max"
-    )
-    assert [" ".join(line.split()) for line in lines] == [
-        "1 old 110 1.00 - -",
-        "2 limit 2,200 20.00 - -",
-        "3 new 1,100 10.00 0.50 of row 2 canvas 0, 0, 0; glimpses 0.25, 1, 3",
-        "4 odd 55 0.50 - -",
+    console.print(results.to_table(rows, unit="images/s"))
+    return [" ".join(line.split()) for line in screen.getvalue().splitlines()]
+
+
+def test_a_table_numbers_its_rows_and_has_a_column_for_whatever_any_of_them_holds() -> None:
+    assert shown(ROWS) == [
+        "row what images/s compared kB a sample off the reference: mean, 99.9 %, max problem",
+        "1 old 110 - - - -",
+        "2 limit 2,200 20.00 x row 1 - - -",
+        "3 new 1,100 10.00 x row 1, 0.50 x row 2 - canvas 0, 0, 0; glimpses 0.25, 1, 3 -",
+        "4 odd - - 363 - not installed: make it",
     ]
+    assert shown(ROWS[:1]) == ["row what images/s", "1 old 110"]
+
+
+def test_labels_stand_in_place_of_the_name() -> None:
+    row = Row(name="x", labels={"gives": "crops", "loader": "ours: raw"}, median=7.254)
+    assert shown([row]) == ["row gives loader images/s", "1 crops ours: raw 7.25"]
 
 
 def test_figures_for_programs_hold_every_round_and_every_ratio() -> None:
     figures = results.to_json(ROWS, setting={"images": 12})
     assert figures["setting"] == {"images": 12}
-    assert figures["rows"][0] == {
-        "name": "old",
-        "median": 110.0,
-        "rates": [100.0, 300.0, 110.0],
-        "ratio_to_first": 1.0,
-        "against": None,
-        "ratio_to_it": None,
-        "differences": {},
-    }
     assert figures["rows"][2] == {
         "name": "new",
+        "labels": {},
+        "problem": None,
+        "rates": (1000.0, 1100.0, 1500.0),
         "median": 1100.0,
-        "rates": [1000.0, 1100.0, 1500.0],
-        "ratio_to_first": 10.0,
-        "against": "limit",
-        "ratio_to_it": 0.5,
+        "ratios": {"old": 10.0, "limit": 0.5},
+        "figures": {},
         "differences": {
             "canvas": {"mean": 0.0, "p999": 0, "largest": 0},
             "glimpses": {"mean": 0.25, "p999": 1, "largest": 3},
         },
     }
-    assert figures["rows"][3]["against"] == "nobody"
-    assert figures["rows"][3]["ratio_to_it"] is None
 
 
 def test_rows_come_back_from_json_as_they_were() -> None:
-    text = json.dumps(results.to_json(ROWS, setting={}), allow_nan=False)
-    assert [results.row_from_json(fields) for fields in json.loads(text)["rows"]] == ROWS
-
-
-def test_what_was_compared_comes_back_from_json_too() -> None:
     off = arrays(0, 5000, 40)
-    made = row("made", 1.0, differences={"canvas": results.difference([off])})
-    text = json.dumps(results.to_json([made], setting={}))
-    assert [results.row_from_json(fields) for fields in json.loads(text)["rows"]] == [made]
+    made = Row(name="made", differences={"canvas": results.difference([off])})
+    text = json.dumps(results.to_json([*ROWS, made], setting={}), allow_nan=False)
+    assert results.rows_from_json(text) == [*ROWS, made]
 
 
-def test_the_machine_stands_beside_the_figures() -> None:
+def test_the_machine_is_named_with_the_figures() -> None:
     machine = results.to_json(ROWS, setting={})["machine"]
     assert machine["cpu"]
     assert machine["cores"] == num_usable()

@@ -14,13 +14,14 @@ DEFAULTS = """
 import os, sys
 os.sched_setaffinity(0, {int(sys.argv[1])})
 from pathlib import Path
-from pipeline.bench.config import BenchConfig, LoadBenchConfig
+from pipeline.bench.config import BenchConfig, LoadBenchConfig, ScaleBenchConfig
 from pipeline.bench.results import to_json
 from pipeline.build.build import _backend
 from pipeline.build.config import BuildConfig
 from pipeline.datasets.config import ScatterConfig
 from pipeline.common.cpus import num_usable
-workers = [c.workers for c in (BuildConfig, ScatterConfig, BenchConfig, LoadBenchConfig)]
+configs = (BuildConfig, ScatterConfig, BenchConfig, LoadBenchConfig, ScaleBenchConfig)
+workers = [c.workers for c in configs]
 backend = _backend(BuildConfig(source=Path(), out=Path(), decoder="dali"))
 machine = to_json([], setting={})["machine"]
 print(num_usable(), *workers, backend.num_threads, machine["cores"])
@@ -50,7 +51,7 @@ def test_there_are_no_more_cpus_for_us_than_there_are() -> None:
 
 @ONE_CPU
 def test_a_process_that_may_use_one_cpu_has_one_of_everything_by_default() -> None:
-    assert on_one_cpu(DEFAULTS) == ["1"] * 7
+    assert on_one_cpu(DEFAULTS) == ["1"] * 8
 
 
 @ONE_CPU

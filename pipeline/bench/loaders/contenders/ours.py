@@ -30,7 +30,7 @@ SHUFFLE_BUFFER = 100
 
 
 def build(layout: str, images: Images, out: Path) -> None:
-    """Write shards in the canvas layout; the peer's layout is the name of the codec."""
+    """Write shards in the canvas layout; the layout's name is that of the codec."""
     spec = _spec(images, Codec(layout))
     shards = []
     for number, first in enumerate(range(0, len(images), PER_SHARD)):

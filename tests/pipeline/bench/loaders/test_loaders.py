@@ -13,7 +13,8 @@ import pytest
 from pipeline.bench.loaders.export import copy_files, export_images
 from pipeline.bench.loaders.process import run_child
 from pipeline.bench.loaders.protocol import Answer, Batch, Images, Task, digests
-from pipeline.bench.loaders.registry import CANVASES, CROPS, PEERS, Peer, Variant
+from pipeline.bench.loaders.registry import CANVASES, CROPS, LOADERS, Loader, Variant
+from pipeline.common.progress import SILENT
 from pipeline.format import manifest
 
 REPO = Path(__file__).resolve().parents[4]
@@ -25,9 +26,9 @@ MODULES = {
     "mosaicml": "streaming",
 }
 VARIANTS = [
-    pytest.param(peer, variant, id=f"{peer.name} {variant.name} {variant.mode}")
-    for peer in PEERS
-    for variant in peer.variants
+    pytest.param(loader, variant, id=f"{loader.name} {variant.name} {variant.mode}")
+    for loader in LOADERS
+    for variant in loader.variants
 ]
 
 
@@ -38,19 +39,19 @@ def is_here(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def images(five_shards: Path, image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """The images of the shards as peers are given them."""
-    folder = tmp_path_factory.mktemp("peers") / "images"
+    """The images of the shards as loaders are given them."""
+    folder = tmp_path_factory.mktemp("loaders") / "images"
     known = manifest.load(five_shards)
     origins = export_images(five_shards, known, folder, num_images=NUM_IMAGES)
-    copy_files(image_tree, origins, folder, lambda *_: None)
+    copy_files(image_tree, origins, folder, SILENT)
     return Images(folder, known.spec.crop_layout.boxes)
 
 
-def task_for(peer: Peer, variant: Variant, images: Images, out: Path, **options: Any) -> Task:
+def task_for(loader: Loader, variant: Variant, images: Images, out: Path, **options: Any) -> Task:
     fields: dict[str, Any] = {
         "action": "turn",
-        "peer": peer.name,
-        "package": peer.package,
+        "loader": loader.name,
+        "package": loader.package,
         "variant": variant.name,
         "mode": variant.mode,
         "layout": variant.layout,
@@ -74,16 +75,16 @@ def task_for(peer: Peer, variant: Variant, images: Images, out: Path, **options:
     "limits memcpy of crops limit",
     "limits cat limit",
 )
-@pytest.mark.parametrize(("peer", "variant"), VARIANTS)
-def test_each_peer_hands_over_what_it_was_given(
-    peer: Peer, variant: Variant, images: Images, tmp_path: Path
+@pytest.mark.parametrize(("loader", "variant"), VARIANTS)
+def test_each_loader_hands_over_what_it_was_given(
+    loader: Loader, variant: Variant, images: Images, tmp_path: Path
 ) -> None:
-    if not is_here(MODULES.get(peer.name, peer.name)):
-        pytest.skip(f"{peer.name} is not installed here")
+    if not is_here(MODULES.get(loader.name, loader.name)):
+        pytest.skip(f"{loader.name} is not installed here")
     out = tmp_path / "layout"
-    task = task_for(peer, variant, images, out)
+    task = task_for(loader, variant, images, out)
     built = run_child(
-        Path(sys.executable), task_for(peer, variant, images, out, action="build"),
+        Path(sys.executable), task_for(loader, variant, images, out, action="build"),
         scratch=tmp_path,
     )  # fmt: skip
     assert built.problem is None
@@ -94,13 +95,13 @@ def test_each_peer_hands_over_what_it_was_given(
     assert answer.rate
     assert answer.first_batch_s
     assert answer.import_s
-    assert answer.version or not peer.package
+    assert answer.version or not loader.package
 
 
-def test_a_peer_that_cannot_be_imported_says_so(images: Images, tmp_path: Path) -> None:
+def test_a_loader_that_cannot_be_imported_says_so(images: Images, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(REPO)}
-    task = task_for(PEERS[0], PEERS[0].variants[0], images, tmp_path)
-    task = replace(task, peer="none")
+    task = task_for(LOADERS[0], LOADERS[0].variants[0], images, tmp_path)
+    task = replace(task, loader="none")
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pipeline.bench.loaders.child"],
         input=task.to_json(), capture_output=True, text=True, env=env, check=True,
@@ -131,9 +132,9 @@ def test_the_expected_sums_depend_on_each_pixel_and_its_place_but_not_on_the_ord
         assert (digests([wrong]) != expected).any()
 
 
-def test_the_roster_names_each_file_and_no_row_twice() -> None:
-    names = [(peer.name, variant.text) for peer in PEERS for variant in peer.variants]
+def test_the_registry_names_each_file_and_no_row_twice() -> None:
+    names = [(loader.name, variant.text) for loader in LOADERS for variant in loader.variants]
     assert len(set(names)) == len(names)
-    for peer in PEERS:
-        assert (REPO / f"pipeline/bench/loaders/contenders/{peer.name}.py").is_file()
-        assert peer.install or not peer.package
+    for loader in LOADERS:
+        assert (REPO / f"pipeline/bench/loaders/contenders/{loader.name}.py").is_file()
+        assert loader.install or not loader.package

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.bench.loaders import run as bench_load
 from pipeline.bench.loaders.process import run_child
-from pipeline.bench.loaders.protocol import Answer
-from pipeline.bench.loaders.registry import PEERS
-from pipeline.bench.loaders.rows import LoadRow, to_json, to_table
+from pipeline.bench.loaders.protocol import Answer, Task
+from pipeline.bench.loaders.registry import LOADERS
+from pipeline.bench.results import Row, number
 
 ONCE = ["--rounds=1", "--seconds=0.001", "--batch=4", "--images=9"]
 has_torchvision = find_spec("torchvision") is not None
@@ -26,14 +26,15 @@ needs_matplotlib = pytest.mark.skipif(not has_matplotlib, reason="the chart need
 
 # Each variant of ours is tested in test_loaders.py; here one stands for all.
 FEW = tuple(
-    replace(peer, variants=peer.variants[:1]) if peer.name == "ours" else peer for peer in PEERS
+    replace(loader, variants=loader.variants[:1]) if loader.name == "ours" else loader
+    for loader in LOADERS
 )
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_variants() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_load, "PEERS", FEW)
+        patch.setattr(bench_load, "LOADERS", FEW)
         yield
 
 
@@ -71,7 +72,7 @@ def rows_of(result: Any) -> dict[str, Any]:
 def measured(five_shards: Path, srp_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """What always is here, with two workers."""
     folder = tmp_path_factory.mktemp("bench-load")
-    options = ["--peer=ours", "--peer=limits", "--workers=2"]
+    options = ["--loader=ours", "--loader=limits", "--workers=2"]
     charted = ["--svg", folder / "chart.svg"] if has_matplotlib else []
     result = srp_data(
         "bench", "load", five_shards, *ONCE, *options, *charted, "--json", folder / "figures.json"
@@ -84,20 +85,20 @@ def measured(five_shards: Path, srp_data: Any, tmp_path_factory: pytest.TempPath
 def test_ours_and_the_limits_are_measured_with_one_and_more_workers(measured: Shown) -> None:
     names = [row["name"] for row in measured.figures["rows"]]
     assert names == [
-        f"{peer.name}: {variant.text}"
-        for peer in FEW
-        if peer.name in ("ours", "limits")
-        for variant in peer.variants
+        f"{loader.name}: {variant.text}, workers {workers}"
+        for loader in FEW
+        if loader.name in ("ours", "limits")
+        for variant in loader.variants
+        for workers in (1, 2)
     ]
     for row in measured.figures["rows"]:
         assert row["problem"] is None
-        assert row["bytes_per_sample"] > 0
-        assert set(row["workers"]) == {"1", "2"}
-        for found in row["workers"].values():
-            assert len(found["rates"]) == 1
-            assert found["median"] == found["rates"][0] > 0
-            assert found["first_batch_s"] > 0
-            assert found["import_s"] > 0
+        assert len(row["rates"]) == 1
+        assert row["median"] == row["rates"][0] > 0
+        assert row["labels"].keys() == {"gives", "loader", "workers", "version"}
+        found = row["figures"]
+        for name in ("kB a sample", "build, s", "import, s", "first batch, s"):
+            assert found[name] > 0, name
     assert "cpu" in measured.figures["machine"]
     assert measured.figures["setting"] == {
         "shards": "five",
@@ -112,10 +113,10 @@ def test_ours_and_the_limits_are_measured_with_one_and_more_workers(measured: Sh
 
 
 def test_people_get_a_table_and_progress(measured: Shown) -> None:
-    assert "samples/s," in measured.result.stdout
+    assert "samples/s" in measured.result.stdout
     for row in measured.figures["rows"]:
-        assert row["name"].partition(": ")[0] in measured.result.stdout  # long names are wrapped
-        assert f"{row['workers']['2']['median']:,.0f}" in measured.result.stdout
+        assert row["labels"]["loader"] in measured.result.stdout
+        assert number(row["median"]) in measured.result.stdout
     for stage in ("reading shards", "building layouts", "measuring"):
         assert stage in measured.result.stderr
 
@@ -133,31 +134,43 @@ def test_the_chart_is_an_svg_with_text_as_text_and_the_same_for_the_same_figures
     assert "ours: raw shards" in texts
     assert "memcpy" in texts
     assert "samples/s" in texts
-    rows = [made_row("ours: x", mode="crops", rates=(1.0, 2.0)), made_row("b", mode="canvases")]
+    rows = [made_row("ours: x", "crops", 2.0), made_row("b", "canvases", None)]
     assert draw_chart(rows) == draw_chart(rows)
     assert draw_chart([]).startswith("<svg")
 
 
-def made_row(name: str, *, mode: str = "crops", rates: tuple[float, ...] = (10.0,)) -> LoadRow:
-    return LoadRow(name=name, mode=mode, turns={1: tuple(Answer(rate=rate) for rate in rates)})
+def made_row(loader: str, gives: str, median: float | None) -> Row:
+    labels = {"gives": gives, "loader": loader, "workers": "1"}
+    return Row(name=loader, labels=labels, median=median)
 
 
-def test_rows_are_compared_by_their_medians_with_the_reference_of_their_mode() -> None:
-    rows = [
-        made_row("ffcv: as installed, all crops", rates=(8.0, 10.0, 90.0)),
-        made_row("ffcv: as installed, canvases", mode="canvases", rates=(100.0,)),
-        made_row("ours: a", rates=(30.0, 1.0, 20.0)),
-        made_row("ours: b", mode="canvases", rates=(50.0,)),
-        LoadRow(name="none", mode="crops", problem="not installed: make it", turns={1: ()}),
-    ]
-    found = to_json(rows, reference="ffcv: as installed", setting={})["rows"]
-    ratios = [row["workers"]["1"]["ratio_to_reference"] for row in found]
-    assert ratios == [1.0, 1.0, 2.0, 0.5, None]
-    assert found[2]["workers"]["1"]["median"] == 20.0
-    assert to_table(rows, reference="ffcv: as installed").row_count == 5
+def test_rows_are_compared_with_the_reference_of_their_mode_and_number_of_workers(
+    five_shards: Path, srp_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_python: Path, task: Task, *, scratch: Path) -> Answer:
+        assert scratch.is_dir()
+        if task.action == "build":
+            return Answer(num_bytes=9000, build_s=1.0)
+        rates = {"as installed": 10.0, "patched": 20.0}
+        mode = 4 if task.mode == "canvases" else 1
+        return Answer(rate=rates.get(task.variant, 5.0) * task.workers * mode, cpu_s=0.001)
+
+    monkeypatch.setattr(bench_load, "run_child", answer)
+    options = ["--loader=ffcv", "--loader=ours", "--workers=3", "--json=-"]
+    rows = rows_of(srp_data("bench", "load", five_shards, *ONCE, *options))
+    for row in rows.values():
+        (name,) = row["ratios"]
+        gives = "canvases" if row["labels"]["gives"] == "canvases" else "all crops"
+        assert name == f"ffcv: as installed, {gives}, workers {row['labels']['workers']}"
+    assert [row["ratios"].popitem()[1] for row in rows.values()] == [0.5] * 2 + [
+        1.0, 1.0, 2.0, 2.0, 0.5, 0.5, 1.0, 1.0, 2.0, 2.0
+    ]  # fmt: skip
+    assert rows["ours: raw shards, workers 3"]["figures"] == {
+        "kB a sample": 1.0, "build, s": 1.0, "CPU ms a sample": 1.0
+    }  # fmt: skip
 
 
-def test_a_peer_that_is_missing_is_named_with_the_way_to_install_it(
+def test_a_loader_that_is_missing_is_named_with_the_way_to_install_it(
     five_shards: Path, other_python: Path, srp_data: Any, temp_dir: Path
 ) -> None:
     hidden = other_python.with_name("hidden")
@@ -166,17 +179,17 @@ def test_a_peer_that_is_missing_is_named_with_the_way_to_install_it(
     other_python.write_text(
         f'#!/bin/sh\nPYTHONPATH={hidden}:$PYTHONPATH exec {sys.executable} "$@"\n'
     )
-    options = ["--peer=ffcv", "--workers=1", "--json=-", f"--python=ffcv={other_python}"]
+    options = ["--loader=ffcv", "--workers=1", "--json=-", f"--python=ffcv={other_python}"]
     rows = rows_of(srp_data("bench", "load", five_shards, *ONCE, *options))
-    ffcv = next(peer for peer in PEERS if peer.name == "ffcv")
+    ffcv = next(loader for loader in LOADERS if loader.name == "ffcv")
     assert len(rows) == len(ffcv.variants)
     for row in rows.values():
         assert row["problem"] == "not installed: make bench-envs"
-        assert row["workers"]["1"]["median"] is None
+        assert row["median"] is None
     assert list(temp_dir.iterdir()) == []
 
 
-TORCHVISION = ("--peer=torchvision", "--workers=1", "--json=-")
+TORCHVISION = ("--loader=torchvision", "--workers=1", "--json=-")
 
 
 def test_torchvision_needs_the_original_images(
@@ -212,11 +225,11 @@ def test_wrong_pixels_are_reported_and_have_no_figures(
 
     real = bench_load.export_images
     monkeypatch.setattr(bench_load, "export_images", export)
-    options = ["--peer=ours", "--workers=1", "--json=-"]
+    options = ["--loader=ours", "--workers=1", "--json=-"]
     rows = rows_of(srp_data("bench", "load", five_shards, *ONCE, *options))
-    row = rows["ours: raw shards"]
+    row = rows["ours: raw shards, workers 1"]
     assert row["problem"] == "wrong pixels: 1 of 9 images are not those that were given"
-    assert row["workers"]["1"]["median"] is None
+    assert row["median"] is None
 
 
 @pytest.mark.parametrize(
@@ -231,7 +244,7 @@ def test_a_process_that_fails_is_a_row_with_its_reason(
     script: str, problem: str, five_shards: Path, other_python: Path, srp_data: Any
 ) -> None:
     other_python.write_text(f"#!/bin/sh\n{script}\n")
-    options = ["--peer=spdl", "--workers=1", "--json=-", f"--python=spdl={other_python}"]
+    options = ["--loader=spdl", "--workers=1", "--json=-", f"--python=spdl={other_python}"]
     rows = rows_of(srp_data("bench", "load", five_shards, *ONCE, *options))
     assert {row["problem"] for row in rows.values()} == {problem}
 
@@ -262,11 +275,9 @@ def is_running(stat: Path) -> bool:
         return False
 
 
-def make_task() -> Any:
-    from pipeline.bench.loaders.protocol import Task
-
+def make_task() -> Task:
     return Task(
-        action="turn", peer="ours", package="", variant="", mode="crops", layout="", images="",
+        action="turn", loader="ours", package="", variant="", mode="crops", layout="", images="",
         out="", workers=1, batch_size=1, seconds=1.0, boxes=(),
     )  # fmt: skip
 
@@ -278,15 +289,15 @@ def make_task() -> Any:
         (["{five}", "--rounds=0"], "--rounds must be at least 1; got 0."),
         (["{five}", "--workers=0"], "--workers must be at least 1; got 0."),
         (["{five}", "--batch=0"], "--batch must be at least 1; got 0."),
-        (["{five}", "--seconds=0"], "--seconds must be a positive number; got 0.0."),
-        (["{five}", "--seconds=nan"], "--seconds must be a positive number; got nan."),
-        (["{five}", "--peer=x"], "--peer must name one of ours, ffcv,"),
+        (["{five}", "--seconds=0"], "--seconds must be at least 0.001; got 0.0."),
+        (["{five}", "--seconds=nan"], "--seconds must be at least 0.001; got nan."),
+        (["{five}", "--loader=x"], "'--loader': 'x' is not one of 'ours', 'ffcv',"),
         (["{five}", "--python=x=/bin/sh"], "--python must name one of ours, ffcv,"),
         (["{five}", "--python=ffcv"], "--python must be NAME=PYTHON; got 'ffcv'."),
         (["{five}", "--json=no/such/x.json"], "--json must be a file in a folder that exists;"),
         (["{five}", "--svg=no/such/x.svg"], "--svg must be a file in a folder that exists;"),
         (
-            ["{five}", "--peer=ours", "--python=ours=/no/such"],
+            ["{five}", "--loader=ours", "--python=ours=/no/such"],
             "--python must name an interpreter; got /no/such for ours: No such file or directory.",
         ),
         (
@@ -330,7 +341,7 @@ def test_another_source_than_the_shards_was_built_from_is_one_line(
 ) -> None:
     for path in (own_tree / "train").rglob("*.JPEG"):
         path.write_bytes(path.read_bytes() + b"more")
-    result = srp_data("bench", "load", five_shards, *ONCE, "--peer=ours", "--source", own_tree)
+    result = srp_data("bench", "load", five_shards, *ONCE, "--loader=ours", "--source", own_tree)
     assert result.exit_code == 2
     assert "--source must be what the shards were built from;" in result.stderr.splitlines()[-1]
     assert list(temp_dir.iterdir()) == []
