@@ -21,6 +21,7 @@ class Setting(NamedTuple):
     low: float | None
     high: float | None
     choices: tuple[str, ...]
+    unlisted: tuple[str, ...]
     shown: str | None
     multiple: bool
 
@@ -33,6 +34,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] = (),
+    unlisted: Sequence[str] = (),
     shown: str | None = None,
     multiple: bool = False,
 ) -> Any:
@@ -46,11 +48,27 @@ def setting(
         low: Smallest number accepted; of a tuple, for each.
         high: Largest number accepted.
         choices: Texts accepted; empty accepts all.
+        unlisted: Further ones, which a config may hold and no command offers.
         shown: Default in words, for the help, where the value does not say it.
         multiple: Whether the option may be repeated; the field is a tuple of all.
     """
-    kept = Setting(text, tuple(flags.split()), low, high, tuple(choices), shown, multiple)
+    kept = Setting(
+        text, tuple(flags.split()), low, high, tuple(choices), tuple(unlisted), shown, multiple
+    )
     return dataclasses.field(default=default, metadata={_KEY: kept})
+
+
+def like(config: Any, field: str, **changed: Any) -> Any:
+    """Make a field like that of another config, for an option that two commands share.
+
+    Args:
+        config: A class whose fields are made by `setting`.
+        field: Of that class.
+        changed: Its `default`, and what else of a `Setting` differs.
+    """
+    kept, default = settings_of(config)[field]
+    default = changed.pop("default", default)
+    return dataclasses.field(default=default, metadata={_KEY: kept._replace(**changed)})
 
 
 def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
@@ -79,18 +97,30 @@ def check_settings(config: Any) -> None:
     """
     for name, (kept, _) in settings_of(config).items():
         value, flag = getattr(config, name), flag_of(config, name)
-        if value is None:
+        if value is None or (kept.multiple and not value):
             continue
         if kept.choices:
-            _check_choice(flag, value if kept.multiple else (value,), kept.choices)
-        for number in value if isinstance(value, tuple) else (value,):
-            if kept.low is not None and not number >= kept.low:  # a NaN too
-                raise ConfigError(f"{flag} must be at least {kept.low}; got {number}.")
-            if kept.high is not None and not number <= kept.high:
-                raise ConfigError(f"{flag} must be at most {kept.high}; got {number}.")
+            _check_choice(flag, value if kept.multiple else (value,), kept)
+        check_range(flag, value, kept.low, kept.high)
 
 
-def _check_choice(flag: str, values: Iterable[str], choices: Sequence[str]) -> None:
+def check_range(flag: str, value: Any, low: float | None, high: float | None) -> None:
+    """Check a number, or each of several; None, which leaves an option out, is accepted.
+
+    Raises:
+        ConfigError: If one is outside, or is not a number.
+    """
+    if value is None:
+        return
+    numbers = value if isinstance(value, tuple) else (value,)
+    for number in numbers or (() if low is None else (0,)):
+        if low is not None and not number >= low:  # a NaN too
+            raise ConfigError(f"{flag} must be at least {low}; got {number}.")
+        if high is not None and not number <= high:
+            raise ConfigError(f"{flag} must be at most {high}; got {number}.")
+
+
+def _check_choice(flag: str, values: Iterable[str], kept: Setting) -> None:
     for value in values:
-        if value not in choices:
-            raise ConfigError(f"{flag} must be one of {', '.join(choices)}; got {value!r}.")
+        if value not in (*kept.choices, *kept.unlisted):
+            raise ConfigError(f"{flag} must be one of {', '.join(kept.choices)}; got {value!r}.")

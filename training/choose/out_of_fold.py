@@ -12,10 +12,11 @@ from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.choose.fit_proposer import count_fitted, fill_fold, fit_proposer, judge
-from training.config import DISTILLED, FIXED, FOLDS, USED_BY, DistillConfig, TrainConfig
+from training.config import FOLDS, DistillConfig, TrainConfig, users_of
 from training.data.augment import mirrored_candidates
 from training.data.processes import Process, require_one
 from training.model.classifier import SelectiveClassifier, candidate_indices
+from training.model.policies import DISTILLED
 from training.run.checkpoint import (
     CheckpointMeta,
     check_fits,
@@ -112,7 +113,7 @@ def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
 
     Candidates and seed that were not asked for are the classifier's.
     """
-    unused = (name for name, policies in USED_BY.items() if DISTILLED not in policies)
+    unused = (name for name in vars(base) if DISTILLED not in users_of(name))
     fields: dict[str, Any] = {name: getattr(TrainConfig, name) for name in unused}
     fields |= vars(wanted)
     fields["candidates"] = wanted.candidates or base.candidates
@@ -215,7 +216,7 @@ def _check(base: RunRecord, run: RunPaths) -> None:
             f"a run must be finished to be distilled; got {len(base.epochs)} of "
             f"{base.config.epochs} epochs in {run.folder}. Go on with it: add --resume."
         )
-    if base.config.policy not in FIXED or base.config.fold is not None:
+    if base.config.selects or base.config.fold is not None:
         raise ConfigError(
             "what is distilled must be a classifier trained without a proposer on all images; got "
             f"--policy {base.config.policy} in {run.folder}. Train one with --policy random."

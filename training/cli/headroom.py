@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from pipeline.common.console import AS_JSON, Resumable
-from training.cli.options import ESTIMATING, MACHINE, PATH, with_options
-from training.cli.progress import rank_progress
+from pipeline.common.options import options_of
+from training.cli.options import MACHINE, PATH, rank_progress
 from training.config import HeadroomConfig
 
 
@@ -27,8 +27,8 @@ from training.config import HeadroomConfig
     help="Folder of finished runs to compare with.  [default: that of --output]",
 )
 @AS_JSON
-@with_options(ESTIMATING)
-@with_options(MACHINE)
+@options_of(HeadroomConfig)
+@MACHINE
 def headroom(
     shards: Path, output: Path, runs: Path | None, as_json: bool, workers: int, device: str,
     **options: Any,

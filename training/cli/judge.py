@@ -10,20 +10,15 @@ import click
 
 from pipeline.common.atomic_io import require_folder
 from pipeline.common.console import AS_JSON
-from training.cli.options import MACHINE, PATH, SETS, with_options
-from training.cli.progress import rank_progress
+from training.cli.options import MACHINE, PATH, RUN, RUN_SHARDS, rank_progress
+from training.config import NAMES
 from training.run.folder import RunPaths
-
-RUN = click.argument("run", type=PATH)
-SHARDS = click.option(
-    "--shards", type=PATH, help="Folder of shards.  [default: where the run found them]"
-)
 
 
 @click.command()
 @RUN
-@SHARDS
-@click.option("--candidates", help=f"Crops to score. {SETS}  [default: the run's]")
+@RUN_SHARDS
+@click.option("--candidates", help=f"Crops to score. {NAMES}  [default: those of the run]")
 @click.option(
     "--checkpoint",
     type=click.Choice(("last", "best")),
@@ -38,7 +33,7 @@ SHARDS = click.option(
     "more; 0 to inf.  [default: it is not for sale]",
 )
 @AS_JSON
-@with_options(MACHINE)
+@MACHINE
 def evaluate(
     run: Path, shards: Path | None, price: float | None, as_json: bool, device: str, **options: Any
 ) -> None:
@@ -77,7 +72,7 @@ def evaluate(
 
 @click.command()
 @RUN
-@SHARDS
+@RUN_SHARDS
 @click.option(
     "--boxes", type=PATH, help="CSV of the objects' boxes: path,x0,y0,x1,y1.  [default: none]"
 )
@@ -85,7 +80,7 @@ def evaluate(
     "-o", "--output", type=PATH, help="Folder for audit.html and audit.json.  [default: RUN]"
 )
 @AS_JSON
-@with_options(MACHINE)
+@MACHINE
 def audit(
     run: Path, shards: Path | None, output: Path | None, as_json: bool, device: str, **options: Any
 ) -> None:

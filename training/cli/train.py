@@ -10,10 +10,10 @@ import click
 
 from pipeline.common.console import AS_JSON, EXIT_STATUSES, Commands, Resumable
 from pipeline.common.errors import ConfigError
+from pipeline.common.options import Joined, options_of
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
-from training.cli.options import DISTILLING, MACHINE, PATH, TRAINING, Joined, with_options
-from training.cli.progress import rank_progress
+from training.cli.options import MACHINE, OUTPUT, PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
 from training.run.folder import RunPaths
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from training.run.record import RunRecord
 
 _COMMANDLINE = click.core.ParameterSource.COMMANDLINE
-OUTPUT = click.option(
-    "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
-)
 LONGEST_NAME = 255  # bytes; what the file systems of Linux take
 
 
@@ -48,8 +45,7 @@ main.add_command(headroom)
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, if any.")
 @AS_JSON
-@with_options(TRAINING)
-@with_options(MACHINE)
+@options_of(TrainConfig)
 def from_shards(
     shards: Path, output: Path, experiment: str | None, resume: bool, as_json: bool, **options: Any
 ) -> None:
@@ -62,7 +58,7 @@ def from_shards(
     config = TrainConfig(**options)
     context = click.get_current_context()
     typed = [name for name in options if context.get_parameter_source(name) is _COMMANDLINE]
-    check_used(config.policy, typed)  # also where the default was typed
+    check_used(config, typed)  # also where the default was typed
     paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
 
     from pipeline import ShardFolder
@@ -118,8 +114,8 @@ def _paths(output: Path, name: str) -> RunPaths:
 
 
 @main.command(cls=Resumable)
-@click.argument("run", type=PATH)
-@click.option("--shards", type=PATH, help="Folder of shards.  [default: where the run found them]")
+@RUN
+@RUN_SHARDS
 @OUTPUT
 @click.option(
     "--experiment",
@@ -127,8 +123,8 @@ def _paths(output: Path, name: str) -> RunPaths:
     "are not the defaults: distilled-map-prior-g64-s0]",
 )
 @AS_JSON
-@with_options(DISTILLING)
-@with_options(MACHINE)
+@options_of(DistillConfig)
+@MACHINE
 def distill(
     run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
     workers: int, device: str, **options: Any,
@@ -182,7 +178,7 @@ def distill(
     help="Run whose classifier every run begins with; {seed} in it is the run's.  [default: none]",
 )
 @AS_JSON
-@with_options(MACHINE)
+@MACHINE
 def study(shards: Path, profile: str, output: Path, as_json: bool, **options: Any) -> None:
     """Compare ways to choose on SHARDS.
 

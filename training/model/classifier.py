@@ -18,7 +18,10 @@ from training.data import augment
 from training.data.processes import Process
 from training.data.shards import BatchReader
 from training.model import estimators
+from training.model.policies import POLICIES
 from training.model.proposer import Proposal, looked_at, make_proposer
+
+ESTIMATORS = {"blend": estimators.blend, "straight-through": estimators.straight_through}
 
 
 class StepOutput(NamedTuple):
@@ -92,12 +95,10 @@ class SelectiveClassifier(nn.Module):
             output = self._one(crops_BKHWC[:, 0], labels_B)
             # Zero, but there for all weights: processes that share gradients wait for each.
             return output._replace(loss=output.loss + 0 * proposal.scores_BK.sum())
-        if self.config.policy == "expected":
+        if POLICIES[self.config.policy].weighs_all:
             output = self._expected(crops_BKHWC, labels_B, noise_BMK, proposal)
         else:
-            weigh = {
-                "blend": estimators.blend, "straight-through": estimators.straight_through,
-            }[self.config.policy]  # fmt: skip
+            weigh = ESTIMATORS[self.config.policy]
             weights_BK = weigh(proposal.scores_BK, noise_BMK[:, 0], temperature)
             output = self._one(estimators.mix(crops_BKHWC, weights_BK), labels_B)
         spread = estimators.mean_choice_entropy(proposal.probabilities_BK)
@@ -175,8 +176,8 @@ class SelectiveClassifier(nn.Module):
 
     def fixed_choice(self, noise_BK: Tensor) -> Tensor:
         """Choose without looking, int64 `(B,)`: one crop always, or each alike at random."""
-        name = {"whole": "full", "centre": "centre"}.get(self.config.policy)
-        if name is None:  # random; mean learns from random crops and averages at evaluation
+        name = POLICIES[self.config.policy].fixed_crop
+        if name is None:  # mean learns from random crops as well, and averages at evaluation
             return noise_BK.argmax(1)
         return torch.full_like(noise_BK[:, 0], self.names.index(name), dtype=torch.int64)
 
@@ -187,7 +188,7 @@ def candidate_indices(config: TrainConfig, plan: CropLayout) -> tuple[int, ...]:
     Raises:
         ConfigError: If the shards lack one, or the policy's crop is not among them.
     """
-    needed = {"whole": "full", "centre": "centre"}.get(config.policy)
+    needed = POLICIES[config.policy].fixed_crop
     if config.candidates is None:
         chosen = tuple(range(len(plan)))
     else:

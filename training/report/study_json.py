@@ -1,9 +1,9 @@
 """Arms in numbers, for programs and for keeping: what `srp-train report` writes beside its page."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from training.config import config_to_json
 from training.study.finished import Arm, Spread, differing_options
 from training.study.paired import paired_test
 
@@ -39,7 +39,7 @@ def study_json(arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def _arm(arm: Arm, arms: Sequence[Arm], options: Sequence[str]) -> dict[str, Any]:
-    config = config_to_json(arm.config)
+    config = dataclasses.asdict(arm.config)
     return {
         "name": arm.name,
         "options": {name: config[name] for name in options},

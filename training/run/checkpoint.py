@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline import DataSpec, Manifest
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import TrainConfig, changed_options, config_from_json, config_to_json
+from training.config import TrainConfig, changed_options, config_from_json
 from training.run.folder import RunPaths
 from training.run.record import EpochPart, RunRecord
 
@@ -64,7 +64,7 @@ def pack_checkpoint(
     tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
     fields = {
         "format": FORMAT,
-        "config": config_to_json(meta.config),
+        "config": asdict(meta.config),
         "spec": asdict(meta.spec),
         "classes": meta.classes,
         "epoch": meta.epoch,

@@ -13,7 +13,7 @@ import torch
 from pipeline import DataSpec, Manifest
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import TrainConfig, config_from_json, config_to_json
+from training.config import TrainConfig, config_from_json
 from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"
@@ -136,7 +136,7 @@ class RunRecord:
 
     def save(self, path: Path) -> None:
         """Write the record."""
-        fields = dataclasses.asdict(self) | {"config": config_to_json(self.config)}
+        fields = dataclasses.asdict(self)
         text = json.dumps({"format": FORMAT, **fields}, indent=1)
         write_file(path, (text + "\n").encode())
 

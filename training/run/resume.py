@@ -12,8 +12,9 @@ from pipeline.common.atomic_io import named_output, require_folder, write_file
 from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError, EveryRankError
 from pipeline.common.file_lock import writer_lock
-from training.config import DISTILLED, TRAINED, TrainConfig, changed_options
+from training.config import TrainConfig, changed_options
 from training.data.processes import Process, sum_over_ranks, wait_for_main
+from training.model.policies import POLICIES, TRAINED
 from training.run.checkpoint import (
     DIGEST,
     CheckpointMeta,
@@ -106,9 +107,9 @@ def open_record(
         ConfigError: If there is one and it is not to be resumed, or the policy trains nothing.
         CheckpointError: If the one that is there is of another run, or damaged.
     """
-    if config.policy == DISTILLED:
+    if POLICIES[config.policy].is_fitted:
         raise ConfigError(
-            f"a training must have one of the policies {', '.join(TRAINED)}; got {DISTILLED}, "
+            f"a training must have one of the policies {', '.join(TRAINED)}; got {config.policy}, "
             "which is fitted to a finished run. Use: srp-train distill RUN"
         )
     if paths.last.exists():

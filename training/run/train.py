@@ -377,10 +377,10 @@ def epoch_record(part: EpochPart, state: RunState) -> EpochRecord:
 
 
 def _line(done: EpochRecord, epochs: int) -> str:
-    val = "" if done.val_top1 is None else f"  val top-1 {done.val_top1:.2f} %"
+    val = "" if done.val_top1 is None else f", val top-1 {done.val_top1:.2f} %"
     return (
-        f"epoch {done.epoch}/{epochs}  loss {done.train_loss:.4f}  "
-        f"train top-1 {done.train_top1:.2f} %{val}  {done.images_per_s:.0f} images/s"
+        f"epoch {done.epoch}/{epochs}: loss {done.train_loss:.4f}, "
+        f"train top-1 {done.train_top1:.2f} %{val}, {done.images_per_s:.0f} images/s"
     )
 
 

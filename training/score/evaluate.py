@@ -18,6 +18,7 @@ from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, autocast
 from training.model.estimators import take
+from training.model.policies import POLICIES
 from training.score.crop_logits import Table
 from training.score.metrics import Evaluation, summarise
 
@@ -75,7 +76,7 @@ def crop_batches(
 def _policy_prediction(
     model: SelectiveClassifier, batch: Batch, crops: tuple[Tensor, ...]
 ) -> Tensor:
-    if model.config.policy == "mean":
+    if POLICIES[model.config.policy].averages:
         return all_logits(model, crops).softmax(2).mean(1).argmax(1)
     chosen_B = _probabilities(model, batch).argmax(1)
     return model.logits(take(torch.stack(crops, 1), chosen_B)).argmax(1)
@@ -92,7 +93,7 @@ def _probabilities(model: SelectiveClassifier, batch: Batch) -> Tensor:
         probabilities_BK: Tensor = model.proposer(batch.glimpses_BLSS).probabilities_BK
         return probabilities_BK
     num_crops = len(model.candidates)
-    if model.config.policy in ("whole", "centre"):
+    if POLICIES[model.config.policy].fixed_crop:
         fixed_B = model.fixed_choice(batch.labels_B[:, None].expand(-1, num_crops).float())
         return F.one_hot(fixed_B, num_crops).float()
     draws = [np.random.default_rng((CHOICE_SEED, index)).integers(num_crops)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from training.model.classifier import SelectiveClassifier
+from training.model.policies import POLICIES
 from training.score.cost import count_macs
 from training.score.crop_logits import Table
 
@@ -78,7 +79,7 @@ def summarise(table: Table, model: SelectiveClassifier) -> Evaluation:
         entropy_of_mean=float(torch.special.entr(mean_choice_K).sum()),
         mean_entropy=float(torch.special.entr(table.probabilities_NK.double()).sum(1).mean()),
         proposer_macs=proposer,
-        classifier_macs=classifier * (num_crops if model.config.policy == "mean" else 1),
+        classifier_macs=classifier * (num_crops if POLICIES[model.config.policy].averages else 1),
         top1_classes=tuple(_percent(hits_N[table.labels_N == c]) for c in range(num_classes)),
         confusion=tuple(map(tuple, pairs.reshape(num_classes, num_classes).tolist())),
     )
@@ -86,7 +87,7 @@ def summarise(table: Table, model: SelectiveClassifier) -> Evaluation:
 
 def final_prediction(table: Table, policy: str) -> Tensor:
     """Give the class that the policy itself predicts for each sample, int64 `(N,)`."""
-    if policy == "mean":
+    if POLICIES[policy].averages:
         return table.averaged_N
     return table.predicted_NK.gather(1, table.chosen_N[:, None])[:, 0]
 
@@ -97,7 +98,7 @@ def final_hits(table: Table, policy: str) -> Tensor:
     It is 0 or 1 but for a crop drawn at random: that is scored by its expectation over the K crops,
     not by one draw.
     """
-    if policy == "random":
+    if POLICIES[policy].is_random:
         return table.right_NK.double().mean(1)
     return (final_prediction(table, policy) == table.labels_N).double()
 

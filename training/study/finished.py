@@ -16,7 +16,8 @@ from typing import NamedTuple
 import safetensors
 
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import MACHINE_FIELDS, POLICIES, TrainConfig
+from training.config import MACHINE_FIELDS, TrainConfig
+from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.score.crop_logits import Table
@@ -262,7 +263,7 @@ def group_arms(runs: Iterable[FinishedRun]) -> tuple[Arm, ...]:
 
 
 def _place(arm: Arm) -> tuple[int, str, int, str]:
-    return POLICIES.index(arm.policy), arm.family, arm.glimpse_px or 0, arm.name
+    return list(POLICIES).index(arm.policy), arm.family, arm.glimpse_px or 0, arm.name
 
 
 def arm_name(record: RunRecord) -> str:

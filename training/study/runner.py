@@ -7,10 +7,12 @@ from pathlib import Path
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
+from pipeline.common.settings import check_range
 from training.choose.out_of_fold import distill
-from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig, check_range
+from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
+from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
 from training.run.train import fit
@@ -99,7 +101,7 @@ def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRu
     if wanted is not None:
         cost = round(FITTING * num_train * wanted.epochs / len(shards.crop_layout))
         return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
-    shown = config.num_draws or num_crops if config.policy == "expected" else 1
+    shown = config.num_draws or num_crops if POLICIES[config.policy].weighs_all else 1
     trained = shown * config.epochs * num_train
     scored = num_crops * num_val // FORWARD
     return PlannedRun(name=name, config=config, cost=trained + scored, base=base)

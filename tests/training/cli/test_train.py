@@ -107,7 +107,7 @@ def test_training_prints_its_figures_and_leaves_its_files(
         "by class",
     ):
         assert words in result.stdout
-    assert "epoch 1/1  loss " in result.stderr
+    assert "epoch 1/1: loss " in result.stderr
 
     again = srp_train("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "centre")
     assert one_line(again).startswith(f"a run must not be overwritten; got one in {folder}")
@@ -207,7 +207,7 @@ def test_a_command_that_is_told_has_options_that_work_together(
         (("--lr", "-1"), "--lr must be at least 0; got -1.0."),
         (("--policy", "best"), "Invalid value for '--policy': 'best' is not one of "),
         (("--mean", "1,2"), "Invalid value for '--mean': '1,2' is not 3 numbers joined by commas."),
-        (("--mean", "a,b,c"), "Invalid value for '--mean': 'a,b,c' is not numbers joined by "),
+        (("--mean", "a,b,c"), "Invalid value for '--mean': 'a,b,c' is not 3 numbers joined by "),
         (("--epochs", "many"), "Invalid value for '--epochs': 'many' is not a valid integer."),
     ],
 )
@@ -232,7 +232,7 @@ def test_bad_input_ends_in_one_line_that_names_the_option(
         ("from", ("--workers", 10**9), "--workers must be at most 1024; got 1000000000."),
         ("distill", ("--seed", 10**30), f"--seed must be at most {2**32 - 1}; got {10**30}."),
         ("distill", ("--proposer-lr", "inf"), "--proposer-lr must be at most 1000; got inf."),
-        ("distill", ("--vflip", "nan"), "--vflip must be 0 to 1; got nan."),
+        ("distill", ("--vflip", "nan"), "--vflip must be at least 0; got nan."),
         ("distill", ("--epochs", 10**18), f"--epochs must be at most 1000000; got {10**18}."),
         ("distill", ("-j", 10**9), "--workers must be at most 1024; got 1000000000."),
         ("study", ("--seeds", f"0,{10**30}"), f"--seeds must be at most {2**32 - 1}; got {10**30}"),

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
 from pipeline.format.crops import place_crops
-from training.config import TRAINED, TrainConfig
+from training.config import TrainConfig
 from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, StepOutput
 from training.model.estimators import gumbel_noise, take
+from training.model.policies import TRAINED
 
 PLAN = place_crops("full+five", canvas_px=48, crop_px=32)
 VARIANTS = [

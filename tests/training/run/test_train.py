@@ -490,8 +490,8 @@ def test_the_progress_counts_every_image_and_ends_where_it_should(
     first, second, _ = record.epochs
     figures = f"loss {first.train_loss:.3f}, top-1 {first.train_top1:.1f} %"
     assert told[0] == ("training", 64, 192, f"epoch 1/3, {figures}")
-    line = f"epoch 2/3  loss {second.train_loss:.4f}  train top-1 {second.train_top1:.2f} %  "
-    line += f"val top-1 {second.val_top1:.2f} %  {second.images_per_s:.0f} images/s"
+    line = f"epoch 2/3: loss {second.train_loss:.4f}, train top-1 {second.train_top1:.2f} %, "
+    line += f"val top-1 {second.val_top1:.2f} %, {second.images_per_s:.0f} images/s"
     assert [now[:3] for now in told[2:]] == [
         ("training", 128, 192), ("validating", 29, 29), ("epoch", line, 2),
         ("training", 192, 192), told[6], ("scoring every crop", 29, 29),

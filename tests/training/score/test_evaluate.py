@@ -12,9 +12,10 @@ from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.format.crops import FIVE
 from pipeline.read.collate import BatchSpec
-from training.config import POLICIES, TrainConfig
+from training.config import TrainConfig
 from training.data.processes import Process
 from training.data.shards import BatchReader
+from training.model.policies import POLICIES
 from training.report.terminal import evaluation_text
 from training.run.folder import RunPaths
 from training.run.load import evaluate_run

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from training.config import POLICIES
+from training.model.policies import POLICIES
 from training.report.charts.accuracy import accuracy_by_macs, study_marks
 from training.report.charts.svg import COLOURS, colour_of
 from training.study.finished import FinishedRun, group_arms

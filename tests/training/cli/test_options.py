@@ -1,6 +1,6 @@
 import pytest
 
-from training.cli.progress import rank_progress
+from training.cli.options import rank_progress
 
 
 def test_rank_0_alone_says_something(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,53 @@
+"""The policies: how the crop that the classifier sees is chosen, and which options each uses.
+
+This table imports nothing, so that `training.config` can read it.
+"""
+
+from typing import NamedTuple
+
+PROPOSER_OPTIONS = (
+    "proposer", "position_prior", "glimpse_size", "pad_glimpses", "proposer_channels",
+    "proposer_lr", "balance",
+)  # fmt: skip
+GUMBEL_OPTIONS = (*PROPOSER_OPTIONS, "random_epochs", "tau_start", "tau_end")
+
+
+class Policy(NamedTuple):
+    """One way to choose.
+
+    `looks`: a proposer looks at glimpses and chooses; without, the choice is made in advance.
+    `is_fitted`: `srp-train distill` makes it from a finished run; `srp-train from` trains the rest.
+    `weighs_all`: its loss is an expectation over the crops, each classified by itself.
+    `fixed_crop`: name of the crop that it always takes; None takes a random one.
+    `averages`: its prediction is the mean over all crops.
+    `options`: fields of `TrainConfig` that some policies use and others would ignore.
+    """
+
+    looks: bool = False
+    is_fitted: bool = False
+    weighs_all: bool = False
+    fixed_crop: str | None = None
+    averages: bool = False
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it takes one random crop, and is scored by the expectation over them."""
+        return not (self.looks or self.averages or self.fixed_crop)
+
+
+POLICIES = {
+    "blend": Policy(looks=True, options=GUMBEL_OPTIONS),
+    "straight-through": Policy(looks=True, options=GUMBEL_OPTIONS),
+    "expected": Policy(
+        looks=True, weighs_all=True, options=(*PROPOSER_OPTIONS, "random_epochs", "num_draws")
+    ),
+    "distilled": Policy(looks=True, is_fitted=True, options=PROPOSER_OPTIONS),
+    "whole": Policy(fixed_crop="full"),
+    "centre": Policy(fixed_crop="centre"),
+    "random": Policy(),
+    "mean": Policy(averages=True),
+}
+"""By name, in the order of tables and charts."""
+DISTILLED = "distilled"
+TRAINED = tuple(name for name, policy in POLICIES.items() if not policy.is_fitted)
