@@ -1,1 +1,1 @@
-"""From shards anywhere to samples, front to back."""
+"""Shards in a folder or at an address, read front to back as samples."""

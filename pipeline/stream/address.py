@@ -1,4 +1,4 @@
-"""Where shards may lie: a folder of this machine, or an address of one of a few schemes."""
+"""Where shards may be: in a folder of this machine, or at an address of one of a few schemes."""
 
 import ipaddress
 import re
@@ -9,6 +9,9 @@ from urllib.parse import quote, unquote, urlsplit
 from pipeline.common.errors import ConfigError
 
 REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+COPY_AGAIN = "Copy the whole folder of shards there again."
+"""What the owner of a remote folder must do where a file in it is damaged."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
@@ -18,7 +21,7 @@ class RemoteFolder:
 
     Attributes:
         scheme: One of `REMOTE_SCHEMES`.
-        address: The whole address, without a slash at its end.
+        address: The whole address, without a final slash.
     """
 
     scheme: str
@@ -31,13 +34,13 @@ class RemoteFolder:
 
 
 def parse_address(text: str) -> Path | RemoteFolder:
-    """Tell folders from addresses, and refuse every address but those of the list.
+    """Tell paths from addresses, and reject all schemes except `file` and `REMOTE_SCHEMES`.
 
-    Libraries would take far more: `pipe:` runs a command, and chained addresses such as
+    Libraries accept far more: `pipe:` runs a command, and chained addresses such as
     `simplecache::` or `reference://` open whatever they name.
 
     Raises:
-        ConfigError: If it is neither; nothing was opened.
+        ConfigError: If the text is neither; nothing was opened.
     """
     match = _SCHEME.match(text)
     if not match:
@@ -56,7 +59,7 @@ def parse_address(text: str) -> Path | RemoteFolder:
 
 
 def is_inner(address: str) -> bool:
-    """Whether an IP address is this machine's, or of a network that the internet cannot reach."""
+    """Whether an IP address is this machine's or in a private network."""
     number = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(number, ipaddress.IPv6Address):
         number = number.ipv4_mapped or number.sixtofour or number
@@ -66,7 +69,7 @@ def is_inner(address: str) -> bool:
 def _local(text: str, rest: str) -> Path:
     host, slash, path = rest.partition("/")
     if host not in ("", "localhost") or not slash or "%00" in path:
-        raise _refused(text, "a file address that is no absolute path")
+        raise _refused(text, "a file address that is not an absolute path")
     return Path(f"/{unquote(path)}")
 
 
@@ -75,7 +78,7 @@ def _remote(text: str, scheme: str, rest: str) -> RemoteFolder:
     if "@" in host:
         raise _refused(f"{scheme}://...@{host.rpartition('@')[2]}", "credentials")
     if "?" in rest or "#" in rest:
-        raise _refused(text, "a query, which no file in a folder can have")
+        raise _refused(text, "a query or a fragment")
     try:
         named = urlsplit(f"{scheme}://{rest}").hostname
     except ValueError:
@@ -87,7 +90,7 @@ def _remote(text: str, scheme: str, rest: str) -> RemoteFolder:
 
 def _refused(text: str, what: str) -> ConfigError:
     return ConfigError(
-        "shards must lie in a folder, or at an address of file, http, https, s3 or gs; "
-        f"got {what} in {text!r}. Write such an address, or "
-        "the path, with ./ in front if it has a colon."
+        "shards must be in a folder, or at an address of file, http, https, s3 or gs; "
+        f"got {what} in {text!r}. Name a folder or such an address; a path with a colon needs ./ "
+        "before it."
     )

@@ -1,7 +1,6 @@
-"""Shards fetched from a remote folder, kept in a local one, which processes may share.
+"""A local folder that keeps shards of remote ones, which processes may share.
 
-A shard is kept under its sha256, so copies of different folders never meet. Locks are flock's:
-they end with their process, whatever happens to it.
+A shard's name there is its sha256, so shards of different folders never collide.
 """
 
 import contextlib
@@ -18,11 +17,12 @@ from pipeline.common import file_lock
 from pipeline.common.atomic_io import atomic_write
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.index import ShardEntry
+from pipeline.stream.address import COPY_AGAIN
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Fetch = Callable[[], Generator[bytes, None, None]]
-"""Gives a shard's bytes from the first one on; a new stream at each call."""
+"""Yields a shard's bytes from the first one on; a new stream at each call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,50 +30,54 @@ class ShardCache:
     """A folder of fetched shards.
 
     Attributes:
-        folder: Where they are kept; made when the first one comes.
-        limit_mib: Size that they should not exceed together, MiB; None keeps all. Shards that
-            are being read are kept in any case.
+        folder: Where they are kept; made for the first one.
+        limit_mib: Size of all that they should not exceed, MiB; None keeps all. A shard that is
+            being read is never removed.
     """
 
     folder: Path
     limit_mib: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is fetched."""
+        """Check the settings before anything is fetched."""
         if self.limit_mib is not None and self.limit_mib < 1:
-            raise ConfigError(f"the cache must hold at least 1 MiB; got {self.limit_mib}.")
+            raise ConfigError(
+                f"the cache must hold at least 1 MiB; got {self.limit_mib}. Raise the limit."
+            )
         if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"the cache must be a folder; got the file {self.folder}. Move it.")
+            raise ConfigError(
+                f"the cache must be a folder; got the file {self.folder}. Name another folder."
+            )
 
     def path_of(self, shard: ShardEntry) -> Path:
-        """Say where a shard is kept.
+        """Give the path of a shard in the cache.
 
         Raises:
-            VerificationError: If its sha256, which becomes the name, is none.
+            VerificationError: If the manifest's sha256, which becomes the name, is malformed.
         """
         if not _SHA256.fullmatch(shard.sha256):
             raise VerificationError(
                 f"a sha256 must be 64 hex digits; got {shard.sha256!r} for {shard.name} in the "
-                "manifest. Copy the whole folder of shards there again."
+                f"manifest. {COPY_AGAIN}"
             )
         return self.folder / f"{shard.sha256}.tar"
 
     def open(
         self, shard: ShardEntry, *, fetch: Fetch, address: str, stop: threading.Event
     ) -> BinaryIO:
-        """Open a shard; fetch it first if it is not there with its full length.
+        """Open a shard; fetch it first unless it is there with its full length.
 
-        While it is open nobody removes it. Close it with `release`.
+        No process removes it while it is open. Close it with `release`.
 
         Args:
-            shard: What must come.
-            fetch: Its bytes from the store, not called where it is here already.
-            address: Of the shard in the store, for errors.
+            shard: What to open.
+            fetch: Fetches it; not called if the shard is in the cache.
+            address: The shard's address, for errors.
             stop: Once set, waiting ends in CancelledError.
 
         Raises:
             ConfigError: If the cache is in a file system without locks.
-            VerificationError: If other bytes came than were written; they are not kept.
+            VerificationError: If the fetched bytes are not those of the manifest; they are removed.
         """
         path = self.path_of(shard)
         file = _open_whole(path, shard.num_bytes, stop)
@@ -81,14 +85,14 @@ class ShardCache:
             return file
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{shard.sha256}.lock"), stop):
-            # Another process may remove it again before it is open: each turn fetches anew.
+            # Another process may remove it before it is open here; then fetch it again.
             while not (file := _open_whole(path, shard.num_bytes, stop)):
                 self._make_room(shard.num_bytes)
                 self._fetch(path, shard, fetch, address)
         return file
 
     def _fetch(self, path: Path, shard: ShardEntry, fetch: Fetch, address: str) -> None:
-        for left in self.folder.glob(f".{path.name}.*.partial"):  # whoever wrote it was killed
+        for left in self.folder.glob(f".{path.name}.*.partial"):  # its writer was killed
             left.unlink(missing_ok=True)
         digest = hashlib.sha256()
         with (
@@ -102,12 +106,11 @@ class ShardCache:
                 raise VerificationError(
                     f"a shard must arrive as it was written, {shard.num_bytes} bytes of sha256 "
                     f"{shard.sha256[:12]}; got {file.tell()} bytes of {digest.hexdigest()[:12]} "
-                    f"from {address} (broken at or after offset 0). "
-                    "Copy the whole folder of shards there again."
+                    f"from {address} (broken at or after offset 0). {COPY_AGAIN}"
                 )
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove the shards that were not used for longest until there is room for one more."""
+        """Remove the least recently used shards until there is room for one more."""
         if self.limit_mib is None:
             return
         found = []
@@ -147,7 +150,10 @@ def _lock(file: BinaryIO, *, shared: bool = False, stop: threading.Event | None 
 
 
 def _open_whole(path: Path, num_bytes: int, stop: threading.Event) -> BinaryIO | None:
-    """Open a kept shard that nobody can remove from now on, or say that there is none."""
+    """Open a shard of the cache so that no process removes it, or return None if it is not there.
+
+    A shard of another length counts as missing.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -156,7 +162,7 @@ def _open_whole(path: Path, num_bytes: int, stop: threading.Event) -> BinaryIO |
         _lock(file, shared=True, stop=stop)
         status = os.fstat(file.fileno())
         if status.st_nlink and status.st_size == num_bytes:  # not removed meanwhile, not cut
-            with contextlib.suppress(OSError):  # a cache that is only read has no use for it
+            with contextlib.suppress(OSError):  # a cache may be read-only
                 os.utime(path)
             return file
     except BaseException:

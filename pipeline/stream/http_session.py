@@ -1,7 +1,7 @@
-"""HTTP sessions that no server can lead into a private network. Needs aiohttp.
+"""HTTP sessions that no server can redirect into a private network. Needs aiohttp.
 
-What counts is the address that a connection is made to, not what a header or an earlier look-up
-said: names may have several addresses, and others a moment later.
+The address that a connection is made to is checked, not a header or an earlier look-up: a name may
+have several addresses, and other ones a moment later.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ READ_TIMEOUT_S = 30.0
 async def make_session(**options: Any) -> aiohttp.ClientSession:
     """Open a session for fsspec's HTTP file system.
 
-    Its requests raise DownloadError where a server leads to another scheme, or from a public
-    address to this machine or its network, where a request may do what its sender could not.
+    Its requests raise DownloadError where a server redirects to another scheme, or from a public
+    address to this machine or its network, which the server itself could not reach.
     """
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(_set_out)
@@ -35,7 +35,7 @@ async def make_session(**options: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=_Connector(),
         trace_configs=[trace],
-        trust_env=True,  # proxies, as other tools take them from the environment
+        trust_env=True,  # proxies of the environment, as other tools use them
         auto_decompress=False,  # offsets count the bytes that are stored
         headers={"Accept-Encoding": "identity"},
         timeout=aiohttp.ClientTimeout(
@@ -47,14 +47,14 @@ async def make_session(**options: Any) -> aiohttp.ClientSession:
 
 @dataclass
 class _Trail:
-    """Where a request and its redirects have been.
+    """The way of one request through its redirects.
 
     Attributes:
-        start: What the user asked for.
-        host: That is asked now.
-        is_proxied: Whether a proxy asks it; then the connection is to the proxy.
+        start: What the user requested.
+        host: The host that is requested now.
+        is_proxied: Whether a proxy requests it; then the connection is to the proxy.
         was_outside: Whether a server outside private networks has answered.
-        is_refused: Whether an address of the host was one that may not be connected to.
+        is_refused: Whether an address of the host was refused.
     """
 
     start: URL
@@ -98,7 +98,7 @@ class _Connector(aiohttp.TCPConnector):
         """Connect to a request's host, or find an open connection to it.
 
         Raises:
-            DownloadError: If it has only addresses that may not be connected to.
+            DownloadError: If all its addresses are refused.
         """
         trail = _trail.get()
         trail.host, trail.is_proxied = req.url.host or "", req.proxy is not None
@@ -111,7 +111,7 @@ class _Connector(aiohttp.TCPConnector):
             raise
         peer = connection.transport.get_extra_info("peername") if connection.transport else None
         inner = await _is_inner(req.url) if trail.is_proxied else not peer or is_inner(peer[0])
-        if inner and self._is_outside(trail):  # one that was open since before
+        if inner and self._is_outside(trail):  # the connection was open already
             connection.close()
             raise refusal
         if not inner:
@@ -120,7 +120,7 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
     def _open_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        """Make a socket for one of a host's addresses, or refuse to."""
+        """Make a socket for one of a host's addresses, or refuse the address."""
         family, kind, protocol, _, place = address
         trail = _trail.get()
         if not trail.is_proxied and self._is_outside(trail) and is_inner(str(place[0])):
@@ -134,17 +134,17 @@ class _Connector(aiohttp.TCPConnector):
 
 def _refusal(reason: str, target: URL, start: URL) -> DownloadError:
     return DownloadError(
-        "a server must not lead to another scheme, nor from outside into a private network; got "
-        f"{reason} in {target} from {start}. If you trust it, name that folder as the address."
+        "a server must not redirect to another scheme, nor from outside into a private network; "
+        f"got {reason} in {target} from {start}. If you trust it, name that folder as the address."
     )
 
 
 async def _is_inner(url: URL) -> bool:
-    """Whether a host that a proxy asks has an inner address; the proxy may see others."""
+    """Whether a host behind a proxy has an inner address; the proxy may see other ones."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             url.host or "", url.port, type=socket.SOCK_STREAM
         )
     except OSError:
-        return False  # the proxy may know it
+        return False  # the proxy may know the name
     return any(is_inner(str(place[0])) for *_, place in found)

@@ -1,4 +1,4 @@
-"""Who streams what: an epoch's samples dealt out to ranks and workers, as plain arithmetic."""
+"""Which rank and worker streams which samples of an epoch, as plain arithmetic."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ class Part:
     """One reader among those that share an epoch.
 
     Attributes:
-        rank: Of the process, from 0.
-        world_size: Processes.
-        worker: Of the process's reading workers, from 0.
+        rank: Rank of the process, from 0.
+        world_size: Number of processes.
+        worker: Which of the process's reading workers, from 0.
         num_workers: Workers of each process.
     """
 
@@ -25,11 +25,12 @@ class Part:
     num_workers: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a reader that would read another's samples."""
+        """Check that no two readers read the same samples."""
         if not (0 <= self.rank < self.world_size and 0 <= self.worker < self.num_workers):
             raise ConfigError(
-                f"ranks and workers count from 0 and below their number; got rank {self.rank} of "
-                f"{self.world_size}, worker {self.worker} of {self.num_workers}. Give each its own."
+                f"rank and worker must be at least 0 and below their number; got rank {self.rank} "
+                f"of {self.world_size}, worker {self.worker} of {self.num_workers}. "
+                "Count both from 0."
             )
 
     @property
@@ -39,7 +40,7 @@ class Part:
 
 
 class Piece(NamedTuple):
-    """Samples `first` to `stop`, exclusive, of one shard."""
+    """Samples of one shard from `first` to `stop`, which is excluded."""
 
     shard: ShardEntry
     first: int
@@ -47,17 +48,17 @@ class Piece(NamedTuple):
 
 
 def share_of(num_samples: int, part: Part, *, equal: bool) -> range:
-    """Place one reader's samples in the epoch's order.
+    """Give one reader's positions in the epoch's order.
 
-    Each rank takes one stretch of the order, and each of its workers one stretch of that. Sizes
-    therefore differ by one sample at most, and neighbours share at most one shard.
+    Each rank takes one stretch of the order, and each of its workers one stretch of that. Stretches
+    therefore differ by at most one sample, and neighbours share at most one shard.
 
     Args:
-        num_samples: Of the split.
+        num_samples: Samples of the split.
         part: The reader.
-        equal: Whether every rank gets the same number, so that all take equal steps; then the
-            last `num_samples % world_size` samples of the order are left out, which are others in
-            each epoch. Otherwise every sample is read once.
+        equal: Whether every rank gets the same number, so that all take equal steps. The last
+            `num_samples % world_size` samples of the order are then left out; they differ from
+            epoch to epoch. If false, every sample is read once.
     """
     usable = num_samples - num_samples % part.world_size if equal else num_samples
     start, stop = _stretch(0, usable, part.rank, part.world_size)
@@ -70,7 +71,7 @@ def _stretch(start: int, stop: int, index: int, count: int) -> tuple[int, int]:
 
 
 def cut_pieces(shards: Sequence[ShardEntry], share: range) -> Iterator[Piece]:
-    """Find the shards that hold a share of the samples, and what of each is meant."""
+    """Find which samples of which shards a share consists of, in order."""
     position = 0
     for shard in shards:
         count = len(shard.samples)

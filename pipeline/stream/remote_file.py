@@ -1,4 +1,4 @@
-"""Files of a remote folder, read front to back through fsspec; a lost connection is taken up."""
+"""Files of a remote folder, read front to back through fsspec; lost connections are resumed."""
 
 import functools
 import os
@@ -9,20 +9,20 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from pipeline.common.errors import ConfigError, DownloadError, SrpError, VerificationError
-from pipeline.stream.address import RemoteFolder
+from pipeline.stream.address import COPY_AGAIN, RemoteFolder
 
-TRIES = 5  # without a byte in between
-STORE_TRIES = 2  # the same where the backend has several tries of its own
-FIRST_WAIT_S = 0.5  # before the second try; doubled before each further one
+TRIES = 5  # in a row without a byte
+STORE_TRIES = 2  # the same for backends that retry by themselves
+FIRST_WAIT_S = 0.5  # before the first retry; doubled before each further one
 BLOCK_BYTES = 1 << 23  # of one request where a store is read by blocks
 CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-# Statuses of the 400s that another try may change.
-_PASSING = frozenset((408, 425, 429))
+# Statuses of the 400s that a retry may change.
+_TEMPORARY = frozenset((408, 425, 429))
 
 
 class RemoteFile:
-    """One file from some offset on. Retries go on at the offset that was reached.
+    """One file from some offset on. A retry starts at the offset that was reached.
 
     Raises, from `read`:
         FileNotFoundError: If there is no such file.
@@ -39,11 +39,11 @@ class RemoteFile:
         start: int = 0,
         stop: threading.Event | None = None,
     ) -> None:
-        """Say what to read; nothing is opened yet.
+        """Name what to read; nothing is opened yet.
 
         Args:
-            folder: Where it lies.
-            name: Of the file.
+            folder: Where the file is.
+            name: Its name.
             num_bytes: Its length; None if unknown.
             start: Offset of the first byte to read.
             stop: Once set, reading ends in CancelledError.
@@ -59,14 +59,14 @@ class RemoteFile:
         self._tries = TRIES if folder.scheme in ("http", "https") else STORE_TRIES
 
     def read(self, num_bytes: int) -> bytes:
-        """Read at least one byte and at most so many; none at the end."""
+        """Read at least one byte and at most `num_bytes`; none at the end."""
         while True:
             if self._stop.is_set():
                 raise CancelledError
             try:
                 if self._file is None:
                     self._file = self._open()
-                data: bytes = self._file.read(num_bytes)
+                data: bytes = self._file.read(num_bytes) if num_bytes else b""
             except SrpError:
                 raise
             except Exception as error:  # each backend has its own tree of errors
@@ -75,20 +75,14 @@ class RemoteFile:
             self._position += len(data)
             if data:
                 self._num_failed = 0
-            elif self._num_bytes is not None and self._position < self._num_bytes:
+            elif num_bytes and self._num_bytes is not None and self._position < self._num_bytes:
                 self._note_end()
                 continue
             return data
 
     def connect(self) -> None:
         """Open the connection now, so that the first read need not wait."""
-        while self._file is None:
-            try:
-                self._file = self._open()
-            except SrpError:
-                raise
-            except Exception as error:  # as in `read`
-                self._note_failure(error)
+        self.read(0)
 
     def chunks(self) -> Iterator[bytes]:
         """Read to the end."""
@@ -96,7 +90,7 @@ class RemoteFile:
             yield data
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -115,7 +109,7 @@ class RemoteFile:
         return file
 
     def _open_http(self, files: Any) -> Any:
-        """Ask for everything from the offset on; a server without ranges sends what is before."""
+        """Request everything from the offset on; a server without ranges sends all of it."""
         headers = {"Range": f"bytes={self._position}-"} if self._position else {}
         # Block size 0 streams; the size only keeps fsspec from asking for it first.
         file = files.open(self.address, "rb", block_size=0, size=1, headers=headers)
@@ -124,7 +118,7 @@ class RemoteFile:
             if response.status == 206:
                 match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
                 if not match or int(match[1]) != self._position:
-                    raise OSError("another range than was asked for")
+                    raise OSError("another range than was requested")
                 self._check_length(None if match[2] == "*" else int(match[2]))
             elif response.status == 200:
                 self._check_length(response.content_length)
@@ -141,17 +135,18 @@ class RemoteFile:
             raise wrong_length(self.address, int(announced or 0), int(self._num_bytes or 0))
 
     def _note_end(self) -> None:
-        """Try once more where the file seems to end too early."""
+        """Retry once where the file seems to end too early."""
         self.close()
         self._num_failed += 1
         if self._num_failed > 1:
             raise wrong_length(self.address, self._position, int(self._num_bytes or 0))
 
     def _note_failure(self, error: Exception) -> None:
-        """Wait before the next try.
+        """Wait before the next retry.
 
         Raises:
-            Exception: If there is to be none.
+            DownloadError: If there is no further retry.
+            FileNotFoundError, VerificationError: As `read`.
         """
         self.close()
         status = getattr(error, "status", None)
@@ -160,7 +155,7 @@ class RemoteFile:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(self.address) from error  # unlike a local one, without filename
         self._num_failed += 1
-        is_refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+        is_refused = isinstance(status, int) and 400 <= status < 500 and status not in _TEMPORARY
         if self._num_failed >= self._tries or is_refused or isinstance(error, PermissionError):
             raise DownloadError(
                 f"shards must be reachable; got {_reason(error)} from {self.address} at offset "
@@ -170,11 +165,10 @@ class RemoteFile:
 
 
 def wrong_length(place: str, num_bytes: int, expected: int) -> VerificationError:
-    """Say that a remote shard does not have the length that was written."""
+    """Make the error of a remote shard whose length is not the one that was written."""
     return VerificationError(
         f"a shard must have the length that was written; got {num_bytes} bytes, not {expected}, "
-        f"in {place} (broken from offset {min(num_bytes, expected)}). "
-        "Copy the whole folder of shards there again."
+        f"in {place} (broken from offset {min(num_bytes, expected)}). {COPY_AGAIN}"
     )
 
 

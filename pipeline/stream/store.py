@@ -1,61 +1,58 @@
-"""A folder of shards, wherever it lies: its manifest, and its shards front to back."""
+"""A folder of shards, local or remote: its manifest, and its shards read front to back."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
-from pipeline.stream.address import RemoteFolder, parse_address
+from pipeline.stream.address import COPY_AGAIN, RemoteFolder, parse_address
 from pipeline.stream.cache import ShardCache, release
 from pipeline.stream.remote_file import RemoteFile
 
 MAX_MANIFEST_BYTES = 1 << 30
-COPY_AGAIN = "Copy the whole folder of shards there again."
 
 
-class Source(Protocol):
-    """A shard that is being read.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened shard.
 
     Attributes:
         place: Its path or address, for errors.
+        read: Reads at most so many bytes; none at the end.
+        close: Closes it.
+        fix: Says what helps if its bytes are not those that were written; asked when they are not.
     """
 
     place: str
-
-    @property
-    def fix(self) -> str:
-        """What helps if its bytes are not those that were written."""
-
-    def read(self, num_bytes: int) -> bytes:
-        """Read at most so many bytes; none at the end."""
-
-    def close(self) -> None:
-        """Let it go."""
+    read: Callable[[int], bytes]
+    close: Callable[[], None]
+    fix: Callable[[], str]
 
 
 class Store(Protocol):
-    """A folder of shards."""
+    """A folder of shards, wherever it is."""
 
     @property
     def address(self) -> str:
-        """What its user calls it."""
+        """The path or address that the user typed."""
 
     @property
     def fix(self) -> str:
-        """What helps where a file of it is not what the manifest says."""
+        """What helps if a file of it is not what the manifest says."""
 
     def load_manifest(self) -> Manifest:
         """Read what the folder holds."""
 
     def read_file(self, name: str, *, at_most: int) -> bytes:
-        """Read a small file whole, or the start of one that is longer than `at_most` bytes.
+        """Read a small file; of one that is longer than `at_most` bytes, a little more than those.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -71,8 +68,8 @@ def open_store(
     """Name a folder of shards. Nothing is read yet.
 
     Args:
-        address: An address of file, http, https, s3 or gs, or a path, which a Path always is.
-        cache: Folder that remote shards are kept in; None reads them from the store each time.
+        address: A path, or an address of file, http, https, s3 or gs. A `Path` is always a path.
+        cache: Folder that keeps remote shards; None reads them from the store each time.
         cache_mib: Size that the cache should not exceed, MiB; None keeps all.
 
     Raises:
@@ -82,14 +79,16 @@ def open_store(
     if isinstance(place, Path):
         return LocalStore(folder=manifests.find(place))
     if cache is None and cache_mib is not None:
-        raise ConfigError(f"a size of the cache needs a cache; got {cache_mib} MiB. Name a folder.")
+        raise ConfigError(
+            f"a limit of the cache needs a cache; got {cache_mib} MiB. Name a folder for the cache."
+        )
     kept = ShardCache(folder=cache, limit_mib=cache_mib) if cache else None
     return RemoteStore(folder=place, cache=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalStore:
-    """A folder of this machine."""
+    """A folder on this machine."""
 
     folder: Path
 
@@ -100,8 +99,8 @@ class LocalStore:
 
     @property
     def fix(self) -> str:
-        """The command that writes what is missing or wrong anew."""
-        return "Run the same srp-data build-shards command again to write them anew."
+        """The command that rewrites what is missing or wrong."""
+        return "Run the same srp-data build-shards command again to rewrite them."
 
     def load_manifest(self) -> Manifest:
         """Read what the folder holds; see `pipeline.format.manifest.load`."""
@@ -113,7 +112,7 @@ class LocalStore:
             return file.read(at_most + 1)
 
     def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
-        """Open a shard; a local file needs no giving up.
+        """Open a shard, which does not wait for anything.
 
         Raises:
             VerificationError: If it is missing or has another length.
@@ -122,12 +121,15 @@ class LocalStore:
         check_length(path, shard)
         file = path.open("rb")
         file.seek(start)
-        return _LocalSource(file, path, shard)
+        # A shard that is replaced while it is open is read to its end all the same.
+        return Source(
+            place=str(path), read=file.read, close=file.close, fix=partial(fix_of, path, shard)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteStore:
-    """A folder of another machine, and perhaps a cache on this one."""
+    """A folder at an address, and perhaps a cache on this machine."""
 
     folder: RemoteFolder
     cache: ShardCache | None
@@ -139,11 +141,11 @@ class RemoteStore:
 
     @property
     def fix(self) -> str:
-        """What its owner must do; nothing can be written from here."""
+        """What the folder's owner must do; nothing is written from here."""
         return COPY_AGAIN
 
     def load_manifest(self) -> Manifest:
-        """Fetch what the folder holds.
+        """Fetch the manifest.
 
         Raises:
             ConfigError: If the folder has no manifest, or one of another version.
@@ -170,19 +172,16 @@ class RemoteStore:
         Raises:
             DownloadError: If it cannot be fetched.
         """
-        file = RemoteFile(self.folder, name, num_bytes=None)
         data = bytearray()
-        try:
+        with closing(RemoteFile(self.folder, name, num_bytes=None)) as file:
             for chunk in file.chunks():
                 data += chunk
                 if len(data) > at_most:
                     break
-        finally:
-            file.close()
         return bytes(data)
 
     def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
-        """Open a shard in the cache, or at the store if there is none.
+        """Open a shard in the cache, or at its address if there is no cache.
 
         Raises:
             DownloadError: If it cannot be fetched.
@@ -200,7 +199,9 @@ class RemoteStore:
                 "every shard of the manifest must be there; got none at "
                 f"{self.folder.locate(shard.name)}. {COPY_AGAIN}"
             ) from None
-        return _RemoteSource(remote)
+        return Source(
+            place=remote.address, read=remote.read, close=remote.close, fix=lambda: COPY_AGAIN
+        )
 
     def _open_kept(
         self, cache: ShardCache, shard: ShardEntry, *, start: int, stop: threading.Event
@@ -211,7 +212,13 @@ class RemoteStore:
 
         file = cache.open(shard, fetch=fetch, address=self.folder.locate(shard.name), stop=stop)
         file.seek(start)
-        return _KeptSource(file, cache.path_of(shard))
+        path = cache.path_of(shard)
+        return Source(
+            place=str(path),
+            read=file.read,
+            close=partial(release, file),
+            fix=lambda: f"Remove {path} and run the command again.",
+        )
 
     def _file_of(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> RemoteFile:
         return RemoteFile(
@@ -221,51 +228,3 @@ class RemoteStore:
 
 def _damaged(place: str, what: str) -> VerificationError:
     return VerificationError(f"a manifest must be whole; got {what} in {place}. {COPY_AGAIN}")
-
-
-class _LocalSource:
-    """A shard of a local folder; one that is replaced meanwhile is read to its end all the same."""
-
-    def __init__(self, file: BinaryIO, path: Path, shard: ShardEntry) -> None:
-        self.place = str(path)
-        self._file = file
-        self._shard = shard
-
-    @property
-    def fix(self) -> str:
-        return fix_of(self.place, self._shard)
-
-    def read(self, num_bytes: int) -> bytes:
-        return self._file.read(num_bytes)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _KeptSource:
-    """A shard in the cache, which may be removed once it is closed."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.place = str(path)
-        self.fix = f"Remove {path} and run the command again."
-        self._file = file
-
-    def read(self, num_bytes: int) -> bytes:
-        return self._file.read(num_bytes)
-
-    def close(self) -> None:
-        release(self._file)
-
-
-class _RemoteSource:
-    fix = COPY_AGAIN
-
-    def __init__(self, file: RemoteFile) -> None:
-        self.place = file.address
-        self._file = file
-
-    def read(self, num_bytes: int) -> bytes:
-        return self._file.read(num_bytes)
-
-    def close(self) -> None:
-        self._file.close()

@@ -275,5 +275,5 @@ def _members(
 
 def _changed(where: str, source: Source) -> VerificationError:
     return VerificationError(
-        f"a sample's bytes must be those that were written; got others in {where}. {source.fix}"
+        f"a sample's bytes must be those that were written; got others in {where}. {source.fix()}"
     )

@@ -217,21 +217,14 @@ class _HashedStore:
         self._store = store
 
     def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
-        return _HashedSource(self._store.open(shard, start=start, stop=stop), self.digest.update)
+        source = self._store.open(shard, start=start, stop=stop)
 
+        def read(num_bytes: int) -> bytes:
+            data = source.read(num_bytes)
+            self.digest.update(data)
+            return data
 
-class _HashedSource:
-    def __init__(self, source: Source, update: Callable[[bytes], None]) -> None:
-        self.place = source.place
-        self.fix = source.fix
-        self.close = source.close
-        self._source = source
-        self._update = update
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._source.read(num_bytes)
-        self._update(data)
-        return data
+        return replace(source, read=read)
 
 
 def _check_counts(manifest: Manifest) -> None:

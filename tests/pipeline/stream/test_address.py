@@ -64,14 +64,14 @@ def test_a_name_is_quoted_where_an_address_would_read_it_otherwise() -> None:
         ("memory://a", "the scheme memory:"),
         ("http:/host/a", "the scheme http:"),
         ("file:a", "the scheme file:"),
-        ("file://host/a", "a file address that is no absolute path"),
-        ("file://", "a file address that is no absolute path"),
+        ("file://host/a", "a file address that is not an absolute path"),
+        ("file://", "a file address that is not an absolute path"),
         ("http:///a", "no host or bucket"),
         ("http://[::1/a", "a chain of addresses"),
         ("http://[1/a", "no host or bucket"),
         ("s3://", "no host or bucket"),
-        ("https://host/a?sig=1", "a query"),
-        ("https://host/a#b", "a query"),
+        ("https://host/a?sig=1", "a query or a fragment"),
+        ("https://host/a#b", "a query or a fragment"),
         ("https://host/a b", "a space or a control character"),
         ("https://host/a\nb", "a space or a control character"),
         ("", "no path"),
@@ -82,9 +82,9 @@ def test_every_other_address_is_refused_with_the_rule_and_the_fix(text: str, wha
         parse_address(text)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("shards must lie in a folder, or at an address of file, http,")
+    assert message.startswith("shards must be in a folder, or at an address of file, http,")
     assert f"got {what}" in message
-    assert message.endswith("or the path, with ./ in front if it has a colon.")
+    assert message.endswith("a path with a colon needs ./ before it.")
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:

@@ -192,7 +192,9 @@ def test_a_cache_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"at least 1 MiB; got 0\."):
         ShardCache(folder=tmp_path, limit_mib=0)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"must be a folder; got the file .*file\. Move it\."):
+    with pytest.raises(
+        ConfigError, match=r"must be a folder; got the file .*file\. Name another folder\."
+    ):
         ShardCache(folder=tmp_path / "file")
 
 

@@ -89,5 +89,5 @@ def test_neighbours_share_at_most_one_shard(
     "numbers", [{"rank": 1}, {"rank": -1}, {"worker": 2, "num_workers": 2}, {"world_size": 0}]
 )
 def test_a_reader_that_is_none_of_its_group_is_refused(numbers: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"count from 0 and below their number; got rank"):
+    with pytest.raises(ConfigError, match=r"at least 0 and below their number; got rank"):
         Part(**numbers)

@@ -256,7 +256,7 @@ def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
     web: Any, shard: ShardEntry
 ) -> None:
     web.faults = [send_part] * 9
-    with pytest.raises(DownloadError, match=r"got OSError: another range than was asked for from"):
+    with pytest.raises(DownloadError, match=r"got OSError: another range than was requested from"):
         keys_of(web.address)
     assert web.asked_for(shard.name) == [""] * remote.TRIES
 
@@ -334,7 +334,7 @@ def test_a_backend_that_is_not_installed_is_named_with_its_command(
 
 
 def test_a_size_without_a_cache_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"needs a cache; got 5 MiB\. Name a folder\."):
+    with pytest.raises(ConfigError, match=r"got 5 MiB\. Name a folder for the cache\."):
         open_store("http://host/a", cache_mib=5)
 
 
