@@ -95,7 +95,7 @@ class ManifestTarget:
 
     def check(self, data: bytes) -> None:
         try:
-            found = manifests.from_json(data)
+            found = manifests.decode_manifest(data)
         except (SrpError, OverflowError, RecursionError, TypeError, ValueError):
             return
         if b'"manifest_sha256"' in data[:256]:

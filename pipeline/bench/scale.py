@@ -65,7 +65,7 @@ def _multiply(folder: Path, known: Manifest, out: Path, size: int) -> Row:
         shards.append(copied)
         count += len(shard.samples)
     whole = replace(known, num_sources={SPLIT: count}, rejects=(), shards=tuple(shards))
-    (out / manifests.FILE_NAME).write_text(manifests.to_json(whole), encoding="utf-8")
+    (out / manifests.FILE_NAME).write_bytes(manifests.encode_manifest(whole))
     return Row(name=f"{count:,}", labels={"samples": f"{count:,}", "shards": f"{len(shards):,}"})
 
 

@@ -41,7 +41,7 @@ def publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Fi
     One that is there already is true at every moment: it is taken away before a shard that it
     does not describe comes into place.
     """
-    text, path = manifest.to_json(built).encode(), out / manifest.FILE_NAME
+    text, path = manifest.encode_manifest(built), out / manifest.FILE_NAME
     if path.exists() and path.read_bytes() != text:
         for shard in finished.values():  # so that a later run can go on without the manifest
             save_state(records, shard)

@@ -7,7 +7,6 @@ their records until all are there, since a manifest must not name a shard of oth
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.file_lock import writer_lock
 from pipeline.common.progress import Progress
 from pipeline.format import manifest
-from pipeline.format.index import ShardEntry, shard_from_json, shard_to_json
+from pipeline.format.index import ShardEntry, decode_shard, encode_shard
 from pipeline.format.manifest import Reject
 from pipeline.format.sample import member_suffixes
 from pipeline.format.spec import DataSpec
@@ -107,7 +106,7 @@ def _require_new(out: Path) -> None:
 def open_records(records: Path, spec: DataSpec) -> None:
     """Make the folder for the records of one build's finished shards."""
     records.mkdir(exist_ok=True)
-    write_file(records / SPEC_NAME, json.dumps(asdict(spec)).encode())
+    write_file(records / SPEC_NAME, msgspec.json.encode(spec))
     remove_partials(records)
 
 
@@ -141,7 +140,7 @@ def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
 
 def _load_spec(path: Path) -> dict[str, Any]:
     try:
-        return asdict(DataSpec(**json.loads(path.read_text(encoding="utf-8"))))
+        return asdict(msgspec.json.decode(path.read_bytes(), type=DataSpec))
     except (OSError, TypeError, ValueError):
         return {}
 
@@ -220,11 +219,8 @@ def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Fini
 
 def save_state(state: Path, finished: Finished) -> None:
     """Note that a shard is in place, for a later run of the same build."""
-    fields = {
-        "shard": shard_to_json(finished.shard),
-        "rejects": [asdict(reject) for reject in finished.rejects],
-    }
-    write_file(state / f"{finished.shard.name}.json", json.dumps(fields).encode())
+    fields = {"shard": encode_shard(finished.shard), "rejects": finished.rejects}
+    write_file(state / f"{finished.shard.name}.json", msgspec.json.encode(fields))
 
 
 def _load_state(path: Path, spec: DataSpec) -> Finished | None:
@@ -232,7 +228,7 @@ def _load_state(path: Path, spec: DataSpec) -> Finished | None:
     try:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
         return Finished(
-            shard=shard_from_json(fields["shard"], member_suffixes(spec)),
+            shard=decode_shard(fields["shard"], member_suffixes(spec)),
             rejects=msgspec.json.decode(fields["rejects"], type=tuple[Reject, ...]),
         )
     except (OSError, KeyError, OverflowError, RecursionError, ValueError):

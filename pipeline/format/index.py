@@ -196,73 +196,73 @@ class ShardEntry:
         return f"{self.name} at offset {record.offset} (sample {record.key})"
 
 
-def shard_to_json(shard: ShardEntry) -> dict[str, Any]:
-    """Lay a shard's record out by columns, which keeps the manifest small."""
-    samples = shard.samples
-    return {
-        "name": shard.name,
-        "split": shard.split,
-        "samples": len(samples),
-        "bytes": shard.num_bytes,
-        "sha256": shard.sha256,
-        "keys": list(samples.keys),
-        "labels": samples.labels_N.tolist(),
-        "offsets": samples.offsets_N.tolist(),
-        "crc32": samples.crc32_N.tolist(),
-        "sizes": {
-            suffix: _one_or_all(sizes_N.tolist())
-            for suffix, sizes_N in zip(samples.suffixes, samples.sizes_MN, strict=True)
-        },
-    }
-
-
-def _one_or_all(sizes: list[int]) -> list[int] | int:
-    return sizes[0] if len(set(sizes)) == 1 else sizes
-
-
-class _Fields(msgspec.Struct):
-    """What `shard_to_json` gives."""
+class _Columns(msgspec.Struct):
+    """A shard's entry as the manifest has it: by columns, which keeps the manifest small."""
 
     name: str
     split: str
     samples: int
     bytes: int
     sha256: str
-    keys: list[str]
+    keys: Sequence[str]
     labels: list[int]
     offsets: list[int]
     crc32: list[int]
     sizes: dict[str, int | list[int]]
 
 
-def shard_from_json(text: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardEntry:
-    """Read what `shard_to_json` gave.
+def encode_shard(shard: ShardEntry) -> msgspec.Raw:
+    """Write a shard's entry as JSON on one line."""
+    samples = shard.samples
+    columns = _Columns(
+        name=shard.name,
+        split=shard.split,
+        samples=len(samples),
+        bytes=shard.num_bytes,
+        sha256=shard.sha256,
+        keys=samples.keys,
+        labels=samples.labels_N.tolist(),
+        offsets=samples.offsets_N.tolist(),
+        crc32=samples.crc32_N.tolist(),
+        sizes={
+            suffix: _one_or_all(sizes_N.tolist())
+            for suffix, sizes_N in zip(samples.suffixes, samples.sizes_MN, strict=True)
+        },
+    )
+    return msgspec.Raw(msgspec.json.encode(columns))
+
+
+def _one_or_all(sizes: list[int]) -> list[int] | int:
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def decode_shard(data: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardEntry:
+    """Read a shard's entry.
 
     Args:
-        text: JSON that has not been read yet, so that one shard's numbers can be let go of before
-            the next one's come.
-        suffixes: Of the members.
+        data: JSON, not parsed yet: one shard's numbers are freed before the next are parsed.
+        suffixes: The sample's members in tar order.
 
     Raises:
-        OverflowError, ValueError: If the fields do not agree with one another.
+        OverflowError, ValueError: If the fields do not agree.
     """
-    fields = msgspec.json.decode(text, type=_Fields)
+    columns = msgspec.json.decode(data, type=_Columns)
     shard = ShardEntry(
-        name=fields.name,
-        split=fields.split,
-        num_bytes=fields.bytes,
-        sha256=fields.sha256,
+        name=columns.name,
+        split=columns.split,
+        num_bytes=columns.bytes,
+        sha256=columns.sha256,
         samples=SampleIndex(
-            keys=fields.keys,
-            labels=fields.labels,
-            offsets=fields.offsets,
-            crc32=fields.crc32,
-            sizes=fields.sizes,
+            keys=columns.keys,
+            labels=columns.labels,
+            offsets=columns.offsets,
+            crc32=columns.crc32,
+            sizes=columns.sizes,
         ),
     )
     if shard.samples.suffixes != suffixes:
         raise ValueError(f"members {', '.join(shard.samples.suffixes)} in {shard.name}")
-    _check_shard(shard, num_samples=fields.samples)
+    _check_shard(shard, num_samples=columns.samples)
     return shard
 
 

@@ -6,6 +6,7 @@ one is complete.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import msgspec
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, verify_sha256
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.codecs import codec_of
-from pipeline.format.index import ShardEntry, check_split, shard_from_json, shard_to_json
+from pipeline.format.crops import Box
+from pipeline.format.index import ShardEntry, check_split, decode_shard, encode_shard
 from pipeline.format.sample import member_suffixes, npy_shapes
 from pipeline.format.spec import CODECS, LAYOUTS, DataSpec
 
@@ -25,6 +27,7 @@ REJECTS_NAME = "rejects.jsonl"
 LARGEST_PX = 1 << 16  # of a side: what JPEG can hold
 DIGEST = "manifest_sha256"
 _HEAD_BYTES = 256  # within which the digest lies
+_NOT_ASCII = re.compile(r"[^\n -~]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,47 +84,17 @@ class Manifest:
 
 def fingerprint(spec: DataSpec, listing: Iterable[tuple[str, int]]) -> str:
     """Hash what decides the shards' bytes: format, spec, and each source's path and size."""
-    told = {"format": FORMAT, **asdict(spec)}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    decisive = {"format": FORMAT, **asdict(spec)}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
     for path, size in listing:
         digest.update(f"{path}\0{size}\n".encode())
     return digest.hexdigest()
 
 
-def to_json(manifest: Manifest) -> str:
-    """Write a manifest; equal manifests give equal text.
-
-    It holds its own SHA-256; see `pipeline.common.checksum`.
-    """
-    plan = manifest.spec.crop_layout
-    head = {
-        "format": FORMAT,
-        DIGEST: NO_DIGEST,
-        "fingerprint": manifest.fingerprint,
-        "lossy": codec_of(manifest.spec).is_lossy,
-        "spec": asdict(manifest.spec),
-        "candidates": [
-            {"name": name, "box_px": list(box), "box": list(fractions)}
-            for name, box, fractions in zip(plan.names, plan.boxes, plan.normalised(), strict=True)
-        ],
-        "classes": list(manifest.classes),
-        "class_names": list(manifest.class_names),
-        "splits": {
-            split: {"sources": count, "samples": manifest.num_samples(split)}
-            for split, count in manifest.num_sources.items()
-        },
-        "rejects": [asdict(reject) for reject in manifest.rejects],
-    }
-    # One line per shard: people read the head, and a diff names the shard.
-    shards = ",\n".join(
-        json.dumps(shard_to_json(shard), separators=(",", ":")) for shard in manifest.shards
-    )
-    text = f'{json.dumps(head, indent=1)[:-2]},\n "shards": [\n{shards}\n]}}\n'
-    return embed_sha256(text.encode(), DIGEST).decode()
-
-
-class _Format(msgspec.Struct):
-    format: str
+class _Candidate(msgspec.Struct):
+    name: str
+    box_px: Box
+    box: tuple[float, float, float, float]
 
 
 class _Counts(msgspec.Struct):
@@ -129,16 +102,52 @@ class _Counts(msgspec.Struct):
     samples: int
 
 
-class _Head(msgspec.Struct):
-    """A manifest whose shards have not been read yet."""
+class _File(msgspec.Struct, kw_only=True):
+    """The fields of `manifest.json`; shards are parsed one by one."""
 
+    format: str = FORMAT
+    manifest_sha256: str = NO_DIGEST
     fingerprint: str
+    lossy: bool
     spec: DataSpec
+    candidates: tuple[_Candidate, ...]
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     splits: dict[str, _Counts]
     rejects: tuple[Reject, ...]
-    shards: list[msgspec.Raw]
+    shards: tuple[msgspec.Raw, ...]
+
+
+class _Format(msgspec.Struct):
+    format: str
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Write a manifest with its own SHA-256; equal manifests give equal bytes.
+
+    The text is ASCII. Each shard has one line: people read the head, and a diff names the shard.
+    """
+    layout = manifest.spec.crop_layout
+    candidates = zip(layout.names, layout.boxes, layout.normalised(), strict=True)
+    file = _File(
+        fingerprint=manifest.fingerprint,
+        lossy=codec_of(manifest.spec).is_lossy,
+        spec=manifest.spec,
+        candidates=tuple(_Candidate(*candidate) for candidate in candidates),
+        classes=manifest.classes,
+        class_names=manifest.class_names,
+        splits={
+            split: _Counts(sources=count, samples=manifest.num_samples(split))
+            for split, count in manifest.num_sources.items()
+        },
+        rejects=manifest.rejects,
+        shards=(),
+    )
+    head = msgspec.json.format(msgspec.json.encode(file), indent=1).decode()
+    head = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], head)
+    shards = b",\n".join(bytes(encode_shard(shard)) for shard in manifest.shards)
+    data = head.removesuffix("[]\n}").encode() + b"[\n" + shards + b"\n]}\n"
+    return embed_sha256(data, DIGEST)
 
 
 def _check_spec(spec: DataSpec) -> None:
@@ -172,14 +181,13 @@ def _check_names(manifest: Manifest) -> None:
         seen.add(shard.name)
 
 
-def from_json(text: str | bytes) -> Manifest:
+def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
         ConfigError: If another version of the format wrote it.
-        OverflowError, RecursionError, TypeError, ValueError: If it is not one.
+        OverflowError, RecursionError, TypeError, ValueError: If it is damaged.
     """
-    data = text.encode() if isinstance(text, str) else text
     version = msgspec.json.decode(data, type=_Format).format
     if version != FORMAT:
         raise ConfigError(
@@ -187,27 +195,26 @@ def from_json(text: str | bytes) -> Manifest:
             "Use the version of srp that wrote them, or build them again."
         )
     verify_sha256(data, DIGEST, within=_HEAD_BYTES)
-    head = msgspec.json.decode(data, type=_Head)
-    spec = head.spec
-    _check_spec(spec)
-    suffixes = member_suffixes(spec)
+    file = msgspec.json.decode(data, type=_File)
+    _check_spec(file.spec)
+    suffixes = member_suffixes(file.spec)
     manifest = Manifest(
-        spec=spec,
-        fingerprint=head.fingerprint,
-        classes=head.classes,
-        class_names=head.class_names,
-        num_sources={split: counts.sources for split, counts in head.splits.items()},
-        rejects=head.rejects,
-        shards=tuple(shard_from_json(shard, suffixes) for shard in head.shards),
+        spec=file.spec,
+        fingerprint=file.fingerprint,
+        classes=file.classes,
+        class_names=file.class_names,
+        num_sources={split: counts.sources for split, counts in file.splits.items()},
+        rejects=file.rejects,
+        shards=tuple(decode_shard(shard, suffixes) for shard in file.shards),
     )
     _check_names(manifest)
-    for split, counts in head.splits.items():
+    for split, counts in file.splits.items():
         if manifest.num_samples(split) != counts.samples:
             raise ValueError(f"{counts.samples} samples of {split}, shards hold another number")
-    highest = len(manifest.classes)
     labels = [shard.samples.labels_N for shard in manifest.shards if len(shard.samples)]
-    if any(labels_N.min() < 0 or labels_N.max() >= highest for labels_N in labels):
-        raise ValueError(f"a label that is none of {len(manifest.classes)} classes")
+    num_classes = len(manifest.classes)
+    if any(labels_N.min() < 0 or labels_N.max() >= num_classes for labels_N in labels):
+        raise ValueError(f"a label that is none of {num_classes} classes")
     return manifest
 
 
@@ -220,14 +227,14 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        text = path.read_bytes()
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"shards must have a {FILE_NAME}; got none in {folder}. "
             f"Build them with: srp-data build-shards SOURCE {folder}"
         ) from None
     try:
-        return from_json(text)
+        return decode_manifest(data)
     except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 

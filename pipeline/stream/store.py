@@ -157,7 +157,7 @@ class RemoteStore:
             data = self.read_file(FILE_NAME, at_most=MAX_MANIFEST_BYTES)
             if len(data) > MAX_MANIFEST_BYTES:
                 raise _damaged(place, f"more than {MAX_MANIFEST_BYTES} bytes")
-            return manifests.from_json(data)
+            return manifests.decode_manifest(data)
         except FileNotFoundError:
             raise ConfigError(
                 f"shards must have a {FILE_NAME}; got none at {self.address}. "

@@ -48,7 +48,7 @@ def build(layout: str, images: Images, out: Path) -> None:
         rejects=(),
         shards=tuple(shards),
     )
-    (out / manifest.FILE_NAME).write_text(manifest.to_json(written), encoding="utf-8")
+    (out / manifest.FILE_NAME).write_bytes(manifest.encode_manifest(written))
 
 
 def _spec(images: Images, codec: Codec) -> DataSpec:
