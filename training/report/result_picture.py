@@ -16,8 +16,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from pipeline.format.crops import CropLayout
-from pipeline.format.sample import Sample
+from pipeline import CropLayout, Sample
 from training.audit.run import Audited
 from training.model.classifier import candidate_indices
 from training.report.charts.svg import shown
