@@ -14,15 +14,13 @@ from pipeline.common.atomic_io import require_file
 from pipeline.common.console import (
     AS_JSON,
     BYTES,
-    EXIT_STATUSES,
     Commands,
     Resumable,
     note,
-    option,
     shown_progress,
 )
+from pipeline.common.errors import few, printable
 from pipeline.common.options import options_of
-from pipeline.common.wording import few, printable
 from pipeline.datasets.config import ScatterConfig, SceneConfig
 
 if TYPE_CHECKING:
@@ -33,8 +31,7 @@ MAX_SKIPPED = 10  # that are named in text
 
 @click.group(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EXIT_STATUSES,
+    extra="srp[train]",
 )
 @click.version_option(package_name="srp")
 def main() -> None:
@@ -89,9 +86,19 @@ def _print_counts(manifest: "Manifest") -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG to write."
 )
-@option("--split", "train", "Split to draw from.", click.Choice(("train", "val")))
-@option("--rows", 6, "Samples to draw.", click.IntRange(1, 100))
-@option("--seed", 0, "Seed of the draw.", click.IntRange(0))
+@click.option(
+    "--split",
+    default="train",
+    show_default=True,
+    help="Split to draw from.",
+    type=click.Choice(("train", "val")),
+)
+@click.option(
+    "--rows", default=6, show_default=True, help="Samples to draw.", type=click.IntRange(1, 100)
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the draw.", type=click.IntRange(0)
+)
 def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
     """Draw a contact sheet of a few samples.
 

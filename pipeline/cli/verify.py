@@ -9,7 +9,7 @@ import click
 
 from pipeline.build.config import BuildConfig
 from pipeline.common.console import AS_JSON, note, shown_progress
-from pipeline.common.wording import printable
+from pipeline.common.errors import printable
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest

@@ -1,4 +1,4 @@
-"""How both programs meet the terminal: one line per error, one look for progress.
+"""The terminal of both programs: one line per error, one look for progress.
 
 Results go to stdout; progress and messages go to stderr.
 """
@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from pipeline.common.atomic_io import named_output
-from pipeline.common.errors import ConfigError, PreemptedRunError, SrpError, StoppedRunError
+from pipeline.common.errors import (
+    ConfigError,
+    PreemptedRunError,
+    SrpError,
+    StoppedRunError,
+    printable,
+)
 from pipeline.common.event_log import LOG
 from pipeline.common.progress import Progress
-from pipeline.common.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,13 +36,8 @@ EXIT_STATUSES = (
     "Exit status: 0 done, 1 bug, full disk or memory, or diverged loss, 2 usage, 3 damaged data, "
     "4 rejects, 75 preempted (SIGTERM), 130 interrupted (Ctrl-C)."
 )
-TYPED = "srp.typed"  # where a context keeps the words of the command
+TYPED = "srp.typed"  # key of a context under which the words of the command are kept
 BYTES = "MB/s"
-OWN_PACKAGES = ("", "pipeline", "training")
-FULL_MEMORY = (
-    "the work must fit into this machine's memory; got no more of it. Free some, or use fewer "
-    "--workers where the command has them."
-)
 STAGE_UNITS = {
     "reading the archive": BYTES,
     "checking finished shards": "shards/s",
@@ -48,15 +48,24 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class Resumable(click.Command):
-    """A command that goes on where it was stopped when it is typed again."""
+    """A command that continues where it was stopped when it is typed again."""
 
 
 class Commands(click.Group):
     """A click group that ends every expected failure in one line and its exit status."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Add the options that all commands share."""
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, extra: str = "", torchrun: str = "", **kwargs: Any) -> None:
+        """Add what all programs share: exit statuses in the help, and `--log`.
+
+        Args:
+            args: For click.
+            extra: Extra of srp that installs missing packages.
+            torchrun: Command that starts the program in several processes, up to their number.
+            kwargs: For click.
+        """
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        super().__init__(*args, **{"context_settings": settings, "epilog": EXIT_STATUSES} | kwargs)
+        self._extra, self._torchrun = extra, torchrun
         self.params.append(
             click.Option(
                 ["--log"],
@@ -80,21 +89,23 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; see `pipeline.common.errors` for the statuses."""
-        with one_line_errors(self._next_step(ctx)), _preemptible():
+        with one_line_errors(self._next_step(ctx), extra=self._extra), _preemptible():
             LOG.write("start", command=ctx.meta[TYPED])
             result = super().invoke(ctx)
             LOG.write("end", status=0)
             return result
 
     def _next_step(self, ctx: click.Context) -> str:
-        """Say what to type after a command was stopped: to go on with it, or to begin it anew."""
+        """Say what to type after an interruption."""
         typed: list[str] = ctx.meta[TYPED]
         named = next((name for name in typed[1:] if name in self.commands), "")
         command = self.commands.get(named)
         has_option = command is not None and any(p.name == "resume" for p in command.params)
         added = ["--resume"] if has_option and "--resume" not in typed else []
-        peers = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        program = typed[0] if peers == "1" else f"torchrun --nproc-per-node {peers} -m training"
+        num_local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        program = typed[0]
+        if self._torchrun and num_local != "1":
+            program = f"torchrun --nproc-per-node {num_local} {self._torchrun}"
         verb = "Resume" if isinstance(command, Resumable) else "Run again"
         return f" {verb} with: {program} {shlex.join([*typed[1:], *added])}"
 
@@ -108,12 +119,12 @@ def _open_log(path: Path | None) -> None:
 
 
 class Preempted(KeyboardInterrupt):
-    """SIGTERM came: whoever lends the machine wants it back."""
+    """SIGTERM: the cluster takes the machine back."""
 
 
 @contextlib.contextmanager
 def _preemptible() -> Iterator[None]:
-    """Unwind on SIGTERM as on Ctrl-C, so that nothing is left half done."""
+    """Unwind on SIGTERM as on Ctrl-C, so that everything is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,11 +140,12 @@ def _preemptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line_errors(next_step: str = "") -> Iterator[None]:
-    """End the program in one line where the user, the data or the system is at fault.
+def one_line_errors(next_step: str = "", *, extra: str = "") -> Iterator[None]:
+    """End the program in one line if the user, the data or the system is at fault.
 
     Args:
         next_step: What to type after an interruption, with a space before it.
+        extra: Extra of srp that installs missing packages.
     """
     try:
         yield
@@ -153,23 +165,20 @@ def one_line_errors(next_step: str = "") -> Iterator[None]:
         _end(f"interrupted.{next_step}", StoppedRunError.exit_status)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if name in OWN_PACKAGES:
+        if name in ("", "pipeline", "training"):
             raise
         _end(
-            f"this command needs a package that is not installed; got none named {name}. "
-            "Install the trainer's with: pip install 'srp[train]'",
+            f"this command needs the package {name}, which is not installed. "
+            f"Install it with: pip install '{extra or name}'",
             ConfigError.exit_status,
         )
     except MemoryError:
-        _end(FULL_MEMORY, SrpError.exit_status)
+        _end("out of memory: lower --workers, or free some memory.", SrpError.exit_status)
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
-        _end(
-            f"a file could not be read or written; got {error.strerror} at "
-            f"{error.filename or 'a file that the system does not name'}. {_fix(error)}",
-            SrpError.exit_status,
-        )
+        place = error.filename or "a file that the system does not name"
+        _end(f"cannot access {place}: {error.strerror}. {_fix(error)}", SrpError.exit_status)
 
 
 def _fix(error: OSError) -> str:
@@ -191,7 +200,7 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def note(text: str) -> None:
-    """Tell people, not programs, who have the log."""
+    """Print a line for people, and log it."""
     console().print(printable(text), soft_wrap=True)
     LOG.write("note", text=printable(text))
 
@@ -201,15 +210,8 @@ AS_JSON = click.option(
 )
 
 
-def option(
-    name: str, default: object, text: str, kind: click.ParamType[Any] | None = None
-) -> Callable[[Command], Command]:
-    """Make an option that shows the default it takes from its config."""
-    return click.option(name, default=default, show_default=True, help=text, type=kind)
-
-
 def console() -> "Console":
-    """Open stderr for people; lines are not wrapped where it is not a terminal."""
+    """Open stderr; lines are wrapped only in a terminal."""
     from rich.console import Console
 
     # No markup: a file name may hold brackets.
@@ -218,7 +220,7 @@ def console() -> "Console":
 
 
 def _number_columns(unit: str) -> tuple["ProgressColumn", "ProgressColumn"]:
-    """Make the columns for count and rate; a bar's field `unit` goes before `unit`."""
+    """Make the columns of count and rate; a task's own unit takes precedence."""
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
@@ -245,11 +247,28 @@ def shown_progress(unit: str) -> Iterator[Progress]:
     """Show progress on stderr, a bar a stage with count, rate and ETA, and write it to the log.
 
     Args:
-        unit: Of the rate, such as `images/s`; `STAGE_UNITS` names those of other stages. Bytes are
-            counted in MB if it is `BYTES`.
+        unit: Unit of the rate, such as `images/s`, where `STAGE_UNITS` names no other for a stage.
+            Bytes are counted in MB if it is `BYTES`.
     """
-    with progress_bars(unit, extra=("{task.fields[figures]}",)) as bars:
+    from rich import progress
+
+    count, rate = _number_columns(unit)
+    bars = progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=24),
+        count,
+        progress.TextColumn("{task.fields[figures]}", markup=False),
+        rate,
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
+        console=console(),
+    )
+    try:
         yield _Shown(bars)
+    finally:
+        if bars.tasks:
+            bars.stop()
 
 
 class _Shown(Progress):
@@ -262,6 +281,7 @@ class _Shown(Progress):
 
     def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
         if stage not in self._tasks:
+            self._bars.start()  # not before: without a bar, rich would print an empty line
             self._tasks[stage] = self._bars.add_task(
                 stage, total=total or None, unit=STAGE_UNITS.get(stage), figures=""
             )
@@ -272,51 +292,3 @@ class _Shown(Progress):
         if text:
             self._bars.console.print(printable(text), soft_wrap=True)
         LOG.write(name, **fields)
-
-
-@contextlib.contextmanager
-def progress_bars(unit: str, *, extra: tuple[str, ...] = ()) -> Iterator["Bars"]:
-    """Show bars with count, rate and time left.
-
-    Args:
-        unit: Of the rate, such as `images/s`; bytes are counted in MB if it is `BYTES`.
-        extra: Further rich columns, between the count and the rate.
-    """
-    from rich import progress
-
-    class Bars(progress.Progress):
-        def add_task(self, *args: Any, **kwargs: Any) -> progress.TaskID:
-            self.start()  # not before: without a bar, rich would print an empty line
-            return super().add_task(*args, **kwargs)
-
-    count, rate = _number_columns(unit)
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=24),
-        count,
-        *(progress.TextColumn(column) for column in extra),
-        rate,
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("ETA"),
-        progress.TimeRemainingColumn(),
-    )
-    bars = Bars(*columns, console=console())
-    try:
-        yield bars
-    finally:
-        if bars.tasks:
-            bars.stop()
-
-
-def stages(bars: "Bars") -> Callable[[str, int, int], None]:
-    """Show each stage of a command as a bar of its own."""
-    tasks: dict[str, TaskID] = {}
-    LOG.begin()
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, unit=STAGE_UNITS.get(stage))
-        bars.update(tasks[stage], completed=done, total=total)
-        LOG.stage(stage, done, total)
-
-    return report

@@ -15,8 +15,11 @@
     └── ImageError         -  one image cannot be used; the build turns it into a rejection
 
 Every message follows one template: rule; got value where. Fix. The commands print it on one
-line and exit with the status; anything else that escapes is a bug, and status 1.
+line and exit with the status; anything else that escapes is a bug, and status 1. `printable` and
+`few` put names into messages.
 """
+
+from collections.abc import Sequence
 
 
 class SrpError(Exception):
@@ -107,3 +110,21 @@ class PreemptedRunError(StoppedRunError):
 
 class ImageError(SrpError):
     """One image cannot be used. The build turns it into a named rejection."""
+
+
+def printable(text: str) -> str:
+    """Put a text on one line, safe for a terminal; a file name may hold anything.
+
+    Characters that are not printable are escaped: escape sequences, which a terminal would obey,
+    marks that change the direction of writing, and bytes that are no text.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(text.split())
+    )
+
+
+def few(names: Sequence[str]) -> str:
+    """List the first names, and count the rest."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

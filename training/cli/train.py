@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.common.console import AS_JSON, EXIT_STATUSES, Commands, Resumable
+from pipeline.common.console import AS_JSON, Commands, Resumable
 from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
 from training.cli.headroom import headroom
@@ -26,8 +26,8 @@ LONGEST_NAME = 255  # bytes; what the file systems of Linux take
 
 @click.group(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EXIT_STATUSES,
+    extra="srp[train]",
+    torchrun="-m training",
 )
 @click.version_option(package_name="srp")
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.common.wording import printable
+from pipeline.common.errors import printable
 from training.audit.boxes import BoxFigures
 from training.audit.headroom import Gain, Headroom, Shown
 from training.audit.priced import PricedPoint

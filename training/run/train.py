@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
-from pipeline.common.errors import DivergedError, PreemptedRunError, StoppedRunError
+from pipeline.common.errors import DivergedError, PreemptedRunError, StoppedRunError, few
 from pipeline.common.progress import SILENT, Progress
-from pipeline.common.wording import few
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import (

@@ -147,9 +147,9 @@ def test_a_disk_that_fails_at_any_step_leaves_whole_files_and_is_named_in_one_li
         if kind == "mkdir" and error == errno.EROFS and path in (out, out / ".build"):
             assert line.startswith(f"error: OUT must be a folder that can be written; got {out}: ")
             continue
-        assert line.startswith("error: a file could not be read or written; got ")
-        assert f"got {os.strerror(error)}" in line
-        assert f" at {path}. " in line, fault
+        assert line.startswith("error: cannot access ")
+        assert f": {os.strerror(error)}" in line
+        assert f"cannot access {path}: " in line, fault
         is_of_a_file = kind in KINDS and path not in (out, out / ".build", path.parent)
         if error in (errno.ENOSPC, errno.EDQUOT) and is_of_a_file and path.suffix:
             assert re.search(r" \(needs about [1-9][\d,]* bytes\) at ", line), fault
@@ -184,8 +184,8 @@ def test_a_limit_on_the_size_of_files_is_met_in_a_real_build_with_its_path_and_b
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        rf"error: a file could not be read or written; got File too large \(needs about [\d,]+ "
-        rf"bytes\) at {out}/\w+-\d+\.tar\. Raise the limit on the size of files \(ulimit -f\) and "
+        rf"error: cannot access {out}/\w+-\d+\.tar: File too large \(needs about [\d,]+ "
+        rf"bytes\)\. Raise the limit on the size of files \(ulimit -f\) and "
         r"run the same command again\.",
         line,
     )

@@ -266,7 +266,7 @@ def test_a_disk_that_fails_while_it_is_written_ends_in_status_1(
     monkeypatch.setattr(os, "fsync", fail)
     words = [canvas_shards if word == "SHARDS" else word for word in command.split()]
     result = srp_data(*words, tmp_path / "out")
-    assert "got No space left on device" in one_line_error(result)
+    assert ": No space left on device" in one_line_error(result)
     assert result.exit_code == 1
 
 

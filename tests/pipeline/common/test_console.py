@@ -13,13 +13,12 @@ from click.testing import CliRunner, Result
 from pipeline.bench.cli import bench
 from pipeline.cli.main import main as pipeline_main
 from pipeline.common.console import (
-    BYTES,
     EXIT_STATUSES,
     Commands,
     Preempted,
     Resumable,
     console,
-    progress_bars,
+    shown_progress,
 )
 from pipeline.common.errors import (
     CheckpointError,
@@ -36,6 +35,7 @@ from pipeline.common.errors import (
     StoppedRunError,
     VerificationError,
 )
+from pipeline.common.progress import Progress
 from training.cli.train import main as training_main
 
 SrpData = Callable[..., Result]
@@ -57,7 +57,7 @@ STATUSES = {
 
 
 def fail_with(error: BaseException, kind: type[click.Command] = Resumable) -> Result:
-    @click.group(cls=Commands)
+    @click.group(cls=Commands, extra="srp[all]", torchrun="-m program")
     def main() -> None:
         pass
 
@@ -161,7 +161,7 @@ def test_under_torchrun_one_process_speaks_and_names_torchrun(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     said = fail_with(PreemptedRunError("saved."))
-    assert said.stderr.endswith("Resume with: torchrun --nproc-per-node 2 -m training work\n")
+    assert said.stderr.endswith("Resume with: torchrun --nproc-per-node 2 -m program work\n")
     monkeypatch.setenv("RANK", "1")
     for error, status in ((PreemptedRunError("saved."), 75), (EveryRankError("held."), 2)):
         silent = fail_with(error)
@@ -194,17 +194,15 @@ def test_an_error_of_the_system_is_one_line_with_place_and_fix(error: OSError, w
     result = fail_with(error)
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
-    assert f"got {error.strerror} at {error.filename or 'a file'}" in result.stderr
+    place = error.filename or "a file that the system does not name"
+    assert result.stderr.startswith(f"error: cannot access {place}: {error.strerror}. ")
     assert words in result.stderr
 
 
 def test_a_full_memory_is_one_line_with_a_fix() -> None:
     result = fail_with(MemoryError())
     assert result.exit_code == 1
-    assert result.stderr == (
-        "error: the work must fit into this machine's memory; got no more of it. "
-        "Free some, or use fewer --workers where the command has them.\n"
-    )
+    assert result.stderr == "error: out of memory: lower --workers, or free some memory.\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours"), ZeroDivisionError()])
@@ -263,33 +261,30 @@ def test_no_escape_sequence_of_a_file_name_reaches_the_terminal(
         assert text.replace("\n", "").isprintable()
 
 
-def render(unit: str, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> str:
+def render(unit: str, report: Callable[[Progress], None], monkeypatch: pytest.MonkeyPatch) -> str:
     stderr = io.StringIO()
     monkeypatch.setattr("sys.stderr", stderr)
-    with progress_bars(unit, extra=("loss {task.fields[loss]}",)) as bars:
-        add(bars)
+    with shown_progress(unit) as progress:
+        report(progress)
     return stderr.getvalue()
 
 
-def test_progress_shows_count_rate_extra_columns_and_time_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_progress_shows_count_rate_figures_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     text = render(
         "images/s",
-        lambda bars: bars.add_task("building [red]", total=1234, completed=617, loss="0.5"),
+        lambda progress: progress.update("building [red]", 617, 1234, "loss [b]0.5"),
         monkeypatch,
     )
-    for words in ("building [red]", "617/1,234", "images/s", "loss 0.5", "ETA"):
+    for words in ("building [red]", "617/1,234", "images/s", "loss [b]0.5", "ETA"):
         assert words in text
 
 
 def test_bytes_are_counted_in_mb_by_the_bar_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def add(bars: object) -> None:
-        bars.add_task("reading", total=132_349_943, completed=5 * 10**7, unit=BYTES, loss="")  # type: ignore[attr-defined]
-        bars.add_task("building", total=7, loss="")  # type: ignore[attr-defined]
+    def report(progress: Progress) -> None:
+        progress.update("reading the archive", 5 * 10**7, 132_349_943)
+        progress.update("building", 0, 7)
 
-    text = render("images/s", add, monkeypatch)
-    reading, building = text.splitlines()
+    reading, building = render("images/s", report, monkeypatch).splitlines()
     assert "50.0/132.3" in reading
     assert "MB/s" in reading
     assert "0/7" in building
@@ -297,7 +292,7 @@ def test_bytes_are_counted_in_mb_by_the_bar_that_has_them(monkeypatch: pytest.Mo
 
 
 def test_without_a_bar_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert render("images/s", lambda _bars: None, monkeypatch) == ""
+    assert render("images/s", lambda _progress: None, monkeypatch) == ""
 
 
 def test_a_file_name_with_brackets_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +306,6 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_what_installs_it() 
     result = fail_with(ModuleNotFoundError("No module named 'torch'", name="torch"))
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: this command needs a package that is not installed; got none named torch. "
-        "Install the trainer's with: pip install 'srp[train]'\n"
+        "error: this command needs the package torch, which is not installed. "
+        "Install it with: pip install 'srp[all]'\n"
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.common.wording import printable
+from pipeline.common.errors import ConfigError, VerificationError, printable
 from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.spec import DataSpec

@@ -252,7 +252,7 @@ def test_an_archive_that_cannot_be_read_is_named_and_not_the_file_it_is_copied_t
     result = srp_data("build-shards", path, tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
-        f"error: a file could not be read or written; got Input/output error at {path}. "
+        f"error: cannot access {path}: Input/output error. "
         "Check the disk and its cables, and run the same command again."
     )
 

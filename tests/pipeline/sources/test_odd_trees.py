@@ -196,7 +196,9 @@ def test_a_folder_that_cannot_be_listed_is_an_error_with_its_name(
     monkeypatch.setattr(os, "scandir", refuse)
     result = srp_data("build-shards", tree, tree.with_name("out"), "-j", 1)
     assert result.exit_code == 1
-    assert f"got Permission denied at {tree / place}. Check the path and its" in result.stderr
+    assert (
+        f"cannot access {tree / place}: Permission denied. Check the path and its" in result.stderr
+    )
 
 
 def test_a_file_that_changes_after_it_was_listed_is_not_taken(tree: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.common.wording import few, printable
+from pipeline.common.errors import few, printable
 
 
 @pytest.mark.parametrize(
