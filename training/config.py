@@ -15,7 +15,7 @@ import msgspec
 from pipeline import CANDIDATES_TEXT
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import check_settings, like, setting
+from pipeline.common.settings import check_settings, flag_of, like, setting
 from training.model.policies import DISTILLED, POLICIES, TRAINED
 
 SCHEDULES = {
@@ -107,7 +107,10 @@ class TrainConfig:
         None, "Highest learning rate of the proposer.", low=0, high=MOST_RATE, shown="--lr"
     )
     momentum: float = setting(
-        0.9, "Momentum; onecycle has its own, from 0.95 to 0.85 and back.", low=0, high=1
+        0.9,
+        "Momentum of cosine and step; onecycle has its own, 0.95 to 0.85 and back.",
+        low=0,
+        high=1,
     )
     weight_decay: float = setting(
         5e-4, "Weight decay; biases and norms have none.", low=0, high=1000
@@ -295,40 +298,54 @@ def _is_same(name: str, one: Any, other: Any) -> bool:
 
 
 def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
-    """Reject fields that were set and that the config's policy would ignore.
+    """Reject fields that were set and that the config's policy or schedule would ignore.
 
     Raises:
-        ConfigError: If there is one; it names the policies that use it.
+        ConfigError: If there is one; it names the policies, or the schedules, that use it.
     """
     for field in fields:
-        users = users_of(field)
-        if config.policy not in users:
-            option = f"--{field.replace('_', '-')}"
-            *others, last = [name for name in users if name != DISTILLED]
-            known = f"{', '.join(others)} or {last}" if others else last
-            raise ConfigError(
-                f"{option} needs --policy {known}; got --policy {config.policy}. Drop {option}, "
-                "or change --policy."
-            )
+        for option, chosen, users in (
+            ("--policy", config.policy, policies_using(field)),
+            ("--sched", config.sched, schedules_using(field)),
+        ):
+            if chosen not in users:
+                flag = flag_of(config, field)
+                *others, last = [name for name in users if name != DISTILLED]
+                known = f"{', '.join(others)} or {last}" if others else last
+                raise ConfigError(
+                    f"{flag} needs {option} {known}; got {option} {chosen}. Drop {flag}, or change "
+                    f"{option}."
+                )
 
 
-def users_of(field: str) -> tuple[str, ...]:
+def policies_using(field: str) -> tuple[str, ...]:
     """Name the policies that use a field of `TrainConfig`: all, or those that list it."""
     users = tuple(name for name, policy in POLICIES.items() if field in policy.options)
     return users or tuple(POLICIES)
 
 
+def schedules_using(field: str) -> tuple[str, ...]:
+    """Name the schedules that use a field of `TrainConfig`: all, or those that list it."""
+    users = tuple(name for name, options in SCHEDULES.items() if field in options)
+    return users or tuple(SCHEDULES)
+
+
 def config_from_json(fields: dict[str, Any]) -> TrainConfig:
     """Read a config as a record has it.
 
-    What the policy does not use is dropped: it decided nothing, and was once accepted.
+    What the policy or the schedule does not use is dropped: it decided nothing, and was once
+    accepted.
 
     Raises:
         ConfigError: If a field is not known or cannot work.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    policy = fields.get("policy", TrainConfig.policy)
-    used = {name: value for name, value in fields.items() if policy in users_of(name)}
+    policy, sched = fields.get("policy", TrainConfig.policy), fields.get("sched", TrainConfig.sched)
+    used = {
+        name: value
+        for name, value in fields.items()
+        if policy in policies_using(name) and sched in schedules_using(name)
+    }
     try:
         if unknown := fields.keys() - known:
             raise ConfigError(f"no option is called {', '.join(map(repr, sorted(unknown)))}")

@@ -9,10 +9,11 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from training.config import (
+    SCHEDULES,
     HeadroomConfig,
     TrainConfig,
     config_from_json,
-    users_of,
+    policies_using,
 )
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
@@ -87,7 +88,7 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
     policy: str, field: str
 ) -> None:
     assert getattr(TrainConfig(), field) != OTHER[field]
-    if policy in users_of(field):
+    if policy in policies_using(field):
         config = TrainConfig(policy=policy, **{field: OTHER[field]})
         assert getattr(config, field) == OTHER[field]
         return
@@ -96,7 +97,7 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
     option = f"--{field.replace('_', '-')}"
     known = {
         3: "blend, straight-through or expected", 2: "blend or straight-through", 1: "expected",
-    }[len(set(users_of(field)) - {"distilled"})]  # fmt: skip
+    }[len(set(policies_using(field)) - {"distilled"})]  # fmt: skip
     assert str(caught.value) == (
         f"{option} needs --policy {known}; got --policy {policy}. Drop {option}, or change "
         "--policy."
@@ -107,8 +108,30 @@ def test_an_option_of_the_table_is_a_field_and_its_policies_are_known() -> None:
     listed = {option for policy in POLICIES.values() for option in policy.options}
     assert listed == OTHER.keys() <= vars(TrainConfig()).keys()
     for option in listed:
-        assert 0 < len(users_of(option)) < len(POLICIES)
-    assert users_of("lr") == tuple(POLICIES)
+        assert 0 < len(policies_using(option)) < len(POLICIES)
+    assert policies_using("lr") == tuple(POLICIES)
+
+
+SCHEDULED = {"momentum": 0.8, "warmup_epochs": 1, "decay_epochs": 5, "decay_rate": 0.5}
+
+
+@pytest.mark.parametrize("field", SCHEDULED)
+@pytest.mark.parametrize("sched", SCHEDULES)
+def test_what_a_schedule_would_ignore_is_refused_with_the_schedules_that_use_it(
+    sched: str, field: str
+) -> None:
+    value, option = SCHEDULED[field], f"--{field.replace('_', '-')}"
+    if field in SCHEDULES[sched]:
+        assert getattr(TrainConfig(sched=sched, **{field: value}), field) == value
+        return
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(sched=sched, **{field: value})
+    known = "cosine or step" if field in SCHEDULES["cosine"] else "step"
+    assert str(caught.value) == (
+        f"{option} needs --sched {known}; got --sched {sched}. Drop {option}, or change --sched."
+    )
+    read = config_from_json({"sched": sched, field: value})  # was once recorded
+    assert getattr(read, field) == getattr(TrainConfig, field)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -116,7 +139,7 @@ def test_what_was_recorded_and_decided_nothing_is_left_out_on_reading(policy: st
     written = {**dataclasses.asdict(TrainConfig(lr=0.3)), "policy": policy, **OTHER}
     for field, other in OTHER.items():
         found = config_from_json(json.loads(json.dumps({**written, "pad_glimpses": False})))
-        is_used = policy in users_of(field) and field != "pad_glimpses"
+        is_used = policy in policies_using(field) and field != "pad_glimpses"
         assert getattr(found, field) == (other if is_used else getattr(TrainConfig(), field))
         assert (found.policy, found.lr) == (policy, 0.3)
 

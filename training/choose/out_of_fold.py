@@ -12,7 +12,7 @@ from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.choose.fit_proposer import count_fitted, fill_fold, fit_proposer, judge
-from training.config import FOLDS, DistillConfig, TrainConfig, users_of
+from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
 from training.data.augment import mirrored_candidates
 from training.data.processes import Process, require_one
 from training.model.classifier import SelectiveClassifier, candidate_indices
@@ -113,7 +113,7 @@ def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
 
     Candidates and seed that were not asked for are the classifier's.
     """
-    unused = (name for name in vars(base) if DISTILLED not in users_of(name))
+    unused = (name for name in vars(base) if DISTILLED not in policies_using(name))
     fields: dict[str, Any] = {name: getattr(TrainConfig, name) for name in unused}
     fields |= vars(wanted)
     fields["candidates"] = wanted.candidates or base.candidates

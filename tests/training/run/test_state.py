@@ -88,7 +88,7 @@ def test_optimizers_take_their_names_from_timm(
             "--opt must be a name that timm knows; got 'sgdd'. Try sgd, adamw or lamb. ",
         ),
         (
-            {"momentum": 0.0},
+            {"momentum": 0.0, "sched": "cosine"},
             "--opt must work with the other options; got Nesterov momentum requires a momentum "
             "and zero dampening for 'sgd'. Change --momentum or --weight-decay, or try sgd, "
             "momentum or adamw.",
