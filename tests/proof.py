@@ -75,7 +75,7 @@ def of_run(folder: Path) -> dict[str, Any]:
         "epochs": [{name: epoch[name] for name in FIGURES} for epoch in record["epochs"]],
         "evaluation": {k: v for k, v in record["evaluation"].items() if k not in PER_RUN},
         "weights": tensors_digest(folder / "last.safetensors"),
-        "table": tensors_digest(folder / "table.safetensors"),
+        "logits": tensors_digest(folder / "logits.safetensors"),
     }
 
 

@@ -22,7 +22,7 @@ from training.data.shards import Batch
 from training.run.folder import RunPaths
 from training.run.record import DataRecord, EpochRecord, RunRecord
 from training.run.train import fit
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.score.metrics import Evaluation, final_prediction
 from training.study.finished import FinishedRun
 
@@ -178,8 +178,8 @@ def make_run(opened: ShardFolder) -> Callable[..., FinishedRun]:
     ) -> FinishedRun:
         data = data or DataRecord.of(opened.manifest)
         config = replace(TINY, epochs=2, **options)
-        table = make_table(data, accuracy, zlib.crc32(name.encode()))
-        evaluation = make_evaluation(table, config, data)
+        logits = make_logits(data, accuracy, zlib.crc32(name.encode()))
+        evaluation = make_evaluation(logits, config, data)
         epochs = tuple(
             EpochRecord(
                 epoch=epoch, train_loss=2 / epoch, train_top1=10.0 * epoch,
@@ -190,45 +190,47 @@ def make_run(opened: ShardFolder) -> Callable[..., FinishedRun]:
             name=name, config=config, data=data, shards="shards", commit="abc1234", hardware="CPU",
             world_size=1, epochs=epochs, evaluation=evaluation, seconds=61.0,
         )  # fmt: skip
-        return FinishedRun(folder=Path(name), record=record, evaluation=evaluation, table=table)
+        return FinishedRun(folder=Path(name), record=record, evaluation=evaluation, logits=logits)
 
     return make
 
 
-def make_table(data: DataRecord, accuracy: float, seed: int) -> Table:
-    """Make up what a classifier says of every crop."""
+def make_logits(data: DataRecord, accuracy: float, seed: int) -> CropLogits:
+    """Make up what a classifier says of every crop; each image has one that is easier."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (data.num_val, len(data.spec.crop_layout))
-    labels_N = torch.arange(data.num_val) % len(data.classes)
-    guesses_NK = torch.randint(0, len(data.classes), shape, generator=generator)
-    is_right_NK = torch.rand(shape, generator=generator) < accuracy
+    shape, num_classes = (data.num_val, len(data.spec.crop_layout)), len(data.classes)
+    labels_N = torch.arange(data.num_val) % num_classes
+    guesses_NK = torch.randint(0, num_classes, shape, generator=generator)
+    is_easy_NK = torch.arange(shape[0])[:, None] % shape[1] == torch.arange(shape[1])
+    chance_NK = torch.where(is_easy_NK, (1 + accuracy) / 2, accuracy)
+    is_right_NK = torch.rand(shape, generator=generator) < chance_NK
     predicted_NK = torch.where(is_right_NK, labels_N[:, None], guesses_NK)
-    return Table(
+    seen_NKC = torch.nn.functional.one_hot(predicted_NK, num_classes)
+    noise_NKC = torch.rand((*shape, num_classes), generator=generator)
+    return CropLogits(
         labels_N=labels_N,
-        predicted_NK=predicted_NK,
-        losses_NK=torch.rand(shape, generator=generator),
-        averaged_N=predicted_NK[:, 0].clone(),
+        logits_NKC=torch.where(is_easy_NK, 4, 2)[..., None] * seen_NKC + noise_NKC,
         probabilities_NK=torch.randn(shape, generator=generator).softmax(1),
     )
 
 
-def make_evaluation(table: Table, config: TrainConfig, data: DataRecord) -> Evaluation:
-    """Draw the figures from a table, with made-up costs."""
-    right_NK = 100 * (table.predicted_NK == table.labels_N[:, None]).double()
-    predicted_N = final_prediction(table, config.policy)
+def make_evaluation(logits: CropLogits, config: TrainConfig, data: DataRecord) -> Evaluation:
+    """Draw the figures from logits, with made-up costs."""
+    right_NK = 100 * (logits.predicted_NK == logits.labels_N[:, None]).double()
+    predicted_N = final_prediction(logits, config.policy)
     num_classes, names = len(data.classes), data.spec.crop_layout.names
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    confusion.index_put_((table.labels_N, predicted_N), torch.tensor(1), accumulate=True)
+    confusion.index_put_((logits.labels_N, predicted_N), torch.tensor(1), accumulate=True)
     by_class = 100 * confusion.diag() / confusion.sum(1)
     return Evaluation(
         crops=names,
         num_samples=data.num_val,
-        top1=float(100 * (predicted_N == table.labels_N).double().mean()),
+        top1=float(100 * (predicted_N == logits.labels_N).double().mean()),
         top1_crops=tuple(right_NK.mean(0).tolist()),
         top1_random=float(right_NK.mean()),
-        top1_mean=float(right_NK[:, 0].mean()),
+        top1_mean=100 * float((logits.averaged_N == logits.labels_N).double().mean()),
         top1_any_right=float(right_NK.amax(1).mean()),
-        shares=tuple((table.chosen_N.bincount(minlength=len(names)) / data.num_val).tolist()),
+        shares=tuple((logits.chosen_N.bincount(minlength=len(names)) / data.num_val).tolist()),
         entropy_of_mean=1.7,
         mean_entropy=1.1,
         proposer_macs=120_000 if config.selects else 0,

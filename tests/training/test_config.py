@@ -191,6 +191,6 @@ def test_exactly_the_policies_with_a_proposer_select() -> None:
 
 def test_every_file_of_a_run_lies_in_its_folder(tmp_path: Any) -> None:
     paths = RunPaths(folder=tmp_path / "run")
-    files = {paths.record, paths.last, paths.best, paths.table}
+    files = {paths.record, paths.last, paths.best, paths.logits}
     assert len(files) == 4
     assert {file.parent for file in files} == {paths.folder}

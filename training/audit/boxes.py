@@ -4,18 +4,24 @@ Axes: N samples with boxes, K candidates.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline import BOX_HEADER, ObjectBox
+from pipeline import BOX_HEADER, ObjectBox, ShardFolder
 from pipeline.common.errors import ConfigError
-
-Point = tuple[float, float]
-"""x and y as fractions of the image's sides."""
+from pipeline.common.progress import SILENT, Progress
+from training.audit.saliency import Point, peaks, saliency_maps, smoothed
+from training.data.processes import Process
+from training.model.classifier import SelectiveClassifier
+from training.model.proposer import MapProposer
+from training.score.choices import choose, glimpse_batches
+from training.score.classify import OnImages, counting
+from training.score.crop_logits import CropLogits
 
 MIDDLE: Point = (0.5, 0.5)
 
@@ -88,6 +94,83 @@ def _box(row: Mapping[str, str], number: int) -> ObjectBox:
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise ValueError(f"box {x0}, {y0}, {x1}, {y1} in line {number}")
     return x0, y0, x1, y1
+
+
+def choose_on_boxes(
+    model: SelectiveClassifier,
+    shards: ShardFolder,
+    path: Path,
+    *,
+    logits: CropLogits | None,
+    process: Process,
+    progress: Progress = SILENT,
+) -> BoxFigures:
+    """Compare what a proposer chooses with the objects' boxes, of val where it has any.
+
+    Args:
+        model: That chooses, in evaluation mode.
+        shards: To read from.
+        path: CSV of the boxes.
+        logits: Of the run on these shards' validation split, or None.
+        process: The only one.
+        progress: Shows images.
+
+    Raises:
+        ConfigError: If the boxes cannot be read, or are of none of the images.
+    """
+    known = read_boxes(path)
+    split = "val" if any(name.startswith("val/") for name in known) else "train"
+    rows, boxes_N = _look_up(shards, split, known, progress)
+    if not rows:
+        raise ConfigError(
+            f"--boxes must be of the shards' images; got none of {split} in {path}. "
+            "Its column path holds paths such as val/CLASS/NAME.JPEG."
+        )
+    on_images = counting(progress, "choosing where boxes are known", len(rows))
+    glimpses = glimpse_batches(model, shards, process, split=split, rows=rows)
+    chosen_N, peaks_N = _choices(model, glimpses, on_images)
+    return box_figures(
+        chosen_N,
+        boxes_N,
+        [shards.crop_layout.normalised()[k] for k in model.candidates],
+        centre=model.names.index("centre") if "centre" in model.names else None,
+        peaks_N=peaks_N or None,
+        right_NK=None if logits is None or split != "val" else logits.right_NK[rows].numpy(),
+    )
+
+
+def _look_up(
+    shards: ShardFolder,
+    split: str,
+    known: dict[str, list[ObjectBox]],
+    progress: Progress,
+) -> tuple[list[int], list[list[ObjectBox]]]:
+    """Find the samples that have boxes, and their boxes."""
+    reader = shards.reader(split)
+    rows, boxes_N = [], []
+    for index in range(len(reader)):
+        found = known.get(reader.read(index, candidates=()).meta.path)
+        if found:
+            rows.append(index)
+            boxes_N.append(found)
+        progress.update("looking up boxes", index + 1, len(reader))
+    return rows, boxes_N
+
+
+def _choices(
+    model: SelectiveClassifier,
+    glimpses: Iterable[Tensor],
+    on_images: OnImages,
+) -> tuple[list[int], list[Point]]:
+    """Give each sample's chosen crop, and its map's maximum where the proposer has a map."""
+    chosen: list[int] = []
+    highest: list[Point] = []
+    for glimpses_BLSS in glimpses:
+        chosen += choose(model, glimpses_BLSS).argmax(1).tolist()
+        if isinstance(model.proposer, MapProposer):
+            highest += peaks(smoothed(saliency_maps(model.proposer, glimpses_BLSS)))
+        on_images(len(glimpses_BLSS))
+    return chosen, highest
 
 
 def box_figures(

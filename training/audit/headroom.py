@@ -10,16 +10,32 @@ Axes: 2 classifiers, N samples of the validation split, K candidates, D differen
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.score.crop_logits import Table
+from pipeline import ShardFolder
+from pipeline.common.errors import ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
+from training.choose.distill import distilled_config
+from training.choose.fit_proposer import fit_and_choose
+from training.choose.out_of_fold import out_of_fold_logits
+from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
+from training.data.processes import Process, require_one
+from training.model.classifier import candidate_indices
+from training.run.folder import RunPaths
+from training.run.state import build_model
+from training.run.train import fit
+from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, Spread
 from training.study.paired import COVERED
+from training.study.runner import FORWARD, PlannedRun, StudyProgress
 
 RESAMPLES = 2000
 # Of what naming the largest class leaves wrong: who knows less shows a proposer little but chance,
@@ -114,21 +130,25 @@ class Headroom:
 
 
 def headroom(
-    tables: tuple[Table, Table], crops: Sequence[str], fitted_N: NDArray[np.int64], *, seed: int
+    classified: tuple[CropLogits, CropLogits],
+    crops: Sequence[str],
+    fitted_N: NDArray[np.int64],
+    *,
+    seed: int,
 ) -> Headroom:
     """Compare ways to choose, image by image.
 
     Args:
-        tables: Of two classifiers on the same samples, neither of which either has learnt from.
+        classified: Of two classifiers on the same samples, neither of which either has learnt from.
         crops: Names of the candidates.
         fitted_N: Index of the crop that the fitted proposer chooses for each sample.
         seed: Of the resamples.
     """
-    right_2NK = np.stack([table.right_NK.numpy() for table in tables])
-    least_2N = np.stack([table.losses_NK.argmin(1).numpy() for table in tables])
+    right_2NK = np.stack([logits.right_NK.numpy() for logits in classified])
+    least_2N = np.stack([logits.losses_NK.argmin(1).numpy() for logits in classified])
     best_2N = np.broadcast_to(right_2NK.sum(1).argmax(1)[:, None], least_2N.shape)
-    labels_N = tables[0].labels_N.numpy()
-    averaged_2N = np.stack([t.averaged_N.numpy() for t in tables])
+    labels_N = classified[0].labels_N.numpy()
+    averaged_2N = np.stack([logits.averaged_N.numpy() for logits in classified])
     largest_N = (labels_N == np.bincount(labels_N).argmax()).astype(float)
     mean_N = (averaged_2N == labels_N).mean(0)
     fixed_N = _score(right_2NK, best_2N[::-1])
@@ -210,10 +230,10 @@ class Shown(NamedTuple):
 
 
 def shown_by(arms: Iterable[Arm]) -> list[Shown]:
-    """Say what finished arms that choose showed; those without their tables are left out."""
+    """Say what finished arms that choose showed; those without their classified are left out."""
     found = []
     for arm in arms:
-        if not arm.config.selects or any(run.table is None for run in arm.runs):
+        if not arm.config.selects or any(run.logits is None for run in arm.runs):
             continue
         found.append(
             Shown(
@@ -222,3 +242,132 @@ def shown_by(arms: Iterable[Arm]) -> list[Shown]:
             )
         )  # fmt: skip
     return found
+
+
+def plan_parts(
+    wanted: HeadroomConfig, shards: ShardFolder, *, workers: int, device: str
+) -> tuple[PlannedRun, ...]:
+    """List what is trained: a classifier for each half of the training split, then the proposer.
+
+    Raises:
+        ConfigError: If the shards hold too few images or crops for it.
+    """
+    num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
+    base = TrainConfig(
+        policy="random", candidates=wanted.candidates, model=wanted.model, epochs=wanted.epochs,
+        batch_size=wanted.batch_size, lr=wanted.lr, val_interval=wanted.epochs, workers=workers,
+        device=device,
+    )  # fmt: skip
+    _check_images(wanted, shards)
+    num_crops = _count_crops(base, shards)
+    halves = [
+        PlannedRun(
+            name=f"half-{half}",
+            config=replace(base, fold=half, seed=wanted.seed + half),
+            cost=wanted.epochs * (num_train // FOLDS) + num_crops * num_val // FORWARD,
+        )
+        for half in range(FOLDS)
+    ]
+    fitted = DistillConfig(
+        proposer="map" if "full" in shards.crop_layout.names else "crops",
+        position_prior=True,
+        seed=wanted.seed,
+    )
+    proposer = distilled_config(base, fitted)
+    return (
+        *halves,
+        PlannedRun(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD),
+    )
+
+
+def _check_images(wanted: HeadroomConfig, shards: ShardFolder) -> None:
+    num_train = shards.manifest.num_samples("train")
+    most = num_train // FOLDS
+    if most < wanted.batch_size:
+        raise ConfigError(
+            f"each half of the training images must fill a batch; got --batch-size "
+            f"{wanted.batch_size} for {num_train} images in {shards.path}. "
+            f"{f'Lower --batch-size to {most}' if most > 1 else 'Take more images'}, and leave "
+            "--limit out if it is given."
+        )
+    shards.reader("val")  # which must hold images
+
+
+def _count_crops(config: TrainConfig, shards: ShardFolder) -> int:
+    chosen = candidate_indices(config, shards.crop_layout)
+    if len(chosen) < 2:
+        raise ConfigError(
+            "an estimate needs at least two candidates to choose among; got "
+            f"{', '.join(shards.crop_layout.names[k] for k in chosen)} in {shards.path}. "
+            "Name more in --candidates, or build shards with --candidates full+five."
+        )
+    return len(chosen)
+
+
+def work_folder(output: Path, wanted: HeadroomConfig, shards: ShardFolder) -> Path:
+    """Name the folder of one estimate: the same options on the same shards have the same one.
+
+    It lies a floor deeper than runs do, so that no report takes its parts for runs.
+    """
+    told = json.dumps([asdict(wanted), shards.manifest.fingerprint], sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+    return output / "headroom" / f"{Path(wanted.model).name}-{digest}"
+
+
+def estimate_headroom(
+    parts: tuple[PlannedRun, ...],
+    *,
+    shards: ShardFolder,
+    folder: Path,
+    process: Process,
+    progress: Progress = SILENT,
+) -> Headroom:
+    """Train the parts that are not finished yet, and compare ways to choose.
+
+    Args:
+        parts: From `plan_parts`.
+        shards: That they were planned for.
+        folder: Where the parts go, each to a folder of its own.
+        process: The only one.
+        progress: Shows the parts, their images and epochs.
+
+    Raises:
+        ConfigError: If there is no such classifier, or there are several processes.
+        DivergedError: If a loss stopped being a number.
+    """
+    require_one(process, "an estimate")
+    *halves, proposer = parts
+    chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
+    shown = StudyProgress(progress, parts)
+    folds = [RunPaths(folder=folder / half.name) for half in halves]
+    records = []
+    for position, (half, paths) in enumerate(zip(halves, folds, strict=True)):
+        shown.begin(position)
+        try:
+            records.append(
+                fit(half.config, shards=shards, paths=paths, process=process, resume=True,
+                    progress=shown)
+            )  # fmt: skip
+        except DivergedError as error:
+            raise DivergedError(
+                f"a small classifier must learn; got a loss or weights that are no numbers in "
+                f"{paths.folder}. Use a --lr below {half.config.lr}."
+            ) from error
+    first, second = (
+        CropLogits.load(paths.logits, weights=(record.last,))
+        for paths, record in zip(folds, records, strict=True)
+    )
+    shown.begin(len(halves))
+    unseen = out_of_fold_logits(
+        RunPaths(folder=folder), folds, halves[0].config, shards=shards, process=process,
+        progress=shown,
+    )  # fmt: skip
+    try:
+        chosen_NK = fit_and_choose(
+            chooser, unseen.losses_NK, shards, process=process, progress=shown
+        )
+    except DivergedError as error:
+        fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
+        raise DivergedError(f"{error} {fix}") from error
+    chosen_N = chosen_NK.argmax(1).numpy()
+    return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)

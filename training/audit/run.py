@@ -1,12 +1,12 @@
 """Read what an audit needs from the disk, and let the run's networks look again."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
-from training.audit.box_run import choose_on_boxes
+from pipeline.common.progress import SILENT, Progress
+from training.audit.boxes import choose_on_boxes
 from training.audit.verdict import Audit, audit
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
@@ -15,9 +15,6 @@ from training.run.load import load_model
 from training.run.record import load_record
 from training.score.cost import measure_latency
 from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
-
-OnStage = Callable[[str, int, int], None]
-"""Called with a stage, and images done and to do in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ def audit_run(
     boxes: Path | None,
     workers: int,
     process: Process,
-    on_progress: OnStage,
+    progress: Progress = SILENT,
 ) -> Audited:
     """Audit the arm that a run belongs to, beside the other runs in its folder.
 
@@ -60,7 +57,7 @@ def audit_run(
         boxes: CSV of the objects' boxes, or None.
         workers: Threads that read samples.
         process: The only one.
-        on_progress: Told of a stage, and its images done and to do.
+        progress: Shows images.
 
     Raises:
         CheckpointError: If the run is damaged or of other shards.
@@ -73,8 +70,8 @@ def audit_run(
     if boxes is not None:
         member = _member(arm, run)
         found = choose_on_boxes(
-            model, shards, boxes, table=member.table if _is_of(member, shards) else None,
-            process=process, on_progress=on_progress,
+            model, shards, boxes, logits=member.logits if _is_of(member, shards) else None,
+            process=process, progress=progress,
         )  # fmt: skip
     latency = measure_latency(model)
     return Audited(
@@ -89,7 +86,7 @@ def audit_run(
 
 
 def _is_of(run: FinishedRun, shards: ShardFolder) -> bool:
-    """Whether a run's table is of these very samples."""
+    """Whether a run's logits are of these very samples."""
     return run.record.data.fingerprint == shards.manifest.fingerprint
 
 
@@ -109,9 +106,9 @@ def _find(run: Path) -> tuple[Arm, list[Arm]]:
                     f"an audit is of a run that chooses; got --policy {arm.policy} in {run}. "
                     "Name one with another policy; this one is compared with it."
                 )
-            if any(member.table is None for member in arm.runs):
+            if any(member.logits is None for member in arm.runs):
                 raise ConfigError(
-                    f"an audit needs each run's table.safetensors; got {run} without. "
+                    f"an audit needs each run's logits.safetensors; got {run} without. "
                     "Train the run again."
                 )
             return arm, [other for other in arms if other is not arm]

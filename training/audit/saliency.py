@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import ShardFolder
-from training.audit.boxes import Point
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
 from training.model.proposer import MapProposer
 from training.score.choices import glimpse_batches
+
+Point = tuple[float, float]
+"""x and y as fractions of the image's sides."""
 
 FINE = 57  # cells a side of a map in which a peak is sought
 WINDOW = FINE // 3  # of them, odd

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.audit.boxes import BoxFigures
 from training.score.cost import Latency
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.score.metrics import final_hits
 from training.study.finished import Arm, Spread, spread
 from training.study.paired import (
@@ -252,8 +252,8 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
     )
 
 
-def _of(arm: Arm) -> list[Table]:
-    return [run.table for run in arm.runs if run.table is not None]
+def _of(arm: Arm) -> list[CropLogits]:
+    return [run.logits for run in arm.runs if run.logits is not None]
 
 
 def _mean(right: Tensor) -> float:
@@ -271,8 +271,8 @@ def _own_rivals(arm: Arm) -> list[Rival]:
     ]
     best = _rival(arm, "the best fixed crop, same classifier", _best_fixed)
     rivals.append(best._replace(picked_from=num_crops))
-    random = _test(arm, lambda table: final_hits(table, "random"))
-    averaged = _test(arm, lambda table: final_hits(table, "mean"))
+    random = _test(arm, lambda logits: final_hits(logits, "random"))
+    averaged = _test(arm, lambda logits: final_hits(logits, "mean"))
     return [
         *rivals,
         Rival("a random crop, same classifier", arm.top1_random, cost, random.points, random),
@@ -283,27 +283,27 @@ def _own_rivals(arm: Arm) -> list[Rival]:
     ]  # fmt: skip
 
 
-def _always(crop: int, _table: Table) -> int:
+def _always(crop: int, _table: CropLogits) -> int:
     return crop
 
 
-def _best_fixed(table: Table) -> int:
+def _best_fixed(logits: CropLogits) -> int:
     """Choose the crop that is best on the very split that is scored, which favours the rival."""
-    return int(table.right_NK.sum(0).argmax())
+    return int(logits.right_NK.sum(0).argmax())
 
 
-def _rival(arm: Arm, name: str, choose: Callable[[Table], int]) -> Rival:
-    """Score one crop for all images, which each table may choose for itself."""
-    top1 = spread(_mean(table.right_NK[:, choose(table)]) for table in _of(arm))
-    test = _test(arm, lambda table: table.right_NK[:, choose(table)])
+def _rival(arm: Arm, name: str, choose: Callable[[CropLogits], int]) -> Rival:
+    """Score one crop for all images, which each logits may choose for itself."""
+    top1 = spread(_mean(logits.right_NK[:, choose(logits)]) for logits in _of(arm))
+    test = _test(arm, lambda logits: logits.right_NK[:, choose(logits)])
     return Rival(name, top1, arm.classifier_macs, test.points, test)
 
 
-def _test(arm: Arm, rival: Callable[[Table], Tensor]) -> PairedTest:
+def _test(arm: Arm, rival: Callable[[CropLogits], Tensor]) -> PairedTest:
     """Test the choice against a rival's right answers, image by image, over the seeds."""
     return compare_differences({
-        run.record.config.seed: final_hits(run.table, arm.policy) - rival(run.table).double()
-        for run in arm.runs if run.table is not None
+        run.record.config.seed: final_hits(run.logits, arm.policy) - rival(run.logits).double()
+        for run in arm.runs if run.logits is not None
     })  # fmt: skip
 
 

@@ -1,74 +1,27 @@
-"""Fit a proposer to what a trained classifier loses on each crop: `srp-train distill RUN`.
-
-The classifier was trained on random crops. What it loses on every crop of every training image is
-computed once, by classifiers that have not seen the image, and stored beside the run; then any
-proposer is fitted to that table in minutes, without running the classifier again.
+"""Fit a proposer to what classifiers lose on each crop.
 
 Axes: N samples of the training split, B of a batch, K candidates, L that are looked at, S glimpse
 px.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from pipeline import ShardFolder, evaluation_batches
+from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError
+from pipeline.common.progress import SILENT, Progress
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier, autocast
 from training.model.proposer import Proposal, Proposer
-from training.run.state import fold_rows
 from training.run.train import broken_weights
-from training.score.crop_logits import crop_losses
-from training.score.evaluate import EVALUATION_BATCH, all_logits, crop_batches
-from training.score.losses import Judged, LossMatrix
+from training.score.choices import choose, glimpse_batches
+from training.score.classify import OnImages, counting
 
 TARGET_TAU = 0.3  # a crop whose chance of an error is lower by this is wanted e times as often
 SOFT_SHARE = 2 / 3  # of the epochs; the others make the choice sure
-
-OnRows = Callable[[int], None]
-"""Called with a number of samples that have passed."""
-
-
-@torch.inference_mode()
-def fill_fold(
-    matrix: LossMatrix,
-    model: SelectiveClassifier,
-    shards: ShardFolder,
-    *,
-    fold: int,
-    process: Process,
-    on_rows: OnRows,
-) -> None:
-    """Compute one fold's rows with the classifier that was trained without them."""
-    model.eval()
-    rows = fold_rows(len(matrix.losses_NK), fold)
-    pieces = [rows[at : at + EVALUATION_BATCH] for at in range(0, len(rows), EVALUATION_BATCH)]
-    for batch, crops in crop_batches(model, shards, process, split="train", pieces=pieces):
-        with autocast(model.config, process.device):
-            losses_BK = crop_losses(batch.labels_B, all_logits(model, crops))
-        matrix.losses_NK[batch.indices_B.cpu()] = losses_BK.cpu()
-        on_rows(len(batch.indices_B))
-
-
-@torch.inference_mode()
-def judge(
-    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_rows: OnRows
-) -> Judged:
-    """Run the classifier on every crop of the validation split."""
-    model.eval()
-    pieces = evaluation_batches(shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH)
-    labels, logits = [], []
-    for batch, crops in crop_batches(model, shards, process, split="val", pieces=pieces):
-        with autocast(model.config, process.device):
-            logits.append(all_logits(model, crops).cpu())
-        labels.append(batch.labels_B.cpu().clone())
-        on_rows(len(batch.labels_B))
-    return Judged(labels_N=torch.cat(labels), logits_NKC=torch.cat(logits))
 
 
 def count_fitted(config: TrainConfig, num_samples: int) -> int:
@@ -88,7 +41,7 @@ def fit_proposer(
     *,
     counterparts: augment.Mirrored,
     looked_counterparts: augment.Mirrored,
-    on_rows: OnRows,
+    on_rows: OnImages,
 ) -> list[float]:
     """Teach a proposer to choose as the classifier's chances of an error ask for.
 
@@ -164,3 +117,44 @@ def _loss(proposal: Proposal, errors_BK: Tensor, *, past: float, balance: float)
     # A softmax that is sure of one crop for all images has no gradient to tell them apart; at the
     # end nothing should keep it from being sure.
     return loss - balance * (1 - past) * estimators.mean_choice_entropy(proposal.probabilities_BK)
+
+
+def fit_and_choose(
+    model: SelectiveClassifier,
+    losses_NK: Tensor,
+    shards: ShardFolder,
+    *,
+    process: Process,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """Fit a model's proposer to losses, and let it choose on the validation split.
+
+    Args:
+        model: Whose proposer is changed in place; its config is that of the fit.
+        losses_NK: Of the training split, on the model's candidates.
+        shards: That the losses are of.
+        process: That the model is on.
+        progress: Shows images.
+
+    Returns:
+        Float32, of N validation samples, rows that sum to 1.
+
+    Raises:
+        DivergedError: If the fit stopped yielding numbers.
+    """
+    if model.proposer is None:
+        raise RuntimeError("a fit without a proposer")
+    num_fitted = count_fitted(model.config, len(losses_NK))
+    seen = glimpse_batches(model, shards, process, split="train")
+    fit_proposer(
+        model.proposer,
+        torch.cat([glimpses_BLSS.cpu().clone() for glimpses_BLSS in seen]),  # they are used again
+        losses_NK,
+        model.config,
+        counterparts=augment.mirrored_candidates(shards.crop_layout, model.candidates),
+        looked_counterparts=augment.mirrored_candidates(shards.crop_layout, model.looked_at),
+        on_rows=counting(progress, "fitting the proposer", num_fitted),
+    )
+    model.eval()
+    shown = glimpse_batches(model, shards, process, split="val")
+    return torch.cat([choose(model, glimpses_BLSS) for glimpses_BLSS in shown])

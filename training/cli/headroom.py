@@ -41,8 +41,7 @@ def headroom(
     The same command goes on where it stopped.
     """
     from pipeline import ShardFolder
-    from training.audit.headroom import shown_by
-    from training.audit.headroom_run import estimate_headroom, plan_parts, work_folder
+    from training.audit.headroom import estimate_headroom, plan_parts, shown_by, work_folder
     from training.data.processes import started
     from training.report.terminal import headroom_text
     from training.study.finished import group_arms, read_runs_on

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def evaluate(
     chosen; MACs; and top-1 by class. With --price, also what is reached where the classifier may
     have the whole canvas in place of the chosen crop.
     """
-    from training.audit.canvases import evaluate_at_price
+    from training.audit.priced import evaluate_at_price
     from training.data.processes import started
     from training.report.terminal import evaluation_text, price_text
     from training.run.load import evaluate_run
@@ -54,11 +53,10 @@ def evaluate(
         point = None
         asked: dict[str, Any] = {"shards_path": shards, "process": process, **options}
         if price is None:
-            on_crops = partial(progress.update, "scoring every crop")
-            record, evaluation = evaluate_run(paths, on_progress=on_crops, **asked)
+            record, evaluation = evaluate_run(paths, progress=progress, **asked)
         else:
             record, evaluation, point = evaluate_at_price(
-                paths, price=price, on_progress=progress.update, **asked
+                paths, price=price, progress=progress, **asked
             )
     if process.is_main:
         names = record.data.class_names
@@ -106,9 +104,7 @@ def audit(
         # What cannot work is refused before a folder is made.
         dataclasses.replace(record.config, workers=options["workers"])
         require_folder(output or run, "-o/--output")
-        audited = audit_run(
-            run, shards=opened, process=process, on_progress=progress.update, **options
-        )
+        audited = audit_run(run, shards=opened, process=process, progress=progress, **options)
         written = write_audit(audited, output or run)
     found = audited.audit
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else audit_text(found))

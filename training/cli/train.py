@@ -136,8 +136,8 @@ def distill(
     not seen, which takes as long as RUN did. That table stays beside RUN: any other proposer, of
     any glimpse size, is fitted to it in minutes.
     """
-    from training.choose.out_of_fold import distill as distill_run
-    from training.choose.out_of_fold import distilled_config
+    from training.choose.distill import distill as distill_run
+    from training.choose.distill import distilled_config
     from training.data.processes import started
     from training.run.load import shards_of
     from training.run.record import load_record

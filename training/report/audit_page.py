@@ -150,12 +150,12 @@ def _changed(config: TrainConfig) -> tuple[tuple[str, object], ...]:
 def _choices(audited: Audited) -> Choices:
     run, shards = audited.run, audited.shards
     note = why_no_sheet(run, shards)
-    if note is not None or run.table is None:
+    if note is not None or run.logits is None:
         return Choices(note=note)
-    rows = draw_sheet(run, run.table, shards, num_rows=SHEET_ROWS)
-    drawn = drawn_rows(len(run.table.labels_N), SHEET_ROWS)
+    rows = draw_sheet(run, run.logits, shards, num_rows=SHEET_ROWS)
+    drawn = drawn_rows(len(run.logits.labels_N), SHEET_ROWS)
     maps_BMN = read_maps(audited.model, shards, drawn, audited.process)
-    picture = draw_result(audited, run.table, drawn, maps_BMN)
+    picture = draw_result(audited, run.logits, drawn, maps_BMN)
     if maps_BMN is None:
         return Choices(rows=rows, picture=picture)
     heat = draw_heat(maps_BMN)

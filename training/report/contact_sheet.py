@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline import CropLayout, Pixels, ShardFolder, ShardReader
 from training.model.classifier import candidate_indices
 from training.report.html import data_uri
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.score.metrics import final_prediction
 from training.study.finished import FinishedRun
 
@@ -69,30 +69,30 @@ def why_no_sheet(run: FinishedRun, shards: ShardFolder | None) -> str | None:
             f"The shards in {shards.path} are not those of the runs, so there are no pictures; "
             "name the runs' own with --shards."
         )
-    if run.table is None:
-        return f"The run {run.record.name} has lost its table, so there are no pictures."
+    if run.logits is None:
+        return f"The run {run.record.name} has lost its logits, so there are no pictures."
     return None
 
 
 def draw_sheet(
-    run: FinishedRun, table: Table, shards: ShardFolder, *, num_rows: int
+    run: FinishedRun, logits: CropLogits, shards: ShardFolder, *, num_rows: int
 ) -> tuple[SheetRow, ...]:
     """Show what a run chose on some validation images.
 
     Args:
         run: Of a policy that selects.
-        table: Of that run, on these shards.
+        logits: Of that run, on these shards.
         shards: Those that the run was trained on.
         num_rows: Images to show, fewer where the split has fewer.
     """
     reader = shards.reader("val")
-    predicted_N = final_prediction(table, run.record.config.policy).tolist()
+    predicted_N = final_prediction(logits, run.record.config.policy).tolist()
     candidates = candidate_indices(run.record.config, shards.crop_layout)
     return tuple(
         _row(
             reader, index, shards,
             candidates=candidates,
-            probabilities=table.probabilities_NK[index].tolist(),
+            probabilities=logits.probabilities_NK[index].tolist(),
             predicted=predicted_N[index],
         )
         for index in drawn_rows(len(reader), num_rows)

@@ -22,7 +22,7 @@ from training.model.classifier import candidate_indices
 from training.report.charts.svg import shown
 from training.report.contact_sheet import canvas_picture, crop_picture
 from training.report.heat_maps import COLOURS, scale_of
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.study.finished import FinishedRun
 
 NUM_IMAGES = 6
@@ -48,19 +48,19 @@ class Choice(NamedTuple):
 
 
 def draw_result(
-    audited: Audited, table: Table, rows: Sequence[int], maps_BMN: Tensor | None
+    audited: Audited, logits: CropLogits, rows: Sequence[int], maps_BMN: Tensor | None
 ) -> bytes:
     """Draw the picture as PNG.
 
     Args:
         audited: Its run and shards are drawn.
-        table: Of that run.
+        logits: Of that run.
         rows: Samples of the validation split; the first `NUM_IMAGES` are drawn.
         maps_BMN: The proposer's maps of these samples, in logits, if it has any.
     """
     reader, names = audited.shards.reader("val"), audited.shards.manifest.class_names
     samples = [reader.read(row) for row in rows[:NUM_IMAGES]]
-    choices = rank_choices(audited, table)
+    choices = rank_choices(audited, logits)
     width, height = LABEL_IN + CELL_IN * len(samples), (CELL_IN + CAPTION_IN) * (1 + len(choices))
     with mpl.rc_context({"font.family": "DejaVu Sans", "text.parse_math": False}):
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -87,27 +87,27 @@ def draw_result(
         return _png(figure)
 
 
-def rank_choices(audited: Audited, table: Table) -> list[Choice]:
+def rank_choices(audited: Audited, logits: CropLogits) -> list[Choice]:
     """List the choice, then its rivals of equal cost, the whole image by its own run if any."""
     run = audited.run
-    done, num_samples = run.evaluation, len(table.labels_N)
-    best = int(table.right_NK.sum(0).argmax())
+    done, num_samples = run.evaluation, len(logits.labels_N)
+    best = int(logits.right_NK.sum(0).argmax())
     random_N = np.random.default_rng(RANDOM_SEED).integers(len(done.crops), size=num_samples)
     own = [
-        ("chosen crop", done.top1, table.chosen_N),
-        (f"always {done.crops[best]}", done.top1_crops[best], table.labels_N.new_tensor(best)),
-        ("random crop", done.top1_random, table.labels_N.new_tensor(random_N)),
+        ("chosen crop", done.top1, logits.chosen_N),
+        (f"always {done.crops[best]}", done.top1_crops[best], logits.labels_N.new_tensor(best)),
+        ("random crop", done.top1_random, logits.labels_N.new_tensor(random_N)),
     ]
-    choices = [_choice(audited, run, table, *each) for each in own]
+    choices = [_choice(audited, run, logits, *each) for each in own]
     beside = [
-        (other, other.table) for arm in audited.others for other in arm.runs
-        if arm.policy == "whole" and arm.config.fold is None and other.table is not None
+        (other, other.logits) for arm in audited.others for other in arm.runs
+        if arm.policy == "whole" and arm.config.fold is None and other.logits is not None
     ]  # fmt: skip
     if beside:
         whole, seen = max(beside, key=lambda each: each[0].evaluation.top1)
         top1, full = whole.evaluation.top1, 0
     elif "full" in done.crops:
-        whole, seen, full = run, table, done.crops.index("full")
+        whole, seen, full = run, logits, done.crops.index("full")
         top1 = done.top1_crops[full]
     else:
         return choices
@@ -116,15 +116,15 @@ def rank_choices(audited: Audited, table: Table) -> list[Choice]:
 
 
 def _choice(
-    audited: Audited, run: FinishedRun, table: Table, label: str, top1: float, crop_N: Tensor
+    audited: Audited, run: FinishedRun, logits: CropLogits, label: str, top1: float, crop_N: Tensor
 ) -> Choice:
-    crop_N = crop_N.expand(len(table.labels_N))
+    crop_N = crop_N.expand(len(logits.labels_N))
     candidates = candidate_indices(run.record.config, audited.shards.crop_layout)
     return Choice(
         label=label,
         top1=top1,
         crops=[candidates[crop] for crop in crop_N.tolist()],
-        predicted=table.predicted_NK.gather(1, crop_N[:, None])[:, 0].tolist(),
+        predicted=logits.predicted_NK.gather(1, crop_N[:, None])[:, 0].tolist(),
     )
 
 

@@ -207,9 +207,9 @@ def _sheet(arm: Arm | None, shards: ShardFolder | None) -> tuple[tuple[SheetRow,
         return (), "No run chose its crop, so there is no choice to show."
     run = arm.best_run
     note = why_no_sheet(run, shards)
-    if note is not None or shards is None or run.table is None:
+    if note is not None or shards is None or run.logits is None:
         return (), note
-    return draw_sheet(run, run.table, shards, num_rows=SHEET_ROWS), None
+    return draw_sheet(run, run.logits, shards, num_rows=SHEET_ROWS), None
 
 
 def _draw_charts(arms: Sequence[Arm], run: FinishedRun) -> Charts:

@@ -15,13 +15,13 @@ class RunPaths:
     folder: Path
 
     @property
-    def losses(self) -> Path:
-        """What classifiers that have not seen them lose on the crops of the training images."""
-        return self.folder / "losses.safetensors"
+    def out_of_fold(self) -> Path:
+        """Logits of the crops of the training images, by classifiers that have not seen them."""
+        return self.folder / "out_of_fold.safetensors"
 
     @property
     def logits(self) -> Path:
-        """What the classifier says of every crop of the validation images."""
+        """Logits of the crops of the validation images, by the last weights."""
         return self.folder / "logits.safetensors"
 
     def fold(self, fold: int) -> "RunPaths":
@@ -52,8 +52,3 @@ class RunPaths:
     def diverged(self) -> Path:
         """The samples at which the training loss stopped being a number."""
         return self.folder / "diverged.json"
-
-    @property
-    def table(self) -> Path:
-        """The image x crop table of the evaluation that ended the training."""
-        return self.folder / "table.safetensors"

@@ -4,20 +4,20 @@ What a run is scored on may differ from what it was trained on: other shards of 
 other candidates.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.common.progress import SILENT, Progress
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
 from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model
-from training.score.evaluate import count_images, evaluate_table
-from training.score.metrics import Evaluation
+from training.score.classify import classify_crops
+from training.score.metrics import Evaluation, summarise
 
 
 def evaluate_run(
@@ -28,7 +28,7 @@ def evaluate_run(
     checkpoint: str,
     workers: int,
     process: Process,
-    on_progress: Callable[[int, int], None],
+    progress: Progress = SILENT,
 ) -> tuple[RunRecord, Evaluation]:
     """Score a finished or unfinished run again.
 
@@ -39,7 +39,7 @@ def evaluate_run(
         checkpoint: `last` or `best`.
         workers: Threads that read samples.
         process: This one among its peers.
-        on_progress: Told of images done and to do.
+        progress: Shows images.
 
     Raises:
         CheckpointError: If there is no such run, or the shards are of another spec.
@@ -50,9 +50,8 @@ def evaluate_run(
         paths, shards, candidates=candidates, checkpoint=checkpoint, workers=workers,
         process=process,
     )  # fmt: skip
-    on_images = count_images(on_progress, shards.manifest.num_samples("val"))
-    _, evaluation = evaluate_table(model, shards, process=process, on_images=on_images)
-    return record, evaluation
+    logits = classify_crops(model, shards, process=process, progress=progress)
+    return record, summarise(logits, model)
 
 
 def load_model(

@@ -8,7 +8,6 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +39,8 @@ from training.run.resume import load_last, open_record, save_epoch, save_part, w
 from training.run.schedule import temperature
 from training.run.signals import Stop, noted_signals
 from training.run.state import RunState, build_state, settled
-from training.score.evaluate import counting, evaluate_choice, evaluate_table
+from training.score.classify import classify_crops, counting, evaluate_choice
+from training.score.metrics import summarise
 
 CHECK_STEPS = 10  # steps between checks of the loss, each of which waits for the device
 
@@ -139,7 +139,7 @@ class Training:
             if self.part.step < self.state.steps:
                 raise self._stopped()
             done = epoch_record(self.part, self.state)
-            # The last weights get the whole table instead.
+            # The last weights are scored on every crop instead.
             if done.epoch % config.val_interval == 0 and done.epoch < config.epochs:
                 done = replace(done, val_top1=self._validate())
             self.record = replace(
@@ -194,12 +194,10 @@ class Training:
     def evaluate(self) -> RunRecord:
         """Evaluate the last weights on every crop, and close the record."""
         state, paths = self.state, self.paths
-        table, evaluation = evaluate_table(
-            state.model,
-            self.shards,
-            process=state.process,
-            on_images=self._counting("scoring every crop"),
+        logits = classify_crops(
+            state.model, self.shards, process=state.process, progress=self.progress
         )
+        evaluation = summarise(logits, state.model)
         last = replace(self.record.epochs[-1], val_top1=evaluation.top1)
         self.record = replace(
             self.record,
@@ -209,7 +207,7 @@ class Training:
         )
         if state.process.is_main:
             digest = digest_of(paths.last)
-            table.save(paths.table, weights=digest)
+            logits.save(paths.logits, weights=(digest,))
             if evaluation.top1 >= self.best:
                 write_file(paths.best, paths.last.read_bytes())
             self.record = replace(self.record, last=digest, best=digest_of(paths.best), before=())
@@ -219,7 +217,7 @@ class Training:
 
     def _validate(self) -> float:
         """Score the policy on the validation split, top-1 in %, unless a signal interrupts it."""
-        counter = self._counting("validating")
+        counter = counting(self.progress, "validating", self.shards.manifest.num_samples("val"))
 
         def on_images(num_images: int) -> None:
             # Several processes validate to the end, since each waits for the others' figures.
@@ -233,10 +231,6 @@ class Training:
             )
         except _InterruptedValidationError:
             raise self._stopped() from None
-
-    def _counting(self, stage: str) -> Callable[[int], None]:
-        total = self.shards.manifest.num_samples("val")
-        return counting(self.progress, stage, total)
 
     def _show(self, step: int, loss: float, hits: float) -> None:
         """Show the mean loss and accuracy of the epoch so far."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import ShardFolder
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier, autocast
-from training.score.evaluate import EVALUATION_BATCH
+from training.score.classify import EVALUATION_BATCH
 
 
 def glimpse_batches(

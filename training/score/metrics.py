@@ -1,4 +1,4 @@
-"""Every figure of an evaluation, from the table of its crops.
+"""The figures of an evaluation, from the logits of its crops.
 
 Axes: N samples of the split, K candidates.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from training.model.classifier import SelectiveClassifier
 from training.model.policies import POLICIES
 from training.score.cost import count_macs
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,55 +52,55 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def summarise(table: Table, model: SelectiveClassifier) -> Evaluation:
-    """Turn a table into figures.
+def summarise(logits: CropLogits, model: SelectiveClassifier) -> Evaluation:
+    """Compute every figure of an evaluation.
 
     Args:
-        table: Of the whole split.
+        logits: Of the whole split.
         model: That it was made with.
     """
-    hits_NK = table.right_NK.double()
-    predicted_N = final_prediction(table, model.config.policy)
-    hits_N = final_hits(table, model.config.policy)
-    mean_choice_K = table.probabilities_NK.double().mean(0)
+    hits_NK = logits.right_NK.double()
+    predicted_N = final_prediction(logits, model.config.policy)
+    hits_N = final_hits(logits, model.config.policy)
+    mean_choice_K = logits.probabilities_NK.double().mean(0)
     proposer, classifier = count_macs(model)
     num_crops, num_classes = len(model.candidates), model.num_classes
-    counts = torch.bincount(table.chosen_N, minlength=num_crops)
-    pairs = torch.bincount(table.labels_N * num_classes + predicted_N, minlength=num_classes**2)
+    counts = torch.bincount(logits.chosen_N, minlength=num_crops)
+    pairs = torch.bincount(logits.labels_N * num_classes + predicted_N, minlength=num_classes**2)
     return Evaluation(
         crops=model.names,
-        num_samples=len(table.labels_N),
+        num_samples=len(logits.labels_N),
         top1=_percent(hits_N),
         top1_crops=tuple(_percent(hits_NK[:, k]) for k in range(num_crops)),
         top1_random=_percent(hits_NK.mean(1)),
-        top1_mean=_percent((table.averaged_N == table.labels_N).double()),
+        top1_mean=_percent((logits.averaged_N == logits.labels_N).double()),
         top1_any_right=_percent(hits_NK.amax(1)),
         shares=tuple((counts / counts.sum()).tolist()),
         entropy_of_mean=float(torch.special.entr(mean_choice_K).sum()),
-        mean_entropy=float(torch.special.entr(table.probabilities_NK.double()).sum(1).mean()),
+        mean_entropy=float(torch.special.entr(logits.probabilities_NK.double()).sum(1).mean()),
         proposer_macs=proposer,
         classifier_macs=classifier * (num_crops if POLICIES[model.config.policy].averages else 1),
-        top1_classes=tuple(_percent(hits_N[table.labels_N == c]) for c in range(num_classes)),
+        top1_classes=tuple(_percent(hits_N[logits.labels_N == c]) for c in range(num_classes)),
         confusion=tuple(map(tuple, pairs.reshape(num_classes, num_classes).tolist())),
     )
 
 
-def final_prediction(table: Table, policy: str) -> Tensor:
+def final_prediction(logits: CropLogits, policy: str) -> Tensor:
     """Give the class that the policy itself predicts for each sample, int64 `(N,)`."""
     if POLICIES[policy].averages:
-        return table.averaged_N
-    return table.predicted_NK.gather(1, table.chosen_N[:, None])[:, 0]
+        return logits.averaged_N
+    return logits.predicted_NK.gather(1, logits.chosen_N[:, None])[:, 0]
 
 
-def final_hits(table: Table, policy: str) -> Tensor:
+def final_hits(logits: CropLogits, policy: str) -> Tensor:
     """Give the chance that the policy itself is right on each sample, float64 `(N,)`.
 
     It is 0 or 1 but for a crop drawn at random: that is scored by its expectation over the K crops,
     not by one draw.
     """
     if POLICIES[policy].is_random:
-        return table.right_NK.double().mean(1)
-    return (final_prediction(table, policy) == table.labels_N).double()
+        return logits.right_NK.double().mean(1)
+    return (final_prediction(logits, policy) == logits.labels_N).double()
 
 
 def _percent(hits: Tensor) -> float:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-
-from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.common.errors import ConfigError
 from training.config import MACHINE_FIELDS, TrainConfig
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.score.metrics import Evaluation
 
 FREE_OPTIONS = ("seed", *MACHINE_FIELDS)  # they may differ within an arm
@@ -39,13 +37,13 @@ class FinishedRun:
     """A finished run.
 
     `folder` is where it lies, which may have another name than its record says: folders are
-    renamed. `table` is None where its file is gone.
+    renamed. `logits` is None where its file is gone.
     """
 
     folder: Path
     record: RunRecord
     evaluation: Evaluation
-    table: Table | None
+    logits: CropLogits | None
 
     def skill(self, ceiling: float) -> float | None:
         """Selection skill: 0 chooses as chance does, 1 as one that reaches `ceiling`.
@@ -139,14 +137,14 @@ class Arm:
     @property
     def _oracles(self) -> list[tuple[FinishedRun, float]]:
         """Score each run's classifier on the crops of the others' least loss, mean over them."""
-        known = [(run, run.table) for run in self.runs if run.table is not None]
+        known = [(run, run.logits) for run in self.runs if run.logits is not None]
         found = []
-        for run, table in known:
+        for run, logits in known:
             scores = [
                 100
-                * float(table.right_NK.gather(1, other.losses_NK.argmin(1, True)).double().mean())
+                * float(logits.right_NK.gather(1, other.losses_NK.argmin(1, True)).double().mean())
                 for _, other in known
-                if not other.losses_NK.equal(table.losses_NK)  # seeds may share a classifier
+                if not other.losses_NK.equal(logits.losses_NK)  # seeds may share a classifier
             ]
             if scores:
                 found.append((run, statistics.fmean(scores)))
@@ -316,7 +314,7 @@ def read_runs(folder: Path) -> tuple[DataRuns, ...]:
 
     Raises:
         ConfigError: If there is none.
-        CheckpointError: If a record or a table is damaged.
+        CheckpointError: If a record or logits are damaged.
     """
     records = _read_records(folder)
     if not records:
@@ -347,7 +345,7 @@ def read_runs_on(folder: Path, fingerprint: str) -> list[FinishedRun]:
         fingerprint: Of the shards' build.
 
     Raises:
-        CheckpointError: If a record or a table is damaged.
+        CheckpointError: If a record or logits are damaged.
     """
     records = _read_records(folder)
     return _finished(
@@ -363,21 +361,13 @@ def _finished(records: dict[Path, RunRecord]) -> list[FinishedRun]:
     return [
         FinishedRun(
             folder=run_folder, record=record, evaluation=record.evaluation,
-            table=_read_table(run_folder, record),
+            logits=_read_logits(run_folder, record),
         )
         for run_folder, record in records.items()
         if record.evaluation is not None
     ]  # fmt: skip
 
 
-def _read_table(run_folder: Path, record: RunRecord) -> Table | None:
-    path = RunPaths(folder=run_folder).table
-    try:
-        return Table.load(path, weights=record.last)
-    except FileNotFoundError:
-        return None
-    except (OSError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"a run's table must be whole; got {type(error).__name__}: {error} in {path}. "
-            f"Delete it, or train {run_folder.name} again."
-        ) from error
+def _read_logits(run_folder: Path, record: RunRecord) -> CropLogits | None:
+    path = RunPaths(folder=run_folder).logits
+    return CropLogits.load(path, weights=(record.last,)) if path.exists() else None

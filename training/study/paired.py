@@ -26,7 +26,7 @@ LEAST_IMAGES = 5  # fewer that one side alone has right give no mid-p below 0.05
 class PairedTest(NamedTuple):
     """Two arms on the same images.
 
-    `seeds` are those that both have a table of. `points` is what the first has above the second,
+    `seeds` are those that both have logits of. `points` is what the first has above the second,
     %, `low` and `high` the ends of its 95 % bootstrap interval. `p` is two-sided, by `method`: for
     one seed McNemar's where both sides are right or wrong, else of that bootstrap, over images and
     seeds. `p_over_seeds` is of a paired t over the seeds, None for one seed, or where all have one
@@ -86,10 +86,10 @@ def write_p(p: float) -> str:
 
 def paired_test(first: Arm, second: Arm) -> PairedTest | None:
     """Test two arms image by image; None where no seed has both tables."""
-    others = {run.record.config.seed: run.table for run in second.runs}
+    others = {run.record.config.seed: run.logits for run in second.runs}
     differences = {}
     for run in first.runs:
-        seed, ours = run.record.config.seed, run.table
+        seed, ours = run.record.config.seed, run.logits
         theirs = others.get(seed)
         if ours is None or theirs is None or not ours.labels_N.equal(theirs.labels_N):
             continue

@@ -8,7 +8,7 @@ from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.common.settings import check_range
-from training.choose.out_of_fold import distill
+from training.choose.distill import distill
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices

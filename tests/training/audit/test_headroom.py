@@ -4,35 +4,46 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from training.audit.headroom import Headroom, bootstrap, headroom, shown_by
 from training.audit.verdict import audit
 from training.report.terminal import headroom_text
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.study.finished import FinishedRun, group_arms
 
 CROPS = ("full", "left", "right")
 NUM_SAMPLES, NUM_CLASSES = 600, 5
 
 
-def table_of(right_NK: NDArray[np.bool_], losses_NK: NDArray[np.float64]) -> Table:
-    """A classifier that is right where it is said to be."""
+def logits_of(right_NK: NDArray[np.bool_], losses_NK: NDArray[np.float64]) -> CropLogits:
+    """A classifier that is right where it is said to be, and loses in the order that is given.
+
+    The class of its mean over the crops is the one that it sees in the first.
+    """
     labels_N = torch.arange(len(right_NK)) % NUM_CLASSES
     right = torch.from_numpy(right_NK)
-    predicted_NK = torch.where(right, labels_N[:, None], (labels_N[:, None] + 1) % NUM_CLASSES)
-    return Table(
+    chance_NK = (-0.8 - 0.4 * torch.from_numpy(losses_NK / losses_NK.max()).float()).exp()
+    is_label_NKC = F.one_hot(labels_N, NUM_CLASSES)[:, None].expand(*right_NK.shape, -1)
+    # Of the other classes, the next has all the rest where the classifier errs.
+    next_NKC = is_label_NKC.roll(1, 2)
+    others_NKC = torch.where(right[..., None], (1 - is_label_NKC) / (NUM_CLASSES - 1), next_NKC)
+    chances_NKC = torch.where(
+        is_label_NKC.bool(), chance_NK[..., None], (1 - chance_NK[..., None]) * others_NKC
+    )
+    logits = CropLogits(
         labels_N=labels_N,
-        predicted_NK=predicted_NK,
-        losses_NK=torch.from_numpy(losses_NK).float(),
-        averaged_N=predicted_NK[:, 0],
+        logits_NKC=chances_NKC.log(),
         probabilities_NK=torch.full(right_NK.shape, 1 / right_NK.shape[1]),
     )
+    vars(logits)["averaged_N"] = logits.predicted_NK[:, 0]
+    return logits
 
 
 def seeing(
     seed: int, *, at_best: float, elsewhere: float, sure: float, best_N: NDArray[np.int64]
-) -> Table:
+) -> CropLogits:
     """A classifier that is right more often on each image's best crop.
 
     It loses least on that crop with the chance `sure`, and else on any of the three.
@@ -44,7 +55,7 @@ def seeing(
         generator.random(len(best_N)) < sure, best_N, generator.integers(3, size=len(best_N))
     )
     losses_NK = 1.0 - (least_N[:, None] == np.arange(3))
-    return table_of(generator.random(chance_NK.shape) < chance_NK, losses_NK)
+    return logits_of(generator.random(chance_NK.shape) < chance_NK, losses_NK)
 
 
 def places(seed: int, num_samples: int = NUM_SAMPLES) -> NDArray[np.int64]:
@@ -64,13 +75,13 @@ def estimate(
     return headroom((first, second), CROPS, chosen_N, seed=0)
 
 
-def test_the_figures_are_what_two_small_tables_say() -> None:
+def test_the_figures_are_what_two_small_classifiers_say() -> None:
     # Image by image, whether the three crops are seen rightly, and what is lost on them.
-    first = table_of(
+    first = logits_of(
         np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]], bool),
         np.array([[1, 5, 5], [5, 1, 5], [5, 1, 5], [5, 5, 1]], float),
     )
-    second = table_of(
+    second = logits_of(
         np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 1, 0]], bool),
         np.array([[1, 5, 5], [5, 1, 5], [5, 5, 1], [5, 1, 5]], float),
     )
@@ -94,7 +105,7 @@ def by_chance(accuracies: tuple[float, float, float], num_samples: int) -> Headr
     """Two classifiers that are right on each crop by chance, and know where they are."""
     generator = np.random.default_rng(3)
     rights = [generator.random((num_samples, 3)) < accuracies for _ in range(2)]
-    first, second = (table_of(right_NK, 1.0 - right_NK) for right_NK in rights)
+    first, second = (logits_of(right_NK, 1.0 - right_NK) for right_NK in rights)
     return headroom((first, second), CROPS, np.zeros(num_samples, int), seed=0)
 
 
@@ -151,14 +162,11 @@ def test_classifiers_that_know_hardly_more_than_chance_are_not_asked_of_room() -
 
 def test_naming_the_largest_class_always_is_no_knowledge() -> None:
     labels_N = torch.tensor([0] * 80 + [1] * 20)
-    table = Table(
-        labels_N=labels_N,
-        predicted_NK=torch.zeros(100, 3, dtype=torch.int64),
-        losses_NK=torch.rand(100, 3),
-        averaged_N=torch.zeros(100, dtype=torch.int64),
-        probabilities_NK=torch.full((100, 3), 1 / 3),
+    first_NKC = F.one_hot(torch.zeros(100, 3, dtype=torch.int64), 2).float()
+    logits = CropLogits(
+        labels_N=labels_N, logits_NKC=first_NKC, probabilities_NK=torch.full((100, 3), 1 / 3)
     )
-    found = headroom((table, table), CROPS, np.zeros(100, int), seed=0)
+    found = headroom((logits, logits), CROPS, np.zeros(100, int), seed=0)
     assert found.top1_mean == found.top1_largest == 80
     assert found.verdict.startswith("Nothing can be told")
 
@@ -208,7 +216,7 @@ def test_trainings_that_choose_are_shown_beside_it(
     assert shown.fixed == arms[0].top1_fixed
     assert (shown.oracle, shown.any_right) == (told.oracle, told.any_right)
     assert shown_by(group_arms(seeds[:1]))[0].oracle is None
-    assert shown_by(group_arms([replace(seeds[0], table=None)])) == []
+    assert shown_by(group_arms([replace(seeds[0], logits=None)])) == []
 
 
 def test_the_text_begins_with_the_verdict_and_ends_with_what_training_showed(

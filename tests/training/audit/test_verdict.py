@@ -10,13 +10,14 @@ import torch
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
+from pipeline.common.progress import Progress
 from training.audit.run import audit_run
 from training.audit.verdict import Audit, audit
 from training.data.processes import Process
 from training.report.terminal import audit_text
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, FinishedRun, group_arms
 from training.study.paired import few_seeds, write_p
 
@@ -24,25 +25,22 @@ NUM_SAMPLES, CROPS = 400, ("full", "left", "centre")
 Make = Callable[..., FinishedRun]
 
 
-def table_of(right_NK: torch.Tensor, chosen_N: torch.Tensor) -> Table:
-    """A classifier that is right where it is said to be, and loses little there."""
-    labels_N = torch.zeros(len(right_NK), dtype=torch.int64)
-    predicted_NK = (~right_NK).long()
-    return Table(
-        labels_N=labels_N,
-        predicted_NK=predicted_NK,
-        losses_NK=torch.where(right_NK, 0.1, 2.0) + 0.01 * torch.arange(right_NK.shape[1]),
-        averaged_N=predicted_NK.mode(1).values,
+def logits_of(right_NK: torch.Tensor, chosen_N: torch.Tensor) -> CropLogits:
+    """A classifier of two classes that is right where it is said to be, and loses little there."""
+    losses_NK = torch.where(right_NK, 0.1, 2.0) + 0.01 * torch.arange(right_NK.shape[1])
+    return CropLogits(
+        labels_N=torch.zeros(len(right_NK), dtype=torch.int64),
+        logits_NKC=torch.stack([-losses_NK, (-torch.expm1(-losses_NK)).log()], 2),
         probabilities_NK=torch.nn.functional.one_hot(chosen_N, right_NK.shape[1]).float(),
     )
 
 
-def arm_of(make_run: Make, tables: list[Table], name: str = "expected") -> Arm:
+def arm_of(make_run: Make, classified: list[CropLogits], name: str = "expected") -> Arm:
     runs = []
-    for seed, table in enumerate(tables):
+    for seed, logits in enumerate(classified):
         run = make_run(f"{name}-s{seed}", policy="expected", seed=seed)
-        right_NK = (table.predicted_NK == table.labels_N[:, None]).double()
-        chosen = table.chosen_N[:, None]
+        right_NK = (logits.predicted_NK == logits.labels_N[:, None]).double()
+        chosen = logits.chosen_N[:, None]
         figures = replace(
             run.evaluation,
             crops=CROPS,
@@ -50,17 +48,17 @@ def arm_of(make_run: Make, tables: list[Table], name: str = "expected") -> Arm:
             top1=100 * float(right_NK.gather(1, chosen).mean()),
             top1_crops=tuple((100 * right_NK.mean(0)).tolist()),
             top1_random=100 * float(right_NK.mean()),
-            top1_mean=100 * float((table.averaged_N == table.labels_N).double().mean()),
+            top1_mean=100 * float((logits.averaged_N == logits.labels_N).double().mean()),
             top1_any_right=100 * float(right_NK.amax(1).mean()),
-            shares=tuple((table.chosen_N.bincount(minlength=3) / NUM_SAMPLES).tolist()),
+            shares=tuple((logits.chosen_N.bincount(minlength=3) / NUM_SAMPLES).tolist()),
             proposer_macs=5, classifier_macs=1000,
         )  # fmt: skip
-        runs.append(replace(run, evaluation=figures, table=table))
+        runs.append(replace(run, evaluation=figures, logits=logits))
     (arm,) = group_arms(runs)
     return arm
 
 
-def seeing_one(seed: int, *, choice: str) -> Table:
+def seeing_one(seed: int, *, choice: str) -> CropLogits:
     """Each image is seen rightly in one crop alone, `full` a little more often."""
     generator = torch.Generator().manual_seed(seed)
     best_N = torch.randint(0, 3, (NUM_SAMPLES,), generator=torch.Generator().manual_seed(9))
@@ -72,7 +70,7 @@ def seeing_one(seed: int, *, choice: str) -> Table:
         "full": torch.zeros_like(best_N),
         "nearly full": torch.where(torch.arange(NUM_SAMPLES) < 20, best_N, 0),
     }[choice]
-    return table_of(right_NK, chosen_N)
+    return logits_of(right_NK, chosen_N)
 
 
 def rivals(found: Audit) -> dict[str, Any]:
@@ -99,22 +97,22 @@ def test_a_choice_below_a_fixed_crop_is_not(make_run: Make) -> None:
     assert found.verdict.endswith("at no more compute (McNemar mid-p, seed 0: p < 0.001).")
 
 
-def seeing_as_well(num_first: int, num_second: int, num_samples: int = 200) -> Table:
+def seeing_as_well(num_first: int, num_second: int, num_samples: int = 200) -> CropLogits:
     """Sees the chosen crop alone rightly on some images, `left` alone on some, both elsewhere."""
     right_NK = torch.ones(num_samples, 3, dtype=torch.bool)
     right_NK[:, 2] = False
     right_NK[:num_first, 1] = False
     right_NK[num_first : num_first + num_second, 0] = False
-    return table_of(right_NK, torch.zeros(num_samples, dtype=torch.int64))
+    return logits_of(right_NK, torch.zeros(num_samples, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(("num_first", "num_second"), [(16, 17), (17, 16)])
 def test_a_difference_that_may_be_chance_is_neither_claimed_nor_denied(
     num_first: int, num_second: int, make_run: Make
 ) -> None:
-    table = seeing_as_well(num_first, num_second)
-    table.averaged_N[:] = 1
-    found = replace(audit(arm_of(make_run, [table]), []), num_samples=200)
+    logits = seeing_as_well(num_first, num_second)
+    logits.averaged_N[:] = 1
+    found = replace(audit(arm_of(make_run, [logits]), []), num_samples=200)
     assert found.answer == "not shown"
     strongest = rivals(found)["the best fixed crop"]
     assert found.decisive is not None
@@ -158,8 +156,8 @@ def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None
 
 
 def test_few_seeds_are_warned_of_and_the_paired_t_over_them_stands_beside(make_run: Make) -> None:
-    tables = [seeing_one(seed, choice="nearly full") for seed in range(4)]
-    few, enough = (audit(arm_of(make_run, tables[:count]), []) for count in (3, 4))
+    classified = [seeing_one(seed, choice="nearly full") for seed in range(4)]
+    few, enough = (audit(arm_of(make_run, classified[:count]), []) for count in (3, 4))
     assert few.notes[-1] == few_seeds(3)
     assert few_seeds(3) in audit_text(few).splitlines()
     assert few.to_json()["notes"][-1] == few_seeds(3)
@@ -170,10 +168,10 @@ def test_few_seeds_are_warned_of_and_the_paired_t_over_them_stands_beside(make_r
     assert row.endswith(f", p {write_p(test.p)}, t {write_p(test.p_over_seeds)}")
 
 
-def test_the_rivals_are_what_the_table_says(make_run: Make) -> None:
-    table = seeing_one(3, choice="best")
-    found = audit(arm_of(make_run, [table]), [])
-    right = (table.predicted_NK == table.labels_N[:, None]).double()
+def test_the_rivals_are_what_the_logits_say(make_run: Make) -> None:
+    logits = seeing_one(3, choice="best")
+    found = audit(arm_of(make_run, [logits]), [])
+    right = (logits.predicted_NK == logits.labels_N[:, None]).double()
     by_name = rivals(found)
     assert by_name["the whole image"].top1.mean == pytest.approx(100 * float(right[:, 0].mean()))
     assert by_name["the centre crop"].top1.mean == pytest.approx(100 * float(right[:, 2].mean()))
@@ -193,9 +191,9 @@ def test_the_oracle_chooses_with_the_other_seeds_classifier(make_run: Make) -> N
     arm = arm_of(make_run, [first, second])
     found = audit(arm, [])
     scores = []
-    for table, other in ((first, second), (second, first)):
+    for logits, other in ((first, second), (second, first)):
         chosen = other.losses_NK.argmin(1)[:, None]
-        right = table.predicted_NK.gather(1, chosen)[:, 0] == table.labels_N
+        right = logits.predicted_NK.gather(1, chosen)[:, 0] == logits.labels_N
         scores.append(100 * float(right.double().mean()))
     assert found.oracle is not None
     assert found.oracle.mean == pytest.approx(sum(scores) / 2)
@@ -209,11 +207,11 @@ def test_the_oracle_chooses_with_the_other_seeds_classifier(make_run: Make) -> N
 
 
 def test_runs_that_do_not_choose_are_compared_by_seed(make_run: Make) -> None:
-    tables = [seeing_one(seed, choice="best") for seed in (0, 1)]
-    arm = arm_of(make_run, tables)
+    classified = [seeing_one(seed, choice="best") for seed in (0, 1)]
+    arm = arm_of(make_run, classified)
     whole = [
-        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), table=table)
-        for seed, table in enumerate(seeing_one(seed, choice="full") for seed in (0, 1))
+        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), logits=logits)
+        for seed, logits in enumerate(seeing_one(seed, choice="full") for seed in (0, 1))
     ]
     folded = replace(whole[0], record=replace(whole[0].record, name="fold", config=replace(
         whole[0].record.config, fold=0)))  # fmt: skip
@@ -228,29 +226,29 @@ def test_runs_that_do_not_choose_are_compared_by_seed(make_run: Make) -> None:
 def test_a_run_of_random_crops_is_compared_by_their_expectation_not_by_one_draw(
     make_run: Make,
 ) -> None:
-    table = seeing_one(1, choice="worst")
+    logits = seeing_one(1, choice="worst")
     runs = [
         replace(
             make_run("random-s0", policy="random", seed=0),
-            table=replace(table, probabilities_NK=torch.eye(3)[drawn].expand(NUM_SAMPLES, 3)),
+            logits=replace(logits, probabilities_NK=torch.eye(3)[drawn].expand(NUM_SAMPLES, 3)),
         )
         for drawn in range(3)
     ]
     arm = arm_of(make_run, [seeing_one(0, choice="full")])
     tests = [audit(arm, group_arms([run])).rivals[-1].test for run in runs]
     assert tests[0] is not None
-    ours = 100 * float(arm.runs[0].table.right_NK[:, 0].double().mean())  # type: ignore[union-attr]
-    assert tests[0].points == pytest.approx(ours - 100 * float(table.right_NK.double().mean()))
+    ours = 100 * float(arm.runs[0].logits.right_NK[:, 0].double().mean())  # type: ignore[union-attr]
+    assert tests[0].points == pytest.approx(ours - 100 * float(logits.right_NK.double().mean()))
     assert tests == [tests[0]] * 3
     assert tests[0].method == "bootstrap over images"
 
 
 def test_what_is_said_of_a_rival_is_of_the_seeds_that_both_have(make_run: Make) -> None:
-    tables = [seeing_one(seed, choice="best") for seed in (0, 1)]
+    classified = [seeing_one(seed, choice="best") for seed in (0, 1)]
     whole = replace(
-        make_run("whole-s1", policy="whole", seed=1), table=seeing_one(1, choice="full")
+        make_run("whole-s1", policy="whole", seed=1), logits=seeing_one(1, choice="full")
     )
-    found = audit(arm_of(make_run, tables), group_arms([whole]))
+    found = audit(arm_of(make_run, classified), group_arms([whole]))
     (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
     assert beside.test is not None
     assert beside.test.seeds == (1,)
@@ -266,7 +264,7 @@ def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
     strong = seeing_one(0, choice="full")
     strong.predicted_NK[:200] = 0
     whole = [
-        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), table=strong)
+        replace(make_run(f"whole-s{seed}", policy="whole", seed=seed), logits=strong)
         for seed in (0, 2)
     ]
     found = audit(arm, group_arms(whole))
@@ -293,26 +291,36 @@ def test_it_is_json_and_text(make_run: Make) -> None:
     assert "  (chosen - random) / (any crop right - random)  " in text
 
 
+class Noted(Progress):
+    """Keeps how far each stage was."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[tuple[int, int]]] = {}
+
+    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
+        self.stages.setdefault(stage, []).append((done, total))
+
+
 def test_an_audit_of_a_run_on_the_disk_agrees_with_its_evaluation(
     finished: tuple[RunPaths, RunRecord], opened: ShardFolder, alone: Process, scenes: Path
 ) -> None:
     paths, record = finished
-    seen: dict[str, list[tuple[int, int]]] = {}
+    shown = Noted()
     audited = audit_run(
         paths.folder, shards=opened, boxes=scenes / "boxes.csv", workers=1, process=alone,
-        on_progress=lambda stage, *counts: seen.setdefault(stage, []).append(counts),
+        progress=shown,
     )  # fmt: skip
     found = audited.audit
     assert (audited.run.record, audited.others) == (record, ())
     assert record.evaluation is not None
     assert found.top1.mean == pytest.approx(record.evaluation.top1)
     assert found.shares == record.evaluation.shares
-    table = Table.load(paths.table)
+    logits = CropLogits.load(paths.logits)
     assert found.any_right.mean == pytest.approx(record.evaluation.top1_any_right)
-    assert table.labels_N.shape == (29,)
+    assert logits.labels_N.shape == (29,)
     assert found.boxes is not None
-    assert seen["looking up boxes"] == [(done, 29) for done in range(1, 30)]
-    assert seen["choosing where boxes are known"][-1] == (29, 29)
+    assert shown.stages["looking up boxes"] == [(done, 29) for done in range(1, 30)]
+    assert shown.stages["choosing where boxes are known"][-1] == (29, 29)
     assert found.boxes.pointing_map is None
     assert found.boxes.num_samples == 29
     assert found.boxes.top1 == pytest.approx(record.evaluation.top1)
@@ -401,10 +409,8 @@ def test_what_cannot_be_audited_is_one_line(
     with pytest.raises(ConfigError, match=r"an audit needs a finished run; got .*begun, which is"):
         audit_run(
             begun, shards=opened, boxes=None, workers=1, process=alone,
-            on_progress=lambda *_: None,
         )  # fmt: skip
     with pytest.raises(ConfigError, match=r"--boxes must be of the shards' images; got none of va"):
         audit_run(
             finished[0].folder, shards=opened, boxes=other, workers=1, process=alone,
-            on_progress=lambda *_: None,
         )  # fmt: skip

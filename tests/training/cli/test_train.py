@@ -96,7 +96,7 @@ def test_training_prints_its_figures_and_leaves_its_files(
     assert result.exit_code == 0, result.output
     folder = tmp_path / "centre-s42"
     assert {path.name for path in folder.iterdir()} == {
-        "record.json", "last.safetensors", "best.safetensors", "table.safetensors",
+        "record.json", "last.safetensors", "best.safetensors", "logits.safetensors",
     }  # fmt: skip
     assert f"run: {folder}\n" in result.stdout
     for words in (

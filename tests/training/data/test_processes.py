@@ -27,8 +27,8 @@ from training.run.checkpoint import load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model
-from training.score.crop_logits import Table
-from training.score.evaluate import make_table
+from training.score.classify import classify_crops
+from training.score.crop_logits import CropLogits
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -151,7 +151,7 @@ def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
     assert (meta.epoch, meta.part.step, len(meta.part.sums)) == (1, 10, 2)
     resumed = train_together(scene_shards, output, "broken", "--resume", "--workers", "1")
     assert resumed.returncode == 0, resumed.stderr
-    for file in ("last", "best", "table"):
+    for file in ("last", "best", "logits"):
         first, second = (load_file(getattr(run, file)) for run in (together, paths))
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), file
     ours, theirs = (load_record(run.record) for run in (together, paths))
@@ -222,16 +222,16 @@ def test_two_processes_evaluate_each_sample_of_the_split_once(
     assert record.evaluation is not None
     assert record.evaluation.num_samples == opened.manifest.num_samples("val") == 29
     assert sum(map(sum, record.evaluation.confusion)) == 29
-    assert tuple(Table.load(together.table).labels_N.tolist()) == opened.reader("val").labels
+    assert tuple(CropLogits.load(together.logits).labels_N.tolist()) == opened.reader("val").labels
 
 
 def test_two_processes_evaluate_what_one_process_finds_in_the_checkpoint(
     together: RunPaths, opened: ShardFolder, alone: Process
 ) -> None:
-    both = Table.load(together.table)
+    both = CropLogits.load(together.logits)
     model = build_model(read_meta(together.last).config, opened, alone)
     load_weights(together.last, model)
-    one = make_table(model, opened, process=alone, on_images=lambda _: None)
+    one = classify_crops(model, opened, process=alone)
     assert torch.equal(both.labels_N, one.labels_N)
     assert torch.equal(both.predicted_NK, one.predicted_NK)
     assert torch.equal(both.averaged_N, one.averaged_N)

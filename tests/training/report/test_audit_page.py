@@ -37,9 +37,7 @@ def render_audit(page: AuditPage) -> str:
 
 
 def audited(run: Path, shards: ShardFolder, alone: Process, boxes: Path | None = None) -> Audited:
-    return audit_run(
-        run, shards=shards, boxes=boxes, workers=1, process=alone, on_progress=lambda *_: None
-    )
+    return audit_run(run, shards=shards, boxes=boxes, workers=1, process=alone)
 
 
 @pytest.fixture(scope="session")

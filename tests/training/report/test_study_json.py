@@ -34,10 +34,10 @@ def test_every_arm_is_told_with_its_seeds_and_its_tests_against_what_does_not_ch
     assert large["against"]["whole"]["method"] == "bootstrap over images and seeds"
 
 
-def test_without_a_table_there_is_no_test_and_one_seed_has_no_sd(make_run: MakeRun) -> None:
+def test_without_logits_there_is_no_test_and_one_seed_has_no_sd(make_run: MakeRun) -> None:
     chosen = make_run("expected-s0", policy="expected", seed=0)
     whole = make_run("whole-s0", policy="whole", seed=0)
-    told = study_json(group_arms([replace(chosen, table=None), whole]))
+    told = study_json(group_arms([replace(chosen, logits=None), whole]))
     assert told["arms"][0]["against"] == {"whole": None}
     assert told["arms"][0]["top1"]["sd"] is None
     assert told["arms"][0]["top1_oracle"]["mean"] is told["arms"][0]["skill"]["mean"] is None

@@ -34,8 +34,8 @@ def save(folder: Path, *runs: FinishedRun) -> Path:
         own = folder / run.record.name
         own.mkdir(parents=True)
         run.record.save(own / "record.json")
-        if run.table is not None:
-            run.table.save(own / "table.safetensors", weights="")
+        if run.logits is not None:
+            run.logits.save(own / "logits.safetensors", weights=("",))
     return folder
 
 
@@ -194,15 +194,15 @@ def test_markup_in_names_is_text(
 def test_the_sheet_outlines_the_chosen_crop_of_images_that_are_not_picked(
     runs: list[FinishedRun], opened: ShardFolder
 ) -> None:
-    run, table = runs[0], runs[0].table
-    assert table is not None
-    rows = draw_sheet(run, table, opened, num_rows=5)
+    run, logits = runs[0], runs[0].logits
+    assert logits is not None
+    rows = draw_sheet(run, logits, opened, num_rows=5)
     assert [row.key for row in rows] == [
-        row.key for row in draw_sheet(run, table, opened, num_rows=5)
+        row.key for row in draw_sheet(run, logits, opened, num_rows=5)
     ]
     keys = opened.reader("val").keys
     for row in rows:
-        probabilities = table.probabilities_NK[keys.index(row.key)]
+        probabilities = logits.probabilities_NK[keys.index(row.key)]
         assert [crop.probability for crop in row.crops] == probabilities.tolist()
         (chosen,) = (number for number, crop in enumerate(row.crops) if crop.is_chosen)
         assert chosen == probabilities.argmax()
@@ -219,9 +219,9 @@ def test_the_pictures_are_whole_jpegs(html: str) -> None:
 
 def test_a_sheet_shows_the_crops_that_its_run_had(make_run: MakeRun, opened: ShardFolder) -> None:
     run = make_run("blend-s0", policy="blend", seed=0, candidates="centre,top-left")
-    assert run.table is not None
-    table = replace(run.table, probabilities_NK=run.table.probabilities_NK[:, :2])
-    (row,) = draw_sheet(run, table, opened, num_rows=1)
+    assert run.logits is not None
+    logits = replace(run.logits, probabilities_NK=run.logits.probabilities_NK[:, :2])
+    (row,) = draw_sheet(run, logits, opened, num_rows=1)
     assert [crop.name for crop in row.crops] == ["centre", "top-left"]
 
 
@@ -346,15 +346,15 @@ def test_data_sets_whose_shards_had_one_name_are_told_apart(
     ]  # fmt: skip
 
 
-def test_a_damaged_table_is_named_and_a_lost_one_only_costs_its_tests(
+def test_damaged_logits_are_named_and_lost_ones_only_cost_their_tests(
     runs: list[FinishedRun], tmp_path: Path
 ) -> None:
     folder = save(tmp_path, *runs)
-    table = folder / "whole-s0" / "table.safetensors"
-    table.write_bytes(table.read_bytes()[:99])
-    with pytest.raises(CheckpointError, match=r"table must be whole.*whole-s0"):
+    logits = folder / "whole-s0" / "logits.safetensors"
+    logits.write_bytes(logits.read_bytes()[:99])
+    with pytest.raises(CheckpointError, match=r"a run's logits must .*whole-s0"):
         only_page(folder, shards=None)
-    table.unlink()
+    logits.unlink()
     html = only_page(folder, shards=None).read_text(encoding="utf-8")
     assert "without a paired test" in html
 

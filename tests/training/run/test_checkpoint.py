@@ -121,7 +121,7 @@ def test_a_safetensors_file_that_is_no_checkpoint_is_named(
     finished: tuple[RunPaths, RunRecord],
 ) -> None:
     with pytest.raises(CheckpointError, match="whole safetensors file that srp wrote"):
-        read_meta(finished[0].table)
+        read_meta(finished[0].logits)
 
 
 def test_weights_of_another_model_are_refused(

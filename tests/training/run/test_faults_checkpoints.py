@@ -27,7 +27,7 @@ from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, load_record
 from training.run.resume import open_record, save_epoch
 from training.run.state import RunState, build_state
-from training.score.losses import LossMatrix
+from training.score.crop_logits import CropLogits
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]
@@ -126,7 +126,7 @@ def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command
         is_over = survived(partial(train, config, paths.folder, resume=True), at)
         resumed = train(config, paths.folder, resume=True)
         assert resumed.evaluation == expected.evaluation
-        for file in ("best", "last", "table"):
+        for file in ("best", "last", "logits"):
             found, known = (tensors_of(getattr(run, file)) for run in (paths, whole))
             assert all(torch.equal(tensor, found[name]) for name, tensor in known.items())
     assert at > 12
@@ -190,7 +190,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_does_not_run(
         lambda path: load_weights(path, state.model),
         lambda path: load_initial(path, state.model),
         lambda path: load_optimizer(path, state.optimizer, state.scheduler),
-        lambda path: LossMatrix.load(path, num_samples=70, num_crops=6, weights=()),
+        CropLogits.load,
     ]
     for data in pickles(canary):
         paths.last.write_bytes(data)

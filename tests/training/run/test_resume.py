@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from training.audit.headroom_run import work_folder
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.common.progress import Progress
-from training.audit.headroom_run import work_folder
-from training.choose.out_of_fold import distill
+from training.choose.distill import distill
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import check_own, digest_of, read_meta
@@ -290,7 +290,7 @@ def test_the_other_checkpoint_of_a_run_may_take_the_place_of_a_damaged_one(
     assert train(tiny(epochs=2, seed=3), paths.folder, resume=True).evaluation is not None
 
 
-def test_a_checkpoint_or_a_table_of_another_run_is_not_scored(
+def test_a_checkpoint_or_logits_of_another_run_are_not_scored(
     finished: tuple[RunPaths, RunRecord], broken: dict[int, RunPaths], srp_train: SrpTrain,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -302,6 +302,6 @@ def test_a_checkpoint_or_a_table_of_another_run_is_not_scored(
     shutil.copyfile(finished[0].last, paths.last)
     paths.record.write_text(paths.record.read_text().replace(digest_of(paths.last), "0" * 64))
     assert last_line(srp_train("report", tmp_path)) == (
-        "error: a run's table must be of the checkpoint that its record names; got one of another "
-        f"in {paths.table}. Delete it, or train the run again."
+        "error: a run's logits must be of its own checkpoints, samples and crops; got those of "
+        f"other checkpoints in {paths.logits}. Delete the file: it is computed again, or left out."
     )

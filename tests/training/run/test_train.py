@@ -32,8 +32,8 @@ from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import RunState, build_model, build_state
 from training.run.train import train_step
-from training.score.crop_logits import Table
-from training.score.evaluate import make_table
+from training.score.classify import classify_crops
+from training.score.crop_logits import NAMES, CropLogits
 
 Train = Callable[..., RunRecord]
 Tiny = Callable[..., TrainConfig]
@@ -88,7 +88,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert read_meta(broken.last).epoch == 1
     resumed = train(replace(config, workers=1), broken.folder, resume=True)
     assert without_times(resumed) == without_times(whole)
-    for file in ("last", "best", "table"):
+    for file in ("last", "best", "logits"):
         assert_same_tensors(getattr(broken, file), getattr(unbroken, file))
 
 
@@ -193,7 +193,7 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_there_bit_for_bit(
             train(config, paths.folder)
     epochs, last_step = divmod(at_step, 4)
     steps = last_step + 1
-    if at_step == 7:  # nothing is left but the table, without which the epoch is saved
+    if at_step == 7:  # nothing is left but the logits, without which the epoch is saved
         epochs, steps = 2, 0
     where = f"step {steps} of epoch {epochs + 1}" if steps else f"the end of epoch {epochs}"
     assert str(caught.value) == f"stopped at {where}, and saved, in {paths.folder}."
@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_there_bit_for_bit(
     assert len(seen) == 8 - (at_step + 1)
     whole_paths, whole = unbroken
     assert without_times(resumed) == without_times(whole)
-    for file in ("last", "best", "table"):
+    for file in ("last", "best", "logits"):
         assert_same_tensors(getattr(paths, file), getattr(whole_paths, file))
 
 
@@ -456,10 +456,10 @@ def test_the_last_checkpoint_is_what_the_evaluation_used(
     paths, record = finished
     model = build_model(read_meta(paths.last).config, opened, alone)
     load_weights(paths.last, model)
-    table = make_table(model, opened, process=alone, on_images=lambda _: None)
-    stored = Table.load(paths.table)
-    for name, column in vars(table).items():
-        assert torch.equal(column, getattr(stored, name)), name
+    logits = classify_crops(model, opened, process=alone)
+    stored = CropLogits.load(paths.logits)
+    for name in NAMES:
+        assert torch.equal(getattr(logits, name), getattr(stored, name)), name
     assert record.evaluation is not None
     assert record.epochs[-1].val_top1 == record.evaluation.top1
 
@@ -530,8 +530,8 @@ def test_a_gpu_trains_in_bfloat16_what_the_cpu_evaluates_alike(
     assert record.evaluation.num_samples == 29
     model = build_model(replace(config, amp=False), opened, alone)
     load_weights(paths.last, model)
-    on_cpu = make_table(model, opened, process=alone, on_images=lambda _: None)
-    on_gpu = Table.load(paths.table)
+    on_cpu = classify_crops(model, opened, process=alone)
+    on_gpu = CropLogits.load(paths.logits)
     assert torch.equal(on_cpu.labels_N, on_gpu.labels_N)
     torch.testing.assert_close(on_cpu.losses_NK, on_gpu.losses_NK, atol=0.1, rtol=0.05)
     torch.testing.assert_close(

@@ -90,8 +90,8 @@ def test_the_oracle_needs_another_seeds_classifier_and_skill_is_measured_with_it
     assert arm.any_right_skill is not None
     assert arm.skill != arm.any_right_skill
     first, second = arm.runs
-    shared = replace(arm, runs=(first, replace(second, table=first.table)))
-    bare = replace(arm, runs=(first, replace(second, table=None)))
+    shared = replace(arm, runs=(first, replace(second, logits=first.logits)))
+    bare = replace(arm, runs=(first, replace(second, logits=None)))
     for alone in (replace(arm, runs=(first,)), shared, bare):
         assert (alone.top1_oracle, alone.skill) == (None, None)
         assert alone.any_right_skill is not None
@@ -134,9 +134,9 @@ def test_a_copy_of_a_run_never_takes_the_place_of_the_original(make_run: MakeRun
     assert arms["st (2)"].runs == (copy,)
 
 
-def test_without_a_table_there_is_no_paired_test(runs: list[FinishedRun]) -> None:
+def test_without_logits_there_is_no_paired_test(runs: list[FinishedRun]) -> None:
     small, large, _ = group_arms(runs)
-    bare = replace(large, runs=tuple(replace(run, table=None) for run in large.runs))
+    bare = replace(large, runs=tuple(replace(run, logits=None) for run in large.runs))
     assert paired_test(small, bare) is None
 
 

@@ -153,7 +153,7 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
     fitted = records[1].config
     assert (fitted.policy, fitted.proposer, fitted.seed) == ("distilled", "map", 3)
     assert fitted.model == "test_resnet"
-    assert (tmp_path / "random-s3/losses.safetensors").exists()
+    assert (tmp_path / "random-s3/out_of_fold.safetensors").exists()
     assert records[2].config.initial_checkpoint == str(tmp_path / "distilled-map-s3")
     begun, tuned = (load_file(tmp_path / run.name / "last.safetensors") for run in runs[1:])
     weights = [name for name in begun if name.startswith("model.") and name.endswith(".weight")]

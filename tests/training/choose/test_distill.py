@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from pipeline.format.crops import place_crops
-from training.choose import out_of_fold as distillation
-from training.choose.fit_proposer import TARGET_TAU, fill_fold, fit_proposer
-from training.choose.out_of_fold import fit_and_choose
+from training.choose import distill as distillation
+from training.choose import fit_proposer as fitting
+from training.choose.fit_proposer import TARGET_TAU, fit_and_choose, fit_proposer
 from training.config import DistillConfig, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process
@@ -28,7 +27,8 @@ from training.run.folder import RunPaths
 from training.run.load import evaluate_run
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model, fold_rows, training_rows
-from training.score.losses import Judged, LossMatrix
+from training.score.classify import classify_crops
+from training.score.crop_logits import CropLogits
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]
@@ -174,26 +174,6 @@ def test_the_folds_part_the_split_and_each_trains_on_the_other(num_samples: int)
     assert training_rows(num_samples, None).tolist() == list(range(num_samples))
 
 
-def test_a_matrix_that_is_damaged_or_of_others_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "losses.safetensors"
-    own: dict[str, Any] = {"num_samples": 5, "num_crops": 3, "weights": ("a", "b")}
-    LossMatrix.empty(5, 3).save(path, weights=("a", "b"))
-    for weights in (("a", "b"), ("a", ""), ("", "b")):  # of one the file may be gone
-        assert LossMatrix.load(path, **own | {"weights": weights}).losses_NK.shape == (5, 3)
-    with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
-        LossMatrix.load(path, **own | {"num_samples": 6})
-    for weights in (("b", "a"), ("a",), ("a", "b", "c"), ("a", "c")):
-        with pytest.raises(CheckpointError) as caught:
-            LossMatrix.load(path, **own | {"weights": weights})
-        assert str(caught.value) == (
-            "a run's losses and logits must be of its own checkpoints, of its samples and crops; "
-            f"got those of other checkpoints in {path}. Delete it; it is computed again."
-        )
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(CheckpointError, match=r"got SafetensorError: .* Delete it"):
-        LossMatrix.load(path, **own)
-
-
 @pytest.fixture(scope="module")
 def base(train: Train, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run of random crops."""
@@ -215,14 +195,14 @@ def distill(opened: ShardFolder, alone: Process, base: RunPaths) -> Callable[...
     return run
 
 
-def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
+def test_every_image_is_classified_by_a_classifier_that_has_not_seen_it(
     distill: Callable[..., RunRecord], base: RunPaths, opened: ShardFolder, alone: Process
 ) -> None:
     distill("crops")
     files = (base.last, base.fold(0).last, base.fold(1).last)
     weights = tuple(map(digest_of, files))
-    matrix = LossMatrix.load(base.losses, num_samples=70, num_crops=6, weights=weights)
-    assert not matrix.losses_NK.isnan().any()
+    unseen = CropLogits.load(base.out_of_fold, weights=weights, shape=(70, 6))
+    assert unseen.labels_N.tolist() == list(opened.reader("train").labels)
     for fold in (0, 1):
         record = load_record(base.fold(fold).record)
         assert record.config.fold == fold
@@ -230,17 +210,14 @@ def test_every_image_is_judged_by_a_classifier_that_has_not_seen_it(
         assert record.evaluation is None  # nobody asks for it, and it costs time
         model = build_model(record.config, opened, alone)
         load_weights(base.fold(fold).last, model)
-        again = LossMatrix.empty(70, 6)
-        fill_fold(again, model, opened, fold=fold, process=alone, on_rows=ignore)
         rows = fold_rows(70, fold)
-        is_known_N = ~again.losses_NK.isnan().any(1)
-        assert is_known_N.nonzero()[:, 0].tolist() == rows.tolist()
-        assert torch.equal(again.losses_NK[rows], matrix.losses_NK[rows])
+        again = classify_crops(model, opened, process=alone, split="train", rows=rows)
+        assert torch.equal(again.logits_NKC, unseen.logits_NKC[rows])
         sample = opened.reader("train").read(int(rows[3]))
         crop = torch.from_numpy(np.ascontiguousarray(sample.crops[2].transpose(1, 2, 0)))[None]
         with torch.inference_mode():
             loss = F.cross_entropy(model.eval().logits(crop), torch.tensor([sample.label]))
-        torch.testing.assert_close(again.losses_NK[rows[3], 2], loss, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again.losses_NK[3, 2], loss, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +249,7 @@ def test_another_proposer_needs_no_other_classifier(
     assert record.evaluation.proposer_macs > 0
     found, again = evaluate_run(
         RunPaths(folder=base.folder.parent / name), shards_path=None, candidates=None,
-        checkpoint="last", workers=1, process=alone, on_progress=ignore,
+        checkpoint="last", workers=1, process=alone,
     )  # fmt: skip
     assert (found, again) == (record, record.evaluation)
 
@@ -386,21 +363,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
     assert sorted(run.folder.rglob("*")) == before
 
 
-def test_logits_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "logits.safetensors"
-    Judged(labels_N=torch.zeros(5), logits_NKC=torch.zeros(5, 3, 10)).save(path, weights=("a",))
-    judged = Judged.load(path, num_samples=5, num_crops=3, weights=("a",))
-    assert judged.logits_NKC.shape == (5, 3, 10)
-    with pytest.raises(CheckpointError, match=r"of its samples and crops; got those of \(5, 3\)"):
-        Judged.load(path, num_samples=5, num_crops=4, weights=("a",))
-    with pytest.raises(CheckpointError, match=r"got the tensors labels_N, logits_NKC in .* Delete"):
-        LossMatrix.load(path, num_samples=5, num_crops=3, weights=("a",))
-    save_file({"labels_N": torch.zeros(5), "logits_NKC": torch.zeros(5, 3, 10)}, path)
-    with pytest.raises(CheckpointError, match=r"got those that name no checkpoint in "):
-        Judged.load(path, num_samples=5, num_crops=3, weights=("a",))  # it names none
-
-
-def test_losses_and_logits_of_other_weights_are_refused_and_made_again_once_deleted(
+def test_logits_of_other_weights_are_refused_and_made_again_once_deleted(
     base: RunPaths, distill: Callable[..., RunRecord], train: Train, tiny: Tiny, tmp_path: Path
 ) -> None:
     distill("before-the-copy")
@@ -411,18 +374,18 @@ def test_losses_and_logits_of_other_weights_are_refused_and_made_again_once_dele
     train(tiny(policy="random", epochs=1, seed=7), other.folder)
     for path in (other.record, other.last, other.best):
         shutil.copyfile(path, run.folder / path.name)
-    for cached in (run.losses, run.logits):
+    for cached in (run.out_of_fold, run.logits):
         with pytest.raises(CheckpointError, match=rf"got those of other checkpoints in {cached}"):
             distill("of-the-other", of=run)
         cached.unlink()
-        if cached == run.losses:
+        if cached == run.out_of_fold:
             shutil.rmtree(run.fold(0).folder)
     second = distill("of-the-other", of=run)
     assert first.evaluation is not None
     assert second.evaluation is not None
     assert second.evaluation.top1_crops == tuple(load_record(other.record).evaluation.top1_crops)  # type: ignore[union-attr]
     shutil.copyfile(other.last, run.fold(0).last)
-    with pytest.raises(CheckpointError, match=r"got those of other checkpoints in .*losses"):
+    with pytest.raises(CheckpointError, match=r"got those of other checkpoints in .*out_of_fold"):
         distill("fold-of-another", of=run)
 
 
@@ -490,7 +453,7 @@ def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
     model = build_model(config, opened, alone)
     given: list[torch.Tensor] = []
     monkeypatch.setattr(
-        distillation, "fit_proposer", lambda _model, seen_NLSS, *_, **__: given.append(seen_NLSS)
+        fitting, "fit_proposer", lambda _model, seen_NLSS, *_, **__: given.append(seen_NLSS)
     )
     # So that buffers are used again.
     monkeypatch.setattr("training.score.choices.EVALUATION_BATCH", 8)

@@ -14,9 +14,9 @@ from click.testing import Result
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import Progress
-from training.audit import headroom_run
-from training.audit.headroom_run import estimate_headroom, plan_parts, work_folder
-from training.choose import fit_proposer as distill
+from training.audit import headroom as estimate
+from training.audit.headroom import estimate_headroom, plan_parts, work_folder
+from training.choose import fit_proposer, out_of_fold
 from training.cli.headroom import headroom
 from training.config import HeadroomConfig
 from training.data.processes import Process
@@ -24,7 +24,7 @@ from training.model.classifier import SelectiveClassifier
 from training.run import train as loop
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
-from training.score.crop_logits import Table
+from training.score.crop_logits import CropLogits
 from training.study.finished import read_runs_on
 
 SrpTrain = Callable[..., Result]
@@ -74,11 +74,11 @@ def test_each_classifier_learns_from_the_half_that_the_other_does_not(estimated:
     assert first.config.policy == second.config.policy == "random"
 
 
-def test_the_command_prints_what_the_two_tables_say(estimated: Folder) -> None:
+def test_the_command_prints_what_the_two_classifiers_say(estimated: Folder) -> None:
     output, result = estimated
     told = json.loads(result.stdout)
-    tables = [Table.load(RunPaths(folder=folder).table) for folder in parts_of(output)]
-    right = np.stack([(t.predicted_NK == t.labels_N[:, None]).numpy() for t in tables])
+    classified = [CropLogits.load(RunPaths(folder=part).logits) for part in parts_of(output)]
+    right = np.stack([logits.right_NK.numpy() for logits in classified])
     assert told["num_samples"] == 29
     assert told["crops"][0] == "full"
     assert told["top1_random"] == pytest.approx(100 * right.mean())
@@ -95,7 +95,7 @@ def test_the_same_command_trains_nothing_twice(
     output, before = estimated
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     monkeypatch.setattr(loop, "build_state", None)
-    monkeypatch.setattr(headroom_run, "fill_fold", None)
+    monkeypatch.setattr(out_of_fold, "classify_crops", None)
     again = srp_train("headroom", scene_shards, "--output", output, *QUICK, "--json")
     assert again.stdout == before.stdout
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == files
@@ -106,8 +106,8 @@ def test_an_estimate_that_was_interrupted_goes_on_and_ends_in_the_same_figures(
     where: str, estimated: Folder, scene_shards: Path, srp_train: SrpTrain, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    stage = {"half-0": "fit", "half-1": "fit", "proposer": "_losses"}[where]
-    original = getattr(headroom_run, stage)
+    stage = {"half-0": "fit", "half-1": "fit", "proposer": "out_of_fold_logits"}[where]
+    original = getattr(estimate, stage)
 
     def interrupted(*arguments: object, **options: object) -> object:
         if where == "proposer":
@@ -124,7 +124,7 @@ def test_an_estimate_that_was_interrupted_goes_on_and_ends_in_the_same_figures(
 
     command = ("headroom", scene_shards, "--output", tmp_path, *QUICK, "--json")
     with monkeypatch.context() as patch:
-        patch.setattr(headroom_run, stage, interrupted)
+        patch.setattr(estimate, stage, interrupted)
         line = one_line(srp_train(*command), status=130)
     assert line.startswith("interrupted. Resume with: ")
     assert line.endswith(shlex.join(map(str, command)))
@@ -249,7 +249,9 @@ def test_a_fit_that_diverges_ends_in_one_line_and_keeps_the_classifiers(
 ) -> None:  # fmt: skip
     output = tmp_path / "runs"
     shutil.copytree(estimated[0], output)
-    monkeypatch.setattr(distill, "_loss", lambda given, *_, **__: torch.inf + given.scores_BK.sum())
+    monkeypatch.setattr(
+        fit_proposer, "_loss", lambda given, *_, **__: torch.inf + given.scores_BK.sum()
+    )
     line = one_line(srp_train("headroom", scene_shards, "--output", output, *QUICK), status=1)
     assert line.startswith(
         "the loss must stay a number; got inf at step 1 of epoch 1 of the proposer's fit. "

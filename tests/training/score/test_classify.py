@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
+from pipeline.common.progress import Progress
 from pipeline.format.crops import FIVE
 from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
@@ -21,8 +22,9 @@ from training.run.folder import RunPaths
 from training.run.load import evaluate_run
 from training.run.record import RunRecord
 from training.run.state import build_model
-from training.score.evaluate import evaluate_choice, evaluate_table, make_table
-from training.score.metrics import Evaluation, final_prediction
+from training.score.classify import classify_crops, evaluate_choice
+from training.score.crop_logits import NAMES
+from training.score.metrics import Evaluation, final_prediction, summarise
 
 Tiny = Callable[..., TrainConfig]
 
@@ -31,22 +33,32 @@ def ignore(*_: object) -> None:
     pass
 
 
+class Noted(Progress):
+    """Keeps how far each stage was."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[tuple[int, int]]] = {}
+
+    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
+        self.stages.setdefault(stage, []).append((done, total))
+
+
 @pytest.fixture
 def rescore(alone: Process) -> Callable[..., tuple[RunRecord, Evaluation]]:
     def run(paths: RunPaths, **options: Any) -> tuple[RunRecord, Evaluation]:
         defaults = {"shards_path": None, "candidates": None, "checkpoint": "last", "workers": 1}
-        return evaluate_run(paths, process=alone, on_progress=ignore, **{**defaults, **options})
+        return evaluate_run(paths, process=alone, **{**defaults, **options})
 
     return run
 
 
-def test_a_table_equals_one_image_and_one_crop_at_a_time(
+def test_they_equal_one_image_and_one_crop_at_a_time(
     opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(), opened, alone)
-    seen: list[int] = []
-    table = make_table(model, opened, process=alone, on_images=seen.append)
-    assert sum(seen) == 29
+    shown = Noted()
+    logits = classify_crops(model, opened, process=alone, progress=shown)
+    assert shown.stages == {"scoring every crop": [(29, 29)]}
     content = BatchSpec(candidates=model.candidates, glimpse_px=16)
     reader = BatchReader(opened.reader("val"), content, workers=1, device=alone.device)
     assert model.proposer is not None
@@ -56,21 +68,21 @@ def test_a_table_equals_one_image_and_one_crop_at_a_time(
             logits_KC = torch.cat([model.logits(crop) for crop in batch.crops_BKHWC.unbind(1)])
             losses_K = F.cross_entropy(logits_KC, batch.labels_B.expand(6), reduction="none")
             chances = model.proposer(batch.glimpses_BLSS).probabilities_BK[0]
-            assert table.labels_N[index] == batch.labels_B[0]
-            assert torch.equal(table.predicted_NK[index], logits_KC.argmax(1))
-            assert table.averaged_N[index] == logits_KC.softmax(1).mean(0).argmax()
-            torch.testing.assert_close(table.losses_NK[index], losses_K, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(table.probabilities_NK[index], chances)
+            assert logits.labels_N[index] == batch.labels_B[0]
+            assert torch.equal(logits.predicted_NK[index], logits_KC.argmax(1))
+            assert logits.averaged_N[index] == logits_KC.softmax(1).mean(0).argmax()
+            torch.testing.assert_close(logits.losses_NK[index], losses_K, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(logits.probabilities_NK[index], chances)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_quick_score_of_a_policy_equals_that_of_its_table(
+def test_the_quick_score_of_a_policy_equals_that_of_its_logits(
     policy: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(policy=policy), opened, alone)
     quick = evaluate_choice(model, opened, process=alone, on_images=ignore)
-    table = make_table(model, opened, process=alone, on_images=ignore)
-    hits = final_prediction(table, policy) == table.labels_N
+    logits = classify_crops(model, opened, process=alone)
+    hits = final_prediction(logits, policy) == logits.labels_N
     assert quick == pytest.approx(100 * hits.double().mean().item())
 
 
@@ -80,12 +92,12 @@ def test_two_evaluations_are_equal_whatever_torchs_own_seed(
 ) -> None:
     model = build_model(tiny(policy=policy), opened, alone)
     torch.manual_seed(1)
-    first, figures = evaluate_table(model, opened, process=alone, on_images=ignore)
+    first = classify_crops(model, opened, process=alone)
     torch.manual_seed(2)
-    second, again = evaluate_table(model, opened, process=alone, on_images=ignore)
-    assert figures == again
-    for name, column in vars(first).items():
-        assert torch.equal(column, getattr(second, name)), name
+    second = classify_crops(model, opened, process=alone)
+    assert summarise(first, model) == summarise(second, model)
+    for name in NAMES:
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 @pytest.mark.parametrize(("policy", "name"), [("whole", "full"), ("centre", "centre")])
@@ -93,24 +105,25 @@ def test_a_fixed_policy_scores_as_its_crop_always_does(
     policy: str, name: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
     model = build_model(tiny(policy=policy), opened, alone)
-    _, found = evaluate_table(model, opened, process=alone, on_images=ignore)
+    found = summarise(classify_crops(model, opened, process=alone), model)
     assert found.top1 == found.top1_crops[found.crops.index(name)]
     assert found.shares[found.crops.index(name)] == 1
     assert found.entropy_of_mean == pytest.approx(0)
 
 
-def test_the_ranks_rows_add_up_to_the_table_of_one_process(
+def test_the_ranks_rows_add_up_to_the_logits_of_one_process(
     opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model(tiny(), opened, alone)
-    whole = make_table(model, opened, process=alone, on_images=ignore)
-    monkeypatch.setattr("training.score.evaluate.sum_over_ranks", lambda tensor, _: tensor)
+    whole = classify_crops(model, opened, process=alone)
+    monkeypatch.setattr("training.score.classify.sum_over_ranks", lambda tensor, _: tensor)
     parts = [
-        make_table(model, opened, process=replace(alone, rank=rank, world_size=3), on_images=ignore)
+        classify_crops(model, opened, process=replace(alone, rank=rank, world_size=3))
         for rank in range(3)
     ]
-    for name, column in vars(whole).items():
-        torch.testing.assert_close(sum(getattr(part, name) for part in parts), column)
+    for name in NAMES:
+        total = sum(getattr(part, name) for part in parts)
+        torch.testing.assert_close(total, getattr(whole, name))
 
 
 def test_a_run_scored_again_gives_the_figures_of_its_record(

@@ -1,0 +1,239 @@
+"""Fit a proposer to a trained classifier: `srp-train distill RUN`.
+
+The classifier was trained on random crops. Every training image is classified once by a classifier
+that has not seen it; any proposer is then fitted to these out-of-fold logits in minutes.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from pipeline import ShardFolder
+from pipeline.common.atomic_io import write_file
+from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
+from training.choose.fit_proposer import fit_and_choose
+from training.choose.out_of_fold import out_of_fold_logits
+from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
+from training.data.processes import Process, require_one
+from training.model.classifier import candidate_indices
+from training.model.policies import DISTILLED
+from training.run.checkpoint import (
+    CheckpointMeta,
+    check_fits,
+    check_own,
+    digest_of,
+    load_weights,
+    pack_checkpoint,
+    read_meta,
+)
+from training.run.folder import RunPaths
+from training.run.record import RunRecord, current_commit, describe_hardware, load_record
+from training.run.resume import held_run, written_run
+from training.run.state import RunState, build_model, build_state, settled
+from training.run.train import fit
+from training.score.classify import classify_crops
+from training.score.crop_logits import CropLogits
+from training.score.metrics import summarise
+
+
+def distill(
+    run: RunPaths,
+    wanted: DistillConfig,
+    *,
+    shards: ShardFolder,
+    paths: RunPaths,
+    process: Process,
+    workers: int,
+    resume: bool = False,
+    progress: Progress = SILENT,
+) -> RunRecord:
+    """Fit a proposer to a trained classifier, and evaluate both together.
+
+    Args:
+        run: Of the classifier, finished. The fold classifiers and their logits go there, and are
+            made once.
+        wanted: The proposer and its fit.
+        shards: That the run was trained on.
+        paths: Where the new run's files go.
+        process: The only one.
+        workers: Threads that read samples.
+        resume: Whether to take the new run as it is, if it is there.
+        progress: Shows images and epochs.
+
+    Raises:
+        CheckpointError: If there is no such run, or it is of other shards.
+        ConfigError: If it cannot be distilled, or the new run exists already, or another process
+            writes into one of both.
+        DivergedError: If a loss stopped being a number; the new run is not written.
+    """
+    require_one(process, "a distillation")
+    started = time.monotonic()
+    base = load_record(run.record)
+    base = replace(base, config=replace(base.config, workers=workers))
+    config = settled(distilled_config(base.config, wanted), shards)
+    if resume and paths.record.exists():
+        return _finished(paths, config)
+    _check(base, run)
+    with written_run(paths, process):
+        _check_absent(paths)
+        _check_shards(base, run, shards)
+        columns = _columns(base, config, shards, run)
+        state = build_state(config, shards, process)  # fails before anything is trained
+        load_weights(run.last, state.model.classifier, "classifier.")
+        unseen = _out_of_fold(run, base, shards=shards, process=process, progress=progress)
+        own = _own_logits(run, base, shards=shards, process=process, progress=progress)
+        try:
+            chosen_NK = fit_and_choose(
+                state.model, unseen.losses_NK[:, columns], shards, process=process,
+                progress=progress,
+            )  # fmt: skip
+        except DivergedError as error:
+            fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
+            raise DivergedError(f"{error} {fix}") from error
+        logits = CropLogits(
+            labels_N=own.labels_N,
+            logits_NKC=own.logits_NKC[:, columns],
+            probabilities_NK=chosen_NK,
+        )
+        record = replace(
+            base,
+            name=paths.folder.name,
+            config=config,
+            shards=str(shards.path),
+            commit=current_commit(),
+            hardware=describe_hardware(process.device),
+            epochs=(),
+            evaluation=summarise(logits, state.model),
+            seconds=time.monotonic() - started,
+        )
+        return _save(state, logits, record, paths)
+
+
+def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
+    """Describe the whole: a classifier's options but for what the proposer is fitted with.
+
+    Candidates and seed that were not asked for are the classifier's.
+    """
+    unused = (name for name in vars(base) if DISTILLED not in policies_using(name))
+    fields: dict[str, Any] = {name: getattr(TrainConfig, name) for name in unused}
+    fields |= vars(wanted)
+    fields["candidates"] = wanted.candidates or base.candidates
+    fields["seed"] = base.seed if wanted.seed is None else wanted.seed
+    return replace(base, policy=DISTILLED, **fields)
+
+
+def _finished(paths: RunPaths, config: TrainConfig) -> RunRecord:
+    record = load_record(paths.record)
+    found = replace(record.config, workers=config.workers, device=config.device)
+    if found != config:
+        raise ConfigError(
+            f"a run must be what was asked for to be taken as it is; got other options in "
+            f"{paths.folder}. Delete the folder, or name another."
+        )
+    return record
+
+
+def _columns(base: RunRecord, config: TrainConfig, shards: ShardFolder, run: RunPaths) -> list[int]:
+    """Find the wanted candidates among those that the run's losses are of."""
+    known = candidate_indices(base.config, shards.crop_layout)
+    wanted = candidate_indices(config, shards.crop_layout)
+    missing = [shards.crop_layout.names[k] for k in wanted if k not in known]
+    if missing:
+        raise ConfigError(
+            f"--candidates must be some of the run's; got {', '.join(missing)}, which the "
+            f"classifier in {run.folder} was not trained on. Name some of "
+            f"{', '.join(shards.crop_layout.names[k] for k in known)}."
+        )
+    return [known.index(k) for k in wanted]
+
+
+def _save(state: RunState, logits: CropLogits, record: RunRecord, paths: RunPaths) -> RunRecord:
+    """Write the record last, naming the rest: a folder that has one is complete."""
+    meta = CheckpointMeta(
+        config=record.config,
+        spec=record.data.spec,
+        classes=record.data.classes,
+        epoch=0,
+        best_top1=0.0,
+        fingerprint=record.data.fingerprint,
+    )
+    data = pack_checkpoint(
+        meta, model=state.model, optimizer=state.optimizer, scheduler=state.scheduler
+    )
+    for path in (paths.best, paths.last):
+        write_file(path, data)
+    digest = digest_of(paths.last)
+    logits.save(paths.logits, weights=(digest,))
+    record = replace(record, last=digest, best=digest)
+    record.save(paths.record)
+    return record
+
+
+def _check(base: RunRecord, run: RunPaths) -> None:
+    if base.evaluation is None:
+        raise ConfigError(
+            f"a run must be finished to be distilled; got {len(base.epochs)} of "
+            f"{base.config.epochs} epochs in {run.folder}. Go on with it: add --resume."
+        )
+    if base.config.selects or base.config.fold is not None:
+        raise ConfigError(
+            "what is distilled must be a classifier trained without a proposer on all images; got "
+            f"--policy {base.config.policy} in {run.folder}. Train one with --policy random."
+        )
+
+
+def _check_absent(paths: RunPaths) -> None:
+    if paths.record.exists():
+        raise ConfigError(
+            f"a run must not be overwritten; got one in {paths.folder} already. "
+            "Name another: --experiment NAME."
+        )
+
+
+def _check_shards(base: RunRecord, run: RunPaths, shards: ShardFolder) -> None:
+    """Make sure that the losses beside a run are of its weights, and of the shards' images."""
+    meta = read_meta(run.last)
+    check_fits(meta, shards.manifest, shards.path)
+    if base.data.fingerprint != shards.manifest.fingerprint:
+        raise CheckpointError(
+            "a run must be distilled on the shards that it was trained on, which its losses are "
+            f"of; got others in {shards.path}. Name the run's own with --shards, or train one "
+            "on these."
+        )
+    check_own(run.last, meta, base)
+
+
+def _out_of_fold(
+    run: RunPaths, base: RunRecord, *, shards: ShardFolder, process: Process, progress: Progress
+) -> CropLogits:
+    """Load a run's out-of-fold logits, or train a classifier for each fold and compute them."""
+
+    def train_fold(fold: int) -> None:
+        # Its score is not used, and would cost a third of its training.
+        config = replace(base.config, fold=fold, val_interval=base.config.epochs)
+        fit(
+            config, shards=shards, paths=run.fold(fold), process=process, resume=True, scored=False,
+            progress=progress,
+        )  # fmt: skip
+
+    return out_of_fold_logits(
+        run, [run.fold(fold) for fold in range(FOLDS)], base.config, shards=shards, process=process,
+        train_fold=train_fold, option="RUN", progress=progress,
+    )  # fmt: skip
+
+
+def _own_logits(
+    run: RunPaths, base: RunRecord, *, shards: ShardFolder, process: Process, progress: Progress
+) -> CropLogits:
+    """Load a run's logits of the validation split, or compute them where their file is gone."""
+    model = build_model(base.config, shards, process)
+    weights = (digest_of(run.last),)
+    if run.logits.exists():
+        shape = (shards.manifest.num_samples("val"), len(model.candidates))
+        return CropLogits.load(run.logits, weights=weights, shape=shape)
+    load_weights(run.last, model)
+    with held_run(run, process, option="RUN"):
+        logits = classify_crops(model, shards, process=process, progress=progress)
+        logits.save(run.logits, weights=weights)
+    return logits

@@ -1,0 +1,136 @@
+"""Run a classifier over crops: the one loop that every figure, cache and audit comes from.
+
+At evaluation there is no noise: the crop with the best score is chosen.
+
+Axes: N samples, B of a batch, K candidates, V views of an image, C classes.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import Indices, ShardFolder, evaluation_batches
+from pipeline.common.progress import SILENT, Progress
+from training.data import augment
+from training.data.processes import Process, sum_over_ranks
+from training.data.shards import Batch
+from training.model.classifier import SelectiveClassifier, autocast
+from training.model.estimators import take
+from training.model.policies import POLICIES
+from training.score.crop_logits import CropLogits
+
+OnImages = Callable[[int], None]
+"""Called with a number of images, on all ranks, that have passed."""
+
+EVALUATION_BATCH = 64
+CHOICE_SEED = 0  # of the one random crop that policy `random` is scored on after each epoch
+
+
+@torch.inference_mode()
+def classify_crops(
+    model: SelectiveClassifier,
+    shards: ShardFolder,
+    *,
+    process: Process,
+    split: str = "val",
+    rows: Indices | None = None,
+    with_canvas: bool = False,
+    stage: str = "scoring every crop",
+    progress: Progress = SILENT,
+) -> CropLogits:
+    """Classify every crop of some samples, and let the proposer choose.
+
+    Each rank classifies its share of the samples; their sum is the whole, on the CPU of each.
+
+    Args:
+        model: To run.
+        shards: To read from.
+        process: This one among its peers.
+        split: To read from.
+        rows: Samples of the split, in the order wanted; None takes all.
+        with_canvas: Whether the whole canvas at its own resolution is one more view, the last.
+        stage: Name of the work, for the progress.
+        progress: Shows images.
+    """
+    model.eval()
+    device = process.device
+    rows_N = np.arange(shards.manifest.num_samples(split)) if rows is None else rows
+    num_samples, num_crops = len(rows_N), len(model.candidates)
+    logits_NVC = torch.zeros(num_samples, num_crops + with_canvas, model.num_classes, device=device)
+    probabilities_NK = torch.zeros(num_samples, num_crops, device=device)
+    labels_N = torch.zeros(num_samples, dtype=torch.int64, device=device)
+    places = evaluation_batches(
+        num_samples, batch_size=EVALUATION_BATCH, rank=process.rank, world_size=process.world_size
+    )
+    on_images = counting(progress, stage, num_samples)
+    batches = model.reader(shards, split, process).batches([rows_N[place_B] for place_B in places])
+    for place_B, batch in zip(places, batches, strict=True):
+        views = augment.cut(batch, shards.crop_layout, model.candidates)
+        if with_canvas and batch.canvases_BCC3 is not None:
+            views = (*views, batch.canvases_BCC3)
+        with autocast(model.config, device):
+            probabilities_NK[place_B] = _choice(model, batch).float()
+            logits_NVC[place_B] = torch.stack([model.logits(view) for view in views], 1)
+        labels_N[place_B] = batch.labels_B
+        on_images(len(place_B) * process.world_size)
+    labels_N, logits_NVC, probabilities_NK = (
+        sum_over_ranks(column, process).cpu() for column in (labels_N, logits_NVC, probabilities_NK)
+    )
+    return CropLogits(labels_N=labels_N, logits_NKC=logits_NVC, probabilities_NK=probabilities_NK)
+
+
+@torch.inference_mode()
+def evaluate_choice(
+    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_images: OnImages
+) -> float:
+    """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch."""
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.float64, device=process.device)
+    pieces = evaluation_batches(
+        shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH, rank=process.rank,
+        world_size=process.world_size,
+    )  # fmt: skip
+    for batch in model.reader(shards, "val", process).batches(pieces):
+        crops = augment.cut(batch, shards.crop_layout, model.candidates)
+        with autocast(model.config, process.device):
+            if POLICIES[model.config.policy].averages:
+                logits_BKC = torch.stack([model.logits(crop) for crop in crops], 1)
+                predicted_B = logits_BKC.softmax(2).mean(1).argmax(1)
+            else:
+                chosen_B = _choice(model, batch).argmax(1)
+                predicted_B = model.logits(take(torch.stack(crops, 1), chosen_B)).argmax(1)
+        counts[0] += (predicted_B == batch.labels_B).sum()
+        counts[1] += len(predicted_B)
+        on_images(len(predicted_B) * process.world_size)
+    hits, seen = sum_over_ranks(counts, process).tolist()
+    return float(100 * hits / seen)
+
+
+def _choice(model: SelectiveClassifier, batch: Batch) -> Tensor:
+    """Give the probabilities of the K crops: the proposer's, or 1 for the policy's own crop."""
+    if model.proposer is not None and batch.glimpses_BLSS is not None:
+        probabilities_BK: Tensor = model.proposer(batch.glimpses_BLSS).probabilities_BK
+        return probabilities_BK
+    num_crops = len(model.candidates)
+    if POLICIES[model.config.policy].fixed_crop:
+        chosen_B = model.fixed_choice(batch.labels_B[:, None].expand(-1, num_crops).float())
+    else:
+        draws = [np.random.default_rng((CHOICE_SEED, index)).integers(num_crops)
+                 for index in batch.indices_B.tolist()]  # fmt: skip
+        chosen_B = torch.tensor(draws, device=batch.labels_B.device)
+    return F.one_hot(chosen_B, num_crops).float()
+
+
+def counting(progress: Progress, stage: str, total: int) -> OnImages:
+    """Show numbers of images that have passed in a stage as how many have in all."""
+    seen = 0
+
+    def report(num_images: int) -> None:
+        nonlocal seen
+        seen = min(total, seen + num_images)
+        progress.update(stage, seen, total)
+
+    return report
