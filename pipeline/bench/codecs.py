@@ -16,11 +16,11 @@ from pipeline.bench.results import Row
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.format import manifest as manifests
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import decode_array
 from pipeline.format.spec import CODECS, JPEG_SUBSAMPLINGS
 from pipeline.pixels import Pixels
+from pipeline.read.folder import ShardFolder
 
 _CONTENDERS = {
     **{name: Codec(name) for name in CODECS if name not in ("raw", "jpeg")},
@@ -89,16 +89,16 @@ def _row(name: str, trials: list[_Trial]) -> Row:
 
 
 def _raw_canvases(shards: Path) -> Iterator[Pixels]:
-    folder = manifests.find(shards)
-    manifest = manifests.load(folder)
+    opened = ShardFolder.open(shards)
+    manifest = opened.manifest
     suffix = Codec().canvas_suffix
     if suffix not in manifest.suffixes():
         raise ConfigError(
             f"SHARDS must hold raw canvases; got --layout {manifest.spec.layout} --codec "
-            f"{manifest.spec.codec} in {folder}. Build some with --codec raw --limit 500."
+            f"{manifest.spec.codec} in {opened.path}. Build some with --codec raw --limit 500."
         )
     for shard in manifest.shards:
-        with tarfile.open(folder / shard.name, "r:") as tar:
+        with tarfile.open(opened.path / shard.name, "r:") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.name.endswith(f".{suffix}") else None
                 if file:

@@ -19,10 +19,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
-from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
+from pipeline.read.folder import ShardFolder
 from pipeline.read.loader import BatchLoader
-from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import training_batches
 
 SPLIT = "train"
@@ -35,36 +34,36 @@ def bench_scale(config: ScaleBenchConfig, *, progress: Progress = SILENT) -> lis
     Raises:
         ConfigError: If the shards hold no canvases or no sample.
     """
-    folder = manifests.find(config.shards)
-    known = manifests.load(folder)
+    opened = ShardFolder.open(config.shards)
+    known = opened.manifest
     if known.spec.layout != "canvas" or not known.num_samples(SPLIT):
         raise ConfigError(
             "a bench of scale needs shards with --layout canvas and samples in train; got "
-            f"--layout {known.spec.layout} and {known.num_samples(SPLIT)} in {folder}."
+            f"--layout {known.spec.layout} and {known.num_samples(SPLIT)} in {opened.path}."
         )
     rows = []
     for number, size in enumerate(config.sizes):
         progress.update("measuring", number, len(config.sizes))
         with TemporaryDirectory(prefix="srp-scale-") as scratch:
-            row = _multiply(folder, known, Path(scratch), size)
+            row = _multiply(opened, Path(scratch), size)
             turns = [_measure_apart(Path(scratch), config.workers) for _ in range(config.rounds)]
             rows.append(with_medians(row, turns))
     progress.update("measuring", len(config.sizes), len(config.sizes))
     return rows
 
 
-def _multiply(folder: Path, known: Manifest, out: Path, size: int) -> Row:
+def _multiply(opened: ShardFolder, out: Path, size: int) -> Row:
     """Write a folder of at least as many samples as asked for, and give its row."""
-    real = [shard for shard in known.of_split(SPLIT) if len(shard.samples)]
+    real = [shard for shard in opened.manifest.of_split(SPLIT) if len(shard.samples)]
     shards: list[ShardEntry] = []
     count = 0
     while count < size:
         shard = real[len(shards) % len(real)]
         copied = replace(shard, name=f"{SPLIT}-{len(shards):06d}.tar")
-        (out / copied.name).symlink_to((folder / shard.name).resolve())
+        (out / copied.name).symlink_to((opened.path / shard.name).resolve())
         shards.append(copied)
         count += len(shard.samples)
-    whole = replace(known, num_sources={SPLIT: count}, rejects=(), shards=tuple(shards))
+    whole = replace(opened.manifest, num_sources={SPLIT: count}, rejects=(), shards=tuple(shards))
     (out / manifests.FILE_NAME).write_bytes(manifests.encode_manifest(whole))
     return Row(name=f"{count:,}", labels={"samples": f"{count:,}", "shards": f"{len(shards):,}"})
 
@@ -90,8 +89,7 @@ def measure(folder: Path, workers: int, *, num_batches: int = 200) -> Turn:
         after the epoch's order and all batches.
     """
     start = time.perf_counter()
-    known = manifests.load(folder)
-    reader = ShardReader(folder, known, known.of_split(SPLIT))
+    reader = ShardFolder.open(folder).reader(SPLIT)
     spec = BatchSpec(candidates=(0,), glimpse_px=None, crops=False)
     batch_size = min(BATCH, len(reader))
     order = training_batches(len(reader), batch_size=batch_size, seed=0, epoch=0)[:num_batches]

@@ -7,11 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.common.atomic_io import write_file
-from pipeline.common.errors import ConfigError
-from pipeline.format import manifest as manifests
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
-from pipeline.read.reader import ShardReader
+from pipeline.read.folder import ShardFolder
 
 TILE_PX = 112
 TEXT_PX = 16
@@ -34,11 +32,8 @@ def draw_sheet(shards: Path, png: Path, *, split: str, rows: int, seed: int) -> 
         ConfigError: If there are no such shards.
         VerificationError: If a sample is damaged.
     """
-    folder = manifests.find(shards)
-    manifest = manifests.load(folder)
-    reader = ShardReader(folder, manifest, manifest.of_split(split))
-    if not len(reader):
-        raise ConfigError(f"--split must have samples; got {split!r}, which has none in {folder}.")
+    opened = ShardFolder.open(shards)
+    reader, manifest = opened.reader(split), opened.manifest
     chosen = np.random.default_rng(seed).permutation(len(reader))[:rows]
     names = manifest.spec.crop_layout.names
     blocks = [_draw_sample(reader.read(int(index)), names, manifest) for index in chosen]

@@ -5,8 +5,8 @@ from pathlib import Path
 from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.progress import SILENT, Progress
-from pipeline.format import manifest as manifests
 from pipeline.format.spec import DataSpec
+from pipeline.read.folder import ShardFolder
 
 
 def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SILENT) -> BuildResult:
@@ -23,10 +23,14 @@ def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SIL
         VerificationError: If the source's images have other bytes than they had; the folder is
             left as it is.
     """
-    folder = manifests.find(shards)
-    before = manifests.load(folder)
+    opened = ShardFolder.open(shards)
+    before = opened.manifest
     config = config_of(
-        before.spec, source=source, out=folder, workers=workers, max_rejects=len(before.rejects)
+        before.spec,
+        source=source,
+        out=opened.path,
+        workers=workers,
+        max_rejects=len(before.rejects),
     )
     return build_shards(config, expected=before, progress=progress)
 

@@ -18,8 +18,8 @@ from pipeline.format.spec import DataSpec
 from pipeline.pixels import kernels
 from pipeline.pixels import streaming_copy as copies
 from pipeline.read.collate import BatchSpec
+from pipeline.read.folder import ShardFolder
 from pipeline.read.loader import BatchLoader
-from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import training_batches
 from pipeline.stream.stream import SampleStream
 
@@ -88,15 +88,13 @@ def open_loader(task: Task, images: Images) -> Epoch:
     """Read in a new order for each epoch."""
     if task.variant == "stream":
         return _stream(task)
-    folder = Path(task.out)
-    known = manifest.load(folder)
+    reader = ShardFolder.open(task.out).reader(SPLIT)
     content = BatchSpec(
         candidates=tuple(range(len(task.boxes))),
         glimpse_px=images.sizes().glimpse_px,
         crops=task.mode == "crops",
         compiled=task.variant == "compiled",
     )
-    reader = ShardReader(folder, known, known.of_split(SPLIT))
     loader = BatchLoader(reader, content, workers=task.workers)
     passes = iter(range(1 << 30))
 
