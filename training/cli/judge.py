@@ -75,7 +75,10 @@ def evaluate(
     "--boxes", type=PATH, help="CSV of the objects' boxes: path,x0,y0,x1,y1.  [default: none]"
 )
 @click.option(
-    "-o", "--output", type=PATH, help="Folder for audit.html and audit.json.  [default: RUN]"
+    "-o",
+    "--output",
+    type=PATH,
+    help="Folder for audit.html, audit.json and audit.png.  [default: RUN]",
 )
 @AS_JSON
 @MACHINE
@@ -87,8 +90,8 @@ def audit(
     RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
     best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
     do not choose in the same folder; and with an oracle. Runs of other seeds beside it are taken
-    together. Prints the figures, and writes them as audit.json and as one page, audit.html, which
-    loads nothing from anywhere.
+    together. Prints the figures, and writes audit.json, one page that loads nothing from anywhere,
+    audit.html, and its picture, audit.png.
     """
     from training.audit.run import audit_run
     from training.data.processes import require_one, started

@@ -1,7 +1,7 @@
-"""The arms of the comparison: what each is trained with, one function each.
+"""The arms of the study: one function each, which returns its training config.
 
-The question is the predecessor's: does choosing a crop by a small gray glimpse help, and how
-small may the glimpse be?
+The predecessor's question: does choosing a crop by a small gray glimpse help, and how small may the
+glimpse be?
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from dataclasses import replace
 from training.config import TrainConfig
 
 FIVE = "five"  # the predecessor's candidates; the whole image is an arm of its own
-BEGUN_LR = 0.03  # a classifier that begins with another's would forget it at higher rates
+BEGUN_LR = 0.03  # at higher rates a classifier forgets the one it began with
 
 
 def whole() -> TrainConfig:
@@ -41,7 +41,7 @@ def random_crop() -> TrainConfig:
 def predecessor(glimpse_size: int) -> TrainConfig:
     """Repeat the predecessor: blended crops, padded glimpses, its recipe.
 
-    It differs in what was a fault: no noise at evaluation, and each image decoded once. The
+    Its faults are left out: there is no noise at evaluation, and each image is decoded once. The
     recipe is timm's of its time: SGD at a constant 0.05 (the first decay was due after epoch
     30), weight decay 2e-5, pixels in 0 to 1 without normalisation.
 
@@ -75,7 +75,7 @@ def blend(glimpse_size: int) -> TrainConfig:
 
 
 def straight_through(glimpse_size: int) -> TrainConfig:
-    """Choose one crop in training as at evaluation; the batch is kept from choosing one place.
+    """Choose one crop in training as at evaluation; a balance keeps a batch from one place.
 
     `srp-train from SHARDS --policy straight-through --candidates five --glimpse-size S
     --balance 0.1`. Quick profile, Imagenette, S = 16, 32: 52.1, 52.7 % (1 seed each), 4.9 and 4.3
@@ -87,7 +87,7 @@ def straight_through(glimpse_size: int) -> TrainConfig:
 
 
 def expected(glimpse_size: int) -> TrainConfig:
-    """Learn from the exact expectation over all five crops; five times the classifier's work.
+    """Learn from the exact expectation over all five crops, at five times the compute.
 
     `srp-train from SHARDS --policy expected --candidates five --glimpse-size S --balance 0.1`.
     Not measured yet.
@@ -104,9 +104,9 @@ def random_of_all() -> TrainConfig:
 
 
 def by_map(side: int) -> TrainConfig:
-    """Learn a map of the whole canvas by `straight-through`, with a classifier of random crops.
+    """Learn a map of the whole canvas by `straight-through`, from a classifier of random crops.
 
-    The proposer's rate is of those that learnt most on training images held out
+    The proposer's rate is among those that learnt most, on held-out training images
     (`training/results/README.md`).
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE
@@ -120,9 +120,9 @@ def by_map(side: int) -> TrainConfig:
 
 
 def expected_by_map(side: int) -> TrainConfig:
-    """Learn it by the expectation, estimated from two crops an image: twice the work of one.
+    """Learn a map by the expectation, estimated from two crops per image, at twice the compute.
 
-    Without a balance it takes the centre always; exact, it would classify every crop.
+    Without a balance it always takes the centre; exact, it would classify every crop.
 
     `srp-train from SHARDS --policy expected --num-draws 2 --balance 0.3`, the rest as `by_map`.
     Scattered Imagenette, SIDE 112: 41.8 ± 0.7 % (5 seeds), below its centre crop; 23 to 26 min on
@@ -132,10 +132,10 @@ def expected_by_map(side: int) -> TrainConfig:
 
 
 def tuned(side: int, *, position_prior: bool = False) -> TrainConfig:
-    """Go on with a classifier on what the map that was fitted to it chooses; the map stays.
+    """Train the classifier further on the choices of the map fitted to it; the map is frozen.
 
-    It stays because `straight-through` unlearns it: on scattered Imagenette two epochs at a
-    `--proposer-lr` of 0.001 took what the chosen crops cover of the objects from 75 to 31 %, as
+    `straight-through` would unlearn the map: on scattered Imagenette, two epochs at a
+    `--proposer-lr` of 0.001 lowered the part of the object in the chosen crop from 75 to 31 %, as
     much as a random one of the nine, while the map stayed as sure of itself.
 
     `srp-train from SHARDS --policy straight-through --proposer map --glimpse-size SIDE

@@ -36,8 +36,8 @@ class Spread(NamedTuple):
 class FinishedRun:
     """A finished run.
 
-    `folder` is where it lies, which may have another name than its record says: folders are
-    renamed. `logits` is None where its file is gone.
+    `folder` may have another name than its record: folders are renamed. `logits` is None where its
+    file is gone.
     """
 
     folder: Path
@@ -46,9 +46,9 @@ class FinishedRun:
     logits: CropLogits | None
 
     def skill(self, ceiling: float) -> float | None:
-        """Selection skill: 0 chooses as chance does, 1 as one that reaches `ceiling`.
+        """Selection skill, (chosen - random) / (ceiling - random): 0 is chance, 1 the ceiling.
 
-        (acc_selected - acc_random) / (ceiling - acc_random), of one classifier; None without room.
+        All three are of one classifier; None where the ceiling is not above random.
         """
         done = self.evaluation
         room = ceiling - done.top1_random
@@ -59,7 +59,7 @@ class FinishedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Finished runs that differ in their seeds alone, in order of the seeds."""
+    """Finished runs that differ only in their seeds, in order of the seeds."""
 
     name: str
     runs: tuple[FinishedRun, ...]
@@ -71,43 +71,43 @@ class Arm:
 
     @property
     def policy(self) -> str:
-        """How the arm chooses."""
+        """Name of the policy."""
         return self.config.policy
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the runs."""
+        """One for each run."""
         return tuple(run.record.config.seed for run in self.runs)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """Of the runs."""
+        """One for each run."""
         return tuple(run.evaluation for run in self.runs)
 
     @property
     def family(self) -> str:
-        """The name without the glimpse's side: what one line over glimpse sizes is called."""
+        """The name without the glimpse size, which names a line over glimpse sizes."""
         return self.name.removesuffix(f"-g{self.glimpse_px}")
 
     @property
     def glimpse_px(self) -> int | None:
-        """Side of the glimpses, px; None where nobody looks."""
+        """Side of the glimpses, px; None for policies without a proposer."""
         stored = self.runs[0].record.data.spec.glimpse_size
         return (self.config.glimpse_size or stored) if self.config.selects else None
 
     @property
     def top1(self) -> Spread:
-        """Of the policy itself, %."""
+        """Top-1 of the policy itself, %."""
         return spread(done.top1 for done in self.evaluations)
 
     @property
     def top1_random(self) -> Spread:
-        """Of a crop drawn uniformly, %."""
+        """Top-1 of a crop drawn uniformly, %."""
         return spread(done.top1_random for done in self.evaluations)
 
     @property
     def top1_fixed(self) -> Spread:
-        """Of the one crop that is best for the whole split, %."""
+        """Top-1 of the one crop that is best for the whole split, %."""
         return spread(max(done.top1_crops) for done in self.evaluations)
 
     @property
@@ -121,14 +121,14 @@ class Arm:
 
     @property
     def top1_any_right(self) -> Spread:
-        """Of any crop right, in hindsight, %."""
+        """Share of images with any crop right, known in hindsight, %."""
         return spread(done.top1_any_right for done in self.evaluations)
 
     @property
     def top1_oracle(self) -> Spread | None:
-        """Of the oracle, %: the crop on which another seed's classifier loses least.
+        """Top-1 of the oracle, %: the crop on which another seed's classifier loses least.
 
-        It is split-half: who chooses does not score, so that no classifier is flattered. None
+        It is split-half: the classifier that chooses does not score, so none is favoured. None
         without a second classifier.
         """
         known = [oracle for _, oracle in self._oracles]
@@ -152,27 +152,27 @@ class Arm:
 
     @property
     def top1_mean(self) -> Spread:
-        """Of the mean over all crops, %."""
+        """Top-1 of the mean over all crops, %."""
         return spread(done.top1_mean for done in self.evaluations)
 
     @property
     def skill(self) -> Spread | None:
-        """Selection skill beside the oracle: (chosen - random) / (oracle - random)."""
+        """Selection skill against the oracle: (chosen - random) / (oracle - random)."""
         return _known(run.skill(oracle) for run, oracle in self._oracles)
 
     @property
     def any_right_skill(self) -> Spread | None:
-        """The same beside any crop right, which no choice reaches: what one seed can tell."""
+        """Selection skill against any crop right, which needs only one seed."""
         return _known(run.skill(run.evaluation.top1_any_right) for run in self.runs)
 
     @property
     def proposer_macs(self) -> int:
-        """For one image."""
+        """Multiply-accumulates for one image."""
         return self.evaluations[0].proposer_macs
 
     @property
     def classifier_macs(self) -> int:
-        """For what one image shows the classifier."""
+        """Multiply-accumulates for the crops of one image that the classifier sees."""
         return self.evaluations[0].classifier_macs
 
     @property
@@ -182,13 +182,13 @@ class Arm:
 
     @property
     def images_per_s(self) -> float | None:
-        """Median over all epochs of all runs, in training; None where there was none."""
+        """Median over all training epochs of all runs; None without a training."""
         rates = [epoch.images_per_s for run in self.runs for epoch in run.record.epochs]
         return statistics.median(rates) if rates else None
 
     @property
     def seconds(self) -> float:
-        """Wall time of all runs together."""
+        """Wall time, sum over the runs."""
         return sum(run.record.seconds for run in self.runs)
 
     @property
@@ -206,17 +206,17 @@ class Arm:
 
     @property
     def entropy_of_mean(self) -> Spread:
-        """Of the mean choice, nats: 0 where every image gets the same crop."""
+        """Entropy of the mean choice, nats: 0 where every image gets the same crop."""
         return spread(done.entropy_of_mean for done in self.evaluations)
 
     @property
     def most_entropy(self) -> float:
-        """The most that a choice among the crops can have, nats."""
+        """Entropy of a uniform choice, nats."""
         return math.log(len(self.crops))
 
     @property
     def mean_entropy(self) -> Spread:
-        """Mean entropy of an image's choice, nats: 0 where the proposer is sure of each."""
+        """Mean entropy of an image's choice, nats: 0 where the proposer is sure of each image."""
         return spread(done.mean_entropy for done in self.evaluations)
 
     @property
@@ -240,12 +240,12 @@ def _known(values: Iterable[float | None]) -> Spread | None:
 def group_arms(runs: Iterable[FinishedRun]) -> tuple[Arm, ...]:
     """Group finished runs into arms, ordered by policy, family and glimpse size.
 
-    Runs belong together if their names agree up to `-sSEED` and their options but for the seed. A
-    copy of a run is no further seed: it makes an arm of its own.
+    Runs belong together if names and options are equal except for the seed. A copy of a run is not
+    another seed: it makes an arm of its own.
     """
     groups: dict[tuple[str, TrainConfig, int], list[FinishedRun]] = {}
     seen: Counter[tuple[str, TrainConfig]] = Counter()
-    # What lies where its record says is the original.
+    # The run whose folder has its record's name is the original.
     for run in sorted(runs, key=lambda run: run.folder.name != run.record.name):
         name, config = arm_name(run.record), run.record.config
         copy = seen[name, config]
@@ -265,9 +265,9 @@ def _place(arm: Arm) -> tuple[int, str, int, str]:
 
 
 def arm_name(record: RunRecord) -> str:
-    """Take the seed off a run's name; a number that is not the run's seed stays.
+    """Remove the seed from a run's name; a number that is not the run's seed stays.
 
-    Two runs of one seed are thus never taken for two seeds.
+    So two runs of one seed never count as two seeds.
     """
     found = SEED_SUFFIX.search(record.name)
     if found and int(found[1]) == record.config.seed:
@@ -283,7 +283,7 @@ def _without_seed(config: TrainConfig) -> TrainConfig:
 
 
 def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:
-    """Name the options that are not the same in all arms, seeds and machine aside."""
+    """Name the options that differ between arms, except seed and machine."""
     return tuple(
         field.name
         for field in dataclasses.fields(TrainConfig)
@@ -293,14 +293,14 @@ def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:
 
 
 def best_arm(arms: Iterable[Arm]) -> Arm | None:
-    """Give the arm with the highest mean top-1, the first of equals."""
+    """Find the arm with the highest mean top-1, the first of equals."""
     return max(arms, key=lambda arm: arm.top1.mean, default=None)
 
 
 class DataRuns(NamedTuple):
-    """The runs of a folder that are on one data set: those that may be compared.
+    """The runs of a folder on one data set: only these may be compared.
 
-    `fingerprint` is of its shards, `name` that of their folder when the first run was trained.
+    `fingerprint` identifies the shards; `name` is their folder's when the first run was trained.
     """
 
     fingerprint: str
@@ -321,7 +321,7 @@ def read_runs(folder: Path) -> tuple[DataRuns, ...]:
         raise ConfigError(
             f"a report needs runs; got none in {folder}"
             f"{'' if folder.is_dir() else ', which does not exist'}. "
-            f"Train some: srp-train from SHARDS --output {folder}"
+            f"Train one: srp-train from SHARDS --output {folder}"
         )
     by_data: dict[str, dict[Path, RunRecord]] = {}
     for path, record in records.items():
@@ -338,11 +338,11 @@ def read_runs(folder: Path) -> tuple[DataRuns, ...]:
 
 
 def read_runs_on(folder: Path, fingerprint: str) -> list[FinishedRun]:
-    """Read the finished runs of a folder that are on these shards; there may be none.
+    """Read the finished runs of a folder on these shards, possibly none.
 
     Args:
-        folder: Whose subfolders are runs.
-        fingerprint: Of the shards' build.
+        folder: Its subfolders are runs.
+        fingerprint: Identifies the shards.
 
     Raises:
         CheckpointError: If a record or logits are damaged.

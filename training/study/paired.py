@@ -1,4 +1,4 @@
-"""Whether two arms differ on the same images by more than chance.
+"""Paired tests: whether two arms differ on the same images by more than chance.
 
 Axes: S seeds, N samples of the validation split, D kinds of them, T times that they are drawn.
 """
@@ -26,12 +26,14 @@ LEAST_IMAGES = 5  # fewer that one side alone has right give no mid-p below 0.05
 class PairedTest(NamedTuple):
     """Two arms on the same images.
 
-    `seeds` are those that both have logits of. `points` is what the first has above the second,
-    %, `low` and `high` the ends of its 95 % bootstrap interval. `p` is two-sided, by `method`: for
-    one seed McNemar's where both sides are right or wrong, else of that bootstrap, over images and
-    seeds. `p_over_seeds` is of a paired t over the seeds, None for one seed, or where all have one
-    difference. `least_shown` is the smallest difference that so many images and seeds tell from
-    chance, points; see `least_difference`.
+    `seeds`: those for which both arms have logits.
+    `points`: top-1 of the first minus that of the second; `low` and `high` end its 95 % bootstrap
+    interval.
+    `p`: two-sided, by `method`: McNemar's for one seed where both sides are right or wrong, else
+    the bootstrap over images and seeds.
+    `p_over_seeds`: paired t over the seeds; None for one seed, or where all differences are equal.
+    `least_shown`: the smallest difference that can be distinguished from chance, points; see
+    `least_difference`.
     """
 
     seeds: tuple[int, ...]
@@ -44,13 +46,13 @@ class PairedTest(NamedTuple):
     p_over_seeds: float | None
 
     def times(self, count: int) -> "PairedTest":
-        """Count each p as often as there were sides to pick from (Bonferroni)."""
+        """Multiply each p by the number of sides that one was picked from (Bonferroni)."""
         t = None if self.p_over_seeds is None else min(1.0, count * self.p_over_seeds)
         return self._replace(p=min(1.0, count * self.p), p_over_seeds=t)
 
     @property
     def told(self) -> str:
-        """Say what was tested and how it came out, for people."""
+        """The tests and their p in words."""
         told = f"{self.method}, {name_seeds(self.seeds)}: p {write_p(self.p)}"
         if self.p_over_seeds is None:
             return told
@@ -58,19 +60,19 @@ class PairedTest(NamedTuple):
 
 
 def few_seeds(count: int) -> str:
-    """Say why so few seeds show little; empty where there are enough.
+    """Warn of few seeds; empty where there are enough.
 
     Draws of S seeds have (S - 1) / S of the variance that the seeds have: of 2, 3 and 4 an sd that
-    is 29, 18 and 13 % too small. The t knows how little S seeds say of their spread.
+    is 29, 18 and 13 % too small. The t accounts for that.
     """
     if count >= ENOUGH_SEEDS:
         return ""
     if count == 1:
-        return "One seed: p is of the images alone, and another seed moves each figure as well."
+        return "One seed: p is over images only, and another seed changes every figure."
     return (
-        f"{count} seeds are few: a bootstrap takes their sd for "
-        f"{100 * (1 - math.sqrt(1 - 1 / count)):.0f} % less than it is, so go by the paired t over "
-        f"the seeds as well, or run {ENOUGH_SEEDS} seeds or more."
+        f"{count} seeds are few: a bootstrap underestimates their sd by "
+        f"{100 * (1 - math.sqrt(1 - 1 / count)):.0f} %, so check the paired t over the seeds too, "
+        f"or run {ENOUGH_SEEDS} seeds or more."
     )
 
 
@@ -101,8 +103,8 @@ def compare_differences(differences: Mapping[int, Tensor]) -> PairedTest:
     """Test whether the mean of differences can be zero.
 
     Args:
-        differences: Of each seed, float64 `(N,)`: 1 where the first alone is right, -1 where the
-            second alone is, 0 elsewhere; between these where a side is right by a chance.
+        differences: Of each seed, float64 `(N,)`: 1 where only the first is right, -1 where
+            only the second is, 0 elsewhere; in between where a side is right by a probability.
     """
     differences_SN = torch.stack(list(differences.values())).numpy()
     num_seeds, num_samples = differences_SN.shape
@@ -127,8 +129,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Give the two-sided mid-p value of McNemar's test, exact and without an approximation.
 
     Args:
-        only_first: Images that the first alone has right.
-        only_second: Images that the second alone has right.
+        only_first: Images on which only the first is right.
+        only_second: Images on which only the second is right.
 
     Source: Fagerland et al. 2013, The McNemar test for binary matched-pairs data, eq. 4.
     """
@@ -143,8 +145,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_t(differences_S: np.ndarray) -> float | None:
     """Give the two-sided p of Student's t that the mean of the seeds' differences is 0.
 
-    The images are taken for fixed: it asks what other seeds would give on these. None where all
-    seeds have one difference: counts of images agree by chance, and such a spread tells nothing.
+    It keeps the images fixed: what would other seeds give on these? None where all differences are
+    equal: counts of images can agree by chance, and a spread of 0 would claim certainty.
 
     Args:
         differences_S: Mean difference of each seed, at least two.
@@ -167,7 +169,7 @@ def paired_t(differences_S: np.ndarray) -> float | None:
 
 
 class Drawn(NamedTuple):
-    """A mean drawn anew many times: its two-sided p, and the ends of its 95 % interval."""
+    """A resampled mean: its two-sided p, and the ends of its 95 % interval."""
 
     p: float
     low: float
@@ -175,10 +177,10 @@ class Drawn(NamedTuple):
 
 
 def least_difference(drawn: Drawn, num_samples: int) -> float:
-    """Give the smallest difference that would have been told from chance, points.
+    """Give the smallest difference that can be distinguished from chance, points.
 
-    It is half the width of the 95 % interval, and no less than `LEAST_IMAGES` images: arms that
-    differ on hardly any image have an interval of next to no width, and nothing was shown by it.
+    It is half the width of the 95 % interval, and at least `LEAST_IMAGES` images: arms that differ
+    on hardly any image have an interval of almost no width, which shows nothing.
     A true difference of this size is found in half of all experiments as large as this one.
 
     Source: Bloom 1995, Minimum Detectable Effects; his 2.8 standard errors, which are found in
@@ -188,10 +190,10 @@ def least_difference(drawn: Drawn, num_samples: int) -> float:
 
 
 def crossed_bootstrap(differences_SN: np.ndarray) -> Drawn:
-    """Draw a mean over seeds and images anew, both of which chance has drawn.
+    """Resample a mean over seeds and over images.
 
-    Seeds share their images, so neither is drawn within the other: both are drawn anew, each by
-    itself, which errs on the side of a larger p.
+    Seeds share their images, so neither is nested in the other: both are resampled independently,
+    which errs on the side of a larger p.
 
     Source: Owen 2007, The pigeonhole bootstrap, section 3; percentiles as in Efron and Tibshirani
     1993, An Introduction to the Bootstrap, section 13.3.

@@ -1,4 +1,4 @@
-"""How much of the comparison to run: which arms, how often, and in which order."""
+"""Profiles of the study: which arms, seeds and epochs, in which order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,10 +31,10 @@ class PlannedArm:
 
     Attributes:
         name: Unique in its profile.
-        config: Of the training; of a distilled arm, what its base is trained with.
-        distilled: How a proposer is fitted to the arm `random` of the same seed; None trains.
+        config: How to train it; for a distilled arm, how its base is trained.
+        distilled: How to fit a proposer to the arm `random` of the same seed; None trains.
         begins_with: Name of the arm whose networks of the same seed it begins with, if any.
-        rounds: How many times the profile's epochs it is trained for.
+        rounds: Multiple of the profile's epochs.
     """
 
     name: str
@@ -45,7 +45,7 @@ class PlannedArm:
 
     @property
     def base(self) -> str | None:
-        """Name of the arm that must be finished before it, if any."""
+        """Name of the arm that must finish first, if any."""
         return RANDOM if self.distilled is not None else self.begins_with
 
 
@@ -54,10 +54,10 @@ class Profile:
     """How much of the study to run.
 
     Attributes:
-        epochs: Of a round; an arm has one or more.
+        epochs: Epochs of a round; an arm has one or more rounds.
         seeds: Each arm is run once with each.
-        arms: Every one, behind those that it is distilled from or begins with.
-        evaluations: Of each run, spread over its epochs; 1 looks at the last weights alone.
+        arms: Each after the arm that it is distilled from or begins with.
+        evaluations: Validations of each run, spread over its epochs; 1 takes the last weights only.
     """
 
     epochs: int
@@ -66,17 +66,17 @@ class Profile:
     evaluations: int = 10
 
     def only(self, names: tuple[str, ...]) -> "Profile":
-        """Leave out all arms but these and those that they need.
+        """Keep only these arms and those that they need.
 
         Raises:
-            ConfigError: If there is none of such a name.
+            ConfigError: If there is no arm of a name.
         """
         known = {arm.name: arm for arm in self.arms}
         wanted = set()
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"--arms must be of the profile; got {name!r}. Name some of {', '.join(known)}."
+                    f"--arms must be in the profile; got {name!r}. Choose from {', '.join(known)}."
                 )
             needed: str | None = name
             while needed is not None:
@@ -91,9 +91,9 @@ def compare(
     """List the arms that are compared with the predecessor.
 
     Args:
-        predecessor_glimpses: Sides of the glimpses for the predecessor's arm, px.
-        glimpses: The same for the policies that are compared with it, px.
-        with_slow: Whether to run the arms that cost several times as much.
+        predecessor_glimpses: Glimpse sizes of the predecessor's arm, px.
+        glimpses: Glimpse sizes of the policies that are compared with it, px.
+        with_slow: Whether to include the arms that cost several times as much.
     """
     yield PlannedArm(name="whole", config=whole())
     yield PlannedArm(name="centre", config=centre())
@@ -110,18 +110,18 @@ def compare(
 
 
 def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[PlannedArm]:
-    """List the arms that tell when choosing is worth it, on shards with `full+grid3`.
+    """List the arms that show when choosing is worth it, on shards with `full+grid3`.
 
-    Proposers of every kind are fitted to the classifier of random crops. `tuned` goes on with two
-    of them; `straight-through` and `expected` go on with that classifier and learn a map meanwhile,
-    for as many epochs. The whole image and the centre crop are trained for as long as `tuned` and
-    what it begins with, from nothing and, since random crops may be the better school, on top of
-    them (`whole-tuned`, `centre-tuned`). The folds, two trainings on half of the images each, which
-    only the choice needs, are not set against them.
+    Proposers of every kind are fitted to the classifier of random crops. `tuned` continues with two
+    of them; `straight-through` and `expected` continue with that classifier and learn a map
+    meanwhile, for as many epochs. The whole image and the centre crop are trained for as long as
+    `tuned` and its start together, from nothing and, since random crops may train better, after
+    them (`whole-tuned`, `centre-tuned`). The two folds, which only the choice needs, are not
+    counted.
 
     Args:
-        side: Of the crops and of the map's glimpse, px.
-        smaller: Sides of other glimpses for the map, px.
+        side: Size of the crops and of the map's glimpse, px.
+        smaller: Other glimpse sizes for the map, px.
     """
     yield PlannedArm(name="whole", config=whole(), rounds=2)
     yield PlannedArm(name="centre", config=centre(), rounds=2)

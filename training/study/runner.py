@@ -1,4 +1,4 @@
-"""Run the comparison: every arm of a profile once with each seed, gone on with where it stopped."""
+"""Run a study: every arm of a profile once with each seed, resumed where it stopped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +19,8 @@ from training.run.train import fit
 from training.study.arms import BEGUN_LR
 from training.study.profiles import PlannedArm, Profile
 
-FITTING = 0.1  # images through the classifier that fitting a proposer costs for each of its own
-FORWARD = 4  # images that are only looked at cost as much as one that is learnt from
+FITTING = 0.1  # classified images that fitting a proposer costs, for each image it is fitted to
+FORWARD = 4  # images that are only classified cost as much as one training image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class PlannedRun:
     """One arm with one seed.
 
     Attributes:
-        name: Of the run's folder.
+        name: Name of the run's folder.
         config: What to train.
-        cost: Images through the classifier forwards and backwards, about.
-        distilled: How a proposer is fitted to the classifier of `base`; None trains `config`.
-        base: Name of the run whose networks are taken, if any are.
+        cost: About how many images pass the classifier forwards and backwards.
+        distilled: How to fit a proposer to the classifier of `base`; None trains `config`.
+        base: Name of the run whose networks it begins with, if any.
     """
 
     name: str
@@ -119,14 +119,14 @@ def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> Non
 
 
 class StudyProgress(Progress):
-    """Passes the progress of runs on, and shows that of all together, by their cost."""
+    """Forwards the progress of runs, and shows the study's, weighted by their cost."""
 
     def __init__(self, progress: Progress, runs: Sequence[PlannedRun]) -> None:
         """Show the first run as the next."""
         self._progress, self._runs, self._position = progress, runs, 0
 
     def begin(self, position: int) -> None:
-        """Say which run is next."""
+        """Announce the next run."""
         self._position = position
         name, number, total = self._runs[position].name, position + 1, len(self._runs)
         self._move(0.0)
@@ -134,13 +134,13 @@ class StudyProgress(Progress):
         self._progress.event("run", text, name=name, position=number, total=total)
 
     def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
-        """Pass it on; training moves the whole."""
+        """Forward it; training also advances the study."""
         self._progress.update(stage, done, total, figures)
         if stage == "training" and self._runs[self._position].distilled is None:
             self._move(done / total)
 
     def event(self, name: str, /, text: str = "", **fields: object) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._progress.event(name, text, **fields)
 
     def _move(self, share: float) -> None:
@@ -163,7 +163,7 @@ def run_study(
         runs: From `plan_runs`.
         shards: To train on.
         output: Each run gets a folder there.
-        process: This one among its peers.
+        process: This one.
         progress: Shows the runs, their images and epochs.
 
     Returns:
@@ -181,7 +181,7 @@ def run_study(
     failed: dict[str, str] = {}
     for position, run in enumerate(runs):
         if run.base in failed:
-            failed[run.name] = f"not run, since {run.base} is not finished"
+            failed[run.name] = f"skipped, since {run.base} is not finished"
             continue
         shown.begin(position)
         try:
@@ -196,7 +196,7 @@ def run_study(
     if failed:
         told = " | ".join(f"{name} ({why})" for name, why in failed.items())
         raise DivergedError(
-            f"{len(failed)} of {len(runs)} runs diverged, or needed one that did: {told} "
+            f"{len(failed)} of {len(runs)} runs diverged, or needed one that diverged: {told} "
             f"The other runs are finished, in {output}."
         )
     return records

@@ -1,6 +1,6 @@
-"""What the report says in words, computed from the figures.
+"""The report's sentences, computed from the figures.
 
-`better` and `worse` are said of a paired test alone.
+Only a paired test may say "more accurate" or "less accurate".
 """
 
 import math
@@ -20,12 +20,12 @@ UNPAIRED = 1.96 * math.sqrt(2)  # sds of one figure within which 95 % of chance 
 
 
 def is_drawn(data: DataRecord) -> bool:
-    """Whether the images are srp's own drawings, by their class folders."""
+    """Whether the images are srp's own drawings, judged by their class folders."""
     return set(data.classes) == DRAWN_CLASSES
 
 
 def describe_data(data: DataRecord, note: str) -> str:
-    """Say in one line what the runs were trained and evaluated on."""
+    """Describe the training and validation data in one line."""
     names = ", ".join(data.class_names[:NAMED_CLASSES])
     more = ", …" if len(data.class_names) > NAMED_CLASSES else ""
     return (
@@ -36,7 +36,7 @@ def describe_data(data: DataRecord, note: str) -> str:
 
 
 def summarise_arms(arms: Sequence[Arm]) -> tuple[str, ...]:
-    """Say what choosing brought, beside the crops that need no choice.
+    """Compare the best arm that chooses with the crops that need no choice.
 
     Returns:
         Sentences, the first of which stands alone.
@@ -51,26 +51,26 @@ def summarise_arms(arms: Sequence[Arm]) -> tuple[str, ...]:
         ) if found is not None and found is not best
     ]  # fmt: skip
     if best is None:
-        plain = "; ".join(f"{arm.name} reached {accuracy(arm)}" for arm in arms)
+        plain = "; ".join(f"{arm.name} reaches {accuracy(arm)}" for arm in arms)
         return f"No run chose its crop: {plain}.", describe_noise(arms)
     verdicts = [describe_difference(best, arm, num_tried=len(selecting)) for arm in baselines]
     place = (
-        f"{best.name}, the one arm that chooses a crop,"
+        f"{best.name}, the only arm that chooses a crop,"
         if len(selecting) == 1
         else f"Of {len(selecting)} arms that choose a crop, the most accurate is {best.name}: it"
     )
-    head = f"{place} reached {accuracy(best)} top-1 with {describe_cost(best)}."
+    head = f"{place} reaches {accuracy(best)} top-1 with {describe_cost(best)}."
     return head, *verdicts, describe_skill(best), describe_noise([best, *baselines])
 
 
 def describe_cost(arm: Arm) -> str:
-    """Say what choosing costs beside one run of the classifier."""
+    """Say what one image costs, and which part of it is the choice."""
     part = 100 * arm.proposer_macs / arm.classifier_macs
-    return f"one crop an image through the classifier and {part:.2g} % more for the choice"
+    return f"one crop per image through the classifier, plus {part:.2g} % for the choice"
 
 
 def describe_skill(arm: Arm) -> str:
-    """Say what an arm's classifier reaches without its choice, and where the answer is known."""
+    """Say what an arm's classifier reaches without its choice, and with the answer known."""
     told = (
         f"The classifier of {arm.name} reaches {arm.top1_random.mean:.1f} % on random crops and "
         f"{arm.top1_fixed.mean:.1f} % on its best fixed crop; any crop is right, in hindsight, for "
@@ -82,7 +82,7 @@ def describe_skill(arm: Arm) -> str:
             f"{arm.top1_oracle.mean:.1f} %, so selection skill is {arm.skill.mean:.2f}."
         )
     if arm.any_right_skill is not None:
-        return f"{told}; selection skill beside any crop right is {arm.any_right_skill.mean:.2f}."
+        return f"{told}; selection skill against any crop right is {arm.any_right_skill.mean:.2f}."
     return f"{told}."
 
 
@@ -96,22 +96,19 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
     """
     points = ours.top1.mean - other.top1.mean
     test = paired_test(ours, other)
-    figures = f"{accuracy(other)} for {other.name}"
+    figures = f"{other.name} ({ours.top1.mean:.1f} vs {accuracy(other)})"
     if test is None:
         return (
-            f"Against {figures} that is {points:+.1f} points, without a paired test, "
-            "since no seed has both tables."
+            f"The difference from {figures} is {points:+.1f} points, without a paired test, since "
+            "no seed has both tables."
         )
     test = test.times(num_tried)
     tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
     tested = test.told + tried
     if test.p < SIGNIFICANCE:
-        word = "better" if test.points > 0 else "worse"
-        return f"Against {figures} that is {word} by {abs(points):.1f} points ({tested})."
-    return (
-        f"Against {figures} that is {points:+.1f} points, which a paired test cannot tell from "
-        f"chance ({tested})."
-    )
+        word = "more" if test.points > 0 else "less"
+        return f"{ours.name} is {abs(points):.1f} points {word} accurate than {figures}: {tested}."
+    return f"The difference from {figures}, {points:+.1f} points, can be chance: {tested}."
 
 
 def describe_noise(arms: Sequence[Arm]) -> str:
@@ -120,15 +117,14 @@ def describe_noise(arms: Sequence[Arm]) -> str:
     if all(len(arm.runs) == 1 for arm in arms):
         return (
             f"One seed: a figure's binomial sd is {noise:.1f} points, so differences below about "
-            f"{UNPAIRED * noise:.1f} points can be chance, and another seed moves each figure as "
-            "well."
+            f"{UNPAIRED * noise:.1f} points can be chance, and another seed changes every figure."
         )
     told = (
         f"± is the sd over seeds; the images alone give each run a binomial sd of {noise:.1f} "
         "points."
     )
     if any(len(arm.runs) == 1 for arm in arms):
-        told = f"{told} An arm of one seed is tested by its images alone."
+        told = f"{told} Tests of an arm with one seed are over images only."
     fewest = min(len(arm.runs) for arm in arms if len(arm.runs) > 1)
     return f"{told} {few_seeds(fewest)}".rstrip()
 

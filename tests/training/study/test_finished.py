@@ -209,9 +209,9 @@ def test_two_seeds_that_differ_convince_a_bootstrap_over_them_but_not_the_paired
 
 
 def test_fewer_than_four_seeds_are_said_to_be_few() -> None:
-    assert few_seeds(2).startswith("2 seeds are few: a bootstrap takes their sd for 29 % less")
-    assert few_seeds(3).startswith("3 seeds are few: a bootstrap takes their sd for 18 % less")
-    assert few_seeds(1).startswith("One seed: p is of the images alone")
+    assert few_seeds(2).startswith("2 seeds are few: a bootstrap underestimates their sd by 29 %")
+    assert few_seeds(3).startswith("3 seeds are few: a bootstrap underestimates their sd by 18 %")
+    assert few_seeds(1).startswith("One seed: p is over images only")
     assert few_seeds(4) == few_seeds(5) == ""
 
 

@@ -59,7 +59,9 @@ def test_arms_are_run_with_those_that_they_need_and_unknown_ones_are_refused(
     assert names("random") == ["random-s3"]
     assert names("distilled-map") == ["random-s3", "distilled-map-s3"]
     assert names("tuned") == ["random-s3", "distilled-map-s3", "tuned-s3"]
-    with pytest.raises(ConfigError, match=r"--arms must be of the profile; got 'tune'\. Name some"):
+    with pytest.raises(
+        ConfigError, match=r"--arms must be in the profile; got 'tune'\. Choose from"
+    ):
         names("random", "tune")
 
 
@@ -208,8 +210,8 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
     assert begun == ["random-s0", "alone-s0"]
     assert str(caught.value) == (
         "3 of 4 runs diverged, or needed one that did: random-s0 (a loss that is no number.) | "
-        "distilled-map-s0 (not run, since random-s0 is not finished) | "
-        "tuned-s0 (not run, since distilled-map-s0 is not finished) "
+        "distilled-map-s0 (skipped, since random-s0 is not finished) | "
+        "tuned-s0 (skipped, since distilled-map-s0 is not finished) "
         f"The other runs are finished, in {tmp_path}."
     )
 
