@@ -1,4 +1,4 @@
-"""The import graph, and that options and configs are the same list."""
+"""The arrows between folders, the public names, and that options and configs are one list."""
 
 import ast
 import dataclasses
@@ -19,37 +19,51 @@ from pipeline.datasets.config import ScatterConfig, SceneConfig
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "training")
 
-# Heavy imports wait until a command runs, and optional backends until they are asked for.
-MAY_IMPORT_LATE = {
-    "pipeline.bench.cli",
-    "pipeline.cli.main",
-    "pipeline.cli.verify",
-    "pipeline.common.console",
-    "training.cli.judge",
-    "training.cli.train",
-    "training.cli.headroom",
+# Each folder may know those on later lines; folders on one line know nothing of each other.
+ARROWS = {
+    "pipeline": """
+        cli
+        bench verify
+        datasets
+        build
+        decode sources stream
+        read
+        format
+        pixels
+        common
+    """,
+    "training": """
+        cli
+        report
+        audit
+        study
+        choose
+        run
+        score
+        model
+        data
+        config
+    """,
 }
-LATE_BACKENDS = {
-    "pipeline.stream.remote_file": {"fsspec", "pipeline"},
-    "pipeline.stream.stream": {"webdataset"},  # where it is in a pipeline of that library
-    "pipeline.format.codecs": {"pipeline"},
-    "pipeline.decode": {"pipeline"},
+# A plain table without imports of its own, which the config reads too.
+TABLE = "training.model.policies"
+# A command imports what is heavy when it runs; an optional backend when it is asked for.
+LATE = {
     "pipeline.bench.decoders": {"pipeline"},
-    "pipeline.read.collate": {"pipeline"},
+    "pipeline.common.console": {"rich"},
+    "pipeline.decode": {"pipeline"},
+    "pipeline.format.codecs": {"pipeline"},
     "pipeline.pixels.resize": {"pipeline"},
+    "pipeline.read.collate": {"pipeline"},
+    "pipeline.stream.remote_file": {"fsspec", "pipeline"},
+    "pipeline.stream.stream": {"webdataset"},
 }
-MAY_PRINT = {"pipeline.cli.main", "pipeline.common.console", "training.cli.train"}
-
-MAY_KNOW_TORCH = {"pipeline.bench.predecessor", "pipeline.bench.loaders.chart"}
-# A loader runs in environments without srp's packages; ours is at home. These run and show them.
-AROUND_LOADERS = {
-    f"pipeline.bench.loaders.{name}" for name in ("run", "export", "process", "chart")
-}
-LOADERS_KNOW = {
-    "pipeline.bench.loaders.tar",
-    "pipeline.bench.loaders.tensors",
-    "pipeline.bench.loaders.protocol",
-}
+# The pipeline's base install has none of these; benches compare with some where they are there.
+BEYOND = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}
+COMPARED = ("pipeline.bench.predecessor", "pipeline.bench.loaders.")
+# A measured loader runs in environments without srp's packages, so it knows these alone.
+CONTENDERS = "pipeline.bench.loaders.contenders."
+CONTENDERS_KNOW = {f"pipeline.bench.loaders.{name}" for name in ("tar", "tensors", "protocol")}
 
 Imports = set[str]
 
@@ -64,8 +78,8 @@ def modules(package: str) -> dict[str, ast.Module]:
     }
 
 
-MODULES = {package: modules(package) for package in PACKAGES}
-NAMES = {name for package in PACKAGES for name in MODULES[package]}
+MODULES = modules("pipeline") | modules("training")
+NAMES = sorted(MODULES)
 
 
 def imported(node: ast.AST) -> Imports:
@@ -110,31 +124,82 @@ def roots(names: Imports) -> Imports:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("name", MODULES["pipeline"])
-def test_the_pipeline_knows_neither_training_nor_its_libraries(name: str) -> None:
-    # What the benches compare with, where it is installed, and a chart of it.
-    is_loader = name.startswith("pipeline.bench.loaders.") and name not in AROUND_LOADERS
-    if name in MAY_KNOW_TORCH or is_loader:
-        return
-    beyond = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}
-    assert not roots(imports_of(MODULES["pipeline"][name])) & beyond
+def folder_of(name: str) -> str:
+    """Name the folder of a module in its package, such as `read`; `config` is on its own."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def rank_of(name: str) -> int:
+    lines = [line.split() for line in ARROWS[name.split(".")[0]].strip().splitlines()]
+    return next(rank for rank, line in enumerate(lines) if folder_of(name) in line)
 
 
 @pytest.mark.parametrize(
-    "name", sorted(n for n in NAMES if n.startswith("pipeline.bench.loaders."))
+    "name", [name for name in NAMES if folder_of(name) not in ("", "__main__")]
 )
-def test_a_loader_knows_no_more_of_srp_than_how_to_take_its_turn(name: str) -> None:
-    if name == "pipeline.bench.loaders.contenders.ours" or name in AROUND_LOADERS:
-        return
-    known = {n for n in imports_of(MODULES["pipeline"][name]) if n.startswith("pipeline.")}
-    assert known <= LOADERS_KNOW
+def test_the_arrows_between_folders_point_one_way(name: str) -> None:
+    package = name.split(".")[0]
+    for other in imports_of(MODULES[name]) & set(NAMES):
+        is_other = other.startswith(f"{package}.") and folder_of(other) != folder_of(name)
+        assert not is_other or other == TABLE or rank_of(other) > rank_of(name), (
+            f"{name} knows {other}"
+        )
 
 
-@pytest.mark.parametrize("name", MODULES["training"])
+def test_the_table_of_policies_imports_nothing_of_ours() -> None:
+    assert not imports_of(MODULES[TABLE]) & set(NAMES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_has_its_place(package: str) -> None:
+    folders = {folder_of(name) for name in NAMES if name.startswith(f"{package}.")}
+    assert folders - {"__main__"} == set(ARROWS[package].split())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_by_a_detour(package: str) -> None:
+    graph = {name: imports_of(MODULES[name]) & set(NAMES) for name in NAMES if package in name}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the cycle
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("training")])
 def test_training_knows_the_pipeline_by_its_public_names_and_common(name: str) -> None:
-    names = imports_of(MODULES["training"][name])
-    known = {other for other in names if other.split(".")[0] == "pipeline"}
-    assert all(other == "pipeline" or room(other) == "pipeline.common" for other in known), known
+    for other in imports_of(MODULES[name]):
+        assert not other.startswith("pipeline.") or folder_of(other) == "common", other
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("pipeline")])
+def test_the_pipeline_knows_neither_training_nor_its_libraries(name: str) -> None:
+    assert name.startswith(COMPARED) or not roots(imports_of(MODULES[name])) & BEYOND
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(CONTENDERS)])
+def test_a_measured_loader_knows_no_more_of_srp_than_how_to_take_its_turn(name: str) -> None:
+    known = {n for n in imports_of(MODULES[name]) if n.startswith("pipeline.")}
+    assert name == f"{CONTENDERS}ours" or known <= CONTENDERS_KNOW
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_stand_at_the_top(name: str) -> None:
+    is_command = folder_of(name) == "cli" or name == "pipeline.bench.cli"
+    assert is_command or roots(late_imports_of(MODULES[name])) <= LATE.get(name, set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_commands_print(name: str) -> None:
+    calls = [node.func for node in walk(MODULES[name]) if isinstance(node, ast.Call)]
+    prints = [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+    assert not prints or folder_of(name) == "cli"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_function_bodies_are_short(name: str) -> None:
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            last = body[-1].end_lineno if body else None
+            length = last - body[0].lineno + 1 if last else 0
+            assert length <= 40, f"{node.name} has {length} lines"
 
 
 # What other programs may rely on, one line a name.
@@ -173,67 +238,6 @@ PUBLIC = {
 @pytest.mark.parametrize("package", PUBLIC)
 def test_the_public_names_are_these(package: str) -> None:
     assert list(importlib.import_module(package).__all__) == PUBLIC[package].split()
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_imports_itself_by_a_detour(package: str) -> None:
-    graph = {name: imports_of(tree) & NAMES for name, tree in MODULES[package].items()}
-    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the cycle
-
-
-# Each folder may know those after it; what stands in one line knows nothing of its neighbours.
-ROOMS = (
-    {"pipeline.cli"},
-    {"pipeline.bench", "pipeline.verify"},
-    {"pipeline.datasets"},
-    {"pipeline.build"},
-    {"pipeline.decode", "pipeline.sources", "pipeline.stream"},
-    {"pipeline.read"},
-    {"pipeline.format"},
-    {"pipeline.pixels"},
-    {"pipeline.common"},
-)
-ROOM_OF = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
-
-
-def room(name: str) -> str:
-    return ".".join(name.split(".")[:2])
-
-
-@pytest.mark.parametrize("name", sorted(n for n in MODULES["pipeline"] if "." in n))
-def test_the_arrows_between_folders_point_one_way(name: str) -> None:
-    known = {room(other) for other in imports_of(MODULES["pipeline"][name]) & NAMES}
-    for other in known - {room(name), "pipeline"}:
-        assert ROOM_OF[other] > ROOM_OF[room(name)], f"{name} knows {other}"
-
-
-def test_every_folder_has_its_place() -> None:
-    assert {room(name) for name in MODULES["pipeline"] if "." in name} == ROOM_OF.keys()
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_imports_stand_at_the_top(name: str) -> None:
-    if name in MAY_IMPORT_LATE:
-        return
-    late = late_imports_of(MODULES[name.split(".")[0]][name])
-    assert roots(late) <= LATE_BACKENDS.get(name, set())
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_only_the_shell_prints(name: str) -> None:
-    calls = (n for n in walk(MODULES[name.split(".")[0]][name]) if isinstance(n, ast.Call))
-    printed = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
-    assert not printed or name in MAY_PRINT
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_function_bodies_are_short(name: str) -> None:
-    for node in ast.walk(MODULES[name.split(".")[0]][name]):
-        if isinstance(node, ast.FunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            last = body[-1].end_lineno if body else None
-            length = last - body[0].lineno + 1 if last else 0
-            assert length <= 40, f"{node.name} has {length} lines"
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
