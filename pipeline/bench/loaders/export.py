@@ -10,10 +10,9 @@ import numpy as np
 from pipeline.bench.loaders.protocol import Batch, Images, digests
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
+from pipeline.read.folder import ShardFolder
 from pipeline.read.loader import BatchLoader
-from pipeline.read.reader import ShardReader
 from pipeline.sources.folder import open_source
 
 SPLIT = "train"
@@ -26,31 +25,30 @@ class _Origin(NamedTuple):
     sha256: str
 
 
-def require_canvases(manifest: Manifest, folder: Path) -> None:
+def require_canvases(shards: ShardFolder) -> None:
     """Check that these shards hold what every loader needs.
 
     Raises:
         ConfigError: If they do not.
     """
-    spec = manifest.spec
+    spec = shards.manifest.spec
     if (spec.layout, spec.candidates) != ("canvas", "five"):
         raise ConfigError(
             "a bench of loaders needs shards with --layout canvas and --candidates five; got "
-            f"--layout {spec.layout} and --candidates {spec.candidates} in {folder}. "
+            f"--layout {spec.layout} and --candidates {spec.candidates} in {shards.path}. "
             "Build others with srp-data build-shards."
         )
 
 
 def export_images(
-    folder: Path, manifest: Manifest, out: Path, *, num_images: int, progress: Progress = SILENT
+    shards: ShardFolder, out: Path, *, num_images: int, progress: Progress = SILENT
 ) -> list[_Origin]:
     """Write the first images of the split, and checksums of what every loader must hand over.
 
     Args:
-        folder: Of the shards.
-        manifest: Of that folder.
+        shards: Folder of canvases.
         out: New folder.
-        num_images: Not more than the split has.
+        num_images: Images to write, at most those of the split.
         progress: Reports images.
 
     Returns:
@@ -60,13 +58,13 @@ def export_images(
         VerificationError: If the shards are damaged.
     """
     out.mkdir()
-    spec = manifest.spec
+    spec = shards.manifest.spec
     side, small_px, num_crops = spec.canvas_size, spec.glimpse_size, len(spec.crop_layout)
     canvases = _new_array(out / "canvases.npy", (num_images, side, side, 3))
     glimpses = _new_array(out / "glimpses.npy", (num_images, num_crops, 1, small_px, small_px))
-    reader = ShardReader(folder, manifest, manifest.of_split(SPLIT))
-    content = BatchSpec(candidates=tuple(range(num_crops)), glimpse_px=small_px, crops=False)
-    for batch in BatchLoader(reader, content, workers=1).batches(np.arange(num_images)[:, None]):
+    reader = shards.reader(SPLIT)
+    batch_spec = BatchSpec(candidates=tuple(range(num_crops)), glimpse_px=small_px, crops=False)
+    for batch in BatchLoader(reader, batch_spec, workers=1).batches(np.arange(num_images)[:, None]):
         index = int(batch.indices_B[0])
         progress.update("reading shards", index, num_images)
         canvases[index] = np.asarray(batch.arrays.canvases_BCC3)

@@ -72,6 +72,11 @@ class Task:
         """Write the task on one line."""
         return json.dumps(asdict(self))
 
+    @property
+    def cut_boxes(self) -> tuple[Box, ...]:
+        """Boxes to cut from each canvas; none where whole canvases are handed over."""
+        return self.boxes if self.mode == "crops" else ()
+
     def processes(self) -> dict[str, Any]:
         """Give the arguments of PyTorch's DataLoader, and of others like it, for its workers."""
         return {"num_workers": self.workers, "persistent_workers": True, "prefetch_factor": 2}

@@ -19,8 +19,7 @@ from pipeline.bench.loaders.protocol import Answer, Task
 from pipeline.bench.loaders.registry import LOADERS, REFERENCE, Loader, Variant
 from pipeline.bench.results import Contender, Row, Turn, interleave
 from pipeline.common.progress import Progress
-from pipeline.format import manifest as manifests
-from pipeline.format.manifest import Manifest
+from pipeline.read.folder import ShardFolder
 
 Measured = tuple[list[Row], dict[str, Any]]
 
@@ -29,7 +28,7 @@ class _Bench(NamedTuple):
     """What all contenders share."""
 
     config: LoadBenchConfig
-    manifest: Manifest
+    shards: ShardFolder
     scratch: Path
     num_images: int
 
@@ -45,15 +44,13 @@ def bench_load(config: LoadBenchConfig, *, progress: Progress) -> Measured:
         SourceError: If `--source` is not where the shards came from.
         VerificationError: If the shards are damaged.
     """
-    manifest = manifests.load(config.shards)
-    require_canvases(manifest, config.shards)
-    num_images = min(config.images, manifest.num_samples(SPLIT))
+    shards = ShardFolder.open(config.shards)
+    require_canvases(shards)
+    num_images = min(config.images, shards.manifest.num_samples(SPLIT))
     with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
-        bench = _Bench(config, manifest, Path(scratch), num_images)
+        bench = _Bench(config, shards, Path(scratch), num_images)
         images = bench.scratch / "images"
-        origins = export_images(
-            config.shards, manifest, images, num_images=num_images, progress=progress
-        )
+        origins = export_images(shards, images, num_images=num_images, progress=progress)
         if config.source:
             copy_files(config.source, origins, images, progress)
         contenders = _build_all(bench, progress)
@@ -152,13 +149,13 @@ def _run(bench: _Bench, loader: Loader, variant: Variant, *, action: str, worker
         workers=workers,
         batch_size=config.batch,
         seconds=config.seconds,
-        boxes=bench.manifest.spec.crop_layout.boxes,
+        boxes=bench.shards.crop_layout.boxes,
     )
     return shorten(run_child(config.python_of(loader.name), task, scratch=bench.scratch))
 
 
 def _setting(bench: _Bench) -> dict[str, Any]:
-    config, spec = bench.config, bench.manifest.spec
+    config, spec = bench.config, bench.shards.manifest.spec
     return {
         "shards": config.shards.resolve().name,
         "images": bench.num_images,

@@ -34,17 +34,15 @@ def build(layout: str, images: Images, out: Path) -> None:
 def open_loader(task: Task, images: Images) -> Epoch:
     """Read by index; each thread makes whole batches."""
     source = grain.sources.ArrayRecordDataSource(str(Path(task.out) / "images.array_record"))
-    boxes = task.boxes if task.mode == "crops" else ()
     options = grain.ReadOptions(num_threads=task.workers, prefetch_buffer_size=2 * task.workers)
     number = iter(range(2**31))
 
+    collate = partial(_collate, sizes=images.sizes(), boxes=task.cut_boxes)
+
     def epoch() -> Iterator[Batch]:
         dataset = grain.MapDataset.source(source).shuffle(seed=next(number))
-        batches = dataset.batch(
-            task.batch_size, batch_fn=partial(_collate, sizes=images.sizes(), boxes=boxes)
-        )
-        for pixels, glimpses, labels in batches.to_iter_dataset(options):
-            yield Batch(pixels, glimpses, labels)
+        for batch in dataset.batch(task.batch_size, batch_fn=collate).to_iter_dataset(options):
+            yield Batch(*batch)
 
     return epoch
 

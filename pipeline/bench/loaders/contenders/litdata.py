@@ -1,13 +1,12 @@
 """LitData: its own chunks, through its own loader on worker processes, shuffled."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import litdata
 
-from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Sizes, Task, record_of
+from pipeline.bench.loaders.protocol import Epoch, Images, Sizes, Task, record_of
 from pipeline.bench.loaders.tensors import Collate
 
 
@@ -39,14 +38,10 @@ def open_loader(task: Task, images: Images) -> Epoch:
         dataset,
         batch_size=task.batch_size,
         **task.processes(),
-        collate_fn=Collate(boxes=task.boxes if task.mode == "crops" else ()),
+        collate_fn=Collate(boxes=task.cut_boxes),
     )
 
-    def epoch() -> Iterator[Batch]:
-        for batch in loader:
-            yield Batch(*batch)
-
-    return epoch
+    return lambda: loader
 
 
 def _split(sample: dict[str, Any], *unused: Any, sizes: Sizes) -> tuple[Any, Any, int]:

@@ -1,13 +1,12 @@
 """MosaicML Streaming: its own MDS shards, through torch's DataLoader, shuffled."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import streaming
 from torch.utils.data import DataLoader
 
-from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Sizes, Task, record_of
+from pipeline.bench.loaders.protocol import Epoch, Images, Sizes, Task, record_of
 from pipeline.bench.loaders.tensors import Collate
 
 
@@ -38,11 +37,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
         dataset,
         batch_size=task.batch_size,
         **task.processes(),
-        collate_fn=Collate(boxes=task.boxes if task.mode == "crops" else ()),
+        collate_fn=Collate(boxes=task.cut_boxes),
     )
 
-    def epoch() -> Iterator[Batch]:
-        for batch in loader:
-            yield Batch(*batch)
-
-    return epoch
+    return lambda: loader

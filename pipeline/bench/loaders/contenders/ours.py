@@ -89,13 +89,13 @@ def open_loader(task: Task, images: Images) -> Epoch:
     if task.variant == "stream":
         return _stream(task)
     reader = ShardFolder.open(task.out).reader(SPLIT)
-    content = BatchSpec(
+    spec = BatchSpec(
         candidates=tuple(range(len(task.boxes))),
         glimpse_px=images.sizes().glimpse_px,
         crops=task.mode == "crops",
         compiled=task.variant == "compiled",
     )
-    loader = BatchLoader(reader, content, workers=task.workers)
+    loader = BatchLoader(reader, spec, workers=task.workers)
     passes = iter(range(1 << 30))
 
     def epoch() -> Iterator[Batch]:

@@ -5,7 +5,6 @@ originals and once for the glimpses. Both give bytes, where the predecessor made
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Pixels, Sizes, Task
+from pipeline.bench.loaders.protocol import Epoch, Images, Pixels, Sizes, Task
 from pipeline.bench.loaders.tensors import Collate
 
 
@@ -75,8 +74,4 @@ def open_loader(task: Task, images: Images) -> Epoch:
         collate_fn=Collate(),
     )
 
-    def epoch() -> Iterator[Batch]:
-        for batch in loader:
-            yield Batch(*batch)
-
-    return epoch
+    return lambda: loader

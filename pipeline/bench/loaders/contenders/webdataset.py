@@ -1,10 +1,9 @@
 """webdataset: a stream of tars, here with a shuffle buffer, through torch's DataLoader.
 
 `stock` is what its documentation shows: members decoded by their suffix, torch's default collate.
-`tuned` reads the bytes as they are and makes batches without a copy too many.
+`tuned` reads the bytes as they are and makes batches without a needless copy.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,20 +43,10 @@ def open_loader(task: Task, images: Images) -> Epoch:
         dataset = dataset.decode().to_tuple("crops.npy", "glimpses.npy", "cls")
         dataset = dataset.batched(task.batch_size)
     else:
-        boxes = task.boxes if task.mode == "crops" else ()
         dataset = dataset.map(partial(_split, sizes=images.sizes()))
-        dataset = dataset.batched(task.batch_size, collation_fn=Collate(boxes=boxes))
-    loader = webdataset.WebLoader(
-        dataset,
-        batch_size=None,
-        **task.processes(),
-    )
-
-    def epoch() -> Iterator[Batch]:
-        for pixels, glimpses, labels in loader:
-            yield Batch(pixels, glimpses, labels)
-
-    return epoch
+        dataset = dataset.batched(task.batch_size, collation_fn=Collate(boxes=task.cut_boxes))
+    loader = webdataset.WebLoader(dataset, batch_size=None, **task.processes())
+    return lambda: (Batch(*batch) for batch in loader)
 
 
 def _split(sample: dict[str, Any], sizes: Sizes) -> tuple[Any, Any, int]:

@@ -1,6 +1,5 @@
 """wids: webdataset's tars by index, through torch's DataLoader, shuffled as a whole."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import wids
 from torch.utils.data import DataLoader
 
-from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Sizes, Task, record_of
+from pipeline.bench.loaders.protocol import Epoch, Images, Sizes, Task, record_of
 from pipeline.bench.loaders.tar import write_shards
 from pipeline.bench.loaders.tensors import Collate
 
@@ -39,14 +38,10 @@ def open_loader(task: Task, images: Images) -> Epoch:
         batch_size=task.batch_size,
         shuffle=True,
         **task.processes(),
-        collate_fn=Collate(boxes=task.boxes if task.mode == "crops" else ()),
+        collate_fn=Collate(boxes=task.cut_boxes),
     )
 
-    def epoch() -> Iterator[Batch]:
-        for batch in loader:
-            yield Batch(*batch)
-
-    return epoch
+    return lambda: loader
 
 
 def _split(sample: dict[str, Any], sizes: Sizes) -> tuple[Any, Any, int]:

@@ -15,7 +15,7 @@ from pipeline.bench.loaders.process import run_child
 from pipeline.bench.loaders.protocol import Answer, Batch, Images, Task, digests
 from pipeline.bench.loaders.registry import CANVASES, CROPS, LOADERS, Loader, Variant
 from pipeline.common.progress import SILENT
-from pipeline.format import manifest
+from pipeline.read.folder import ShardFolder
 
 REPO = Path(__file__).resolve().parents[4]
 NUM_IMAGES = 18
@@ -41,10 +41,10 @@ def is_here(name: str) -> bool:
 def images(five_shards: Path, image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The images of the shards as loaders are given them."""
     folder = tmp_path_factory.mktemp("loaders") / "images"
-    known = manifest.load(five_shards)
-    origins = export_images(five_shards, known, folder, num_images=NUM_IMAGES)
+    shards = ShardFolder.open(five_shards)
+    origins = export_images(shards, folder, num_images=NUM_IMAGES)
     copy_files(image_tree, origins, folder, SILENT)
-    return Images(folder, known.spec.crop_layout.boxes)
+    return Images(folder, shards.crop_layout.boxes)
 
 
 def task_for(loader: Loader, variant: Variant, images: Images, out: Path, **options: Any) -> Task:

@@ -217,7 +217,7 @@ def test_wrong_pixels_are_reported_and_have_no_figures(
         import numpy as np
 
         origins = real(*arguments, **options)
-        path = arguments[2] / "expected-crops.npy"
+        path = arguments[1] / "expected-crops.npy"
         expected = np.load(path)
         expected[0, 1] ^= 1
         np.save(path, expected)
