@@ -11,6 +11,7 @@ from pipeline.verify.verify import verify_shards
 from training.run.record import load_record
 
 ROOT = Path(__file__).parents[1]
+FEW = "SCENES_smoke=--train 4 --val 2"
 ARMS = ("whole-s0", "centre-s0", "predecessor-g16-s0", "straight-through-g16-s0")
 
 
@@ -22,10 +23,10 @@ def reproduce(work: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    done = reproduce(folder, "PROFILE=smoke")
+    done = reproduce(folder, "PROFILE=smoke", FEW)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "*** This run uses the embedded drawn scenes" in done.stderr
-    assert "total: 500 samples" in done.stdout
+    assert "total: 60 samples" in done.stdout
     return folder
 
 
@@ -33,7 +34,7 @@ def test_reproduce_ends_in_a_report_that_says_what_it_ran_on(work: Path) -> None
     page = (work / "runs/smoke-drawn-smoke/report.html").read_text(encoding="utf-8")
     first_line = page[page.index("Ran on") :].split("</p>")[0]
     assert "embedded drawn scenes" in first_line
-    assert "400 training and 100 validation images" in first_line
+    assert "40 training and 20 validation images" in first_line
     for arm in ARMS:
         assert arm.removesuffix("-s0") in page
 
@@ -43,15 +44,16 @@ def test_reproduce_leaves_a_finished_record_of_every_arm(work: Path) -> None:
         record = load_record(work / f"runs/smoke-drawn-smoke/{arm}/record.json")
         assert len(record.epochs) == 2
         assert record.evaluation is not None
-        assert record.evaluation.num_samples == 100
+        assert record.evaluation.num_samples == 20
 
 
+@pytest.mark.sweep  # its parts are tested where they are
 def test_reproduce_again_trains_and_builds_nothing_and_writes_the_same_page(work: Path) -> None:
     runs = work / "runs/smoke-drawn-smoke"
     kept = [*runs.glob("*/record.json"), *(work / "shards").glob("*/*.tar")]
     before = {path: path.stat().st_mtime_ns for path in kept}
     page = (runs / "report.html").read_bytes()
-    again = reproduce(work, "PROFILE=smoke")
+    again = reproduce(work, "PROFILE=smoke", FEW)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "reused 2 finished shards" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == before
@@ -64,6 +66,8 @@ def test_an_unknown_profile_ends_in_one_line(tmp_path: Path) -> None:
     assert "error: PROFILE must be smoke, quick or full; got huge." in done.stderr
 
 
+@pytest.mark.sweep  # 13,394 images
+@pytest.mark.timeout(600)
 def test_every_image_of_the_real_imagenette_is_in_exactly_one_shard(
     real_archive: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """What the trainer's tests share: tiny shards of drawn scenes, and runs that take a second."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from warm import WarmPython
 
 from pipeline import ShardFolder
 from pipeline.build.build import build_shards
@@ -26,6 +27,7 @@ from training.score.crop_logits import CropLogits
 from training.score.metrics import Evaluation, final_prediction
 from training.study.finished import FinishedRun
 
+REPO = Path(__file__).resolve().parents[2]
 CANVAS, CROP, GLIMPSE = 48, 32, 16
 TINY = TrainConfig(
     model="test_resnet",
@@ -99,6 +101,15 @@ def opened(scene_shards: Path) -> ShardFolder:
 def alone() -> Process:
     """One process on the CPU."""
     return Process(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def warm_training() -> Iterator[WarmPython]:
+    """Starts programs of the trainer without waiting for torch."""
+    modules = ("torch._dynamo", "torch.distributed", "training.cli.train", "training.run.train")
+    python = WarmPython(*modules, folder=REPO)
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

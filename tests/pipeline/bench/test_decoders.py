@@ -233,6 +233,7 @@ def smallest_tree(tmp_path: Path, jpeg: Any) -> Path:
     return root
 
 
+@pytest.mark.sweep  # it measures everything once more
 def test_another_environment_adds_no_row_that_is_here_already(
     smallest_tree: Path, srp_data: Any, temp_dir: Path
 ) -> None:

@@ -300,6 +300,7 @@ def test_only_sound_upright_jpegs_reach_dali(
     assert spied.from_pillow == [d for name, d in odd_files.items() if name not in reached]
 
 
+@pytest.mark.quick("7", "32")
 @pytest.mark.parametrize("place", [0, 7, BATCH - 1, BATCH, 2 * BATCH + 4])
 def test_an_image_that_dali_alone_refuses_is_pillows_and_all_others_stay_dalis(
     place: int, jpeg: Any, monkeypatch: pytest.MonkeyPatch
@@ -380,6 +381,7 @@ def assert_near(
                     assert all(f <= b for f, b in zip(figures, bound, strict=True)), (name, figures)
 
 
+@pytest.mark.quick("five-32", "strips-64")
 @pytest.mark.parametrize("glimpse_px", [64, 32])
 @pytest.mark.parametrize("candidates", CANDIDATES)
 def test_the_gpus_graph_is_near_pillow_on_real_photos(
@@ -390,6 +392,7 @@ def test_the_gpus_graph_is_near_pillow_on_real_photos(
     assert_near(got, want, ENLARGED_PHOTOS)
 
 
+@pytest.mark.quick("500-375-bounds0-strips-32", "375-500-bounds1-full+grid3-64")
 @pytest.mark.parametrize("glimpse_px", [64, 32])
 @pytest.mark.parametrize("candidates", CANDIDATES)
 @pytest.mark.parametrize(
@@ -506,6 +509,7 @@ def test_a_gpu_keeps_the_same_rules(device: str, exif: bool, mixed_files: list[b
     assert list(map(verdict, got)) == list(map(verdict, PillowDecoder(spec).decode(mixed_files)))
 
 
+@pytest.mark.quick("canvas")
 @pytest.mark.parametrize("layout", ["canvas", "tensors"])
 def test_a_build_with_dali_gives_the_very_shards_of_one_with_pillow(
     layout: str, image_tree: Path, srp_data: Any, tmp_path: Path

@@ -95,6 +95,7 @@ def exif_bytes(orientation: int) -> bytes:
     return exif.tobytes()
 
 
+@pytest.mark.quick(every=4)
 @pytest.mark.parametrize(
     "options",
     [
@@ -122,6 +123,7 @@ def test_a_large_photos_draft_is_near_its_exact_views(
     assert (draft.width, draft.height) == (width, height)
 
 
+@pytest.mark.quick("1600-1200-4:4:4", "1344-1344-4:2:0")
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
 @pytest.mark.parametrize(("width", "height"), [(HALVED_PX, HALVED_PX), (1600, 1200), (3000, 4000)])
 def test_hard_edges_stay_near_too(width: int, height: int, subsampling: str) -> None:

@@ -145,6 +145,8 @@ def test_hugging_faces_datasets_read_every_codec(
     assert found_in(reader, rows) == expected(reader)
 
 
+@pytest.mark.sweep  # Ray takes half a minute to start
+@pytest.mark.timeout(300)
 def test_ray_reads_every_codec(all_built: dict[str, Built]) -> None:
     pytest.importorskip("ray", reason="needs the extra dev")
     asked = [

@@ -66,6 +66,7 @@ def fit(
     return notes.seen
 
 
+@pytest.mark.quick("10")
 @pytest.mark.parametrize("step", [3, 7, 10])
 def test_a_training_that_crashed_goes_on_at_the_very_sample(
     opened: ShardFolder, tmp_path: Path, step: int

@@ -12,6 +12,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 from torch import nn
+from warm import Ended, WarmPython
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
@@ -78,42 +79,88 @@ POISON = """\
 """
 
 
-def train_together(
-    shards: Path, output: Path, name: str, *extra: str, at_step: int = -1, do: str = STOP
-) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def train_together(warm_training: WarmPython, scene_shards: Path) -> Callable[..., Ended]:
     """Train with two real processes, two images a step and process.
 
-    Args:
-        shards: To train on.
-        output: Folder of the run's folder.
-        name: Of the run.
-        extra: Options.
-        at_step: At which something happens in the second process alone; -1 is none.
-        do: What happens.
+    `train_together(output, "name", "--resume", at_step=3, do=STOP)` trains the run `name`; at that
+    step something happens in the second process alone.
     """
-    program = ["-m", "training"]
-    if at_step >= 0:
-        script = output / f"{name}.py"
-        script.write_text(
-            "import os, signal, sys\n"
-            "import torch\n"
-            "from training.run import train\n"
-            "from training.cli.train import main\n"
-            "real = train.train_step\n"
-            "def train_step(state, batch, *, step):\n"
-            f"    if step == {at_step} and os.environ['RANK'] == '1':\n"
-            f"{do}"
-            "    return real(state, batch, step=step)\n"
-            "train.train_step = train_step\n"
-            "sys.exit(main())\n"
+
+    def train(output: Path, name: str, *extra: str, at_step: int = -1, do: str = STOP) -> Ended:
+        program = ["-m", "training"]
+        if at_step >= 0:
+            script = output / f"{name}.py"
+            script.write_text(
+                "import os, signal, sys\n"
+                "import torch\n"
+                "from training.run import train\n"
+                "from training.cli.train import main\n"
+                "real = train.train_step\n"
+                "def train_step(state, batch, *, step):\n"
+                f"    if step == {at_step} and os.environ['RANK'] == '1':\n"
+                f"{do}"
+                "    return real(state, batch, step=step)\n"
+                "train.train_step = train_step\n"
+                "sys.exit(main())\n"
+            )
+            program = [str(script)]
+        return warm_training.run_together(
+            *(*program, "from", str(scene_shards), "--output", str(output)),
+            *("--experiment", name, "--model", "test_resnet", "--epochs", "2"),
+            *("--batch-size", "2", "--lr", "0.02", "--no-amp", "--device", "cpu", *extra),
+            folder=output,
         )
-        program = [str(script)]
-    return torchrun(
-        *(*program, "from", str(shards), "--output", str(output)),
-        *("--experiment", name, "--model", "test_resnet", "--epochs", "2", "--batch-size", "2"),
-        *("--lr", "0.02", "--no-amp", "--device", "cpu", *extra),
-        folder=output,
-    )
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def together(
+    train_together: Callable[..., Ended], tmp_path_factory: pytest.TempPathFactory
+) -> RunPaths:
+    """A run that two real processes trained."""
+    output = tmp_path_factory.mktemp("together")
+    done = train_together(output, "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run: ") == 1  # rank 0 alone prints
+    return RunPaths(folder=output / "two")
+
+
+def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
+    together: RunPaths, train_together: Callable[..., Ended]
+) -> None:
+    output, paths = together.folder.parent, RunPaths(folder=together.folder.parent / "broken")
+    stopped = train_together(output, "broken", at_step=20)  # of epoch 2, the fourth
+    assert stopped.returncode == 75
+    assert stopped.stderr.count("error: stopped at step 10 of epoch 2, and saved, in ") == 1
+    assert "Resume with: torchrun --nproc-per-node 2 -m training from " in stopped.stderr
+    meta = read_meta(paths.last)
+    assert meta.part is not None
+    assert (meta.epoch, meta.part.step, len(meta.part.sums)) == (1, 10, 2)
+    resumed = train_together(output, "broken", "--resume", "--workers", "1")
+    assert resumed.returncode == 0, resumed.stderr
+    for file in ("last", "best", "logits"):
+        first, second = (load_file(getattr(run, file)) for run in (together, paths))
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), file
+    ours, theirs = (load_record(run.record) for run in (together, paths))
+    assert [(e.train_loss, e.train_top1, e.val_top1) for e in ours.epochs] == [
+        (e.train_loss, e.train_top1, e.val_top1) for e in theirs.epochs
+    ]
+
+
+def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_and_it_alone(
+    train_together: Callable[..., Ended], tmp_path: Path
+) -> None:
+    options = ("--policy", "random")
+    done = train_together(tmp_path, "lost", *options, at_step=2, do=POISON)
+    assert done.returncode != 0
+    poisoned = done.stderr.partition("poisoned ")[2].split()[0]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert f"; got nan for {poisoned} at step 3 of epoch 1. " in lines[0]
+    told = json.loads(RunPaths(folder=tmp_path / "lost").diverged.read_text())
+    assert told == {"keys": [poisoned]}
 
 
 def torchrun(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -128,52 +175,7 @@ def torchrun(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def together(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
-    """A run that two real processes trained."""
-    output = tmp_path_factory.mktemp("together")
-    done = train_together(scene_shards, output, "two")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("run: ") == 1  # rank 0 alone prints
-    return RunPaths(folder=output / "two")
-
-
-def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
-    together: RunPaths, scene_shards: Path
-) -> None:
-    output, paths = together.folder.parent, RunPaths(folder=together.folder.parent / "broken")
-    stopped = train_together(scene_shards, output, "broken", at_step=20)  # of epoch 2, the fourth
-    assert stopped.returncode != 0  # torchrun has a status of its own
-    assert stopped.stderr.count("error: stopped at step 10 of epoch 2, and saved, in ") == 1
-    assert "Resume with: torchrun --nproc-per-node 2 -m training from " in stopped.stderr
-    meta = read_meta(paths.last)
-    assert meta.part is not None
-    assert (meta.epoch, meta.part.step, len(meta.part.sums)) == (1, 10, 2)
-    resumed = train_together(scene_shards, output, "broken", "--resume", "--workers", "1")
-    assert resumed.returncode == 0, resumed.stderr
-    for file in ("last", "best", "logits"):
-        first, second = (load_file(getattr(run, file)) for run in (together, paths))
-        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), file
-    ours, theirs = (load_record(run.record) for run in (together, paths))
-    assert [(e.train_loss, e.train_top1, e.val_top1) for e in ours.epochs] == [
-        (e.train_loss, e.train_top1, e.val_top1) for e in theirs.epochs
-    ]
-
-
-def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_and_it_alone(
-    scene_shards: Path, tmp_path: Path
-) -> None:
-    options = ("--policy", "random")
-    done = train_together(scene_shards, tmp_path, "lost", *options, at_step=2, do=POISON)
-    assert done.returncode != 0
-    poisoned = done.stderr.partition("poisoned ")[2].split()[0]
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    assert f"; got nan for {poisoned} at step 3 of epoch 1. " in lines[0]
-    told = json.loads(RunPaths(folder=tmp_path / "lost").diverged.read_text())
-    assert told == {"keys": [poisoned]}
-
-
+@pytest.mark.quick("audit RUN-an audit")  # torchrun itself takes half a minute to start
 @pytest.mark.parametrize(
     ("command", "work"), [("audit RUN", "an audit"), ("report RUNS", "a report")]
 )
@@ -197,10 +199,10 @@ def test_what_runs_in_one_process_is_refused_under_torchrun_in_one_line_before_i
 
 
 def test_two_processes_evaluate_a_run_as_one_does(
-    together: RunPaths, srp_train: Callable[..., Result]
+    together: RunPaths, warm_training: WarmPython, srp_train: Callable[..., Result]
 ) -> None:
     words = ("evaluate", str(together.folder), "--device", "cpu", "--json")
-    done = torchrun("-m", "training", *words, folder=together.folder.parent)
+    done = warm_training.run_together("-m", "training", *words, folder=together.folder.parent)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(srp_train(*words).stdout)
 

@@ -113,6 +113,7 @@ def test_a_place_that_is_none_is_refused(opened: ShardFolder, state: dict[str, i
     )
 
 
+@pytest.mark.quick("0")  # each worker imports torch
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_pytorchs_own_loader_reads_a_split(opened: ShardFolder, num_workers: int) -> None:
     reader = opened.reader("val")

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from training.audit.headroom_run import work_folder
+from warm import Program, WarmPython
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
@@ -28,7 +27,6 @@ from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.resume import held_run
 
-REPO = Path(__file__).resolve().parents[3]
 HERE = socket.gethostname()
 QUICK = (
     *("--model", "test_resnet", "--epochs", "1", "-b", "16", "-j", "1", "--no-amp"),
@@ -55,16 +53,11 @@ FIX = ". Wait for it to end, or name another --experiment or --output."
 
 
 @contextmanager
-def stopped_trainer(shards: Path, output: Path, seed: int) -> Iterator[subprocess.Popen[str]]:
+def stopped_trainer(python: WarmPython, shards: Path, output: Path, seed: int) -> Iterator[Program]:
     """Train in a process of its own, which is stopped as soon as it holds its run's folder."""
-    command = [
-        *(sys.executable, "-m", "training", "from", str(shards), "--output", str(output)),
-        *("--experiment", "one", "--seed", str(seed), *QUICK),
-    ]
-    first = subprocess.Popen(
-        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with first:
+    words = ("-m", "training", "from", str(shards), "--output", str(output))
+    options = ("--experiment", "one", "--seed", str(seed), *QUICK)
+    with python.start(*words, *options, folder=output) as first:
         while not (output / "one/.holder.json").exists():
             assert first.poll() is None, first.communicate()
             time.sleep(0.001)
@@ -77,9 +70,9 @@ def stopped_trainer(shards: Path, output: Path, seed: int) -> Iterator[subproces
 
 
 def test_of_two_trainers_of_one_run_the_second_says_who_holds_it_and_harms_nothing(
-    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+    warm_training: WarmPython, scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
 ) -> None:
-    with stopped_trainer(scene_shards, tmp_path, seed=3) as first:
+    with stopped_trainer(warm_training, scene_shards, tmp_path, seed=3) as first:
         command = ("from", scene_shards, "--output", tmp_path, "--experiment", "one", *QUICK)
         second = srp_train(*command, "--seed", 4)
         first.send_signal(signal.SIGCONT)
@@ -95,9 +88,9 @@ def test_of_two_trainers_of_one_run_the_second_says_who_holds_it_and_harms_nothi
 
 
 def test_a_killed_trainer_holds_its_run_no_longer(
-    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+    warm_training: WarmPython, scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
 ) -> None:
-    with stopped_trainer(scene_shards, tmp_path, seed=3) as first:
+    with stopped_trainer(warm_training, scene_shards, tmp_path, seed=3) as first:
         first.kill()
     paths = RunPaths(folder=tmp_path / "one")
     assert paths.holder.exists()
@@ -107,26 +100,18 @@ def test_a_killed_trainer_holds_its_run_no_longer(
 
 
 def test_under_torchrun_all_processes_end_where_another_trainer_holds_the_run_and_one_says_it(
-    scene_shards: Path, alone: Process, tmp_path: Path
+    warm_training: WarmPython, scene_shards: Path, alone: Process, tmp_path: Path
 ) -> None:
     paths = RunPaths(folder=tmp_path / "one")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "training", "from", str(scene_shards), "--output", str(tmp_path)),
-        *("--experiment", "one", *QUICK),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    words = ("-m", "training", "from", str(scene_shards), "--output", str(tmp_path))
     with held_run(paths, alone):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
+        done = warm_training.run_together(*words, "--experiment", "one", *QUICK, folder=tmp_path)
         assert [path.name for path in paths.folder.iterdir()] == [paths.holder.name]
-    assert done.returncode != 0
+    assert done.statuses == (2, 2)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith(told(paths.folder, os.getpid()))
     assert "stopped by SIGTERM" not in done.stderr
-    assert "exitcode  : 2" in done.stderr
 
 
 def test_a_run_that_ends_before_its_first_file_leaves_no_folder(
