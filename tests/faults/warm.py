@@ -82,6 +82,8 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+        self._out.close()
+        self._err.close()
 
 
 class WarmPython:

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 from torch import nn
-from warm import Ended, WarmPython
+from warm import Ended, WarmPython, environment
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
@@ -79,6 +78,14 @@ POISON = """\
 """
 
 
+def training_words(shards: Path, output: Path, name: str) -> tuple[str, ...]:
+    return (
+        *("from", str(shards), "--output", str(output), "--experiment", name, "--epochs", "2"),
+        *("--model", "test_resnet", "--batch-size", "2", "--lr", "0.02", "--no-amp"),
+        *("--device", "cpu"),
+    )
+
+
 @pytest.fixture(scope="module")
 def train_together(warm_training: WarmPython, scene_shards: Path) -> Callable[..., Ended]:
     """Train with two real processes, two images a step and process.
@@ -105,12 +112,8 @@ def train_together(warm_training: WarmPython, scene_shards: Path) -> Callable[..
                 "sys.exit(main())\n"
             )
             program = [str(script)]
-        return warm_training.run_together(
-            *(*program, "from", str(scene_shards), "--output", str(output)),
-            *("--experiment", name, "--model", "test_resnet", "--epochs", "2"),
-            *("--batch-size", "2", "--lr", "0.02", "--no-amp", "--device", "cpu", *extra),
-            folder=output,
-        )
+        words = (*program, *training_words(scene_shards, output, name), *extra)
+        return warm_training.run_together(*words, folder=output)
 
     return train
 
@@ -125,6 +128,19 @@ def together(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run: ") == 1  # rank 0 alone prints
     return RunPaths(folder=output / "two")
+
+
+@pytest.mark.sweep  # its three processes import torch
+def test_torchrun_trains_what_two_processes_train(together: RunPaths, scene_shards: Path) -> None:
+    output = together.folder.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "training", *training_words(scene_shards, output, "torchrun")],
+        cwd=output, env=environment(REPO), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(output / name / "last.safetensors") for name in ("two", "torchrun"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
@@ -163,37 +179,25 @@ def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_a
     assert told == {"keys": [poisoned]}
 
 
-def torchrun(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in a folder as two processes."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *words,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
-
-
-@pytest.mark.quick("audit RUN-an audit")  # torchrun itself takes half a minute to start
 @pytest.mark.parametrize(
     ("command", "work"), [("audit RUN", "an audit"), ("report RUNS", "a report")]
 )
 def test_what_runs_in_one_process_is_refused_under_torchrun_in_one_line_before_it_begins(
-    command: str, work: str, finished: tuple[RunPaths, RunRecord], tmp_path: Path
-) -> None:
+    command: str, work: str, finished: tuple[RunPaths, RunRecord], warm_training: WarmPython,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     run = shutil.copytree(finished[0].folder, tmp_path / "runs" / "finished")
     places = {"RUN": run, "RUNS": run.parent}
     words = [str(places.get(word, word)) for word in command.split()]
     before = sorted(tmp_path.rglob("*"))
-    done = torchrun("-m", "training", *words, folder=tmp_path)
+    done = warm_training.run_together("-m", "training", *words, folder=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert lines[0] == (
         f"error: {work} runs in one process; got 2. Type the same with srp-train in place of "
         "torchrun and its options."
     )
-    assert "exitcode  : 2" in done.stderr
+    assert done.statuses == (2, 2)
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
 
