@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -96,6 +97,13 @@ def _told_of_memory() -> Iterator[None]:
             f"a step must fit the device's memory; got {(told or str(error)).split('.')[0]}. "
             "Lower --batch-size."
         ) from error
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """Ask torch what the CPU can do, and its name; torch 2.9 knows only one answer that we need."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
 def keep_freed_memory() -> None:

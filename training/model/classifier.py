@@ -15,7 +15,7 @@ from pipeline import BatchSpec, CropLayout, ShardFolder
 from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
 from training.data import augment
-from training.data.processes import Process
+from training.data.processes import Process, cpu_capabilities
 from training.data.shards import BatchReader
 from training.model import estimators
 from training.model.policies import POLICIES
@@ -213,7 +213,7 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
         return False
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

@@ -14,6 +14,7 @@ from pipeline import DataSpec, Manifest
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import TrainConfig, config_from_json
+from training.data.processes import cpu_capabilities
 from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"
@@ -222,6 +223,6 @@ def describe_hardware(device: torch.device) -> str:
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
     else:
-        name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        name = cpu_capabilities().get("cpu_name") or platform.machine()
         place = f"{name}, {torch.get_num_threads()} threads"
     return f"{place}, torch {torch.__version__}, {platform.system()}"
