@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from training.audit.headroom_run import work_folder
 from warm import Program, WarmPython
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.common.progress import Progress
+from training.audit.headroom import work_folder
 from training.choose.distill import distill
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process
