@@ -9,14 +9,14 @@ to the two classifiers' losses and has seen neither the label nor the image befo
 Axes: 2 classifiers, N samples of the validation split, K candidates, D differences.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,7 +45,8 @@ LEAST_LEARNT = 0.1
 Floats = NDArray[np.float64]
 
 
-class Gain(NamedTuple):
+@dataclass(frozen=True)
+class Gain:
     """A difference in top-1, points, and the ends of its 95 % bootstrap interval over images."""
 
     points: float
@@ -125,8 +126,7 @@ class Headroom:
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs, the verdict first."""
-        gains = {name: getattr(self, name)._asdict() for name in ("learnt", "room", "gain")}
-        return {"verdict": self.verdict, **dataclasses.asdict(self), **gains}
+        return {"verdict": self.verdict, **msgspec.to_builtins(self)}
 
 
 def headroom(
@@ -206,11 +206,19 @@ def bootstrap(differences_ND: Floats, *, seed: int) -> list[Gain]:
     return [Gain(*map(float, ends)) for ends in zip(points_D, low_D, high_D, strict=True)]
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Shown:
     """What a finished training that chooses showed; top-1, %, over its seeds.
 
-    `crops` are its candidates, which may be others than those of an estimate. `fixed` was picked
-    on the images that are scored, which flatters it. `oracle` is None for one seed.
+    Attributes:
+        arm: Name of the arm.
+        seeds: Seeds of its runs.
+        crops: Names of its candidates, which may differ from those of an estimate.
+        fixed: Accuracy on the best fixed crop, picked on the images that are scored, which
+            flatters it.
+        chosen: Accuracy on the chosen crop.
+        oracle: Accuracy on another seed's crop of least loss; None for one seed.
+        any_right: Share of the images with any crop right, in hindsight.
     """
 
     arm: str
@@ -221,27 +229,17 @@ class Shown(NamedTuple):
     oracle: Spread | None
     any_right: Spread
 
-    def to_json(self) -> dict[str, Any]:
-        """Lay it out for programs."""
-        return {
-            name: value._asdict() if isinstance(value, Spread) else value
-            for name, value in self._asdict().items()
-        }
-
 
 def shown_by(arms: Iterable[Arm]) -> list[Shown]:
-    """Say what finished arms that choose showed; those without their classified are left out."""
-    found = []
-    for arm in arms:
-        if not arm.config.selects or any(run.logits is None for run in arm.runs):
-            continue
-        found.append(
-            Shown(
-                arm.name, arm.seeds, arm.crops, arm.top1_fixed, arm.top1, arm.top1_oracle,
-                arm.top1_any_right,
-            )
-        )  # fmt: skip
-    return found
+    """List what finished arms that choose showed; arms without logits are skipped."""
+    return [
+        Shown(
+            arm=arm.name, seeds=arm.seeds, crops=arm.crops, fixed=arm.top1_fixed, chosen=arm.top1,
+            oracle=arm.top1_oracle, any_right=arm.top1_any_right,
+        )
+        for arm in arms
+        if arm.config.selects and all(run.logits is not None for run in arm.runs)
+    ]  # fmt: skip
 
 
 def plan_parts(

@@ -10,7 +10,7 @@ is any doubt, infinity never. Nothing is trained again. Axes: N samples, K candi
 """
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class Offer(NamedTuple):
     canvas_macs: int
 
 
-class PricedPoint(NamedTuple):
+@dataclass(frozen=True)
+class PricedPoint:
     """The accuracy at a price: top-1 in %, MACs an image (mean), and the share that buys."""
 
     price: float
@@ -55,7 +56,7 @@ class PricedPoint(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs; JSON has no infinity, so that price is null."""
-        return self._asdict() | {"price": None if math.isinf(self.price) else self.price}
+        return asdict(self) | {"price": None if math.isinf(self.price) else self.price}
 
 
 class PricedEvaluation(NamedTuple):

@@ -1,16 +1,17 @@
-"""Whether choosing is worth it, from an arm's tables and its neighbours': `srp-train audit RUN`.
+"""Whether choosing is worth it, from an arm's logits and its neighbours': `srp-train audit RUN`.
 
 Axes: N samples of the validation split, K candidates.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property, partial
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from training.audit.boxes import BoxFigures
@@ -32,15 +33,34 @@ WORTH_IT, NOT_WORTH_IT, NOT_SHOWN = "worth it", "not worth it", "not shown"
 SAME_COST = 1.02  # the proposer may cost this much of the classifier, and a rival is still equal
 
 
-class Rival(NamedTuple):
-    """Another way to spend about the same, or more.
+class RivalKind(StrEnum):
+    """What a rival shows the classifier, in words."""
 
-    `points` is what choosing has above it, with the seeds of the paired test where there is one.
-    `test` is None where none can be made. `macs` are for one image. `picked_from` is how many crops
-    the rival was picked from, on the very images that are scored.
+    WHOLE = "the whole image"
+    CENTRE = "the centre crop"
+    BEST_FIXED = "the best fixed crop"
+    RANDOM = "a random crop"
+    MEAN = "the mean of all"
+    OTHER_RUN = "a run that does not choose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Another way to spend about the same compute, or more.
+
+    Attributes:
+        kind: What the classifier sees.
+        run: Arm of `OTHER_RUN`, which has a classifier of its own; the other kinds use the
+            classifier of the audited arm.
+        top1: Accuracy, %.
+        macs: MACs of one image.
+        points: Accuracy of the choice minus that of the rival, on the seeds of the test if any.
+        test: Paired test of that difference; None where none is possible.
+        picked_from: Number of crops that the rival was picked from, on the images that are scored.
     """
 
-    name: str
+    kind: RivalKind
+    run: str = ""
     top1: Spread
     macs: int
     points: float
@@ -48,13 +68,20 @@ class Rival(NamedTuple):
     picked_from: int = 1
 
     @property
+    def name(self) -> str:
+        """Name the rival and its classifier."""
+        return (
+            f"{self.run}, a classifier of its own" if self.run else f"{self.kind}, same classifier"
+        )
+
+    @property
     def p(self) -> float | None:
-        """Of the test, counted as often as `tries` says; None without one."""
+        """The p of the test, times `tries`; None without a test."""
         return self.test.times(self.tries).p if self.test else None
 
     @property
     def told(self) -> str:
-        """Say by which test it is told from the choice, for people; empty without one."""
+        """Name the test and its p; empty without a test."""
         if self.test is None:
             return ""
         picked = f", times the {self.tries} crops that it was picked from"
@@ -62,49 +89,50 @@ class Rival(NamedTuple):
 
     @property
     def tries(self) -> int:
-        """How often its p counts: the best of K crops is above the choice by luck K times as often.
+        """Factor of p: the best of K crops beats the choice by luck K times as often.
 
-        Below the choice it has been favoured, and what is shown all the same is shown.
+        Where the choice is more accurate, the pick favoured the rival, so p needs no factor.
         """
         return self.picked_from if self.points < 0 else 1
 
     @property
     def differs(self) -> bool:
-        """Whether a test tells it from the choice by more than chance."""
+        """Whether the difference from the choice is significant."""
         return self.p is not None and self.p < SIGNIFICANCE
 
     @property
     def level(self) -> float:
-        """What the interval covers that its p goes with, %."""
+        """Coverage of the interval that corresponds to p, %."""
         return 100 * (1 - SIGNIFICANCE / self.tries)
 
     @property
     def least_shown(self) -> float:
-        """The smallest difference that could have been told from chance, points."""
+        """The smallest difference that would have been significant, points."""
         ends = [NormalDist().inv_cdf(1 - SIGNIFICANCE / 2 / tries) for tries in (self.tries, 1)]
         return self.test.least_shown * ends[0] / ends[1] if self.test else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What is known of one arm that chooses; accuracies are top-1, %.
+    """The result of the audit of one arm; accuracies are top-1, %.
 
     Attributes:
-        arm: Its name.
-        seeds: Of its runs.
-        num_samples: Of the validation split.
-        top1: Of the chosen crop.
-        macs: For one image, proposer and classifier.
-        rivals: Of the arm's own classifiers, then of runs beside it that do not choose.
-        any_right: Of any crop right, in hindsight.
-        oracle: Of the crop on which another seed's classifier loses least; None with one seed.
+        arm: Name of the arm.
+        seeds: Seeds of its runs.
+        num_samples: Images of the validation split.
+        top1: Accuracy on the chosen crop.
+        macs: MACs of one image, proposer and classifier.
+        rivals: Other uses of the arm's classifiers, then runs beside it that do not choose.
+        any_right: Share of the images with any crop right, in hindsight.
+        oracle: Accuracy on the crop on which another seed's classifier loses least; None with one
+            seed.
         skill: (chosen - random) / (oracle - random); None without room or an oracle.
         any_right_skill: (chosen - random) / (any right - random); None without room.
         crops: Names of the candidates.
         shares: How often each is chosen, 0 to 1.
-        entropy_of_mean: Of the mean choice, nats.
-        mean_entropy: Of each image's choice, nats.
-        latency: At batch size 1, or None.
+        entropy_of_mean: Entropy of the mean choice, nats.
+        mean_entropy: Mean entropy of an image's choice, nats.
+        latency: Time of both networks, or None.
         boxes: How well the chosen crop covers the objects, or None.
     """
 
@@ -127,7 +155,7 @@ class Audit:
 
     @property
     def equals(self) -> list[Rival]:
-        """Rivals that cost no more and were tested, those first that are furthest above."""
+        """Rivals that cost no more and were tested, the most accurate first."""
         return sorted(
             (rival for rival in self.rivals if rival.test and rival.macs <= SAME_COST * self.macs),
             key=lambda rival: rival.points,
@@ -140,16 +168,16 @@ class Audit:
 
     @property
     def decisive(self) -> Rival | None:
-        """The rival that the answer is due to: the strongest of those that decide it."""
+        """The most accurate of the rivals that decide the answer."""
         return self._decided[1]
 
     @cached_property
     def _decided(self) -> tuple[str, Rival | None]:
-        """Give the answer, and the rival that it is due to.
+        """Give the answer and the rival that decides it.
 
-        Worth it is what is shown to be better than every rival that costs no more; not worth it,
-        what any of them is shown to be better than. All else is not shown, equal accuracy as well:
-        a paired test that finds no difference has not found that there is none.
+        Choosing is worth it if it is significantly better than every rival that costs no more, and
+        not worth it if any of them is significantly better. Everything else is not shown, also
+        equal accuracy: a test that finds no difference does not show that there is none.
         """
         equals = self.equals
         for rival in equals:
@@ -168,23 +196,24 @@ class Audit:
             return "Choosing is not shown to be worth it here: no rival of equal cost has a test."
         if self.answer == WORTH_IT:
             return (
-                f"Choosing is worth it here: {rival.points:+.1f} points against {rival.name}, the "
-                f"best that costs no more ({rival.told})."
+                f"Choosing is worth it here: the chosen crop is {rival.points:.1f} points more "
+                f"accurate than {rival.name}, the strongest rival that costs no more "
+                f"({rival.told})."
             )
         if self.answer == NOT_WORTH_IT:
             return (
-                f"Choosing is not worth it here: take {rival.name}, {-rival.points:.1f} points "
-                f"above the chosen crop at no more compute ({rival.told})."
+                f"Choosing is not worth it here: use {rival.name}, which is {-rival.points:.1f} "
+                f"points more accurate than the chosen crop at no more compute ({rival.told})."
             )
         return (
-            "Choosing is not shown to be worth it here, nor to be not worth it: "
-            f"{rival.points:+.1f} points against {rival.name} at equal compute can be chance "
+            "Choosing is not shown to be worth it here, nor shown not to be: "
+            f"{rival.points:+.1f} points vs {rival.name} at equal compute can be chance "
             f"({rival.told})."
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Say in sentences what the verdict is to be read with."""
+        """Say what limits the verdict, in sentences."""
         rival = self.decisive
         if rival is None or rival.test is None:
             return ()
@@ -192,9 +221,9 @@ class Audit:
         if self.answer == NOT_SHOWN:
             seeds = f"{len(rival.test.seeds)} seed{'s' if len(rival.test.seeds) > 1 else ''}"
             limit = (
-                f"{self.num_samples} images and {seeds} could have shown a difference of "
+                f"{self.num_samples} images and {seeds} can show a difference of "
                 f"{rival.least_shown:.2f} points or more: half the width of its {rival.level:.3g} "
-                f"% interval, and no less than {LEAST_IMAGES} images."
+                f"% interval, and at least {LEAST_IMAGES} images."
             )
         rests_on = self.equals if self.answer == WORTH_IT else [rival]
         fewest = min(len(other.test.seeds) for other in rests_on if other.test)
@@ -202,35 +231,19 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Lay it out for programs, answer and verdict first."""
-        told = {
-            "format": FORMAT,
-            "answer": self.answer,
-            "verdict": self.verdict,
-            "notes": list(self.notes),
-        }
-        fields = _plain(self)
+        fields = msgspec.to_builtins(self)
         for rival, row in zip(self.rivals, fields["rivals"], strict=True):
-            row["p"] = rival.p
-        return {**told, **fields}
-
-
-def _plain(value: Any) -> Any:
-    """Turn dataclasses and named tuples into dicts of their fields, all the way down."""
-    if dataclasses.is_dataclass(value):
-        return {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    if hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+            row |= {"name": rival.name, "p": rival.p}
+        told = {"format": FORMAT, "answer": self.answer, "verdict": self.verdict}
+        return {**told, "notes": list(self.notes), **fields}
 
 
 def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
     """Compare an arm's choice with every other way to use its classifiers, and with other arms.
 
     Args:
-        arm: Finished runs that choose, each with its table.
-        others: Arms on the same data; those that choose are left out.
+        arm: Finished runs that choose, each with its logits.
+        others: Arms on the same data; those that choose are ignored.
     """
     fixed = [other for other in others if not other.config.selects]
     beside = [_beside(arm, other) for other in fixed if other.config.fold is None]
@@ -252,64 +265,51 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
     )
 
 
-def _of(arm: Arm) -> list[CropLogits]:
-    return [run.logits for run in arm.runs if run.logits is not None]
-
-
-def _mean(right: Tensor) -> float:
-    return 100 * float(right.double().mean())
-
-
 def _own_rivals(arm: Arm) -> list[Rival]:
-    """Score what the arm's own classifiers reach without the choice."""
-    cost, num_crops = arm.classifier_macs, len(arm.crops)
-    named = {"the whole image": "full", "the centre crop": "centre"}
-    rivals = [
-        _rival(arm, f"{text}, same classifier", partial(_always, arm.crops.index(name)))
-        for text, name in named.items()
-        if name in arm.crops
-    ]
-    best = _rival(arm, "the best fixed crop, same classifier", _best_fixed)
-    rivals.append(best._replace(picked_from=num_crops))
-    random = _test(arm, lambda logits: final_hits(logits, "random"))
-    averaged = _test(arm, lambda logits: final_hits(logits, "mean"))
+    """Score other uses of the arm's own classifiers."""
+    num_crops = len(arm.crops)
+    rivals = []
+    for kind, name in ((RivalKind.WHOLE, "full"), (RivalKind.CENTRE, "centre")):
+        if name in arm.crops:
+            rivals.append(_rival(arm, kind, partial(_right_on, arm.crops.index(name))))
+    best = _rival(arm, RivalKind.BEST_FIXED, _right_on_best)
+    random = _rival(arm, RivalKind.RANDOM, lambda logits: final_hits(logits, "random"))
+    mean = _rival(arm, RivalKind.MEAN, lambda logits: final_hits(logits, "mean"))
     return [
         *rivals,
-        Rival("a random crop, same classifier", arm.top1_random, cost, random.points, random),
-        Rival(
-            "the mean of all, same classifier", arm.top1_mean, num_crops * cost, averaged.points,
-            averaged,
-        ),
-    ]  # fmt: skip
+        replace(best, picked_from=num_crops),
+        random,
+        replace(mean, macs=num_crops * arm.classifier_macs),
+    ]
 
 
-def _always(crop: int, _table: CropLogits) -> int:
-    return crop
+def _right_on(crop: int, logits: CropLogits) -> Tensor:
+    return logits.right_NK[:, crop]
 
 
-def _best_fixed(logits: CropLogits) -> int:
-    """Choose the crop that is best on the very split that is scored, which favours the rival."""
-    return int(logits.right_NK.sum(0).argmax())
+def _right_on_best(logits: CropLogits) -> Tensor:
+    """Take the crop that is best on the very split that is scored, which favours the rival."""
+    return logits.right_NK[:, int(logits.right_NK.sum(0).argmax())]
 
 
-def _rival(arm: Arm, name: str, choose: Callable[[CropLogits], int]) -> Rival:
-    """Score one crop for all images, which each logits may choose for itself."""
-    top1 = spread(_mean(logits.right_NK[:, choose(logits)]) for logits in _of(arm))
-    test = _test(arm, lambda logits: logits.right_NK[:, choose(logits)])
-    return Rival(name, top1, arm.classifier_macs, test.points, test)
-
-
-def _test(arm: Arm, rival: Callable[[CropLogits], Tensor]) -> PairedTest:
+def _rival(arm: Arm, kind: RivalKind, right: Callable[[CropLogits], Tensor]) -> Rival:
     """Test the choice against a rival's right answers, image by image, over the seeds."""
-    return compare_differences({
-        run.record.config.seed: final_hits(run.logits, arm.policy) - rival(run.logits).double()
-        for run in arm.runs if run.logits is not None
-    })  # fmt: skip
+    known = {run.record.config.seed: run.logits for run in arm.runs if run.logits is not None}
+    right_SN = {seed: right(logits).double() for seed, logits in known.items()}
+    test = compare_differences(
+        {seed: final_hits(logits, arm.policy) - right_SN[seed] for seed, logits in known.items()}
+    )
+    top1 = spread(100 * float(right_N.mean()) for right_N in right_SN.values())
+    return Rival(kind=kind, top1=top1, macs=arm.classifier_macs, points=test.points, test=test)
 
 
 def _beside(arm: Arm, other: Arm) -> Rival:
     test = paired_test(arm, other)
-    points = test.points if test else arm.top1.mean - other.top1.mean
     return Rival(
-        f"{other.name}, a classifier of its own", other.top1, other.classifier_macs, points, test
+        kind=RivalKind.OTHER_RUN,
+        run=other.name,
+        top1=other.top1,
+        macs=other.classifier_macs,
+        points=test.points if test else arm.top1.mean - other.top1.mean,
+        test=test,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from pipeline.common.console import AS_JSON, Resumable
 from pipeline.common.options import options_of
@@ -59,5 +60,5 @@ def headroom(
             progress=progress,
         )
     shown = shown_by(group_arms(beside))
-    told = found.to_json() | {"shown": [arm.to_json() for arm in shown]}
+    told = found.to_json() | {"shown": msgspec.to_builtins(shown)}
     click.echo(json.dumps(told, indent=1) if as_json else headroom_text(found, shown))

@@ -25,7 +25,8 @@ FREE_OPTIONS = ("seed", *MACHINE_FIELDS)  # they may differ within an arm
 SEED_SUFFIX = re.compile(r"-s(\d+)$")
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """A figure over the seeds of an arm; `sd` is the sample's, None for one seed."""
 
     mean: float

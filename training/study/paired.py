@@ -5,6 +5,7 @@ Axes: S seeds, N samples of the validation split, D kinds of them, T times that 
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ COVERED = (2.5, 97.5)  # percentiles between which 95 % of the draws lie
 LEAST_IMAGES = 5  # fewer that one side alone has right give no mid-p below 0.05, whoever has them
 
 
-class PairedTest(NamedTuple):
+@dataclass(frozen=True)
+class PairedTest:
     """Two arms on the same images.
 
     `seeds`: those for which both arms have logits.
@@ -48,7 +50,7 @@ class PairedTest(NamedTuple):
     def times(self, count: int) -> "PairedTest":
         """Multiply each p by the number of sides that one was picked from (Bonferroni)."""
         t = None if self.p_over_seeds is None else min(1.0, count * self.p_over_seeds)
-        return self._replace(p=min(1.0, count * self.p), p_over_seeds=t)
+        return replace(self, p=min(1.0, count * self.p), p_over_seeds=t)
 
     @property
     def told(self) -> str:

@@ -61,14 +61,17 @@ def test_the_rule_by_hand() -> None:
     )
     assert doubts(offer.logits).tolist() == pytest.approx([0.4, 0.2, 0])
     third = 100 / 3
-    by_price = {price: at_price(offer, price) for price in (math.inf, 0.21, 0.15, 0.05, 0)}
-    assert by_price[math.inf] == (math.inf, pytest.approx(third), CROP_MACS, 0)
-    assert by_price[0.21] == by_price[math.inf]._replace(price=0.21)
-    one = by_price[0.15]
-    assert one[1:] == pytest.approx((2 * third, (2 * CROP_MACS + CANVAS_MACS) / 3, 1 / 3))
-    both = by_price[0.05]
-    assert both[1:] == pytest.approx((third, (CROP_MACS + 2 * CANVAS_MACS) / 3, 2 / 3))
-    assert by_price[0] == both._replace(price=0)  # who does not doubt does not buy for nothing
+    never, dear, middle, cheap, free = (
+        at_price(offer, price) for price in (math.inf, 0.21, 0.15, 0.05, 0)
+    )
+    assert never == PricedPoint(math.inf, pytest.approx(third), CROP_MACS, 0)
+    assert dear == replace(never, price=0.21)
+    assert middle.top1 == pytest.approx(2 * third)
+    assert middle.macs == pytest.approx((2 * CROP_MACS + CANVAS_MACS) / 3)
+    assert middle.share == pytest.approx(1 / 3)
+    assert (cheap.top1, cheap.share) == pytest.approx((third, 2 / 3))
+    assert cheap.macs == pytest.approx((CROP_MACS + 2 * CANVAS_MACS) / 3)
+    assert free == replace(cheap, price=0)  # without doubt the canvas is not bought for nothing
 
 
 def test_a_doubt_near_nothing_is_not_lost_to_rounding() -> None:

@@ -80,8 +80,11 @@ def rivals(found: Audit) -> dict[str, Any]:
 def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> None:
     found = audit(arm_of(make_run, [seeing_one(seed, choice="best") for seed in (0, 1)]), [])
     assert found.top1.mean == 100
-    assert found.verdict.startswith("Choosing is worth it here: +")
-    assert "against the whole image, same classifier, the best that costs no more" in found.verdict
+    assert found.verdict.startswith("Choosing is worth it here: the chosen crop is ")
+    assert (
+        "than the whole image, same classifier, the strongest rival that costs no more ("
+        in found.verdict
+    )
     tested = "bootstrap over images and seeds, seeds 0, 1: p < 0.001; paired t over the seeds: p"
     assert f"({tested} " in found.verdict
     assert found.any_right_skill is not None
@@ -91,7 +94,7 @@ def test_a_choice_that_sees_more_than_any_other_is_worth_it(make_run: Make) -> N
 def test_a_choice_below_a_fixed_crop_is_not(make_run: Make) -> None:
     found = audit(arm_of(make_run, [seeing_one(0, choice="worst")]), [])
     assert found.verdict.startswith(
-        "Choosing is not worth it here: take the whole image, same classifier, "
+        "Choosing is not worth it here: use the whole image, same classifier, which is "
     )
     assert rivals(found)["the whole image"].points < 0
     assert found.verdict.endswith("at no more compute (McNemar mid-p, seed 0: p < 0.001).")
@@ -118,15 +121,15 @@ def test_a_difference_that_may_be_chance_is_neither_claimed_nor_denied(
     assert found.decisive is not None
     assert found.decisive.points == min(0.0, strongest.points)
     assert found.verdict.startswith(
-        "Choosing is not shown to be worth it here, nor to be not worth it: "
+        "Choosing is not shown to be worth it here, nor shown not to be: "
     )
-    assert "take " not in found.verdict
+    assert "use " not in found.verdict
     note, one_seed = found.notes
     assert one_seed == few_seeds(1)
     assert note == (
-        "200 images and 1 seed could have shown a difference of "
+        "200 images and 1 seed can show a difference of "
         f"{found.decisive.least_shown:.2f} points or more: half the width of its "
-        f"{found.decisive.level:.3g} % interval, and no less than 5 images."
+        f"{found.decisive.level:.3g} % interval, and at least 5 images."
     )
     assert audit_text(found).splitlines()[:3] == [found.verdict, note, one_seed]
     fields = found.to_json()
@@ -139,7 +142,10 @@ def test_a_significant_rival_alone_makes_it_not_worth_it(make_run: Make) -> None
     assert found.answer == "not worth it"
     assert found.decisive is not None
     assert found.decisive.picked_from == 3
-    assert "take the best fixed crop, same classifier, 9.0 points above" in found.verdict
+    assert (
+        "use the best fixed crop, same classifier, which is 9.0 points more accurate"
+        in found.verdict
+    )
     assert found.verdict.endswith(", times the 3 crops that it was picked from).")
     assert found.notes == (few_seeds(1),)
     by_luck = audit(arm_of(make_run, [seeing_as_well(3, 12)]), [])
@@ -253,8 +259,8 @@ def test_what_is_said_of_a_rival_is_of_the_seeds_that_both_have(make_run: Make) 
     (beside,) = [rival for rival in found.rivals if rival.name.startswith("whole")]
     assert beside.test is not None
     assert beside.test.seeds == (1,)
-    both = replace(found, rivals=(beside._replace(macs=found.macs),))
-    assert f"{beside.points:+.1f} points" in both.verdict
+    both = replace(found, rivals=(replace(beside, macs=found.macs),))
+    assert f"{beside.points:.1f} points more accurate" in both.verdict
     assert "(McNemar mid-p, seed 1: p < 0.001)" in both.verdict
 
 
@@ -269,8 +275,8 @@ def test_the_verdict_names_the_seeds_that_the_strongest_rival_was_tested_with(
         for seed in (0, 2)
     ]
     found = audit(arm, group_arms(whole))
-    alike = replace(found, rivals=tuple(one._replace(macs=found.macs) for one in found.rivals))
-    assert "against whole, a classifier of its own" in alike.verdict
+    alike = replace(found, rivals=tuple(replace(one, macs=found.macs) for one in found.rivals))
+    assert "than whole, a classifier of its own, the" in alike.verdict
     assert "(bootstrap over images and seeds, seeds 0, 2: p < 0.001)" in alike.verdict
 
 

@@ -7,17 +7,15 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.audit.verdict import Audit, Rival
+from training.audit.verdict import Audit, Rival, RivalKind
 from training.report.charts.svg import COLOURS, INK, WIDE_IN, colour_of, render, shown
 from training.study.finished import Arm, Spread, best_arm
 
 EQUAL_COST = 1.05  # marks whose costs are closer than this factor share a column of labels
 LABEL_GAP = 1 / 19  # of the axis' height, between two labels of the column
-SAME_CLASSIFIER = ", same classifier"  # ends a rival's name
-OWN_CLASSIFIER = ", a classifier of its own"
 RIVAL_COLOURS = {
-    "the whole image": "whole", "the centre crop": "centre", "the best fixed crop": "predecessor",
-    "a random crop": "random", "the mean of all": "mean",
+    RivalKind.WHOLE: "whole", RivalKind.CENTRE: "centre", RivalKind.BEST_FIXED: "predecessor",
+    RivalKind.RANDOM: "random", RivalKind.MEAN: "mean",
 }  # fmt: skip
 
 
@@ -91,10 +89,9 @@ def audit_marks(found: Audit, colour: str) -> list[Mark]:
 
 
 def _rival_mark(rival: Rival) -> Mark:
-    name = rival.name.removesuffix(SAME_CLASSIFIER)
-    if name in RIVAL_COLOURS:
-        return Mark(name, rival.macs, rival.top1, COLOURS[RIVAL_COLOURS[name]])
-    return Mark(f"run {name.removesuffix(OWN_CLASSIFIER)}", rival.macs, rival.top1, INK)
+    if rival.kind in RIVAL_COLOURS:
+        return Mark(rival.kind, rival.macs, rival.top1, COLOURS[RIVAL_COLOURS[rival.kind]])
+    return Mark(f"run {rival.run}", rival.macs, rival.top1, INK)
 
 
 def _with_answer(
