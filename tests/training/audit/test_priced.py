@@ -166,7 +166,7 @@ def test_evaluate_scores_at_one_price(
     always = srp_train(*words, "0")
     assert always.exit_code == 0, always.output
     assert "the whole canvas at a price of 0\n" in always.stdout
-    assert f"  {'bought it, % of the images':<32} {100:8.2f}\n" in always.stdout
+    assert f"  {'images for which it is bought, %':<32} {100:8.2f}\n" in always.stdout
 
 
 @pytest.mark.parametrize(
