@@ -1,1 +1,1 @@
-"""What is measured, and beside whom."""
+"""Benches: decoders and builds, loaders, codecs, and splits of up to a million samples."""

@@ -22,7 +22,7 @@ from PIL import Image
 
 from pipeline.bench import results
 from pipeline.bench.config import BenchConfig
-from pipeline.bench.other_env import beside
+from pipeline.bench.other_env import other_contenders
 from pipeline.bench.results import Contender, Difference, Row, Turn
 from pipeline.build.build import build_shards, data_spec
 from pipeline.build.config import BuildConfig
@@ -66,7 +66,7 @@ def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
         The rows, the predecessor's first, and the setting they were measured in.
 
     Raises:
-        ConfigError: If a size cannot work, or `--beside` is not such an environment.
+        ConfigError: If a size cannot work, or `--beside` has no srp.
         SourceError: If the source cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="srp-bench-") as scratch:
@@ -79,7 +79,7 @@ def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
         ]
         if config.beside:
             known = {contender.row.name for contender in contenders}
-            contenders += beside(config, images.tree, config.beside, known)
+            contenders += other_contenders(config, images.tree, config.beside, known)
         first = contenders[0].row.name
         compared = [
             replace(contender, against=(first, *contender.against)) for contender in contenders
@@ -151,7 +151,7 @@ def _turns(name: str, work: Callable[[bytes], object], files: Sequence[bytes]) -
 
 
 def _limits(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
-    """Say what no build of the same library can beat."""
+    """Measure what no build of the same library can beat."""
     side = spec.canvas_size
 
     def in_pillow(data: bytes) -> object:
@@ -204,7 +204,7 @@ def _decode_all(decoder: Decoder, files: Sequence[bytes]) -> Turn:
 def _builds(
     config: BenchConfig, backend: Backend, images: _Images, scratch: Path
 ) -> Iterator[Contender]:
-    """Measure whole builds, with one worker and with as many as asked for."""
+    """Measure whole builds, with one worker and with `--workers`."""
 
     def measure(workers: int) -> Turn:
         with tempfile.TemporaryDirectory(dir=scratch) as out:

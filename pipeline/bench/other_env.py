@@ -14,16 +14,16 @@ from pipeline.bench.results import Contender, Row, Turn
 from pipeline.common.errors import ConfigError
 
 
-def beside(
+def other_contenders(
     config: BenchConfig, tree: Path, python: Path, known: Collection[str]
 ) -> Iterator[Contender]:
     """Let the other environment's own bench measure it, once in each round.
 
     Args:
         config: Sizes and counts.
-        tree: The images.
-        python: Of the other environment.
-        known: Names of the rows that this environment measures itself.
+        tree: Folder of the images.
+        python: The other environment's Python.
+        known: Names of the rows that this environment measures.
 
     Raises:
         ConfigError: If it has no srp that can measure.

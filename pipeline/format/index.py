@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, overload
 
 import msgspec
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
-from pipeline.format.ustar import TAR_BLOCK, TAR_END, tar_padding
+from pipeline.format.ustar import TAR_BLOCK, TAR_END, is_tar_header, tar_padding
 
 # A name becomes a path, a URL and a line of the terminal: it holds nothing that means more there.
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -55,6 +56,25 @@ class SampleEntry:
         for size in self.sizes:
             yield Extent(position + TAR_BLOCK, size)
             position += TAR_BLOCK + size + tar_padding(size)
+
+    def members_in(self, data: memoryview, suffixes: Sequence[str]) -> dict[str, memoryview] | None:
+        """Cut the sample's stretch of the tar into its members, if it is the one that was written.
+
+        The tar headers are compared as well as the CRC-32, since other readers rely on them.
+
+        Returns:
+            Views of the data by suffix, or None if any byte differs.
+        """
+        if len(data) != self.length or isal_zlib.crc32(data) != self.crc32:
+            return None
+        members = {}
+        for suffix, extent in zip(suffixes, self.extents(), strict=True):
+            start = extent.offset - self.offset
+            header = bytes(data[start - TAR_BLOCK : start])
+            if not is_tar_header(header, f"{self.key}.{suffix}", extent.size):
+                return None
+            members[suffix] = data[start : start + extent.size]
+        return members
 
 
 class SampleIndex(Sequence[SampleEntry]):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.common.errors import VerificationError
@@ -19,7 +18,7 @@ from pipeline.format.index import SampleEntry, ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.npy import NPY_START, npy_header
 from pipeline.format.sample import LABEL, Sample, decode_sample
-from pipeline.format.ustar import TAR_BLOCK, is_tar_header, tar_padding
+from pipeline.format.ustar import TAR_BLOCK, tar_padding
 from pipeline.read.memory_map import MappedShards
 
 
@@ -113,12 +112,7 @@ class ShardReader:
         number, record = self._record(index)
         shard = self._shards[number]
         self._look_at(number)
-        data = self._check(number, record)
-        start = record.offset
-        members = {
-            suffix: data[extent.offset - start :][: extent.size]
-            for suffix, extent in zip(self._suffixes, record.extents(), strict=True)
-        }
+        members = self._check(number, record)
         where = shard.place_of(record)
         return decode_sample(
             self.manifest.spec, record.key, members, where=where, candidates=candidates
@@ -189,41 +183,28 @@ class ShardReader:
         samples = self._shards[number].samples
         return number, samples[index - int(self._ends_S[number]) + len(samples)]
 
-    def _check(self, number: int, record: SampleEntry) -> memoryview:
-        """Give a sample's stretch of the tar if it is what the manifest says.
-
-        The tar's own headers are compared as well, since other readers go by them.
-        """
-        whole = self.mapped.bytes_of(number)
-        data = whole[record.offset :][: record.length].data
-        headers = zip(self._suffixes, record.extents(), strict=True)
-        if isal_zlib.crc32(data) != record.crc32 or any(
-            not is_tar_header(
-                whole[extent.offset - TAR_BLOCK : extent.offset].tobytes(),
-                f"{record.key}.{suffix}",
-                extent.size,
-            )
-            for suffix, extent in headers
-        ):
+    def _check(self, number: int, record: SampleEntry) -> dict[str, memoryview]:
+        """Give a sample's members if its bytes are those that were written."""
+        stretch = self.mapped.bytes_of(number)[record.offset :][: record.length]
+        members = record.members_in(stretch.data, self._suffixes)
+        if members is None:
             raise VerificationError(
                 "a sample's bytes must be those that were written; got others in "
                 f"{self._shards[number].place_of(record)}. {self.mapped.fix_of(number)}"
             )
-        return data
+        return members
 
     def _check_members(self, number: int, record: SampleEntry) -> None:
-        """Check one sample so that its arrays need no look at their headers any more."""
-        data = self._check(number, record)
+        """Check one sample so that its arrays' headers need not be read again."""
         at = self._shards[number].place_of(record)
-        for suffix, extent in zip(self._suffixes, record.extents(), strict=True):
-            start = extent.offset - record.offset
-            expected, size = self._arrays.get(suffix, (b"", extent.size))
-            if data[start : start + len(expected)] != expected or extent.size != size:
+        for suffix, data in self._check(number, record).items():
+            expected, size = self._arrays.get(suffix, (b"", len(data)))
+            if data[: len(expected)] != expected or len(data) != size:
                 raise VerificationError(
                     f"{suffix} must be an array of the manifest's sizes; got another in {at}. "
                     "Rebuild the shard."
                 )
-            if suffix == LABEL and bytes(data[start:][: extent.size]) != b"%d" % record.label:
+            if suffix == LABEL and bytes(data) != b"%d" % record.label:
                 raise VerificationError(
                     f"a label must be as in the manifest, {record.label}; got another in {at}. "
                     "Rebuild the shard."

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from isal import isal_zlib
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.index import SampleEntry
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import GLIMPSES, LABEL, META, ORIGINALS, Sample, decode_sample
-from pipeline.format.ustar import TAR_BLOCK, TAR_END, is_tar_header
+from pipeline.format.ustar import TAR_END
 from pipeline.stream.partition import Part, Piece, cut_pieces, share_of
 from pipeline.stream.store import Source, Store, open_store
 
@@ -235,10 +233,8 @@ def _read_piece(piece: Piece, source: Source, suffixes: tuple[str, ...]) -> Iter
     shard = piece.shard
     for record in shard.samples[piece.first : piece.stop]:
         where = f"{shard.place_of(record)} in {source.place}"
-        data = read_exactly(source, record.length)
-        if isal_zlib.crc32(data) != record.crc32:
-            raise _changed(where, source)
-        members = _members(memoryview(data), record, suffixes)
+        data = memoryview(read_exactly(source, record.length))
+        members = record.members_in(data, suffixes)
         if members is None:
             raise _changed(where, source)
         yield _Encoded(record.key, members, shard.name, where)
@@ -255,22 +251,6 @@ def read_exactly(source: Source, num_bytes: int) -> bytes:
         parts.append(data)
         num_bytes -= len(data)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _members(
-    data: memoryview, record: SampleEntry, suffixes: tuple[str, ...]
-) -> dict[str, memoryview] | None:
-    """Cut a sample's stretch into its members, or None if a header is not that of its member."""
-    if len(data) != record.length:
-        return None
-    members = {}
-    for suffix, extent in zip(suffixes, record.extents(), strict=True):
-        start = extent.offset - record.offset
-        header = bytes(data[start - TAR_BLOCK : start])
-        if not is_tar_header(header, f"{record.key}.{suffix}", extent.size):
-            return None
-        members[suffix] = data[start : start + extent.size]
-    return members
 
 
 def _changed(where: str, source: Source) -> VerificationError:

@@ -1,1 +1,1 @@
-"""Loaders that `srp-data bench load` puts beside srp's own, one file each."""
+"""The bench of loaders: `run.py` measures what `contenders/` holds, each in its own process."""

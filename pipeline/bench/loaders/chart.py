@@ -85,7 +85,7 @@ def _draw_part(axes: Axes, bars: Bars, *, title: str, limit: Mapping[int, float]
 
 
 def _counted(counts: Sequence[int]) -> str:
-    """Say which bar is which."""
+    """Describe the bars of one loader, from the top."""
     if len(counts) == 1:
         return f"{counts[0]} worker{'s'[: counts[0] > 1]}"
     return f"{' and '.join(map(str, counts))} workers (from above)"

@@ -33,7 +33,7 @@ class Loader:
     """A package that loads, and how to get it.
 
     Attributes:
-        name: Of the file in `contenders/`, and for `--loader` and `--python`.
+        name: Name of the file in `contenders/`, and in `--loader` and `--python`.
         package: The package whose version is reported; empty for srp's own.
         install: The command that installs it.
         variants: In the order of the table.
@@ -60,7 +60,7 @@ def _limit(name: str) -> Variant:
 
 
 def memcpy_of(mode: str) -> str:
-    """Name the limit of a mode: copying as many bytes."""
+    """Name the limit of a mode: a copy of the same number of bytes."""
     return f"memcpy of {mode}"
 
 

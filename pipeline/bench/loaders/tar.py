@@ -1,4 +1,4 @@
-"""Plain tars of one image after another, as webdataset, wids and DALI read them."""
+"""Plain tars of images, as webdataset, wids and DALI read them."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.bench.loaders.protocol import Images, Pixels
 
-NUM_SHARDS = 8  # so that as many workers have the same to do
+NUM_SHARDS = 8  # up to eight workers have equal work
 
 
 def npy(array: Pixels) -> bytes:
@@ -25,7 +25,7 @@ def write_shards(
     """Write tars with plain ustar headers, which need no second header for each member.
 
     Args:
-        images: Whose number counts.
+        images: Only their number is used.
         out: Folder.
         members: Gives an image's members by suffix.
     """

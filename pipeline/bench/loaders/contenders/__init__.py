@@ -1,1 +1,1 @@
-"""Each loader that is measured, and the limits beside them; a file each."""
+"""The measured loaders and the limits, one file each."""

@@ -1,6 +1,6 @@
-"""DALI on the CPU: its webdataset reader, which finds members by an index beside each tar.
+"""DALI on the CPU: its webdataset reader, which finds members by an index file of each tar.
 
-It reads raw arrays, all crops or the canvas; its own operators would cut crops more slowly than it
+It reads raw arrays, all crops or the canvas, since its own operators cut crops more slowly than it
 reads them. Its reader shuffles in a buffer.
 """
 

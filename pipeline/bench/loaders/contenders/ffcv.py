@@ -1,9 +1,9 @@
-"""FFCV: its own `.beton`, memory-mapped, read by compiled threads into buffers used again.
+"""FFCV: its own `.beton`, memory-mapped, read by compiled threads into reused buffers.
 
-`as installed` is what its documentation shows, with all crops stored. Its array decoder says
-nowhere that it is parallel, so a second worker gains nothing; `patched` says it, at run time.
-`fused` stores the canvas and cuts all crops in one compiled operation, which FFCV's own interface
-for operations allows.
+`as installed` is what its documentation shows, with all crops stored. Its array decoder does not
+declare itself parallel, so a second worker gains nothing; `patched` declares it at run time.
+`fused` stores the canvas and cuts all crops in one compiled operation, which FFCV's interface for
+operations allows.
 """
 
 from collections.abc import Callable, Iterator
@@ -104,8 +104,8 @@ class _CutDecoder(NDArrayDecoder):  # type: ignore[misc]  # untyped where not in
 def open_loader(task: Task, images: Images) -> Epoch:
     """Read in a new order for each pass; one of FFCV's epochs has many passes.
 
-    FFCV allocates its buffers anew for each epoch, which for a thousand images costs more than
-    reading them, and for the many of a real epoch next to nothing.
+    FFCV allocates new buffers for each epoch. For a thousand images that costs more than reading
+    them, and for the images of a real epoch next to nothing.
     """
     plain = NDArrayDecoder if task.variant == "as installed" else _ParallelDecoder
     is_fused = task.variant == "fused"
@@ -134,7 +134,7 @@ def open_loader(task: Task, images: Images) -> Epoch:
 
 
 def _one_pass(batches: Iterator[Batch], num_images: int, rest: list[Batch]) -> Iterator[Batch]:
-    """Take as many images; `rest` keeps what a batch has of the next pass."""
+    """Take `num_images` images; `rest` keeps what a batch has of the next pass."""
     while num_images:
         batch = rest.pop() if rest else next(batches)
         taken = Batch(*(part[:num_images] for part in batch))

@@ -1,7 +1,7 @@
 """What no loader can beat: copying the batch, and reading the bytes.
 
-`memcpy` copies ready pixels into a batch that is used again and again, on as many threads as
-there are workers. `cat` reads files of canvases and glimpses, one process for each worker.
+`memcpy` copies ready pixels into a reused batch, on one thread for each worker. `cat` reads files
+of canvases and glimpses, one process for each worker.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ def build(layout: str, images: Images, out: Path) -> None:
 
 
 def open_loader(task: Task, images: Images) -> Epoch:
-    """Copy, or read, as many bytes as an epoch has."""
+    """Copy or read the bytes of one epoch."""
     if task.variant == "cat":
         return lambda: _cat(task, images)
     return _copies(task, images)
