@@ -27,31 +27,30 @@ MIDDLE: Point = (0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxFigures:
-    """How well a choice covers the objects, beside choices that do not look; shares, 0 to 1.
+class BoxScores:
+    """How well a choice covers the objects, vs choices that do not look; shares, 0 to 1.
 
     Attributes:
-        num_samples: With boxes.
+        num_samples: Images with boxes.
         coverage: Share of the boxes' area inside the chosen crop, mean over the images.
-        coverage_centre: The same of the centre crop; None where there is none.
-        coverage_random: The same of a random crop, the exact expectation.
-        coverage_best: The same of the crop that covers most.
-        pointing: Share of the images whose chosen crop has the middle of a box inside it.
-        pointing_random: The same of a random crop, the exact expectation.
+        coverage_centre: The same for the centre crop; None where there is none.
+        coverage_random: The same for a random crop, the exact expectation.
+        coverage_best: The same for the crop that covers most.
+        pointing: Share of the images whose chosen crop contains the middle of a box.
+        pointing_random: The same for a random crop, the exact expectation.
         pointing_map: The pointing game: share of the images whose map has its maximum inside a
-            box. The maximum is one point, the middle of the cell that is highest, the first of
-            equals in reading order, of the map upsampled to 57 x 57 cells and averaged over a
-            window of a third of its sides; a cell is the part of the image that the crops' scores
-            take it for, 1/N of its width by 1/M of its height. A box holds its left and upper
-            edges, not the others. None where the proposer has no map.
-        pointing_centre: The same of the middle of the image, which needs no map.
-        top1: Of the chosen crop on these images, %; None where they are not those of the table.
-        top1_best: Of the crop that fits an object best, by the intersection over the union, %:
+            box; None where the proposer has no map. The map is upsampled to 57 x 57 cells and
+            averaged over a window of a third of its sides; its maximum is the middle of the highest
+            cell, the first of equals in reading order. A box contains its left and upper edges, not
+            the others.
+        pointing_centre: The same for the middle of the image, which needs no map.
+        top1: Accuracy on the chosen crop of these images, %; None without their logits.
+        top1_best: Accuracy on the crop that fits an object best, by intersection over union, %:
             what knowing the place, but not the class, would reach. The whole image covers every
             object and fits few.
 
     Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.2; they
-    forgive 15 px around a box and average over the classes, we do neither.
+    accept 15 px around a box and average over the classes, we do neither.
     """
 
     num_samples: int
@@ -104,15 +103,15 @@ def choose_on_boxes(
     logits: CropLogits | None,
     process: Process,
     progress: Progress = SILENT,
-) -> BoxFigures:
-    """Compare what a proposer chooses with the objects' boxes, of val where it has any.
+) -> BoxScores:
+    """Compare what a proposer chooses with the objects' boxes, those of val if it has any.
 
     Args:
-        model: That chooses, in evaluation mode.
+        model: Networks of a run that chooses, in evaluation mode.
         shards: To read from.
         path: CSV of the boxes.
-        logits: Of the run on these shards' validation split, or None.
-        process: The only one.
+        logits: Of the run on the validation split of these shards, or None.
+        process: This process.
         progress: Shows images.
 
     Raises:
@@ -129,7 +128,7 @@ def choose_on_boxes(
     on_images = counting(progress, "choosing where boxes are known", len(rows))
     glimpses = glimpse_batches(model, shards, process, split=split, rows=rows)
     chosen_N, peaks_N = _choices(model, glimpses, on_images)
-    return box_figures(
+    return score_boxes(
         chosen_N,
         boxes_N,
         [shards.crop_layout.normalised()[k] for k in model.candidates],
@@ -173,7 +172,7 @@ def _choices(
     return chosen, highest
 
 
-def box_figures(
+def score_boxes(
     chosen_N: Sequence[int],
     boxes_N: Sequence[Sequence[ObjectBox]],
     candidates: Sequence[ObjectBox],
@@ -181,7 +180,7 @@ def box_figures(
     centre: int | None,
     peaks_N: Sequence[Point] | None = None,
     right_NK: NDArray[np.bool_] | None = None,
-) -> BoxFigures:
+) -> BoxScores:
     """Compare chosen crops with boxes.
 
     Args:
@@ -197,7 +196,7 @@ def box_figures(
     rows_N = np.arange(len(boxes_N))
     chosen = np.asarray(chosen_N)
     fits_NK = np.array([[_fit(boxes, crop) for crop in candidates] for boxes in boxes_N])
-    return BoxFigures(
+    return BoxScores(
         num_samples=len(boxes_N),
         coverage=_mean(coverage_NK[rows_N, chosen]),
         coverage_centre=None if centre is None else _mean(coverage_NK[:, centre]),

@@ -1,10 +1,10 @@
 """How much choosing a crop could gain, from two small classifiers: `srp-train headroom SHARDS`.
 
-Each classifier has learnt from random crops of another half of the training split. The *room* is
-what an oracle has above the best fixed crop: the crop on which one classifier loses least, scored
-by the other, so that no classifier is flattered. That oracle knows the label, and a proposer does
-not, so most of the room may be out of reach. Beside it stands what a proposer gains that was fitted
-to the two classifiers' losses and has seen neither the label nor the image before.
+Each classifier has learnt from random crops of one half of the training split. The *room* is the
+accuracy of an oracle minus that of the best fixed crop. The oracle takes the crop on which one
+classifier loses least, scored by the other, so that no classifier is flattered. It knows the label,
+so most of the room may be out of reach. The *gain* is what a proposer reaches that was fitted to
+the out-of-fold losses and knows no label of the images that it chooses on.
 
 Axes: 2 classifiers, N samples of the validation split, K candidates, D differences.
 """
@@ -38,8 +38,8 @@ from training.study.paired import COVERED
 from training.study.runner import FORWARD, PlannedRun, StudyProgress
 
 RESAMPLES = 2000
-# Of what naming the largest class leaves wrong: who knows less shows a proposer little but chance,
-# even where it is shown to know something.
+# Share of the errors of always naming the largest class that the classifiers must avoid: below it,
+# their losses are mostly noise to a proposer.
 LEAST_LEARNT = 0.1
 
 Floats = NDArray[np.float64]
@@ -59,23 +59,22 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """What two small classifiers say of choosing; accuracies are top-1, %, means of both.
+    """The result of an estimate; accuracies are top-1, %, means of both classifiers.
 
     Attributes:
         crops: Names of the K candidates.
-        num_samples: Of the validation split.
-        top1_largest: Of naming the most frequent class always.
-        top1_random: Of a crop drawn uniformly, the exact expectation.
-        top1_crops: Of each candidate always.
-        top1_fixed: Of the best candidate always; each classifier is scored on the one that is
-            best for the other.
-        top1_mean: Of the classes' mean probability over all crops, K times the compute.
-        top1_fitted: Of the crop that the fitted proposer chooses.
-        top1_oracle: Of the crop on which the other classifier loses least.
-        top1_any_right: Of any crop right, known in hindsight alone, which flatters.
-        learnt: The mean of all crops above the most frequent class.
-        room: The oracle above the best fixed crop.
-        gain: The fitted proposer above the best fixed crop.
+        num_samples: Images of the validation split.
+        top1_largest: Accuracy of always naming the most frequent class.
+        top1_random: Accuracy on a random crop, the exact expectation.
+        top1_crops: Accuracy on each candidate.
+        top1_fixed: Accuracy on the best candidate, picked for each classifier by the other.
+        top1_mean: Accuracy of the mean probability over all crops, K times the compute.
+        top1_fitted: Accuracy on the crop that the fitted proposer chooses.
+        top1_oracle: Accuracy on the crop on which the other classifier loses least.
+        top1_any_right: Share of the images with any crop right, known in hindsight alone.
+        learnt: Mean of all crops minus the most frequent class.
+        room: Oracle minus the best fixed crop.
+        gain: Fitted proposer minus the best fixed crop.
     """
 
     crops: tuple[str, ...]
@@ -97,31 +96,31 @@ class Headroom:
         """Say in one line whether choosing can be worth a training."""
         if self.learnt.low < self.least_top1 - self.top1_largest:
             return (
-                "Nothing can be told: the small classifiers have learnt too little. By the mean of "
-                f"all crops they are right on {self.top1_mean:.1f} % of the images, naming the "
-                f"largest class always on {self.top1_largest:.1f} %; surely "
-                f"{self.least_top1:.1f} % is the least to go by. Let them learn more: raise "
-                "--epochs or --limit, or take another --model."
+                "No answer: the small classifiers have learnt too little. The mean of all crops is "
+                f"right on {self.top1_mean:.1f} % of the images vs {self.top1_largest:.1f} % for "
+                "always naming the largest class; its 95 % interval must start at "
+                f"{self.least_top1:.1f} % or more. Raise --epochs or --limit, or use another "
+                "--model."
             )
-        told = f"room: {self.room} above the best fixed crop, for an oracle that knows the label"
+        room = f"room: {self.room} vs the best fixed crop, for an oracle that knows the label"
         if self.room.high <= 0:
-            return f"{told}. Choosing is not worth a training: even that oracle gains nothing."
+            return f"{room}. Choosing is not worth a training: even that oracle gains nothing."
         if self.room.low <= 0:
             return (
-                f"{told}. Choosing is not shown to be worth a training: even that room can be "
+                f"{room}. Choosing is not shown to be worth a training: even that room can be "
                 f"chance, and it is at most {self.room.high:.1f} points."
             )
-        fitted = f"a proposer fitted to the classifiers' losses has {self.gain}"
+        fitted = f"a proposer fitted to the classifiers' losses gains {self.gain}"
         if self.gain.low <= 0:
             return (
-                f"{told}; {fitted}, so none of it is shown to be in reach. Choosing is not shown "
+                f"{room}; {fitted}, so none of it is shown to be in reach. Choosing is not shown "
                 "to be worth a training."
             )
-        return f"{told}; {fitted}. Choosing can be worth it."
+        return f"{room}; {fitted}. Choosing can be worth it."
 
     @property
     def least_top1(self) -> float:
-        """What the mean of all crops must surely reach for anything to be told, %."""
+        """The accuracy at which the interval of the mean of all crops must start, %."""
         return self.top1_largest + LEAST_LEARNT * (100 - self.top1_largest)
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def headroom(
     """Compare ways to choose, image by image.
 
     Args:
-        classified: Of two classifiers on the same samples, neither of which either has learnt from.
+        classified: Of two classifiers on the same samples, which neither has learnt from.
         crops: Names of the candidates.
         fitted_N: Index of the crop that the fitted proposer chooses for each sample.
         seed: Of the resamples.
@@ -175,7 +174,7 @@ def headroom(
 
 
 def _score(right_2NK: NDArray[np.bool_], chosen_2N: NDArray[np.int64]) -> Floats:
-    """Give the share of the two classifiers that are right on what is chosen for each, `(N,)`."""
+    """Give the share of the two classifiers that are right on their chosen crops, `(N,)`."""
     scores_N: Floats = np.take_along_axis(right_2NK, chosen_2N[:, :, None], 2)[:, :, 0].mean(0)
     return scores_N
 
@@ -187,8 +186,8 @@ def _percent(scores_N: Floats) -> float:
 def bootstrap(differences_ND: Floats, *, seed: int) -> list[Gain]:
     """Give the mean of each column, points, and its 95 % interval over samples.
 
-    The columns share their resamples. Differences are paired: what an image adds to both sides is
-    gone before it is drawn.
+    The columns share their resamples. Differences are paired: what an image adds to both sides
+    cancels out first.
 
     Args:
         differences_ND: Of scores, -1 to 1.
@@ -305,7 +304,7 @@ def _count_crops(config: TrainConfig, shards: ShardFolder) -> int:
 def work_folder(output: Path, wanted: HeadroomConfig, shards: ShardFolder) -> Path:
     """Name the folder of one estimate: the same options on the same shards have the same one.
 
-    It lies a floor deeper than runs do, so that no report takes its parts for runs.
+    It lies one level deeper than runs, so that no report takes its parts for runs.
     """
     told = json.dumps([asdict(wanted), shards.manifest.fingerprint], sort_keys=True)
     digest = hashlib.sha256(told.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Read what an audit needs from the disk, and let the run's networks look again."""
+"""Read the runs of an audit, and run the networks of one again."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +19,16 @@ from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """An audit, and what it was made from.
+    """An audit and its inputs.
 
     Attributes:
-        audit: The figures.
-        arm: That was audited.
-        others: Arms beside it.
-        run: The one that was named.
-        model: Its networks, in evaluation mode.
-        shards: That all were trained on.
-        process: That the model is on.
+        audit: The result.
+        arm: The audited arm.
+        others: Arms on the same shards.
+        run: The run that was named.
+        model: The run's networks, in evaluation mode.
+        shards: Shards of all runs.
+        process: The process that runs the model.
     """
 
     audit: Audit
@@ -103,8 +103,8 @@ def _find(run: Path) -> tuple[Arm, list[Arm]]:
         if folder in [member.folder for member in arm.runs]:
             if not arm.config.selects:
                 raise ConfigError(
-                    f"an audit is of a run that chooses; got --policy {arm.policy} in {run}. "
-                    "Name one with another policy; this one is compared with it."
+                    f"an audit needs a run that chooses; got --policy {arm.policy} in {run}. "
+                    "Name a run with another policy: the audit compares it with this one."
                 )
             if any(member.logits is None for member in arm.runs):
                 raise ConfigError(
@@ -114,5 +114,5 @@ def _find(run: Path) -> tuple[Arm, list[Arm]]:
             return arm, [other for other in arms if other is not arm]
     raise ConfigError(
         f"an audit needs a finished run; got {run}, which is not. "
-        "Name the folder of a run, or go on with it: add --resume."
+        "Name the folder of a finished run, or finish this one with --resume."
     )

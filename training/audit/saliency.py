@@ -1,6 +1,6 @@
 """The map of a proposer over an image, and its highest point.
 
-Axes: B samples, L glimpses that are looked at, S glimpse px, M and N rows and columns of a map.
+Axes: B samples, L glimpses, S glimpse px, M and N rows and columns of a map.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ def saliency_maps(proposer: MapProposer, glimpses_BLSS: Tensor) -> Tensor:
 def smoothed(maps_BMN: Tensor) -> Tensor:
     """Upsample maps bilinearly, and average over a window of a third of the sides.
 
-    A crop's score averages many cells, so nothing in training makes a single one right. A map
-    counts from its own mean, which it is taken for beyond the edges.
+    A crop's score averages many cells, so training makes no single cell right. Each map is centred
+    on its own mean, which is also its value beyond the edges.
 
     Returns:
         Float32 `(B, 57, 57)`.

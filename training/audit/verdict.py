@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from training.audit.boxes import BoxFigures
+from training.audit.boxes import BoxScores
 from training.score.cost import Latency
 from training.score.crop_logits import CropLogits
 from training.score.metrics import final_hits
@@ -151,7 +151,7 @@ class Audit:
     entropy_of_mean: Spread
     mean_entropy: Spread
     latency: Latency | None = None
-    boxes: BoxFigures | None = None
+    boxes: BoxScores | None = None
 
     @property
     def equals(self) -> list[Rival]:

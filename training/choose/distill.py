@@ -51,20 +51,19 @@ def distill(
     """Fit a proposer to a trained classifier, and evaluate both together.
 
     Args:
-        run: Of the classifier, finished. The fold classifiers and their logits go there, and are
-            made once.
+        run: Finished run of the classifier. The fold classifiers and their logits are kept there.
         wanted: The proposer and its fit.
-        shards: That the run was trained on.
+        shards: Shards of the run.
         paths: Where the new run's files go.
-        process: The only one.
+        process: This process, alone.
         workers: Threads that read samples.
-        resume: Whether to take the new run as it is, if it is there.
+        resume: Whether to keep the new run if it is finished already.
         progress: Shows images and epochs.
 
     Raises:
         CheckpointError: If there is no such run, or it is of other shards.
-        ConfigError: If it cannot be distilled, or the new run exists already, or another process
-            writes into one of both.
+        ConfigError: If it cannot be distilled, the new run exists already, or another process
+            writes into one of them.
         DivergedError: If a loss stopped being a number; the new run is not written.
     """
     require_one(process, "a distillation")
@@ -111,9 +110,9 @@ def distill(
 
 
 def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
-    """Describe the whole: a classifier's options but for what the proposer is fitted with.
+    """Combine the classifier's options with those of the fit.
 
-    Candidates and seed that were not asked for are the classifier's.
+    Candidates and seed are the classifier's unless asked for.
     """
     unused = (name for name in vars(base) if DISTILLED not in policies_using(name))
     fields: dict[str, Any] = {name: getattr(TrainConfig, name) for name in unused}
@@ -128,14 +127,14 @@ def _finished(paths: RunPaths, config: TrainConfig) -> RunRecord:
     found = replace(record.config, workers=config.workers, device=config.device)
     if found != config:
         raise ConfigError(
-            f"a run must be what was asked for to be taken as it is; got other options in "
+            f"a finished run must have the options that were asked for; got others in "
             f"{paths.folder}. Delete the folder, or name another."
         )
     return record
 
 
 def _columns(base: RunRecord, config: TrainConfig, shards: ShardFolder, run: RunPaths) -> list[int]:
-    """Find the wanted candidates among those that the run's losses are of."""
+    """Find the wanted candidates among those of the run's logits."""
     known = candidate_indices(base.config, shards.crop_layout)
     wanted = candidate_indices(config, shards.crop_layout)
     missing = [shards.crop_layout.names[k] for k in wanted if k not in known]
@@ -149,7 +148,7 @@ def _columns(base: RunRecord, config: TrainConfig, shards: ShardFolder, run: Run
 
 
 def _save(state: RunState, logits: CropLogits, record: RunRecord, paths: RunPaths) -> RunRecord:
-    """Write the record last, naming the rest: a folder that has one is complete."""
+    """Write the record last, since a folder with a record is complete."""
     meta = CheckpointMeta(
         config=record.config,
         spec=record.data.spec,
@@ -192,12 +191,12 @@ def _check_absent(paths: RunPaths) -> None:
 
 
 def _check_shards(base: RunRecord, run: RunPaths, shards: ShardFolder) -> None:
-    """Make sure that the losses beside a run are of its weights, and of the shards' images."""
+    """Check that the logits beside a run belong to its weights and to these shards."""
     meta = read_meta(run.last)
     check_fits(meta, shards.manifest, shards.path)
     if base.data.fingerprint != shards.manifest.fingerprint:
         raise CheckpointError(
-            "a run must be distilled on the shards that it was trained on, which its losses are "
+            "a run must be distilled on the shards that it was trained on, which its logits are "
             f"of; got others in {shards.path}. Name the run's own with --shards, or train one "
             "on these."
         )

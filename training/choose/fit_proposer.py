@@ -20,12 +20,12 @@ from training.run.train import broken_weights
 from training.score.choices import choose, glimpse_batches
 from training.score.classify import OnImages, counting
 
-TARGET_TAU = 0.3  # a crop whose chance of an error is lower by this is wanted e times as often
-SOFT_SHARE = 2 / 3  # of the epochs; the others make the choice sure
+TARGET_TAU = 0.3  # a chance of an error that is lower by this weighs e times as much
+SOFT_SHARE = 2 / 3  # of the epochs; the others sharpen the choice
 
 
 def count_fitted(config: TrainConfig, num_samples: int) -> int:
-    """Count the samples that a fit passes; those that fill no whole batch are left out."""
+    """Count the samples of a fit; a last batch that is not full is skipped."""
     return config.epochs * _count_steps(config, num_samples) * min(config.batch_size, num_samples)
 
 
@@ -43,22 +43,22 @@ def fit_proposer(
     looked_counterparts: augment.Mirrored,
     on_rows: OnImages,
 ) -> list[float]:
-    """Teach a proposer to choose as the classifier's chances of an error ask for.
+    """Fit a proposer to the classifier's chance of an error on each crop.
 
-    Such a chance, 1 - exp(-loss), is what top-1 counts. The loss itself knows no bounds, so a few
-    images on which it is huge would decide, and all would be shown what is safe for those. First
-    the choice is drawn towards a softmax of these chances, for a choice that is sure and wrong
-    learns from nothing else; then it goes down in the exact expectation of the chance.
+    The chance of an error, 1 - exp(-loss), is what top-1 counts. The loss itself is unbounded: a
+    few images with a huge loss would decide. The first epochs fit the choice to a softmax of these
+    chances, since a confident wrong choice has no gradient otherwise; the last ones minimise the
+    exact expectation of the chance.
 
     Args:
         proposer: Changed in place.
         glimpses_NLSS: Of the training split.
-        losses_NK: Of classifiers that have not seen the images.
+        losses_NK: Out-of-fold.
         config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `vflip`, `weight_decay`
             and seed of the fit.
         counterparts: Which crop takes each candidate's place in a mirrored image.
-        looked_counterparts: The same of those that are looked at.
-        on_rows: Told of samples as they pass.
+        looked_counterparts: The same for the glimpses.
+        on_rows: Called with the number of samples of each step.
 
     Returns:
         The mean chance of an error on the chosen crops in each epoch, as they were chosen then.
@@ -104,18 +104,18 @@ def fit_proposer(
 
 
 def _diverged(fault: str, epoch: int, step: int) -> DivergedError:
-    """Say where; the command says what to change, since each has options of its own."""
+    """Name the step; the caller adds the fix, since each command has its own options."""
     return DivergedError(f"{fault} at step {step} of epoch {epoch + 1} of the proposer's fit.")
 
 
 def _loss(proposal: Proposal, errors_BK: Tensor, *, past: float, balance: float) -> Tensor:
-    """Judge a batch's choice when a share of the epochs is past."""
+    """Compute the loss of a batch's choice when a share `past` of the epochs is done."""
     if past < SOFT_SHARE:
         loss = estimators.soft_target_loss(proposal.scores_BK, errors_BK, TARGET_TAU)
     else:
         loss = estimators.expected_loss(proposal.probabilities_BK, errors_BK)
-    # A softmax that is sure of one crop for all images has no gradient to tell them apart; at the
-    # end nothing should keep it from being sure.
+    # A softmax that is sure of one crop for all images has no gradient that tells them apart. At
+    # the end nothing should keep it from being sure.
     return loss - balance * (1 - past) * estimators.mean_choice_entropy(proposal.probabilities_BK)
 
 
@@ -127,13 +127,13 @@ def fit_and_choose(
     process: Process,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Fit a model's proposer to losses, and let it choose on the validation split.
+    """Fit a model's proposer to losses, then choose on the validation split.
 
     Args:
-        model: Whose proposer is changed in place; its config is that of the fit.
+        model: Its proposer is changed in place; its config is that of the fit.
         losses_NK: Of the training split, on the model's candidates.
-        shards: That the losses are of.
-        process: That the model is on.
+        shards: Shards of the losses.
+        process: This process.
         progress: Shows images.
 
     Returns:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.common.errors import printable
-from training.audit.boxes import BoxFigures
+from training.audit.boxes import BoxScores
 from training.audit.headroom import Gain, Headroom, Shown
 from training.audit.priced import PricedPoint
 from training.audit.verdict import Audit, Rival
@@ -92,7 +92,7 @@ def _p(p: float) -> str:
     return write_p(p).removeprefix("= ")
 
 
-def _box_tables(boxes: BoxFigures) -> Iterator[str]:
+def _box_tables(boxes: BoxScores) -> Iterator[str]:
     covered = [
         ("the chosen crop", boxes.coverage),
         ("the centre crop", boxes.coverage_centre),

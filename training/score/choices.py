@@ -1,6 +1,6 @@
-"""What a proposer sees of samples, and what it chooses there.
+"""The glimpses of samples, and what a proposer chooses.
 
-Axes: B samples, K candidates, L that are looked at, S glimpse px.
+Axes: B samples, K candidates, L glimpses, S glimpse px.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,14 @@ def glimpse_batches(
     split: str,
     rows: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Read what the proposer looks at, batch by batch, uint8 `(B, L, S, S)`.
+    """Read glimpses batch by batch, uint8 `(B, L, S, S)`.
 
-    A batch is valid until the next is asked for; copy what is to be kept.
+    A batch is valid until the next one is read; copy what you keep.
 
     Args:
-        model: Whose proposer it is.
+        model: Its proposer decides what is read.
         shards: To read from.
-        process: That the model is on.
+        process: This process.
         split: To read from.
         rows: Samples of the split, in the order wanted; None takes all.
     """
@@ -45,7 +45,7 @@ def glimpse_batches(
 
 @torch.inference_mode()
 def choose(model: SelectiveClassifier, glimpses_BLSS: Tensor) -> Tensor:
-    """Let the proposer choose as at evaluation, float32 `(B, K)`, rows that sum to 1."""
+    """Choose without noise, float32 `(B, K)` on the CPU; rows sum to 1."""
     if model.proposer is None:
         raise RuntimeError("a choice without a proposer")
     with autocast(model.config, glimpses_BLSS.device):

@@ -48,7 +48,7 @@ def _glimpses(model: SelectiveClassifier, num_images: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How fast both networks are on the machine of the audit, medians.
+    """How fast both networks are on this machine, medians.
 
     Milliseconds are for one image at batch size 1. The rate is the proposer's at batch size 64, on
     one core where it runs on a CPU.

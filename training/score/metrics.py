@@ -16,24 +16,24 @@ from training.score.crop_logits import CropLogits
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The figures of one evaluation; accuracies are top-1, %.
+    """The result of one evaluation; accuracies are top-1, %.
 
     Attributes:
         crops: Names of the K candidates; the tuples below that are K long follow them.
-        num_samples: Of the split; all were seen.
-        top1: Of the policy itself.
-        top1_crops: Of each crop always.
-        top1_random: Of a crop drawn uniformly, the exact expectation.
-        top1_mean: Of the classes' mean probability over all K crops.
-        top1_any_right: Of any crop right: the share of samples with a crop on which the classifier
-            is right, known in hindsight alone.
-        shares: Of the samples for which each crop was chosen, 0 to 1.
-        entropy_of_mean: Of the mean choice, nats; 0 where all images get the same crop.
-        mean_entropy: Mean over images of the entropy of the choice, nats.
-        proposer_macs: For the K glimpses of one image.
-        classifier_macs: For what the policy shows the classifier of one image.
-        top1_classes: Of the policy, by class.
-        confusion: Counts by true class, then by predicted class, of the policy.
+        num_samples: Images of the split.
+        top1: Accuracy of the policy.
+        top1_crops: Accuracy on each crop.
+        top1_random: Accuracy on a random crop, the exact expectation.
+        top1_mean: Accuracy of the mean probability over all K crops.
+        top1_any_right: Share of the images with a crop on which the classifier is right, known in
+            hindsight alone.
+        shares: Share of the images for which each crop was chosen, 0 to 1.
+        entropy_of_mean: Entropy of the mean choice, nats; 0 where all images get the same crop.
+        mean_entropy: Mean entropy of an image's choice, nats.
+        proposer_macs: MACs of the proposer for one image.
+        classifier_macs: MACs of the classifier for one image, all crops that the policy shows it.
+        top1_classes: Accuracy of the policy by class.
+        confusion: Counts of the policy by true class, then by predicted class.
     """
 
     crops: tuple[str, ...]
@@ -57,7 +57,7 @@ def summarise(logits: CropLogits, model: SelectiveClassifier) -> Evaluation:
 
     Args:
         logits: Of the whole split.
-        model: That it was made with.
+        model: That they come from.
     """
     hits_NK = logits.right_NK.double()
     predicted_N = final_prediction(logits, model.config.policy)
@@ -95,8 +95,8 @@ def final_prediction(logits: CropLogits, policy: str) -> Tensor:
 def final_hits(logits: CropLogits, policy: str) -> Tensor:
     """Give the chance that the policy itself is right on each sample, float64 `(N,)`.
 
-    It is 0 or 1 but for a crop drawn at random: that is scored by its expectation over the K crops,
-    not by one draw.
+    It is 0 or 1, except for the policy `random`: its score is the expectation over the K crops, not
+    one draw.
     """
     if POLICIES[policy].is_random:
         return logits.right_NK.double().mean(1)

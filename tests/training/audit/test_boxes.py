@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from training.audit.boxes import box_figures, read_boxes
+from training.audit.boxes import read_boxes, score_boxes
 
 LEFT, RIGHT, CENTRE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.25, 0.0, 0.75, 1.0)
 CROPS = (LEFT, RIGHT, CENTRE)
@@ -14,7 +14,7 @@ CROPS = (LEFT, RIGHT, CENTRE)
 
 def test_the_figures_by_hand() -> None:
     boxes = [[(0.0, 0.0, 0.2, 0.2)], [(0.4, 0.0, 0.8, 1.0)]]
-    found = box_figures([0, 1], boxes, CROPS, centre=2)
+    found = score_boxes([0, 1], boxes, CROPS, centre=2)
     # In the first image left covers all, the others nothing; in the second left covers a quarter,
     # right three, centre seven eighths, and the middle, at 0.6, lies in right and centre.
     assert found.num_samples == 2
@@ -24,10 +24,10 @@ def test_the_figures_by_hand() -> None:
     assert found.coverage_best == pytest.approx((1 + 0.875) / 2)
     assert found.pointing == 1
     assert found.pointing_random == pytest.approx(3 / 6)
-    assert box_figures([0], boxes[:1], CROPS, centre=None).coverage_centre is None
+    assert score_boxes([0], boxes[:1], CROPS, centre=None).coverage_centre is None
     assert (found.top1, found.top1_best) == (None, None)
     right = np.array([[True, False, False], [False, False, True]])
-    scored = box_figures([0, 1], boxes, CROPS, centre=2, right_NK=right)
+    scored = score_boxes([0, 1], boxes, CROPS, centre=2, right_NK=right)
     assert (scored.top1, scored.top1_best) == (50, 100)
 
 
@@ -35,25 +35,25 @@ def test_the_crop_that_fits_best_is_the_one_to_take_and_not_the_whole_image() ->
     crops = ((0.0, 0.0, 1.0, 1.0), LEFT, RIGHT)
     right = np.array([[False, True, False]])
     # A twentieth of the object sticks out to the right: the whole image alone covers all of it.
-    found = box_figures([0], [[(0.12, 0.1, 0.52, 0.4)]], crops, centre=None, right_NK=right)
+    found = score_boxes([0], [[(0.12, 0.1, 0.52, 0.4)]], crops, centre=None, right_NK=right)
     assert (found.coverage, found.top1, found.top1_best) == (1, 0, 100)
     several = [[(0.12, 0.1, 0.52, 0.4), (0.6, 0.0, 1.0, 1.0)]]
-    assert box_figures([0], several, crops, centre=None, right_NK=right).top1_best == 0
+    assert score_boxes([0], several, crops, centre=None, right_NK=right).top1_best == 0
 
 
 def test_the_pointing_game_asks_for_the_point_inside_a_box() -> None:
     boxes = [[(0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.6, 0.6)], [(0.4, 0.4, 0.5, 0.6)]]
-    found = box_figures([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.1, 0.1), (0.1, 0.1)])
+    found = score_boxes([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.1, 0.1), (0.1, 0.1)])
     assert found.pointing_map == 0.5
     assert found.pointing_centre == 0.5  # left and upper edges are inside, the others are not
-    edge = box_figures([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.2, 0.1), (0.4, 0.4)])
+    edge = score_boxes([0, 1], boxes, CROPS, centre=2, peaks_N=[(0.2, 0.1), (0.4, 0.4)])
     assert edge.pointing_map == 0.5
-    assert box_figures([0, 1], boxes, CROPS, centre=2).pointing_map is None
+    assert score_boxes([0, 1], boxes, CROPS, centre=2).pointing_map is None
 
 
 def test_an_image_may_have_several_boxes() -> None:
     boxes = [[(0.0, 0.0, 0.2, 1.0), (0.9, 0.0, 1.0, 1.0)]]
-    left, right = (box_figures([k], boxes, CROPS, centre=2) for k in (0, 1))
+    left, right = (score_boxes([k], boxes, CROPS, centre=2) for k in (0, 1))
     assert (left.coverage, right.coverage) == pytest.approx((2 / 3, 1 / 3))
     assert left.pointing == right.pointing == 1
 
@@ -69,10 +69,10 @@ def test_no_choice_covers_more_than_the_best_and_the_whole_covers_all(
     boxes: list[list[tuple[float, float, float, float]]],
 ) -> None:
     for k in range(3):
-        found = box_figures([k] * len(boxes), boxes, CROPS, centre=2)
+        found = score_boxes([k] * len(boxes), boxes, CROPS, centre=2)
         assert 0 <= found.coverage <= found.coverage_best + 1e-9
         assert found.coverage_best <= 1 + 1e-9
-    whole = box_figures([0] * len(boxes), boxes, [(0.0, 0.0, 1.0, 1.0)], centre=None)
+    whole = score_boxes([0] * len(boxes), boxes, [(0.0, 0.0, 1.0, 1.0)], centre=None)
     assert whole.coverage == pytest.approx(1)
 
 

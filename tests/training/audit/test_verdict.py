@@ -408,7 +408,7 @@ def test_what_cannot_be_audited_is_one_line(
     train(tiny(policy="centre", epochs=1), tmp_path / "centre")
     result = srp_train("audit", tmp_path / "centre", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "an audit is of a run that chooses; got --policy centre in" in result.stderr
+    assert "an audit needs a run that chooses; got --policy centre in" in result.stderr
     other = tmp_path / "boxes.csv"
     other.write_text("path,x0,y0,x1,y1\nval/none/1.JPEG,0,0,1,1\n")
     begun = tmp_path / "begun"
