@@ -34,7 +34,7 @@ SEQUENCES = {  # by page: what is added to its commands so that they take second
         "srp-data build-shards": "--canvas-size 48 --crop-size 32 --glimpse-size 16 -j 1",
         "srp-train headroom": "--epochs 1 --batch-size 4 -j 1",
         "srp-train from": "--epochs 1 --batch-size 4 --model test_resnet -j 1",
-        "srp-train distill": "--epochs 1 --batch-size 4 -j 1",
+        "srp-train distill": "--epochs 1 --batch-size 4 -j 1 --experiment distilled-map-s42",
     },
     "training/results/README.md": {
         "srp-train from": "--epochs 1 -j 1",

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from PIL.ImageColor import getrgb
 from torch import Tensor
 
 from pipeline import CropLayout, Sample
@@ -31,9 +32,9 @@ LABEL_IN = 1.5
 CAPTION_IN = 0.2  # under each cell
 CAPTION_CHARS = 18
 DPI = 100
-NUM_COLOURS = 256  # of the PNG's palette, which keeps it below 300 KB
+NUM_COLOURS = 256  # a palette keeps the PNG below 300 KB
 RANDOM_SEED = 0
-MAP_OPACITY = 0.5
+MAP_OPACITY = 0.4
 RIGHT, WRONG = "#00734f", "#b34700"  # 5:1 and more on white
 BOX = "#00b4ff"
 
@@ -155,6 +156,11 @@ def _caption(axes: Axes, text: str, colour: str) -> None:
 def _png(figure: Figure) -> bytes:
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
-    picture = Image.open(drawn).convert("RGB").quantize(NUM_COLOURS)
-    picture.save(small, "PNG", optimize=True)
+    picture = Image.open(drawn).convert("RGB")
+    exact = [part for colour in ("white", "black", RIGHT, WRONG, BOX) for part in getrgb(colour)]
+    palette = Image.new("P", (1, 1))
+    num_free = NUM_COLOURS - len(exact) // 3
+    photos = picture.quantize(num_free).getpalette() or []
+    palette.putpalette([*exact, *photos[: 3 * num_free]])
+    picture.quantize(palette=palette).save(small, "PNG", optimize=True)
     return small.getvalue()
