@@ -1,5 +1,7 @@
 """The page of an audit says what the audit found, in order, escapes names and loads nothing."""
 
+import base64
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipeline import ShardFolder
 from training.audit.run import Audited, audit_run
@@ -19,6 +22,7 @@ from training.report.audit_page import (
     write_audit,
 )
 from training.report.html import fill_template
+from training.report.result_picture import rank_choices
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
 from training.study.finished import Spread
@@ -163,3 +167,23 @@ def test_collapse_is_told_from_the_entropies(by_map: Audited) -> None:
     assert told(0.01, 0.01).startswith("The choice has collapsed to one crop: ")
     assert "hardly sure of any image" in told(1.79, 1.75)
     assert told(1.6, 0.4).startswith("The choice has not collapsed: ")
+
+
+def test_the_picture_shows_the_choice_and_its_rivals_with_the_accuracy_of_each(
+    html: str, by_map: Audited
+) -> None:
+    logits = by_map.run.logits
+    assert logits is not None
+    choices = rank_choices(by_map, logits)
+    assert [choice.label for choice in choices][:2] == ["chosen crop", "whole image"]
+    assert len(choices) == 4
+    labels = logits.labels_N.tolist()
+    for choice in choices[:3]:  # the fourth draws a random crop, and is scored by its expectation
+        hits = [a == b for a, b in zip(choice.predicted, labels, strict=True)]
+        assert 100 * sum(hits) / len(hits) == pytest.approx(choice.top1)
+    whole = by_map.shards.crop_layout.names.index("full")
+    assert set(choices[1].crops) == {whole}
+    picture = make_audit_page(by_map).choices.picture
+    assert len(picture) < 300_000
+    Image.open(io.BytesIO(picture)).load()
+    assert base64.b64encode(picture).decode() in html
