@@ -30,7 +30,7 @@ from training.data.processes import Process
 from training.run.checkpoint import load_optimizer, load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord
-from training.run.resume import open_record, save_epoch
+from training.run.resume import open_record, save_run
 from training.run.state import RunState, build_state
 
 EXAMPLES = 500
@@ -126,7 +126,7 @@ def trained() -> tuple[RunState, RunPaths]:
     epoch = EpochRecord(
         epoch=1, train_loss=1.0, train_top1=1.0, val_top1=1.0, images_per_s=1.0, seconds=1.0
     )
-    save_epoch(state, paths, replace(record, epochs=(epoch,)), 0.0)
+    save_run(state, paths, replace(record, epochs=(epoch,)), 0.0)
     return state, paths
 
 
@@ -144,7 +144,7 @@ class CheckpointTarget:
         try:
             meta = read_meta(path)
             load_weights(path, state.model)
-            load_optimizer(path, state.optimizer, state.scheduler)
+            load_optimizer(path, state.model, state.optimizer, state.scheduler)
         except SrpError:
             return
         if b"srp_sha256" in data:

@@ -27,9 +27,8 @@ from training.run.checkpoint import (
     pack_checkpoint,
     read_meta,
 )
-from training.run.folder import RunPaths
+from training.run.folder import RunPaths, held_run, written_run
 from training.run.record import RunRecord, current_commit, describe_hardware, load_record
-from training.run.resume import held_run, written_run
 from training.run.state import RunState, build_model, build_state, settled
 from training.run.train import fit
 from training.score.classify import classify_crops
@@ -157,9 +156,7 @@ def _save(state: RunState, logits: CropLogits, record: RunRecord, paths: RunPath
         best_top1=0.0,
         fingerprint=record.data.fingerprint,
     )
-    data = pack_checkpoint(
-        meta, model=state.model, optimizer=state.optimizer, scheduler=state.scheduler
-    )
+    data = pack_checkpoint(meta, model=state.model)
     for path in (paths.best, paths.last):
         write_file(path, data)
     digest = digest_of(paths.last)

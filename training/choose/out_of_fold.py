@@ -14,8 +14,7 @@ from pipeline.common.progress import SILENT, Progress
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import digest_of, load_weights
-from training.run.folder import RunPaths
-from training.run.resume import held_run
+from training.run.folder import RunPaths, held_run
 from training.run.state import build_model, fold_rows
 from training.score.classify import classify_crops
 from training.score.crop_logits import NAMES, CropLogits, Digests

@@ -11,7 +11,6 @@ from pipeline.common.atomic_io import require_folder
 from pipeline.common.console import AS_JSON
 from training.cli.options import MACHINE, PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import NAMES
-from training.run.folder import RunPaths
 
 
 @click.command()
@@ -46,6 +45,7 @@ def evaluate(
     from training.audit.priced import evaluate_at_price
     from training.data.processes import started
     from training.report.terminal import evaluation_text, price_text
+    from training.run.folder import RunPaths
     from training.run.load import evaluate_run
 
     paths = RunPaths(folder=run)
@@ -97,6 +97,7 @@ def audit(
     from training.data.processes import require_one, started
     from training.report.audit_page import write_audit
     from training.report.terminal import audit_text
+    from training.run.folder import RunPaths
     from training.run.load import shards_of
     from training.run.record import load_record
 

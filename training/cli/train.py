@@ -15,7 +15,6 @@ from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
 from training.cli.options import MACHINE, OUTPUT, PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
-from training.run.folder import RunPaths
 
 if TYPE_CHECKING:
     from training.run.record import RunRecord
@@ -59,10 +58,11 @@ def from_shards(
     context = click.get_current_context()
     typed = [name for name in options if context.get_parameter_source(name) is _COMMANDLINE]
     check_used(config, typed)  # also where the default was typed
-    paths = _paths(output, experiment or f"{config.policy}-s{config.seed}")
+    folder = _run_folder(output, experiment or f"{config.policy}-s{config.seed}")
 
     from pipeline import ShardFolder
     from training.data.processes import started
+    from training.run.folder import RunPaths
     from training.run.train import fit
 
     opened = ShardFolder.open(shards)
@@ -70,16 +70,16 @@ def from_shards(
         record = fit(
             config,
             shards=opened,
-            paths=paths,
+            paths=RunPaths(folder=folder),
             process=process,
             resume=resume,
             progress=progress,
         )
     if process.is_main:
-        _tell(record, paths, as_json=as_json)
+        _tell(record, folder, as_json=as_json)
 
 
-def _tell(record: "RunRecord", paths: RunPaths, *, as_json: bool) -> None:
+def _tell(record: "RunRecord", folder: Path, *, as_json: bool) -> None:
     """Print what a finished run reached."""
     from training.report.terminal import evaluation_text
 
@@ -87,13 +87,13 @@ def _tell(record: "RunRecord", paths: RunPaths, *, as_json: bool) -> None:
         return
     if as_json:
         evaluation = dataclasses.asdict(record.evaluation)
-        click.echo(json.dumps({"run": str(paths.folder), **evaluation}, indent=1))
+        click.echo(json.dumps({"run": str(folder), **evaluation}, indent=1))
         return
     click.echo(evaluation_text(record.evaluation, record.data.class_names))
-    click.echo(f"run: {paths.folder}")
+    click.echo(f"run: {folder}")
 
 
-def _paths(output: Path, name: str) -> RunPaths:
+def _run_folder(output: Path, name: str) -> Path:
     if Path(name).name != name or name in (".", ".."):
         raise ConfigError(
             f"--experiment must be the name of one folder; got {name!r}. "
@@ -110,7 +110,7 @@ def _paths(output: Path, name: str) -> RunPaths:
             f"--experiment must have at most {LONGEST_NAME} bytes, as names of folders must; got "
             f"{num_bytes} in {name[:50]}... Shorten it."
         )
-    return RunPaths(folder=output / name)
+    return output / name
 
 
 @main.command(cls=Resumable)
@@ -139,24 +139,25 @@ def distill(
     from training.choose.distill import distill as distill_run
     from training.choose.distill import distilled_config
     from training.data.processes import started
+    from training.run.folder import RunPaths
     from training.run.load import shards_of
     from training.run.record import load_record
 
     wanted = DistillConfig(**options)
     base = load_record(RunPaths(folder=run).record)
     seed = distilled_config(base.config, wanted).seed
-    paths = _paths(output, experiment or f"{wanted.arm}-s{seed}")
+    folder = _run_folder(output, experiment or f"{wanted.arm}-s{seed}")
     with started(device) as process, rank_progress(process.is_main) as progress:
         record = distill_run(
             RunPaths(folder=run),
             wanted,
             shards=shards_of(base, shards),
-            paths=paths,
+            paths=RunPaths(folder=folder),
             process=process,
             workers=workers,
             progress=progress,
         )
-    _tell(record, paths, as_json=as_json)
+    _tell(record, folder, as_json=as_json)
 
 
 @main.command(cls=Resumable)

@@ -156,6 +156,12 @@ def sum_over_ranks(tensor: Tensor, process: Process) -> Tensor:
     return tensor
 
 
+def any_rank(is_so: bool, process: Process) -> bool:
+    """Whether it is so on any process; all get the same answer."""
+    counts = torch.tensor([is_so], dtype=torch.int64, device=process.device)
+    return bool(sum_over_ranks(counts, process))
+
+
 def gather_ranks(tensor: Tensor, process: Process) -> Tensor:
     """Stack each process's tensor, `(R, ...)` in the order of the ranks."""
     if process.world_size == 1:

@@ -1,7 +1,4 @@
-"""Save and load a run's state: one safetensors file, with numbers and names as JSON inside.
-
-Nothing is unpickled, and one file cannot disagree with itself.
-"""
+"""One checkpoint: a safetensors file with JSON inside and its own SHA-256; nothing is unpickled."""
 
 import json
 from collections.abc import Mapping
@@ -9,10 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,18 +26,19 @@ from training.config import TrainConfig, changed_options, config_from_json
 from training.run.folder import RunPaths
 from training.run.record import EpochPart, RunRecord
 
-FORMAT = "srp-checkpoint/1"
+FORMAT = "srp-checkpoint/2"
+FORMATS = "srp-checkpoint/"  # every version's begins so
 DIGEST = "srp_sha256"
 CLASSIFIER = "classifier."  # before the names of its tensors
 PARTS = (CLASSIFIER, "proposer.")
-GROUP = "group"  # before the number of a parameter group, in the names of its tensors
+BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 # What decides the pixels that the networks see; other shards with these equal fit as well.
 PIXEL_FIELDS = ("canvas_size", "crop_size", "exif", "jpeg_quality", "jpeg_subsampling")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself.
+    """What a checkpoint says about itself.
 
     Attributes:
         config: Of the run.
@@ -42,8 +46,8 @@ class CheckpointMeta:
         classes: Their class folders, in the order of the logits.
         epoch: Finished epochs.
         best_top1: Best validation accuracy so far, %.
-        part: Of the epoch after them, where the run stopped in it.
-        fingerprint: Of the shards that it was trained on; empty in those of before it was kept.
+        part: Of the next epoch, where the run stopped in it.
+        fingerprint: Of the shards' build.
     """
 
     config: TrainConfig
@@ -56,111 +60,78 @@ class CheckpointMeta:
 
 
 def pack_checkpoint(
-    meta: CheckpointMeta, *, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
+    meta: CheckpointMeta,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
 ) -> bytes:
-    """Lay a checkpoint out, with its own SHA-256 in it."""
-    optimizer_tensors, optimizer_fields = _split_tensors(optimizer.state_dict())
+    """Lay a checkpoint out, with its own SHA-256 in it; without an optimizer, weights alone."""
+    state = {} if optimizer is None else _optimizer_state(model, optimizer)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
+    for name, value in state.items():
+        if isinstance(value, Tensor):  # a group's is shared by its weights, which no file may do
+            is_shared = name.startswith("param_groups.")
+            tensors[f"optimizer.{name}"] = value.clone() if is_shared else value
     fields = {
         "format": FORMAT,
-        "config": asdict(meta.config),
-        "spec": asdict(meta.spec),
-        "classes": meta.classes,
-        "epoch": meta.epoch,
-        "best_top1": meta.best_top1,
-        "part": meta.part and asdict(meta.part),
-        "fingerprint": meta.fingerprint,
-        "optimizer": optimizer_fields,
-        "scheduler": _plain(scheduler.state_dict()),
+        "meta": meta,
+        "optimizer": _plain(state),
+        "scheduler": {} if scheduler is None else _plain(scheduler.state_dict()),
     }
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"srp": json.dumps(fields), DIGEST: NO_DIGEST}
+    metadata = {"srp": msgspec.json.encode(fields).decode(), DIGEST: NO_DIGEST}
     return embed_sha256(save(contiguous, metadata=metadata), DIGEST)
 
 
-def digest_of(path: Path) -> str:
-    """Give the SHA-256 that a checkpoint holds of itself; empty where there is no file or none.
-
-    It is the checkpoint's name: whoever loads the file checks it.
-    """
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Give an optimizer's tensors and numbers by the names of the weights, as torch lays it out."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return read_sha256(file.read(min(length, path.stat().st_size)), DIGEST)
-    except FileNotFoundError:
-        return ""
-
-
-def _split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Separate an optimizer's tensors from its numbers."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            kept = tensors if isinstance(value, Tensor) else numbers
-            kept[f"{index}.{name}"] = value
-    groups: list[dict[str, Any]] = []
-    for number, group in enumerate(state["param_groups"]):
-        found = {name for name, value in group.items() if isinstance(value, Tensor)}
-        tensors |= {f"{GROUP}{number}.{name}": group[name] for name in found}
-        groups.append({name: value for name, value in group.items() if name not in found})
-    return tensors, {"numbers": numbers, "param_groups": groups}
+        return dict(get_optimizer_state_dict(model, optimizer, options=BY_NAME))
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"--opt must have a state of tensors and numbers; got {error} Use another --opt, such "
+            "as adamw."
+        ) from error
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can hold of a scheduler's state; the rest is rebuilt from the config."""
+    """Keep what JSON can hold; the rest is tensors, or is rebuilt from the config."""
     plain: dict[str, Any] = {}
     for name, value in state.items():
         if name == "_schedulers":
             plain[name] = [_plain(inner) for inner in value]
-        elif isinstance(value, int | float | str | bool | list | None):
+        elif isinstance(value, int | float | str | bool | list | tuple | None):
             plain[name] = value
     return plain
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """Read what a checkpoint says of itself.
+    """Read what a checkpoint says about itself.
 
     Raises:
-        CheckpointError: If there is none or it is damaged.
+        CheckpointError: If there is none, or it is damaged or of another version.
     """
     fields, _ = _read(path)
     try:
-        return CheckpointMeta(
-            config=config_from_json(fields["config"]),
-            spec=DataSpec(**fields["spec"]),
-            classes=tuple(fields["classes"]),
-            epoch=int(fields["epoch"]),
-            best_top1=float(fields["best_top1"]),
-            part=_part(fields.get("part")),
-            fingerprint=str(fields.get("fingerprint", "")),
-        )
+        meta = {**fields["meta"], "config": config_from_json(fields["meta"]["config"])}
+        return msgspec.convert(meta, CheckpointMeta, from_attributes=True)
     except ConfigError as error:
         raise CheckpointError(f"{error} It is in {path}.") from error
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
-def _part(fields: dict[str, Any] | None) -> EpochPart | None:
-    if fields is None:
-        return None
-    sums = tuple((float(loss), float(hits)) for loss, hits in fields["sums"])
-    return EpochPart(**{**fields, "sums": sums})
-
-
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what a checkpoint says of itself, and its tensors, once no byte of it has changed."""
+    """Read a checkpoint's JSON and its tensors, once its SHA-256 is checked."""
     try:
         data = path.read_bytes()
-        header_bytes = 8 + int.from_bytes(data[:8], "little")  # as the format has it
+        header_bytes = 8 + int.from_bytes(data[:8], "little")  # as safetensors has it
         verify_sha256(data, DIGEST, within=header_bytes)
-        tensors = load(data)  # which finds a header that does not fit the file
+        tensors = load(data)  # it finds a header that does not fit the file
         metadata = json.loads(data[8:header_bytes])["__metadata__"]
         fields: dict[str, Any] = json.loads(metadata["srp"])
-        if fields["format"] != FORMAT:
-            raise ValueError(f"format {fields['format']!r}")
-        return fields, tensors
+        found = str(fields["format"])
     except FileNotFoundError:
         raise CheckpointError(
             f"a run must have a checkpoint; got none at {path}. "
@@ -171,6 +142,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         safetensors.SafetensorError,
     ) as error:  # fmt: skip
         raise _damaged(path, error) from error
+    if found == FORMAT:
+        return fields, tensors
+    if found.startswith(FORMATS):
+        raise CheckpointError(
+            f"a checkpoint must be of this version's format, {FORMAT}; got {found} in {path}. "
+            "Train the run again, or use the version of srp that wrote it."
+        )
+    raise _damaged(path, ValueError(f"format {found!r}"))
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
@@ -181,42 +160,54 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 that a checkpoint holds of itself; empty where there is no file or none.
+
+    It is the checkpoint's name: loading the file checks it.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return read_sha256(file.read(min(length, path.stat().st_size)), DIGEST)
+    except FileNotFoundError:
+        return ""
+
+
 def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
     """Load a checkpoint's weights into a model of the same config, or into a part of one.
 
     Args:
         path: Of the checkpoint.
         model: Changed in place.
-        part: Of the checkpoint's model, with a dot behind it.
+        part: Of the checkpoint's model, with a dot at its end.
 
     Raises:
         CheckpointError: If they do not fit.
     """
-    tensors = _tensors(path, f"model.{part}")
+    _, tensors = _read(path)
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(_below(tensors, f"model.{part}"))
     except RuntimeError as error:
         raise _damaged(path, error) from error
 
 
 def load_initial(path: Path, model: nn.Module, *, with_proposer: bool = False) -> None:
-    """Begin with another run's classifier, which may have learnt on other images and sizes.
+    """Start with another run's classifier, which may be trained on other images and sizes.
 
-    Its proposer is taken as well where it has the same weights to fill, which a proposer of the
-    same kind, channels and glimpse size has.
+    Its proposer is taken as well if all its weights have the same shapes.
 
     Args:
         path: Folder of a run, or one of its checkpoints.
         model: Changed in place.
-        with_proposer: Whether there must be such a proposer.
+        with_proposer: Whether such a proposer is required.
 
     Raises:
-        CheckpointError: If there is none, its classifier is of another kind or class count, or its
-            proposer is not as it must be.
+        CheckpointError: If there is no checkpoint, or its classifier or a required proposer does
+            not fit.
     """
     file = RunPaths(folder=path).last if path.is_dir() else path
-    read_meta(file)  # a file that is no checkpoint is told apart from one that does not fit
-    found = _tensors(file, "model.")
+    read_meta(file)  # tells a file that is no checkpoint from one that does not fit
+    found = _below(_read(file)[1], "model.")
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for part in PARTS:
         wanted = {name: shape for name, shape in own.items() if name.startswith(part)}
@@ -237,26 +228,21 @@ def load_initial(path: Path, model: nn.Module, *, with_proposer: bool = False) -
             )
 
 
-def load_optimizer(path: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Load the state of the optimizer and of the schedule, for going on exactly.
+def load_optimizer(
+    path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
+) -> None:
+    """Load the state of the optimizer and of the schedule; load the weights after it.
 
     Raises:
         CheckpointError: If they do not fit.
     """
     fields, tensors = _read(path)
-    entries: dict[int, dict[str, Any]] = {}
     try:
-        groups = fields["optimizer"]["param_groups"]
-        loaded = {**_below(tensors, "optimizer."), **fields["optimizer"]["numbers"]}
-        for name, value in loaded.items():
-            index, _, entry = name.partition(".")
-            if index.startswith(GROUP):
-                groups[int(index.removeprefix(GROUP))][entry] = value
-            else:
-                entries.setdefault(int(index), {})[entry] = value
-        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        own = _optimizer_state(model, optimizer)  # holds what JSON cannot, such as a dtype
+        state = own | fields["optimizer"] | _below(tensors, "optimizer.")
+        set_optimizer_state_dict(model, optimizer, state, options=BY_NAME)
         scheduler.load_state_dict(fields["scheduler"])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     _lay_like_weights(optimizer)
 
@@ -269,11 +255,6 @@ def _lay_like_weights(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(weight.detach(), dtype=value.dtype).copy_(value)
 
 
-def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    _, tensors = _read(path)
-    return _below(tensors, prefix)
-
-
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value
@@ -283,22 +264,22 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
-    """Check that a checkpoint is of the run whose record lies beside it.
+    """Check that a checkpoint belongs to the run whose record lies beside it.
 
-    A record of before it named its checkpoints names none.
+    A record of an earlier version names no checkpoint.
 
     Args:
         path: Of the checkpoint.
-        meta: What it says of itself.
-        record: The run's.
+        meta: What it says about itself.
+        record: Of the run.
 
     Raises:
-        CheckpointError: If it is of another; names what differs.
+        CheckpointError: If it belongs to another run; names what differs.
     """
     changed = [
         f"{option} {ours} in the record, {theirs} in the checkpoint"
         for option, ours, theirs in changed_options(record.config, meta.config)
-        if option != "--initial-checkpoint"  # spelt from where each command was typed
+        if option != "--initial-checkpoint"  # relative to where each command was typed
     ]
     if meta.fingerprint not in ("", record.data.fingerprint):
         changed.append("shards of other images or options")
@@ -316,7 +297,7 @@ def check_fits(meta: CheckpointMeta, manifest: Manifest, shards: Path) -> None:
     """Check that shards hold what a checkpoint was trained on.
 
     Raises:
-        CheckpointError: If their pixels, candidates or classes are others.
+        CheckpointError: If their pixels, candidates or classes differ.
     """
     ours, theirs = asdict(meta.spec), asdict(manifest.spec)
     changed = [

@@ -1,13 +1,13 @@
 """What a run leaves behind: one JSON that says what was run, on what, and what came out."""
 
 import dataclasses
-import json
 import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from pipeline import DataSpec, Manifest
@@ -137,9 +137,8 @@ class RunRecord:
 
     def save(self, path: Path) -> None:
         """Write the record."""
-        fields = dataclasses.asdict(self)
-        text = json.dumps({"format": FORMAT, **fields}, indent=1)
-        write_file(path, (text + "\n").encode())
+        fields = {"format": FORMAT, **dataclasses.asdict(self)}
+        write_file(path, msgspec.json.format(msgspec.json.encode(fields), indent=1) + b"\n")
 
 
 def load_record(path: Path) -> RunRecord:
@@ -149,10 +148,7 @@ def load_record(path: Path) -> RunRecord:
         CheckpointError: If there is none or it is damaged.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.pop("format") != FORMAT:
-            raise ValueError("unknown format")
-        return _record(fields)
+        return _record(msgspec.json.decode(path.read_bytes()))
     except FileNotFoundError:
         raise CheckpointError(
             f"a run must have a record; got none at {path}. "
@@ -168,35 +164,14 @@ def load_record(path: Path) -> RunRecord:
 
 
 def _record(fields: dict[str, Any]) -> RunRecord:
-    data = fields["data"]
-    evaluation = fields["evaluation"]
-    return RunRecord(
-        **{
-            **fields,
-            "config": config_from_json(fields["config"]),
-            "data": DataRecord(**{**_tuples(data), "spec": DataSpec(**data["spec"])}),
-            "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
-            "evaluation": None if evaluation is None else _evaluation(evaluation),
-            "before": tuple(fields.get("before", ())),
-        }
-    )
-
-
-def _evaluation(fields: dict[str, Any]) -> Evaluation:
-    known = dict(_tuples(fields))
-    if "top1_oracle" in known:  # its name in records of earlier versions
-        known["top1_any_right"] = known.pop("top1_oracle")
-    return Evaluation(**known)
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-
-
-def _tuple(values: list[Any]) -> tuple[Any, ...]:
-    return tuple(_tuple(value) if isinstance(value, list) else value for value in values)
+    if fields.pop("format") != FORMAT:
+        raise ValueError("unknown format")
+    if unknown := fields.keys() - {field.name for field in dataclasses.fields(RunRecord)}:
+        raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+    if "top1_oracle" in (evaluation := fields["evaluation"] or {}):  # its name in earlier versions
+        evaluation["top1_any_right"] = evaluation.pop("top1_oracle")
+    config = config_from_json(fields["config"])
+    return msgspec.convert({**fields, "config": config}, RunRecord, from_attributes=True)
 
 
 def current_commit() -> str:

@@ -1,19 +1,14 @@
-"""Start a run, or go on with one exactly where its last checkpoint left it."""
+"""Start a run, save it, and continue it exactly where its last checkpoint left it."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from pipeline import ShardFolder
-from pipeline.common.atomic_io import named_output, require_folder, write_file
+from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import read_sha256
-from pipeline.common.errors import ConfigError, EveryRankError
-from pipeline.common.file_lock import writer_lock
+from pipeline.common.errors import ConfigError
 from training.config import TrainConfig, changed_options
-from training.data.processes import Process, sum_over_ranks, wait_for_main
+from training.data.processes import Process, wait_for_main
 from training.model.policies import POLICIES, TRAINED
 from training.run.checkpoint import (
     DIGEST,
@@ -38,74 +33,14 @@ from training.run.record import (
 from training.run.state import RunState
 
 
-@contextlib.contextmanager
-def written_run(paths: RunPaths, process: Process) -> Iterator[None]:
-    """Hold a run's folder, unless the run is finished: then it is only read.
-
-    Raises:
-        ConfigError: If another trainer holds it; names it.
-        CheckpointError: If the run's record is damaged.
-    """
-    with named_output(paths.folder, "--output"):
-        is_begun = paths.last.exists() and paths.record.exists()
-    is_finished = is_begun and load_record(paths.record).evaluation is not None
-    with contextlib.nullcontext() if is_finished else held_run(paths, process):
-        yield
-
-
-@contextlib.contextmanager
-def held_run(paths: RunPaths, process: Process, *, option: str = "--output") -> Iterator[None]:
-    """Keep other trainers out of a run's folder; rank 0 does so for its peers.
-
-    Args:
-        paths: Of the run.
-        process: This one among its peers.
-        option: That named the folder.
-
-    Raises:
-        ConfigError: If another trainer holds it, which is named, or it cannot be written.
-    """
-    fault: ConfigError | OSError | None = None
-    with contextlib.ExitStack() as stack:
-        if process.is_main:
-            try:
-                stack.enter_context(_held(paths, option))
-            except (ConfigError, OSError) as error:
-                fault = error
-        faults = torch.tensor([fault is not None], dtype=torch.int64, device=process.device)
-        if sum_over_ranks(faults, process):
-            raise fault or EveryRankError(
-                f"rank 0 must hold a run's folder; got one that it cannot hold, {paths.folder}. "
-                "It says why."
-            )
-        yield
-
-
-@contextlib.contextmanager
-def _held(paths: RunPaths, option: str) -> Iterator[None]:
-    is_new = not paths.folder.exists()
-    require_folder(paths.folder, option)
-    with writer_lock(
-        paths.folder, paths.holder, rule="a run must have one trainer at a time",
-        fix="Wait for it to end, or name another --experiment or --output.",
-    ):  # fmt: skip
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # what went wrong before counts more
-                paths.holder.unlink(missing_ok=True)
-                if is_new:
-                    paths.folder.rmdir()  # unless files are in it
-
-
 def open_record(
     config: TrainConfig, *, shards: ShardFolder, paths: RunPaths, process: Process, resume: bool
 ) -> RunRecord:
-    """Start a record, or take up the one that is there.
+    """Start a run's record, or read the one to resume.
 
     Raises:
-        ConfigError: If there is one and it is not to be resumed, or the policy trains nothing.
-        CheckpointError: If the one that is there is of another run, or damaged.
+        ConfigError: If there is a run that is not to be resumed, or the policy trains nothing.
+        CheckpointError: If what is there belongs to another run, or is damaged.
     """
     if POLICIES[config.policy].is_fitted:
         raise ConfigError(
@@ -123,9 +58,9 @@ def open_record(
         record = load_record(paths.record)
         _check_same(record, config, shards=shards, paths=paths, process=process)
         check_own(paths.last, meta, record)
-        if paths.best.exists():  # or the next record would name it, though it is of another run
+        if paths.best.exists():  # or the next record would name it, though it is another run's
             check_own(paths.best, read_meta(paths.best), record)
-        # A run that was killed between the two files has told of an epoch that it did not save.
+        # A kill between the two files leaves a record with an epoch that was not saved.
         return replace(record, epochs=record.epochs[: meta.epoch])
     return RunRecord(
         name=paths.folder.name,
@@ -142,13 +77,9 @@ def open_record(
 
 
 def _check_same(
-    record: RunRecord,
-    config: TrainConfig,
-    *,
-    shards: ShardFolder,
-    paths: RunPaths,
+    record: RunRecord, config: TrainConfig, *, shards: ShardFolder, paths: RunPaths,
     process: Process,
-) -> None:
+) -> None:  # fmt: skip
     changed = [
         f"{option} {there} there, {asked} asked for"
         for option, there, asked in changed_options(record.config, config)
@@ -167,10 +98,10 @@ def _check_same(
 def load_last(
     state: RunState, paths: RunPaths, record: RunRecord
 ) -> tuple[float, EpochPart | None]:
-    """Take up the last checkpoint; gives the best validation accuracy, and the epoch in hand."""
+    """Load the last checkpoint; gives the best validation accuracy, and the epoch in hand."""
     meta = read_meta(paths.last)
+    load_optimizer(paths.last, state.model, state.optimizer, state.scheduler)
     load_weights(paths.last, state.model)
-    load_optimizer(paths.last, state.optimizer, state.scheduler)
     if meta.epoch != len(record.epochs):
         raise ConfigError(
             f"a run's record and checkpoint must agree; got {len(record.epochs)} and "
@@ -179,32 +110,29 @@ def load_last(
     return meta.best_top1, meta.part
 
 
-def save_epoch(state: RunState, paths: RunPaths, record: RunRecord, best: float) -> float:
-    """Write record and checkpoints after an epoch; gives the best accuracy so far."""
-    top1 = record.epochs[-1].val_top1
-    is_best = top1 is not None and top1 >= best
-    best = max(best, top1 or 0.0)
-    written = (paths.best, paths.last) if is_best else (paths.last,)
-    _save(state, paths, record, best, written=written)
-    return best
-
-
-def save_part(
-    state: RunState, paths: RunPaths, record: RunRecord, best: float, part: EpochPart
-) -> None:
-    """Write record and checkpoint between two steps of an epoch."""
-    _save(state, paths, record, best, part=part, written=(paths.last,))
-
-
-def _save(
+def save_run(
     state: RunState,
     paths: RunPaths,
     record: RunRecord,
     best: float,
     *,
     part: EpochPart | None = None,
-    written: tuple[Path, ...],
-) -> None:
+) -> float:
+    """Write a record, then its checkpoint, after an epoch or in one.
+
+    Args:
+        state: Of the run.
+        paths: Where the files go.
+        record: Of the finished epochs.
+        best: Best validation accuracy before this save, %.
+        part: Of the epoch in hand; None where the last one is done.
+
+    Returns:
+        The best validation accuracy.
+    """
+    top1 = record.epochs[-1].val_top1 if part is None else None
+    is_best = top1 is not None and top1 >= best
+    best = max(best, top1 or 0.0)
     if state.process.is_main:
         meta = CheckpointMeta(
             config=state.config,
@@ -218,10 +146,12 @@ def _save(
         data = pack_checkpoint(
             meta, model=state.model, optimizer=state.optimizer, scheduler=state.scheduler
         )
+        written = (paths.best, paths.last) if is_best else (paths.last,)
         _name(record, paths, data, written=written).save(paths.record)
         for path in written:
             write_file(path, data)
     wait_for_main(state.process)
+    return best
 
 
 def _name(

@@ -24,6 +24,7 @@ from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import (
     Process,
+    any_rank,
     gather_ranks,
     share_buffers,
     sum_over_ranks,
@@ -33,9 +34,9 @@ from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.run.checkpoint import digest_of, load_initial
-from training.run.folder import RunPaths
+from training.run.folder import RunPaths, written_run
 from training.run.record import EpochPart, EpochRecord, RunRecord
-from training.run.resume import load_last, open_record, save_epoch, save_part, written_run
+from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
 from training.run.signals import Stop, noted_signals
 from training.run.state import RunState, build_state, settled
@@ -145,10 +146,10 @@ class Training:
             self.record = replace(
                 self.record, epochs=(*self.record.epochs, done), seconds=self._seconds()
             )
-            self.best = save_epoch(self.state, self.paths, self.record, self.best)
+            self.best = save_run(self.state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
             self.progress.event("epoch", _line(done, config.epochs), **asdict(done))
-            if self._is_stop_wanted():
+            if any_rank(bool(self.stop.wanted), self.state.process):
                 raise self._stopped()
 
     def epoch(self) -> None:
@@ -247,16 +248,11 @@ class Training:
     def _seconds(self) -> float:
         return time.monotonic() - self.since
 
-    def _is_stop_wanted(self) -> bool:
-        process = self.state.process
-        wanted = torch.tensor([bool(self.stop.wanted)], dtype=torch.int64, device=process.device)
-        return bool(sum_over_ranks(wanted, process))
-
     def _stopped(self) -> StoppedRunError:
         """Save what is done, and say where."""
         self.record = replace(self.record, seconds=self._seconds())
         if self.part.step:
-            save_part(self.state, self.paths, self.record, self.best, self.part)
+            save_run(self.state, self.paths, self.record, self.best, part=self.part)
         where = f"step {self.part.step} of " if self.part.step else "the end of "
         epoch = self.part.epoch + bool(self.part.step)
         kind = StoppedRunError if self.stop.wanted == signal.SIGINT else PreemptedRunError

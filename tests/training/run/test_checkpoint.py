@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
-from pipeline.common.errors import CheckpointError
+from pipeline.common.checksum import embed_sha256
+from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import TrainConfig
 from training.run.checkpoint import (
+    DIGEST,
     CheckpointMeta,
     check_fits,
     load_optimizer,
@@ -77,13 +81,55 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(
     save(tmp_path / "last.safetensors", meta, unbroken)
 
     assert read_meta(tmp_path / "last.safetensors") == meta
+    load_optimizer(tmp_path / "last.safetensors", *resumed)
     load_weights(tmp_path / "last.safetensors", resumed[0])
-    load_optimizer(tmp_path / "last.safetensors", resumed[1], resumed[2])
     for seed in (4, 5):
         for name, value in unbroken[0].state_dict().items():
             assert torch.equal(resumed[0].state_dict()[name], value), name
         take_steps(unbroken, 7, seed=seed)
         take_steps(resumed, 7, seed=seed)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
+    opened: ShardFolder, tmp_path: Path
+) -> None:
+    config, path = TrainConfig(), tmp_path / "last.safetensors"
+    model, *_ = fresh("sgd", config, seed=1)
+    data = pack_checkpoint(meta_of(opened, config), model=model)
+    old = re.sub(
+        rb"[0-9a-f]{64}", b"0" * 64, data.replace(b"srp-checkpoint/2", b"srp-checkpoint/1")
+    )
+    write_file(path, embed_sha256(old, DIGEST))
+    with pytest.raises(CheckpointError) as caught:
+        read_meta(path)
+    assert str(caught.value) == (
+        "a checkpoint must be of this version's format, srp-checkpoint/2; got srp-checkpoint/1 in "
+        f"{path}. Train the run again, or use the version of srp that wrote it."
+    )
+
+
+def test_the_state_of_an_optimizer_has_the_names_of_its_weights(
+    finished: tuple[RunPaths, RunRecord],
+) -> None:
+    with safe_open(finished[0].last, framework="np") as file:
+        names = set(file.keys())
+    weights = {name.removeprefix("model.") for name in names if name.startswith("model.")}
+    states = {name for name in names if name.startswith("optimizer.state.")}
+    assert {name.removeprefix("optimizer.state.").rpartition(".")[0] for name in states} <= weights
+    assert len(states) > 10
+
+
+def test_an_optimizer_whose_state_is_no_numbers_is_refused_by_its_option(
+    opened: ShardFolder,
+) -> None:
+    config = TrainConfig()
+    model, optimizer, scheduler = stepped = fresh("sgd", config, seed=1)
+    take_steps(stepped, 1, seed=1)
+    optimizer.state[next(model.parameters())]["names"] = ["a"]
+    with pytest.raises(ConfigError, match="--opt must have a state of tensors and numbers; got"):
+        pack_checkpoint(
+            meta_of(opened, config), model=model, optimizer=optimizer, scheduler=scheduler
+        )
 
 
 def test_nothing_in_a_checkpoint_is_pickled(finished: tuple[RunPaths, RunRecord]) -> None:

@@ -25,7 +25,7 @@ from training.data.processes import Process
 from training.run.checkpoint import load_initial, load_optimizer, load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, load_record
-from training.run.resume import open_record, save_epoch
+from training.run.resume import open_record, save_run
 from training.run.state import RunState, build_state
 from training.score.crop_logits import CropLogits
 
@@ -64,7 +64,7 @@ def saved(
     record = open_record(config, shards=opened, paths=paths, process=alone, resume=False)
     paths.folder.mkdir()
     record = replace(record, epochs=(EPOCH,))
-    save_epoch(state, paths, record, 0.0)
+    save_run(state, paths, record, 0.0)
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter += 1
@@ -84,13 +84,13 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
         at += 1
         for path, data in before.items():
             path.write_bytes(data)
-        is_over = survived(partial(save_epoch, state, paths, record, 11.0), at)
+        is_over = survived(partial(save_run, state, paths, record, 11.0), at)
         meta, found = read_meta(paths.last), load_record(paths.record)
         assert meta.epoch <= len(found.epochs)  # or the epoch would have no record
         for path in (paths.last, paths.best):
             fresh = build_state(state.config, opened, alone)
             load_weights(path, fresh.model)
-            load_optimizer(path, fresh.optimizer, fresh.scheduler)
+            load_optimizer(path, fresh.model, fresh.optimizer, fresh.scheduler)
         resumed = open_record(state.config, shards=opened, paths=paths, process=alone, resume=True)
         assert len(resumed.epochs) == meta.epoch
         epochs.append(meta.epoch)
@@ -189,7 +189,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_does_not_run(
         read_meta,
         lambda path: load_weights(path, state.model),
         lambda path: load_initial(path, state.model),
-        lambda path: load_optimizer(path, state.optimizer, state.scheduler),
+        lambda path: load_optimizer(path, state.model, state.optimizer, state.scheduler),
         CropLogits.load,
     ]
     for data in pickles(canary):

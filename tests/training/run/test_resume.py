@@ -23,9 +23,8 @@ from training.choose.distill import distill
 from training.config import DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import check_own, digest_of, read_meta
-from training.run.folder import RunPaths
+from training.run.folder import RunPaths, held_run
 from training.run.record import RunRecord, load_record
-from training.run.resume import held_run
 
 HERE = socket.gethostname()
 QUICK = (

@@ -25,7 +25,7 @@ from training.data.processes import Process
 from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.proposer import MapProposer, Proposal
-from training.run import resume
+from training.run import folder, resume
 from training.run import train as loop
 from training.run.checkpoint import load_weights, read_meta
 from training.run.folder import RunPaths
@@ -381,7 +381,7 @@ def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
     with pytest.raises(Killed):
         train(config, tmp_path / "run", progress=KillAfter(1))
     other = Process(rank=0, world_size=2, device=torch.device("cpu"))
-    monkeypatch.setattr(resume, "sum_over_ranks", lambda tensor, _: tensor)  # the other is made up
+    monkeypatch.setattr(folder, "any_rank", lambda is_so, _: is_so)  # the other is made up
     with pytest.raises(ConfigError, match="got 1 processes there, 2 now in "):
         train(config, tmp_path / "run", resume=True, process=other)
 
