@@ -1,10 +1,11 @@
 """Fill the arrays of one batch from mapped shards.
 
-Axes: B samples, K candidates that are read, L glimpses that are looked at, R resized candidates, C
-canvas px, H and W crop px, S glimpse px.
+Axes: B samples, K candidates whose crops are read, L candidates whose glimpses are read, R resized
+candidates, C canvas px, H and W crop px, S glimpse px.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,21 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format.codecs import codec_of
+from pipeline.format.codecs import Codec, codec_of
 from pipeline.format.crops import CropLayout
 from pipeline.format.cutting import glimpses, original_crops
 from pipeline.format.npy import NPY_START
 from pipeline.format.sample import GLIMPSES, ORIGINALS, SMALL_GLIMPSES
 from pipeline.pixels import Pixels
-from pipeline.read.reader import Located, ShardReader
+from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import Indices
 
 Addresses = NDArray[np.int64]
-Decoded = dict[str, Pixels]
-"""What has been decoded of one sample so far, by member."""
+Shape = tuple[int, ...]
 
-_NONE: Pixels = np.empty((0, 0, 3), np.uint8)
-_ONE_ROW = np.zeros(1, np.int64)  # a piece of one row has no next one
+_NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
+_ONE_ROW = np.zeros(1, np.int64)  # stride of a piece that has a single row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class BatchSpec:
     """What a batch carries of each sample.
 
     Attributes:
-        candidates: Indices on axis K, whose crops are read.
-        glimpse_px: Side of the glimpses; those of another size than the stored ones are made
-            from the crops. None reads none.
-        looked_at: Indices on axis K, whose glimpses are read; None reads those of `candidates`.
-        crops: Whether crops are cut on reading. Otherwise the batch carries canvases, and the
-            resized candidates, from which they can be cut as views.
-        compiled: Whether pixels are copied by compiled code, past the caches. Loading it takes
-            a second.
+        candidates: Candidates whose crops are read; indices on axis K.
+        glimpse_px: Side of the glimpses; another size than the stored one is made from the crops.
+            None reads no glimpses.
+        looked_at: Candidates whose glimpses are read; None takes `candidates`.
+        crops: Whether crops are cut on reading. Otherwise the batch carries canvases and resized
+            candidates, from which crops can be cut as views.
+        compiled: Whether compiled code copies the pixels, past the caches. Loading it takes a
+            second.
     """
 
     candidates: tuple[int, ...]
@@ -52,7 +52,7 @@ class BatchSpec:
 
 
 class Arrays(NamedTuple):
-    """The pixels of B samples, uint8, RGB; None where nobody asked for them.
+    """The pixels of B samples, uint8, RGB; None for what the `BatchSpec` leaves out.
 
     There are either `crops_BKHWC`, or `canvases_BCC3` and `resized_BRHWC`. Glimpses are not
     padded.
@@ -64,54 +64,131 @@ class Arrays(NamedTuple):
     glimpses_BLSS: Pixels | None
 
 
+class _Members:
+    """The members of B samples, in the mapped shards."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        indices_B: Indices,
+        *,
+        rows: Mapping[str, int],
+        shapes: Mapping[str, Shape],
+    ) -> None:
+        self._reader, self._rows, self._shapes = reader, rows, shapes
+        self._located = reader.locate(indices_B)
+
+    def bytes_of(self, name: str, sample: int) -> Pixels:
+        """View the bytes of a sample's member."""
+        start = int(self._located.offsets_MB[self._rows[name], sample])
+        stop = start + int(self._located.sizes_MB[self._rows[name], sample])
+        return self._reader.mapped.bytes_of(int(self._located.shards_B[sample]))[start:stop]
+
+    def array(self, name: str, sample: int) -> Pixels:
+        """View a sample's member that is `.npy`."""
+        return self.bytes_of(name, sample)[NPY_START:].reshape(self._shapes[name])
+
+    def addresses(self, name: str) -> Addresses:
+        """Return the address of each sample's array in this process's memory."""
+        shards = self._located.shards_B.tolist()
+        bases = [self._reader.mapped.address_of(number) for number in shards]
+        offsets_B = self._located.offsets_MB[self._rows[name]]
+        return np.asarray(np.array(bases, np.int64) + offsets_B + NPY_START)
+
+
+class RawPixels:
+    """Images that are stored as they are: views of the mapped shards."""
+
+    def next_sample(self) -> None:
+        """Nothing is kept."""
+
+    def view(self, members: _Members, name: str, sample: int) -> Pixels:
+        """View an image where it lies."""
+        return members.array(name, sample)
+
+    def copy(self, members: _Members, name: str, sample: int, out: Pixels) -> None:
+        """Copy an image."""
+        out[...] = members.array(name, sample)
+
+
+class CodedPixels:
+    """Images that are decoded, each once; a thread decodes into its own memory."""
+
+    def __init__(self, codec: Codec, shapes: Mapping[str, Shape]) -> None:
+        self._codec, self._shapes = codec, shapes
+        self._own = threading.local()
+
+    def next_sample(self) -> None:
+        """Forget the images of the last sample."""
+        self._own.decoded = {}
+
+    def view(self, members: _Members, name: str, sample: int) -> Pixels:
+        """View a decoded image; this thread's next sample overwrites it."""
+        if name not in self._own.decoded:
+            if not hasattr(self._own, name):
+                setattr(self._own, name, np.empty(self._shapes[name], np.uint8))
+            self.copy(members, name, sample, getattr(self._own, name))
+        decoded: Pixels = self._own.decoded[name]
+        return decoded
+
+    def copy(self, members: _Members, name: str, sample: int, out: Pixels) -> None:
+        """Decode an image into memory of the caller's."""
+        self._codec.decode_into(members.bytes_of(name, sample).data, out)
+        self._own.decoded[name] = out
+
+
 class Collator:
     """Fills arrays with samples of one reader. Safe to share among threads."""
 
-    def __init__(self, reader: ShardReader, content: BatchSpec) -> None:
-        """Look at what the shards hold.
+    def __init__(self, reader: ShardReader, wanted: BatchSpec) -> None:
+        """Prepare to read a split.
 
         Raises:
-            ConfigError: If canvases are asked for that the shards do not hold.
-            IndexError: If there is no such candidate.
+            ConfigError: If canvases are wanted and the shards hold none.
+            IndexError: If a candidate does not exist.
         """
-        self.reader = reader
-        self.content = content
-        spec = reader.manifest.spec
-        self._plan, self._stored_px = spec.crop_layout, spec.glimpse_size
-        self._has_canvas = spec.layout == "canvas"
-        if not content.crops and not self._has_canvas:
+        self.reader, self.wanted = reader, wanted
+        self._spec = spec = reader.manifest.spec
+        self._layout = layout = spec.crop_layout
+        if not wanted.crops and spec.layout != "canvas":
             raise ConfigError(
                 "canvases can be read only from shards that hold them; got --layout "
                 f"{spec.layout}. Read crops, or build shards with --layout canvas."
             )
-        self._codec = codec_of(spec)
-        self._canvas, self._resized = self._codec.canvas_suffix, self._codec.resized_suffix
-        self._is_raw = self._codec.name == "raw"
-        self._own = threading.local()  # what a thread decodes into
-        self._looks = content.candidates if content.looked_at is None else content.looked_at
-        for candidate in (*content.candidates, *self._looks):
-            if not 0 <= candidate < len(self._plan):
+        self._looks = wanted.candidates if wanted.looked_at is None else wanted.looked_at
+        for candidate in (*wanted.candidates, *self._looks):
+            if not 0 <= candidate < len(layout):
                 raise IndexError(
-                    f"a candidate's index must be at least 0 and below {len(self._plan)}; got "
+                    f"a candidate's index must be at least 0 and below {len(layout)}; got "
                     f"{candidate}."
                 )
-        self._cuts = _cuts(self._plan, content.candidates)
-        looks_at_all = self._looks == tuple(range(len(self._plan)))
+        looks_at_all = self._looks == tuple(range(len(layout)))
         self._looked = slice(None) if looks_at_all else list(self._looks)
-        self._row_of = {name: row for row, name in enumerate(reader.manifest.suffixes())}
-        self._shape_of = reader.manifest.npy_shapes()
+        self._rows = {name: row for row, name in enumerate(reader.manifest.suffixes())}
+        self._shapes = reader.manifest.npy_shapes()
+        self._codec = codec = codec_of(spec)
+        self._pixels = RawPixels() if codec.is_raw else CodedPixels(codec, self._image_shapes())
+        self._cuts = _cuts(layout, wanted.candidates)
+        self._is_gathered = wanted.compiled and spec.layout == "canvas"
 
-    def shapes(self, num_samples: int) -> tuple[tuple[int, ...] | None, ...]:
-        """Give the shapes of the `Arrays` of some samples, None for what is not read."""
-        plan, side = self._plan, self.content.glimpse_px
-        num_read, crop, canvas = len(self.content.candidates), plan.crop_px, plan.canvas_px
-        crops = (num_samples, num_read, crop, crop, 3)
-        canvases = (num_samples, canvas, canvas, 3)
-        resized = (num_samples, len(plan.resized), crop, crop, 3)
+    def _image_shapes(self) -> dict[str, Shape]:
+        canvas, crop, num_resized = (
+            self._spec.canvas_size, self._spec.crop_size, len(self._layout.resized)
+        )  # fmt: skip
+        return {
+            self._codec.canvas_suffix: (canvas, canvas, 3),
+            self._codec.resized_suffix: (num_resized, crop, crop, 3),
+        }
+
+    def shapes(self, num_samples: int) -> tuple[Shape | None, ...]:
+        """Return the shapes of the `Arrays` of some samples, None for what is not read."""
+        side, crop = self.wanted.glimpse_px, self._spec.crop_size
         looked = None if side is None else (num_samples, len(self._looks), side, side)
-        if self.content.crops:
+        if self.wanted.crops:
+            crops = (num_samples, len(self.wanted.candidates), crop, crop, 3)
             return crops, None, None, looked
-        return None, canvases, resized, looked
+        images = self._image_shapes().values()
+        return None, *((num_samples, *shape) for shape in images), looked
 
     def fill(self, indices_B: Indices, out: Arrays) -> None:
         """Read samples into arrays of their number.
@@ -119,21 +196,21 @@ class Collator:
         Raises:
             VerificationError: If a sample's bytes are not those that were written.
         """
-        located = self.reader.locate(indices_B)
-        gathers = self.content.compiled and self._has_canvas
-        if gathers and self._is_raw:
-            self._gather_pixels(located, out)
-        looked_BLSS = out.glimpses_BLSS
-        if looked_BLSS is not None and gathers and self._looks_at_stored:
-            self._gather_glimpses(located, looked_BLSS)
-            looked_BLSS = None
-        for row, index in enumerate(indices_B.tolist()):
-            decoded: Decoded = {}
+        members = _Members(self.reader, indices_B, rows=self._rows, shapes=self._shapes)
+        glimpses_BLSS = out.glimpses_BLSS
+        has_all_pixels = self._is_gathered and self._codec.is_raw
+        if has_all_pixels:
+            self._gather_pixels(members, out)
+        if glimpses_BLSS is not None and self._is_gathered and self._looks_at_stored:
+            self._gather_glimpses(members, glimpses_BLSS)
+            glimpses_BLSS = None
+        for sample, index in enumerate(indices_B.tolist()):
+            self._pixels.next_sample()
             try:
-                if not (gathers and self._is_raw):
-                    self._copy_pixels(located, row, out, decoded)
-                if looked_BLSS is not None:
-                    looked_BLSS[row] = self._glimpses(located, row, decoded)
+                if not has_all_pixels:
+                    self._copy_pixels(members, sample, out)
+                if glimpses_BLSS is not None:
+                    glimpses_BLSS[sample] = self._glimpses(members, sample)
             except ValueError as error:
                 raise VerificationError(
                     f"a canvas must be one of {self._codec.name}; got {error} in "
@@ -142,149 +219,85 @@ class Collator:
 
     @property
     def _looks_at_stored(self) -> bool:
-        return self.content.glimpse_px == self._stored_px
+        return self.wanted.glimpse_px == self._spec.glimpse_size
 
-    def _copy_pixels(self, located: Located, row: int, out: Arrays, decoded: Decoded) -> None:
-        """Copy one sample's crops or canvas, decoded where that is needed."""
+    def _copy_pixels(self, members: _Members, sample: int, out: Arrays) -> None:
+        """Copy one sample's crops, or its canvas and resized candidates."""
+        wanted, codec = self.wanted.candidates, self._codec
         if out.crops_BKHWC is not None:
-            if self.content.compiled and self._has_canvas:
-                self._gather_decoded(located, row, out.crops_BKHWC[row : row + 1], decoded)
+            if self._is_gathered:
+                canvas_HWC, resized_RHWC = self._images(members, sample, wanted)
+                bases = np.array([canvas_HWC.ctypes.data]), np.array([resized_RHWC.ctypes.data])
+                self._gather_crops(*bases, out.crops_BKHWC[sample : sample + 1])
             else:
-                crops = self._crops(located, row, self.content.candidates, decoded)
-                for column, crop_CHW in enumerate(crops):
-                    out.crops_BKHWC[row, column] = crop_CHW.transpose(1, 2, 0)
+                for column, crop_CHW in enumerate(self._crops(members, sample, wanted)):
+                    out.crops_BKHWC[sample, column] = crop_CHW.transpose(1, 2, 0)
         if out.canvases_BCC3 is not None:
-            self._copy_image(located, self._canvas, row, out.canvases_BCC3[row])
-            decoded[self._canvas] = out.canvases_BCC3[row]
-        if out.resized_BRHWC is not None and self._plan.resized:
-            self._copy_image(located, self._resized, row, out.resized_BRHWC[row])
-            decoded[self._resized] = out.resized_BRHWC[row]
+            self._pixels.copy(members, codec.canvas_suffix, sample, out.canvases_BCC3[sample])
+        if out.resized_BRHWC is not None and self._layout.resized:
+            self._pixels.copy(members, codec.resized_suffix, sample, out.resized_BRHWC[sample])
 
-    def _copy_image(self, located: Located, name: str, row: int, out: Pixels) -> None:
-        """Copy or decode pixels `(H, W, 3)`, or `(R, H, W, 3)` one below the other."""
-        if self._is_raw:
-            out[...] = self._array(located, name, row)
-        else:
-            column_HWC = out.reshape(-1, *out.shape[-2:])
-            self._codec.decode_into(self._bytes(located, name, row).data, column_HWC)
-
-    def _crops(
-        self, located: Located, row: int, wanted: tuple[int, ...], decoded: Decoded
-    ) -> list[Pixels]:
-        """View one sample's crops, each `(3, H, W)`, until this thread asks for the next ones."""
-        if not self._has_canvas:
-            originals_KCHW = self._array(located, ORIGINALS, row)
+    def _crops(self, members: _Members, sample: int, wanted: tuple[int, ...]) -> list[Pixels]:
+        """View one sample's crops, each `(3, H, W)`, until this thread reads the next sample."""
+        if self._spec.layout == "tensors":
+            originals_KCHW = members.array(ORIGINALS, sample)
             return [originals_KCHW[k] for k in wanted]
-        canvas_HWC, resized_RHWC = self._pictures(located, row, wanted, decoded)
-        return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), self._plan, wanted)
+        canvas_HWC, resized_RHWC = self._images(members, sample, wanted)
+        return original_crops(canvas_HWC, resized_RHWC.transpose(0, 3, 1, 2), self._layout, wanted)
 
-    def _gather_decoded(
-        self, located: Located, row: int, out_1KHWC: Pixels, decoded: Decoded
-    ) -> None:
-        """Cut one sample's crops past the caches, from the thread's own memory."""
-        canvas_HWC, resized_RHWC = self._pictures(located, row, self.content.candidates, decoded)
-        sources_1K: Addresses | None = getattr(self._own, "sources_1K", None)
-        if sources_1K is None:
-            sources_1K = self._sources(
-                np.array([canvas_HWC.ctypes.data]), np.array([resized_RHWC.ctypes.data])
-            )
-            self._own.sources_1K = sources_1K
-        self._gather_crops(sources_1K, out_1KHWC)
-
-    def _pictures(
-        self, located: Located, row: int, wanted: tuple[int, ...], decoded: Decoded
+    def _images(
+        self, members: _Members, sample: int, wanted: tuple[int, ...]
     ) -> tuple[Pixels, Pixels]:
-        """View what one sample's crops are cut from; what is not needed has no pixels."""
-        plan = self._plan
-        canvas_HWC, resized_RHWC = _NONE, _NONE[None]
-        num_cut = sum(map(plan.is_cut, wanted))
+        """View the canvas and the resized candidates; an image that is not needed is empty."""
+        canvas_HWC, resized_RHWC = _NO_PIXELS, _NO_PIXELS[None]
+        num_cut = sum(map(self._layout.is_cut, wanted))
         if num_cut:
-            side = plan.canvas_px
-            canvas_HWC = self._image(located, self._canvas, row, (side, side, 3), decoded)
+            canvas_HWC = self._pixels.view(members, self._codec.canvas_suffix, sample)
         if num_cut < len(wanted):
-            side, count = plan.crop_px, len(plan.resized)
-            shape = (count, side, side, 3)
-            resized_RHWC = self._image(located, self._resized, row, shape, decoded)
+            resized_RHWC = self._pixels.view(members, self._codec.resized_suffix, sample)
         return canvas_HWC, resized_RHWC
 
-    def _image(
-        self, located: Located, name: str, row: int, shape: tuple[int, ...], decoded: Decoded
-    ) -> Pixels:
-        """View raw pixels where they lie, or decode them into this thread's own memory, once."""
-        if self._is_raw:
-            return self._array(located, name, row)
-        if name in decoded:
-            return decoded[name]
-        own: Pixels | None = getattr(self._own, name, None)
-        if own is None:
-            own = np.empty(shape, np.uint8)
-            setattr(self._own, name, own)
-        self._copy_image(located, name, row, own)
-        decoded[name] = own
-        return own
-
-    def _glimpses(self, located: Located, row: int, decoded: Decoded) -> Pixels:
-        """Give one sample's glimpses, `(L, S, S)`."""
-        side = self.content.glimpse_px or self._stored_px
+    def _glimpses(self, members: _Members, sample: int) -> Pixels:
+        """Return one sample's glimpses, `(L, S, S)`."""
+        side = self.wanted.glimpse_px or self._spec.glimpse_size
         if not self._looks_at_stored:
-            return glimpses(self._crops(located, row, self._looks, decoded), side)[:, 0]
-        stored = SMALL_GLIMPSES if self._has_canvas else GLIMPSES
-        return self._array(located, stored, row)[self._looked, 0, :side, :side]
+            return glimpses(self._crops(members, sample, self._looks), side)[:, 0]
+        stored = GLIMPSES if self._spec.layout == "tensors" else SMALL_GLIMPSES
+        return members.array(stored, sample)[self._looked, 0, :side, :side]
 
-    def _array(self, located: Located, name: str, row: int) -> Pixels:
-        """View one sample's array in its shard."""
-        return self._bytes(located, name, row)[NPY_START:].reshape(self._shape_of[name])
-
-    def _bytes(self, located: Located, name: str, row: int) -> Pixels:
-        """View the bytes of one sample's member."""
-        member = self._row_of[name]
-        start = int(located.offsets_MB[member, row])
-        stop = start + int(located.sizes_MB[member, row])
-        return self.reader.mapped.bytes_of(int(located.shards_B[row]))[start:stop]
-
-    def _gather_pixels(self, located: Located, out: Arrays) -> None:
+    def _gather_pixels(self, members: _Members, out: Arrays) -> None:
         """Copy the raw pixels of all samples at once, past the caches."""
-        plan = self._plan
-        canvases_B = self._addresses(located, self._canvas)
-        resized_B = self._addresses(located, self._resized) if plan.resized else canvases_B
+        codec, num_resized = self._codec, len(self._layout.resized)
+        canvases_B = members.addresses(codec.canvas_suffix)
+        resized_B = members.addresses(codec.resized_suffix) if num_resized else canvases_B
         if out.crops_BKHWC is not None:
-            self._gather_crops(self._sources(canvases_B, resized_B), out.crops_BKHWC)
+            self._gather_crops(canvases_B, resized_B, out.crops_BKHWC)
         if out.canvases_BCC3 is not None:
-            size = 3 * plan.canvas_px**2
+            size = 3 * self._spec.canvas_size**2
             _gather(out.canvases_BCC3, canvases_B[:, None], _ONE_ROW, row_bytes=size)
-        if out.resized_BRHWC is not None and plan.resized:
-            size = 3 * plan.crop_px**2 * len(plan.resized)
+        if out.resized_BRHWC is not None and num_resized:
+            size = 3 * self._spec.crop_size**2 * num_resized
             _gather(out.resized_BRHWC, resized_B[:, None], _ONE_ROW, row_bytes=size)
 
-    def _gather_glimpses(self, located: Located, out_BLSS: Pixels) -> None:
+    def _gather_crops(self, canvases_B: Addresses, resized_B: Addresses, out_BKHWC: Pixels) -> None:
+        """Cut crops from images at these addresses, past the caches."""
+        side, cuts = self._spec.crop_size, self._cuts
+        bases_BK = np.where(cuts.is_cut_K, canvases_B[:, None], resized_B[:, None])
+        pieces_BK = bases_BK + cuts.offsets_K
+        _gather(out_BKHWC, pieces_BK, cuts.strides_K, num_rows=side, row_bytes=3 * side)
+
+    def _gather_glimpses(self, members: _Members, out_BLSS: Pixels) -> None:
         """Copy the stored glimpses of all samples at once."""
-        size = self._stored_px**2
-        first_B = self._addresses(located, SMALL_GLIMPSES)
-        pieces_BL = first_B[:, None] + size * np.array(self._looks)
+        size = self._spec.glimpse_size**2
+        pieces_BL = members.addresses(SMALL_GLIMPSES)[:, None] + size * np.array(self._looks)
         _gather(out_BLSS, pieces_BL, np.zeros(len(self._looks), np.int64), row_bytes=size)
-
-    def _gather_crops(self, sources_BK: Addresses, out_BKHWC: Pixels) -> None:
-        side = self._plan.crop_px
-        _gather(out_BKHWC, sources_BK, self._cuts.strides_K, num_rows=side, row_bytes=3 * side)
-
-    def _sources(self, canvases_B: Addresses, resized_B: Addresses) -> Addresses:
-        """Give the addresses of the crops' first pixels, `(B, K)`."""
-        bases_BK = np.where(self._cuts.is_cut_K, canvases_B[:, None], resized_B[:, None])
-        return bases_BK + self._cuts.offsets_K
-
-    def _addresses(self, located: Located, name: str) -> Addresses:
-        """Give the addresses of one array of each sample in this process's memory."""
-        member = self._row_of[name]
-        bases = [self.reader.mapped.address_of(number) for number in located.shards_B.tolist()]
-        addresses_B: Addresses = np.array(bases, np.int64) + located.offsets_MB[member]
-        return addresses_B + NPY_START
 
 
 class _Cuts(NamedTuple):
     """Where each candidate's pixels lie.
 
-    `is_cut_K` says whether in the canvas, otherwise in the resized array. `offsets_K` are bytes
-    from the start of that array, `strides_K` bytes from one row to the next.
+    `is_cut_K`: in the canvas; otherwise in the resized array. `offsets_K`: bytes from the start of
+    that array. `strides_K`: bytes from one row to the next.
     """
 
     is_cut_K: NDArray[np.bool_]
@@ -292,17 +305,17 @@ class _Cuts(NamedTuple):
     strides_K: Addresses
 
 
-def _cuts(plan: CropLayout, candidates: tuple[int, ...]) -> _Cuts:
+def _cuts(layout: CropLayout, candidates: tuple[int, ...]) -> _Cuts:
     offsets, strides = [], []
     for candidate in candidates:
-        if plan.is_cut(candidate):
-            box, stride = plan.boxes[candidate], 3 * plan.canvas_px
+        if layout.is_cut(candidate):
+            box, stride = layout.boxes[candidate], 3 * layout.canvas_px
             offsets.append(box.y0 * stride + 3 * box.x0)
         else:
-            stride = 3 * plan.crop_px
-            offsets.append(plan.resized.index(candidate) * plan.crop_px * stride)
+            stride = 3 * layout.crop_px
+            offsets.append(layout.resized.index(candidate) * layout.crop_px * stride)
         strides.append(stride)
-    is_cut_K = np.array([plan.is_cut(k) for k in candidates])
+    is_cut_K = np.array([layout.is_cut(k) for k in candidates])
     return _Cuts(is_cut_K, np.array(offsets, np.int64), np.array(strides, np.int64))
 
 

@@ -60,7 +60,7 @@ class BatchLoader:
             ConfigError: If the shards do not hold what batches should carry.
         """
         self.reader = reader
-        self._filler = Collator(reader, content)
+        self._collator = Collator(reader, content)
         self._workers = workers
         self._allocate = allocate or aligned
         self._spare: list[Arrays] = []
@@ -89,7 +89,7 @@ class BatchLoader:
 
     def _take(self, size: int) -> Arrays:
         """Give buffers for as many samples, used before if there are such."""
-        shapes = self._filler.shapes(size)
+        shapes = self._collator.shapes(size)
         while self._spare:
             buffers = self._spare.pop()
             if tuple(None if buffer is None else buffer.shape for buffer in buffers) == shapes:
@@ -99,7 +99,7 @@ class BatchLoader:
     def _read(self, indices_B: Indices, buffers: Arrays) -> ArrayBatch:
         count = len(indices_B)
         arrays = Arrays(*(None if buffer is None else buffer[:count] for buffer in buffers))
-        self._filler.fill(indices_B, arrays)
+        self._collator.fill(indices_B, arrays)
         labels_B = self.reader.labels_N[indices_B].astype(np.int64)
         return ArrayBatch(arrays, labels_B, indices_B)
 
