@@ -1,7 +1,7 @@
 """Files that exist whole or not at all, in places that can be written.
 
-An output that cannot be written is the user's mistake where that is found before the work, and
-names the option; what fails later is the disk's.
+Before the work starts, an output that cannot be written is an error of the option that names it.
+Later, it is an error of the system.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ UNWRITABLE = (
 
 @contextlib.contextmanager
 def named_output(path: Path, option: str, *, kind: str = "folder") -> Iterator[None]:
-    """Blame an option for a place that cannot be written; for what is tried before the work.
+    """Turn an error of the system into one of the option that named the output.
 
     Args:
-        path: What was given.
-        option: As it is typed.
-        kind: What it must be, a `folder` or a `file`.
+        path: The output.
+        option: The option, as typed.
+        kind: `folder` or `file`.
 
     Raises:
-        ConfigError: If it is no such thing, or may not be written.
+        ConfigError: If the output is of another kind, or cannot be written.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def named_output(path: Path, option: str, *, kind: str = "folder") -> Iterator[N
 
 
 def require_folder(folder: Path, option: str) -> None:
-    """Make a folder for an output, and try whether it can be written.
+    """Make a folder, and check that it can be written.
 
     Raises:
         ConfigError: If it cannot; names the option.
@@ -56,7 +56,7 @@ def require_folder(folder: Path, option: str) -> None:
 
 
 def require_file(path: Path, option: str) -> None:
-    """Try whether an output can be written in its folder, which must be there.
+    """Check that a file can be written in its folder, which exists.
 
     Raises:
         ConfigError: If it cannot; names the option.
@@ -64,7 +64,7 @@ def require_file(path: Path, option: str) -> None:
     with named_output(path, option, kind="file"):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        path.exists()  # or its name is too long, which raises
+        path.exists()  # raises if the name is too long
         TemporaryFile(dir=path.parent).close()
 
 
@@ -72,11 +72,12 @@ def require_file(path: Path, option: str) -> None:
 def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[BinaryIO]:
     """Open a file that appears under its name only when every byte is on the disk.
 
-    Written aside, fsync, rename, fsync of the folder: also a power cut leaves no partial file.
+    It is written aside, synced and renamed, and its folder is synced: a power cut leaves no partial
+    file.
 
     Args:
-        path: Its name.
-        num_bytes: What it takes, about; for errors.
+        path: The file.
+        num_bytes: Its approximate size, for errors.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -87,19 +88,19 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Binary
                 os.fsync(file.fileno())
             aside.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # what went wrong before counts more
+        with contextlib.suppress(OSError):  # an earlier error matters more
             aside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it exists whole or not at all."""
+    """Write a file that exists whole or not at all."""
     with atomic_write(path, num_bytes=len(data)) as file:
         file.write(data)
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file in a folder that is itself still aside; its bytes are on the disk afterwards."""
+    """Write a file in a folder that is itself renamed later, and sync it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -107,11 +108,11 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def remove_partials(folder: Path, *, of: str = "*") -> None:
-    """Remove what killed writers left aside.
+    """Remove the partial files of killed writers.
 
     Args:
         folder: Where they wrote.
-        of: Name of the file that nobody writes now; all of them if it is not given.
+        of: Name of the file, which no process writes now; by default any.
     """
     for partial in folder.glob(f".{of}.*.partial"):
         partial.unlink(missing_ok=True)
@@ -121,12 +122,12 @@ def remove_partials(folder: Path, *, of: str = "*") -> None:
 def named_errors(
     path: Path, *, aside: Path | None = None, num_bytes: int | None = None
 ) -> Iterator[None]:
-    """Name the file in errors of the system that do not, such as a full disk's.
+    """Name the file in errors of the system that name none, for example of a full disk.
 
     Args:
         path: The file.
-        aside: Where it is written; whoever reads the error does not know it.
-        num_bytes: What the file takes, about; told where it does not fit.
+        aside: Its temporary name, which an error must not show.
+        num_bytes: Its approximate size, shown if it does not fit.
     """
     try:
         yield

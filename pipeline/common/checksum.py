@@ -1,6 +1,6 @@
-"""Files that hold their own SHA-256, so that no flipped bit passes for data.
+"""Files that hold their own SHA-256, so that a flipped bit is found.
 
-The digest is taken with zeros in its place.
+The digest is computed with zeros in its place.
 """
 
 import hashlib
@@ -10,23 +10,23 @@ NO_DIGEST = "0" * 64
 
 
 def embed_sha256(data: bytes, name: str) -> bytes:
-    """Fill in a file's digest.
+    """Write a file's digest into it.
 
     Args:
-        data: Of the file, with `NO_DIGEST` as the value of the JSON field.
-        name: Of the field; its first occurrence counts.
+        data: The file, with `NO_DIGEST` as the value of a JSON field.
+        name: The field; its first occurrence counts.
     """
     start, end = _field(name, NO_DIGEST.encode()).search(data).span(1)  # type: ignore[union-attr]
     return b"".join((data[:start], hashlib.sha256(data).hexdigest().encode(), data[end:]))
 
 
 def verify_sha256(data: bytes, name: str, *, within: int) -> None:
-    """Check a file's digest of itself; a file of before it had one has none, and passes.
+    """Compare a file with its own digest; an older file without the field passes.
 
     Args:
-        data: Of the file.
-        name: Of the field that holds the digest.
-        within: Bytes at the start of the file in which it lies.
+        data: The file.
+        name: The field of the digest.
+        within: Bytes at the start of the file that contain the field.
 
     Raises:
         ValueError: If a byte has changed.
@@ -44,11 +44,11 @@ def verify_sha256(data: bytes, name: str, *, within: int) -> None:
 
 
 def read_sha256(data: bytes, name: str) -> str:
-    """Read the digest that a file holds of itself; empty where it has none.
+    """Read the digest in a file; empty if there is none.
 
     Args:
-        data: Of the file; its start, in which the field lies, is enough.
-        name: Of the field.
+        data: The file, or its start that contains the field.
+        name: The field.
     """
     found = _field(name, b"[0-9a-f]{64}").search(data)
     return found[1].decode() if found else ""

@@ -1,4 +1,4 @@
-"""How many CPUs there are for us: SLURM, cpusets and taskset leave a process some of them."""
+"""The CPUs of this process: SLURM, cpusets and taskset may leave it only some."""
 
 import os
 import sys

@@ -1,17 +1,17 @@
-"""Everything that srp raises on purpose, and the exit status each one ends in.
+"""Every error that srp raises on purpose, and the exit status of each.
 
     SrpError
     ├── ConfigError        2  an option's value cannot work
-    │   └── EveryRankError 2  the same, which every process of a run meets
+    │   └── EveryRankError 2  the same, raised by every process of a run
     ├── SourceError        2  the source images are missing or not laid out as expected
     ├── DownloadError      2  a data set could not be fetched
     ├── CheckpointError    2  a checkpoint does not fit what it is used for
     ├── VerificationError  3  bytes on disk are not what their manifest or digest says
     ├── RejectsError       4  more images were rejected than allowed
-    ├── NoRoomError        1  what is to be built cannot fit on the disk
-    ├── DivergedError      1  the training loss stopped being a number
-    ├── StoppedRunError  130  training was interrupted, and goes on from where it was
-    │   └── PreemptedRunError  75  the same by SIGTERM: whoever lends the machine wants it back
+    ├── NoRoomError        1  the output cannot fit on the disk
+    ├── DivergedError      1  the training loss is no longer finite
+    ├── StoppedRunError  130  training was interrupted and saved; --resume continues it
+    │   └── PreemptedRunError  75  the same, by SIGTERM: the cluster takes the machine back
     └── ImageError         -  one image cannot be used; the build turns it into a rejection
 
 Every message follows one template: rule; got value where. Fix. The commands print it on one
@@ -26,8 +26,8 @@ class SrpError(Exception):
     """Base of everything raised on purpose.
 
     Attributes:
-        exit_status: Of the program that it ends.
-        by_every_rank: Whether each process of a run ends in it, so that the first says it for all.
+        exit_status: Exit status of the program.
+        by_every_rank: Whether every process of a run raises it; rank 0 prints it for all.
     """
 
     exit_status = 1
@@ -41,7 +41,7 @@ class ConfigError(SrpError):
 
 
 class EveryRankError(ConfigError):
-    """The same, which every process of a run meets."""
+    """An option's value cannot work; every process of a run raises this."""
 
     by_every_rank = True
 
@@ -77,39 +77,39 @@ class RejectsError(SrpError):
 
 
 class NoRoomError(SrpError):
-    """What is to be built cannot fit on the disk."""
+    """The output cannot fit on the disk."""
 
 
 class DivergedError(SrpError):
-    """The training loss stopped being a number.
+    """The training loss is no longer finite.
 
     Attributes:
-        keys: Of the samples whose losses are none, where they are known.
+        keys: Keys of the samples whose loss is not finite, if known.
     """
 
     by_every_rank = True
 
     def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
-        """Take the message, and the samples."""
+        """Keep the keys of the samples."""
         super().__init__(message)
         self.keys = keys
 
 
 class StoppedRunError(SrpError):
-    """Training was interrupted between two steps, and all of it is saved."""
+    """Training was interrupted between two steps; its state is saved."""
 
     exit_status = 130
     by_every_rank = True
 
 
 class PreemptedRunError(StoppedRunError):
-    """The same by SIGTERM, as clusters send it before they take a machine back."""
+    """Training was stopped by SIGTERM, which a cluster sends before it takes a machine back."""
 
-    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: retry later
 
 
 class ImageError(SrpError):
-    """One image cannot be used. The build turns it into a named rejection."""
+    """One image cannot be used; the build rejects it by name."""
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What happens, one JSON object a line, for machines: the option `--log FILE` of both programs.
+"""Events as JSON Lines, for machines: the option `--log FILE` of both programs.
 
 Each line has `time` (UTC, ISO 8601), `pid` and `event`; the other fields are the event's own.
 """
@@ -15,10 +15,10 @@ STAGE_S = 10.0  # between two lines of one stage
 
 
 class Log:
-    """Appends to a file, or says nothing until it has one."""
+    """Appends events to a file, if one is open."""
 
     def __init__(self) -> None:
-        """Begin without a file."""
+        """Start without a file."""
         self._path: Path | None = None
         self._warn: Callable[[str], None] = lambda _: None
         self._told: dict[str, tuple[float, int]] = {}
@@ -27,8 +27,8 @@ class Log:
         """Append to a file from now on; None appends nowhere.
 
         Args:
-            path: Of the file.
-            warn: Told once, should a line not fit: the work goes on without a log.
+            path: The file.
+            warn: Called once if a line cannot be written; the work continues without a log.
 
         Raises:
             OSError: If it cannot be opened.
@@ -39,7 +39,7 @@ class Log:
         self._path = path
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append a line; each is written by itself, so that several processes may share a file."""
+        """Append a line. Each is one write, so that several processes can share a file."""
         if self._path is None:
             return
         head = {"time": datetime.now(UTC).isoformat(), "pid": os.getpid(), "event": event}
@@ -47,20 +47,22 @@ class Log:
             with self._path.open("a") as file:
                 file.write(json.dumps({**head, **fields}, default=str) + "\n")
         except OSError as error:
-            path, self._path = self._path, None  # a line may be cut: none is put behind it
-            self._warn(f"the log ends here: {error.strerror} at {path}; the work goes on without")
+            path, self._path = self._path, None  # this line may be cut; no other follows it
+            self._warn(
+                f"the log ends here: {error.strerror} at {path}; the work continues without a log"
+            )
 
     def begin(self) -> None:
-        """Forget how far stages were: what is told from now on is of other work."""
+        """Forget the stages: other work starts."""
         self._told.clear()
 
     def stage(self, stage: str, done: int, total: int) -> None:
-        """Append how far a stage is: at its start, at its end, and every few seconds."""
+        """Append a stage's progress: at its start, at its end, and every few seconds."""
         if self._path is None:
             return
         now, never = time.monotonic(), (-STAGE_S, -1)
         told, before = self._told.get(stage, never)
-        if done < before:  # it begins again, such as an epoch of the next fold
+        if done < before:  # it starts again, for example in the next fold
             told, before = never
         if before >= total or (done < total and now - told < STAGE_S):
             return

@@ -74,7 +74,7 @@ def writer_lock(path: Path, note: Path, *, rule: str, fix: str) -> Iterator[None
     Args:
         path: The folder or file; it exists.
         note: File that names the owner while the lock lasts.
-        rule: Of the error where another process has the lock.
+        rule: Rule of the error if another process has the lock.
         fix: What to do then.
 
     Raises:

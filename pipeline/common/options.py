@@ -1,4 +1,4 @@
-"""Options of a command, made from the settings of a config."""
+"""Make a command's options from the settings of a config."""
 
 import types
 import typing
@@ -14,11 +14,11 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def options_of(config: type, *fields: str) -> Callable[[Command], Command]:
-    """Give a command an option for each setting of a config.
+    """Add an option to a command for each setting of a config.
 
     Args:
-        config: A class whose fields are made by `setting`.
-        fields: Those that become options, in the order of the help; none takes all.
+        config: Class whose fields are made by `setting`.
+        fields: Fields that become options, in the order of the help; all if none is given.
     """
     kept = settings_of(config)
     hints = typing.get_type_hints(config)

@@ -1,7 +1,7 @@
 """A config's field and its option in one place: default, help text, range and choices.
 
 `check_settings` checks a config; `pipeline.common.options` makes the options. This module does not
-know click, so that a library user's config needs none.
+import click: a config works without it.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _KEY = "setting"
 
 
 class Setting(NamedTuple):
-    """What `setting` keeps about a field."""
+    """A field's metadata."""
 
     text: str
     flags: tuple[str, ...]
@@ -41,15 +41,15 @@ def setting(
     """Make a dataclass field that is also an option.
 
     Args:
-        default: Also the class attribute's value: `BuildConfig.crop_size`.
-        text: Help; one sentence, with the unit.
-        flags: As typed, separated by spaces, where they are not `--field-name`, such as
-            `-j --workers`; a field of type bool gets `--x/--no-x`.
+        default: Default; also the class attribute, as in `BuildConfig.crop_size`.
+        text: Help text: one sentence, with the unit.
+        flags: Flags separated by spaces, if not `--field-name`, for example `-j --workers`; a bool
+            gets `--x/--no-x`.
         low: Smallest number accepted; of a tuple, for each.
         high: Largest number accepted.
         choices: Texts accepted; empty accepts all.
         unlisted: Further ones, which a config may hold and no command offers.
-        shown: Default in words, for the help, where the value does not say it.
+        shown: Default in words, for the help.
         multiple: Whether the option may be repeated; the field is a tuple of all.
     """
     kept = Setting(
@@ -72,7 +72,7 @@ def like(config: Any, field: str, **changed: Any) -> Any:
 
 
 def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
-    """Give the settings of a config or of its class, with their defaults, by field."""
+    """Return the settings of a config or its class, with their defaults, by field."""
     return {
         field.name: (field.metadata[_KEY], field.default)
         for field in dataclasses.fields(config)
@@ -81,19 +81,17 @@ def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
 
 
 def flag_of(config: Any, field: str) -> str:
-    """Give a field's long flag as it is typed, such as `--crop-size`."""
+    """Return a field's long flag, for example `--crop-size`."""
     kept, _ = settings_of(config)[field]
     long = [flag for flag in kept.flags if flag.startswith("--")]
     return long[0].partition("/")[0] if long else f"--{field.replace('_', '-')}"
 
 
 def check_settings(config: Any) -> None:
-    """Check every field against its range and its choices.
-
-    A field that is None is not checked: it leaves its option out.
+    """Check every field that is not None against its range and its choices.
 
     Raises:
-        ConfigError: If one is outside, or is not a number; names its option.
+        ConfigError: If a value is outside, or not a number; names its option.
     """
     for name, (kept, _) in settings_of(config).items():
         value, flag = getattr(config, name), flag_of(config, name)

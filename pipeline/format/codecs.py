@@ -1,4 +1,4 @@
-"""How a canvas becomes a member's bytes, and comes back: `--codec`.
+"""Encode and decode canvases: `--codec`.
 
 Encoding is deterministic for the libraries that `Codec.library` names. Decoding checks the size
 that a file announces before it allocates memory, and may run in several threads at once. `raw` is
@@ -34,23 +34,23 @@ EXTENSIONS = {
     "jpeg": "jpg",
 }
 
-IMAGE_CODECS = ("png", "webp", "jpeg")  # what they write is an image file
+IMAGE_CODECS = ("png", "webp", "jpeg")  # they write image files
 
-# What photos take of their raw bytes with some room above: shards are planned before any is
-# encoded.
+# Encoded photos, as a share of their raw bytes, with some margin: shards are planned before any
+# image is encoded.
 _SHARES = {"raw": 1.0, "zstd": 0.45, "png": 0.55, "webp": 0.4, "jpeg": 0.2}
 
-# The least of zstd: it is the filter that compresses. Deltas repeat nothing, and looking for
-# repeats would make them larger and both ways slower.
+# The fastest zstd: the filter compresses. Deltas have no repeats, and a search for repeats would
+# make them larger and both directions slower.
 _ZSTD_OPTIONS = zstandard.ZstdCompressionParameters.from_level(1, hash_log=6, min_match=7)
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # Pillow does not look for it
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # Pillow does not check it
 _PNG_LEVEL = 3  # a third of the time of Pillow's own 6 for 4 % more bytes
 _WEBP_QUALITY, _WEBP_METHOD = 50, 1  # more effort: up to 3 % fewer bytes in many times the time
 
-# Numba takes a second to import, and saves 1.4 ms a canvas of 336 px: few canvases do without.
-_PATIENCE = 700
+# Numba takes a second to import and saves 1.4 ms per canvas of 336 px.
+_NUM_BEFORE_NUMBA = 700
 _num_added_up = itertools.count()
 
 
@@ -58,7 +58,7 @@ class Codec(NamedTuple):
     """One way to write a canvas.
 
     Attributes:
-        name: As `--codec` has it.
+        name: Value of `--codec`.
         jpeg_quality: 1 to 100; None for all but `jpeg`.
         jpeg_subsampling: 4:4:4, 4:2:2 or 4:2:0; None for all but `jpeg`.
     """
@@ -69,13 +69,13 @@ class Codec(NamedTuple):
 
     @property
     def canvas_suffix(self) -> str:
-        """Suffix of the canvas: that of a plain image file where it is one, as readers expect."""
+        """Suffix of the canvas; an image file has the usual suffix of its kind."""
         extension = EXTENSIONS[self.name]
         return extension if self.name in IMAGE_CODECS else f"canvas.{extension}"
 
     @property
     def resized_suffix(self) -> str:
-        """Suffix of the candidates that are no windows of the canvas."""
+        """Suffix of the candidates that are not windows of the canvas."""
         return f"resized.{EXTENSIONS[self.name]}"
 
     @property
@@ -140,15 +140,15 @@ class Codec(NamedTuple):
 
 
 def codec_of(spec: DataSpec) -> Codec:
-    """Say how the canvases of some shards are written."""
+    """Return the codec of a spec."""
     return Codec(spec.codec, spec.jpeg_quality, spec.jpeg_subsampling)
 
 
 def _encode_zstd(pixels_HWC: Pixels) -> bytes:
     """Compress the deltas of green, red minus green and blue minus green, as a .npy.
 
-    A delta is what a plane's pixel differs by from the one above, less what the pixel on its left
-    does from the one above that; outside of the image all is zero. So two cumulative sums undo it.
+    A delta is a pixel's difference from the pixel above, minus the same difference of its left
+    neighbour; outside the image all pixels are zero. So two cumulative sums undo it.
     """
     height, width, _ = pixels_HWC.shape
     red, green, blue = pixels_HWC.transpose(2, 0, 1)
@@ -170,14 +170,14 @@ def _decode_zstd(data: Data, out_HWC: Pixels) -> None:
     try:
         if zstandard.frame_content_size(data) != size:
             raise ValueError(f"a zstd frame not of the {size} bytes of {width}x{height} px")
-        # As a whole, since decoding as a stream takes twice the time: it copies from a window.
+        # Whole frames: decoding as a stream copies from a window and takes twice the time.
         plain = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"a zstd frame with an error ({error})") from error
     if not plain.startswith(npy_header((3, height, width))):
         raise ValueError(f"a zstd frame not of the deltas of {width}x{height} px")
     deltas = np.frombuffer(plain, np.uint8, offset=NPY_START).reshape(3, height, width)
-    if next(_num_added_up) < _PATIENCE and "pipeline.pixels.kernels" not in sys.modules:
+    if next(_num_added_up) < _NUM_BEFORE_NUMBA and "pipeline.pixels.kernels" not in sys.modules:
         add_up(deltas, out_HWC)
     else:
         from pipeline.pixels import kernels
@@ -186,7 +186,7 @@ def _decode_zstd(data: Data, out_HWC: Pixels) -> None:
 
 
 def add_up(deltas_3HW: Pixels, out_HWC: Pixels) -> None:
-    """Undo the filter, as `kernels.add_up` does in a twentieth of the time."""
+    """Undo the filter; `kernels.add_up` does the same in a twentieth of the time."""
     green, red, blue = deltas_3HW.cumsum(1, dtype=np.uint8).cumsum(2, dtype=np.uint8)
     out_HWC[..., 1] = green
     np.add(red, green, out=out_HWC[..., 0])
@@ -211,18 +211,18 @@ def _encode_pillow(pixels_HWC: Pixels, kind: str, **options: int) -> bytes:
 def _decode_png(data: Data, out_HWC: Pixels) -> None:
     is_png = bytes(data[:16]) == _PNG_START and bytes(data[-12:]) == _PNG_END
     if not is_png or bytes(data[24:26]) != b"\x08\x02":  # 8 bits, RGB
-        raise ValueError("no whole PNG of 8-bit RGB")
+        raise ValueError("not a complete PNG of 8-bit RGB")
     width, height = struct.unpack(">II", data[16:24])
     _check_size(out_HWC, width=width, height=height)
     _decode_pillow(data, "PNG", out_HWC)
 
 
 def _decode_webp(data: Data, out_HWC: Pixels) -> None:
-    """Decode a lossless WebP of the simple kind; Pillow allocates for the others on opening."""
+    """Decode a simple lossless WebP; for other kinds Pillow allocates memory on opening."""
     start = bytes(data[:25])
     is_simple = len(start) == 25 and start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8L"
     if not is_simple or start[20] != 0x2F:
-        raise ValueError("no lossless WebP")
+        raise ValueError("not a lossless WebP")
     sides = int.from_bytes(start[21:25], "little")
     _check_size(out_HWC, width=(sides & 0x3FFF) + 1, height=(sides >> 14 & 0x3FFF) + 1)
     _decode_pillow(data, "WEBP", out_HWC)
@@ -237,7 +237,7 @@ def _decode_pillow(data: Data, kind: str, out_HWC: Pixels) -> None:
             out_HWC[:] = np.asarray(image)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
+    except Exception as error:  # Pillow's plugins raise errors of any type for a broken file
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

@@ -60,22 +60,22 @@ class CropLayout:
         return len(self.boxes)
 
     def is_cut(self, candidate: int) -> bool:
-        """Whether a candidate is a plain window of the canvas, not a resized part of it."""
+        """Whether a candidate is a window of the canvas; others are resized parts of the image."""
         box = self.boxes[candidate]
         return (box.x1 - box.x0, box.y1 - box.y0) == (self.crop_px, self.crop_px)
 
     @cached_property
     def resized(self) -> tuple[int, ...]:
-        """Candidates whose pixels cannot be cut from the canvas, in order."""
+        """Candidates that are not windows of the canvas, in order."""
         return tuple(k for k in range(len(self)) if not self.is_cut(k))
 
     def source_box(self, candidate: int, *, width: int, height: int) -> "SourceBox":
-        """Find a candidate in the image that the canvas is made of, px.
+        """Locate a candidate in the upright source image, px.
 
         Args:
             candidate: Index on axis K.
-            width: Of the upright source image, px.
-            height: The same, px.
+            width: Width of the source image, px.
+            height: Height of the source image, px.
         """
         box, side = self.boxes[candidate], self.canvas_px
         return (
@@ -86,18 +86,18 @@ class CropLayout:
         )
 
     def normalised(self) -> tuple[tuple[float, float, float, float], ...]:
-        """Give the boxes as fractions of the canvas side, `(x0, y0, x1, y1)`."""
+        """Return the boxes as fractions of the canvas side, `(x0, y0, x1, y1)`."""
         side = self.canvas_px
         return tuple((b.x0 / side, b.y0 / side, b.x1 / side, b.y1 / side) for b in self.boxes)
 
     def indices(self, candidates: str) -> tuple[int, ...]:
-        """Find some of these candidates on axis K.
+        """Return the indices of some candidates on axis K.
 
         Args:
             candidates: A candidate set, or names of candidates joined by commas.
 
         Raises:
-            ConfigError: If one is not among these.
+            ConfigError: If the layout lacks one of them.
         """
         is_set = candidates in CANDIDATE_SETS
         wanted = candidate_names(candidates) if is_set else candidates.split(",")
@@ -119,7 +119,7 @@ def candidate_names(candidate_set: str) -> tuple[str, ...]:
     """List a candidate set's members in the order of axis K.
 
     Raises:
-        ConfigError: If there is no such set.
+        ConfigError: If the set is unknown.
     """
     if candidate_set not in CANDIDATE_SETS:
         raise ConfigError(
@@ -140,7 +140,7 @@ def place_crops(candidate_set: str, *, canvas_px: int, crop_px: int) -> CropLayo
         crop_px: Side of every crop, px.
 
     Raises:
-        ConfigError: If the crop exceeds the canvas or there is no such set.
+        ConfigError: If the crop exceeds the canvas or the set is unknown.
     """
     if not 0 < crop_px <= canvas_px:
         raise ConfigError(

@@ -16,14 +16,14 @@ from pipeline.pixels.resize import gray, is_exact, resize, resize_boxes, resize_
 
 
 def cut(canvas_HWC: Pixels, box: Box) -> Pixels:
-    """View one box of the canvas, `(h, w, 3)`; nothing is copied."""
+    """View one box of the canvas, `(h, w, 3)`."""
     return canvas_HWC[box.y0 : box.y1, box.x0 : box.x1]
 
 
 def resized_crops(source_HWC: Pixels, plan: CropLayout) -> Pixels:
-    """Make the crops that are not plain windows of the canvas.
+    """Make the crops that are not windows of the canvas.
 
-    They are resized once, from the source image: from the canvas they would be blurred twice.
+    They are resized from the source image: resized from the canvas, they would be blurred twice.
 
     Args:
         source_HWC: The upright source image, uint8 `(height, width, 3)`, RGB.
@@ -45,11 +45,11 @@ def resized_crops(source_HWC: Pixels, plan: CropLayout) -> Pixels:
 def original_crops(
     canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropLayout, candidates: Iterable[int]
 ) -> list[Pixels]:
-    """View the chosen candidates, each uint8 `(3, crop, crop)`; nothing is copied.
+    """View the chosen candidates, each uint8 `(3, crop, crop)`.
 
     Args:
         canvas_HWC: Uint8 `(C, C, 3)`, RGB.
-        resized_RCHW: What `resized_crops` made of it.
+        resized_RCHW: Result of `resized_crops`.
         plan: Where the crops lie.
         candidates: Indices on axis K.
     """
@@ -82,11 +82,11 @@ def glimpses(crops_CHW: Iterable[Pixels], glimpse_px: int) -> Pixels:
 def canvas_glimpses(
     canvas_HWC: Pixels, resized_RCHW: Pixels, plan: CropLayout, glimpse_px: int
 ) -> Pixels:
-    """Make a glimpse of every candidate, as `glimpses` does but several at a time.
+    """Make a glimpse of every candidate, as `glimpses` does, but several at a time.
 
     Args:
         canvas_HWC: Uint8 `(C, C, 3)`, RGB.
-        resized_RCHW: What `resized_crops` made of it.
+        resized_RCHW: Result of `resized_crops`.
         plan: Where the crops lie.
         glimpse_px: Side s of the glimpses, px.
 

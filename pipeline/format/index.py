@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.format.ustar import TAR_BLOCK, TAR_END, is_tar_header, tar_padding
 
-# A name becomes a path, a URL and a line of the terminal: it holds nothing that means more there.
+# A name becomes a path, a URL and a line in the terminal, so it has no special characters.
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.tar")
 
@@ -34,9 +34,9 @@ class SampleEntry:
     Attributes:
         key: The sample's key.
         label: Index of the class.
-        offset: Of its first tar header, bytes.
-        sizes: Of its members' data in tar order, bytes.
-        crc32: Of everything from the first header to the end of the last padding.
+        offset: Position of its first tar header, bytes.
+        sizes: Size of each member's data in tar order, bytes.
+        crc32: CRC of its bytes, from the first header to the end of the last padding.
     """
 
     key: str
@@ -80,15 +80,15 @@ class SampleEntry:
 class SampleIndex(Sequence[SampleEntry]):
     """A shard's samples in tar order.
 
-    They are held by columns, since a million records would take a gigabyte.
+    They are stored as columns: a million entries would take a gigabyte.
 
     Attributes:
-        suffixes: Of the M members.
+        suffixes: Suffixes of the M members.
         labels_N: Int32.
-        offsets_N: Int64, of each sample's first tar header, bytes.
+        offsets_N: Position of each sample's first tar header, int64, bytes.
         crc32_N: Uint32.
-        sizes_MN: Int64, of the data of each member, bytes; a member that has one size throughout
-            takes the memory of one number.
+        sizes_MN: Size of each member's data, int64, bytes; equal sizes take the memory of one
+            number.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class SampleIndex(Sequence[SampleEntry]):
         crc32: Sequence[int],
         sizes: Mapping[str, int | Sequence[int]],
     ) -> None:
-        """Take up columns with an entry for each sample.
+        """Keep columns with an entry for each sample.
 
         Args:
-            keys: Of the samples.
+            keys: Keys.
             labels: Indices of classes.
-            offsets: Of each sample's first tar header, bytes.
-            crc32: Of each sample's stretch of the tar.
-            sizes: One column of bytes for each member's suffix in tar order, or one number where
-                all are equal.
+            offsets: Position of each sample's first tar header, bytes.
+            crc32: CRC of each sample's bytes.
+            sizes: By each member's suffix in tar order, a column of sizes in bytes, or one number
+                if all are equal.
 
         Raises:
             OverflowError, TypeError, ValueError: If the columns do not agree.
         """
-        # One text takes half the memory of many.
+        # One string takes half the memory of many.
         self._keys = "".join(keys)
         self._count = count = len(keys)
         self._key_ends_N = np.fromiter(map(len, keys), np.int64, count).cumsum()
@@ -127,9 +127,9 @@ class SampleIndex(Sequence[SampleEntry]):
         )
 
     @classmethod
-    def of(cls, records: Iterable[SampleEntry], suffixes: Sequence[str]) -> "SampleIndex":
-        """Put single records together."""
-        rows = tuple(records)
+    def of(cls, entries: Iterable[SampleEntry], suffixes: Sequence[str]) -> "SampleIndex":
+        """Make an index of single entries."""
+        rows = tuple(entries)
         return cls(
             keys=[row.key for row in rows],
             labels=[row.label for row in rows],
@@ -143,11 +143,11 @@ class SampleIndex(Sequence[SampleEntry]):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The samples' keys in order, taken apart anew on each call."""
+        """The samples' keys in order; computed at each call."""
         return tuple(self.key(row) for row in range(self._count))
 
     def key(self, row: int) -> str:
-        """Give one sample's key."""
+        """Return one sample's key."""
         start = self._key_ends_N[row - 1] if row else 0
         return self._keys[start : self._key_ends_N[row]]
 
@@ -167,13 +167,13 @@ class SampleIndex(Sequence[SampleEntry]):
     def __getitem__(self, index: slice) -> tuple[SampleEntry, ...]: ...
     def __getitem__(self, index: int | slice) -> SampleEntry | tuple[SampleEntry, ...]:
         if isinstance(index, slice):
-            return tuple(self._record(row) for row in range(self._count)[index])
-        return self._record(range(self._count)[index])
+            return tuple(self._entry(row) for row in range(self._count)[index])
+        return self._entry(range(self._count)[index])
 
     def __iter__(self) -> Iterator[SampleEntry]:
-        return (self._record(row) for row in range(self._count))
+        return (self._entry(row) for row in range(self._count))
 
-    def _record(self, row: int) -> SampleEntry:
+    def _entry(self, row: int) -> SampleEntry:
         return SampleEntry(
             key=self.key(row),
             label=int(self.labels_N[row]),
@@ -211,9 +211,9 @@ class ShardEntry:
     sha256: str
     samples: SampleIndex
 
-    def place_of(self, record: SampleEntry) -> str:
-        """Name the place of one of its samples for an error."""
-        return f"{self.name} at offset {record.offset} (sample {record.key})"
+    def place_of(self, sample: SampleEntry) -> str:
+        """Name the place of a sample, for errors."""
+        return f"{self.name} at offset {sample.offset} (sample {sample.key})"
 
 
 class _Columns(msgspec.Struct):
@@ -287,10 +287,10 @@ def decode_shard(data: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardEntry:
 
 
 def check_split(name: str) -> None:
-    """Refuse a name of a split that no build writes.
+    """Check the name of a split.
 
     Raises:
-        ValueError: If it is one.
+        ValueError: If no build writes this name.
     """
     if not _SPLIT.fullmatch(name):
         raise ValueError(f"split name {name!r}")

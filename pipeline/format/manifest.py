@@ -1,6 +1,6 @@
-"""What exists in a folder of shards: `manifest.json`.
+"""The contents of a folder of shards: `manifest.json`.
 
-A shard that the manifest does not name does not exist. It is written last, so a folder that has
+A shard that the manifest does not name does not exist. The manifest is written last: a folder with
 one is complete.
 """
 
@@ -24,15 +24,15 @@ from pipeline.format.spec import CODECS, LAYOUTS, DataSpec
 FORMAT = "srp-shards/3"
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
-LARGEST_PX = 1 << 16  # of a side: what JPEG can hold
+LARGEST_PX = 1 << 16  # longest side that JPEG can store
 DIGEST = "manifest_sha256"
-_HEAD_BYTES = 256  # within which the digest lies
+_HEAD_BYTES = 256  # contain the digest
 _NOT_ASCII = re.compile(r"[^\n -~]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """One source image that is in no shard, and why."""
+    """A source image that is in no shard, and the reason."""
 
     path: str
     reason: str
@@ -43,13 +43,13 @@ class Manifest:
     """Everything that a folder of shards holds.
 
     Attributes:
-        spec: What the pixels are.
-        fingerprint: Of the spec and of the source's listing; a build resumes only its own.
+        spec: What decides the bytes of the samples.
+        fingerprint: Hash of the spec and the source's listing; a build resumes only its own.
         classes: Folder names of the classes; a label is an index into them.
-        class_names: The same for people.
-        num_sources: Source images per split, rejected ones included.
+        class_names: Readable names of the classes.
+        num_sources: Source images per split, including rejected ones.
         rejects: Images that are in no shard.
-        shards: In order, by split.
+        shards: Shards by split, in order.
     """
 
     spec: DataSpec
@@ -78,7 +78,7 @@ class Manifest:
         return member_suffixes(self.spec)
 
     def npy_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Give the shapes of the members that are arrays, by suffix."""
+        """Return the shapes of the members that are `.npy`, by suffix."""
         return npy_shapes(self.spec)
 
 
@@ -151,7 +151,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def _check_spec(spec: DataSpec) -> None:
-    """Refuse what no build writes, before memory is taken for it.
+    """Check the sizes and choices of a spec before memory is allocated for it.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -165,17 +165,17 @@ def _check_spec(spec: DataSpec) -> None:
 
 
 def _check_names(manifest: Manifest) -> None:
-    """Refuse splits and shards that could not be told apart, or that no split holds.
+    """Check the names of splits and shards.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If one is unsafe, occurs twice, or is of an unknown split.
     """
     for split in manifest.splits:
         check_split(split)
     seen = set()
     for shard in manifest.shards:
         if shard.split not in manifest.num_sources:
-            raise ValueError(f"{shard.name} of {shard.split}, which is none of the splits")
+            raise ValueError(f"{shard.name} of {shard.split}, an unknown split")
         if shard.name in seen:
             raise ValueError(f"{shard.name} twice")
         seen.add(shard.name)
@@ -214,7 +214,7 @@ def decode_manifest(data: bytes) -> Manifest:
     labels = [shard.samples.labels_N for shard in manifest.shards if len(shard.samples)]
     num_classes = len(manifest.classes)
     if any(labels_N.min() < 0 or labels_N.max() >= num_classes for labels_N in labels):
-        raise ValueError(f"a label that is none of {num_classes} classes")
+        raise ValueError(f"a label outside of {num_classes} classes")
     return manifest
 
 
@@ -249,10 +249,10 @@ class _Digests(msgspec.Struct):
 
 
 def still_names(folder: Path, shard: ShardEntry) -> bool:
-    """Whether a folder's manifest says of a shard's bytes what it said when it was read.
+    """Whether a folder's manifest still has a shard's entry.
 
-    It does not where the folder was rebuilt or deleted since. One that cannot be read any more
-    says nothing else.
+    It does not if the folder was rebuilt or deleted since. A manifest that can no longer be read
+    counts as unchanged.
     """
     try:
         data = (folder / FILE_NAME).read_bytes()
@@ -275,10 +275,10 @@ def find(folder: Path) -> Path:
     """Find the folder of shards that a user means.
 
     Args:
-        folder: Has a manifest, or has exactly one subfolder that does.
+        folder: A folder with a manifest, or with exactly one subfolder that has one.
 
     Raises:
-        ConfigError: If there is none, or more than one.
+        ConfigError: If there is no manifest, or more than one.
     """
     if (folder / FILE_NAME).is_file():
         return folder

@@ -10,28 +10,28 @@ from pipeline.common.errors import VerificationError
 from pipeline.pixels import Pixels
 
 Member = tuple[bytes | memoryview, ...]
-"""A member's bytes in parts, so that pixels go to the file without being copied on the way."""
+"""A member's bytes in parts, so that pixels are written without a copy."""
 
-# The one header that is written and read. NumPy reads headers by Python's parser, which raises what
-# it likes on hostile ones, and which threads trip over in 3.11: "SystemError: AST constructor
-# recursion depth mismatch", https://github.com/python/cpython/issues/106905.
+# The only header that is written and read. NumPy reads headers with Python's parser, which raises
+# errors of any type on hostile ones, and which fails in threads of 3.11: "SystemError: AST
+# constructor recursion depth mismatch", https://github.com/python/cpython/issues/106905.
 _PLAIN = re.compile(
     rb"\x93NUMPY\x01\x00v\x00"
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n"
 )
 
 NPY_START = 128
-"""Bytes in front of the pixels of a `.npy`."""
+"""Bytes of a `.npy` before its pixels."""
 
 
 def encode_array(array: Pixels) -> Member:
-    """Write an array as `.npy`, C order, never pickled: its header, and its own memory."""
+    """Write an array as `.npy`, C order: its header, and its own memory."""
     return npy_header(array.shape), np.ascontiguousarray(array).reshape(-1).data
 
 
 @cache
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """Make the one header that a uint8 array in C order has; numpy's versions differ in theirs.
+    """Make the header of a uint8 array in C order; NumPy's own differs between versions.
 
     Source: NumPy's documentation of `numpy.lib.format`, version 1.0.
     """
@@ -41,14 +41,14 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def decode_array(data: bytes | memoryview, where: str) -> Pixels:
-    """Read `.npy` bytes as a view on them.
+    """View the array of a `.npy`.
 
     Args:
         data: The member's bytes.
         where: Shard and member, for the error.
 
     Raises:
-        VerificationError: If these are not the bytes of one C-ordered uint8 array.
+        VerificationError: If the data is not one C-ordered uint8 array.
     """
     try:
         start = bytes(data[:256])

@@ -1,6 +1,6 @@
-"""What one sample is, and how it becomes the members of a tar shard and back.
+"""Encode a sample as members of a tar shard, and decode it.
 
-Both programs read this file; it is the format. `shards/README.md` says the same in words.
+This file is the format; `shards/README.md` describes it in words.
 """
 
 import json
@@ -29,7 +29,7 @@ _NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
 def member_suffixes(spec: DataSpec) -> tuple[str, ...]:
-    """List a sample's members in the order in which they lie in the tar."""
+    """List a sample's members in tar order."""
     if spec.layout == "tensors":
         return (ORIGINALS, GLIMPSES, LABEL, META)
     codec = codec_of(spec)
@@ -38,7 +38,7 @@ def member_suffixes(spec: DataSpec) -> tuple[str, ...]:
 
 
 def npy_shapes(spec: DataSpec) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of the members that are `.npy`, by suffix."""
+    """Return the shapes of the members that are `.npy`, by suffix."""
     layout, codec = spec.crop_layout, codec_of(spec)
     crop, canvas, glimpse = spec.crop_size, spec.canvas_size, spec.glimpse_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -54,14 +54,14 @@ def npy_shapes(spec: DataSpec) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMeta:
-    """Where a sample came from.
+    """A sample's source image.
 
     Attributes:
-        path: Of the source image relative to the source's root, with `/`.
+        path: Path relative to the source's root, with `/`.
         class_name: Folder name of its class.
-        sha256: Of the source file's bytes.
-        width: Of the source image before resizing, px.
-        height: The same, px.
+        sha256: SHA-256 of the file.
+        width: Width of the upright image, px.
+        height: Height of the upright image, px.
     """
 
     path: str
@@ -78,10 +78,9 @@ class Sample:
     Attributes:
         key: Path relative to its split, safe and unique, without a suffix.
         label: Index of the class.
-        crops: K views, each uint8 `(3, H, W)`, RGB. They share memory with the shard or with
-            one another.
+        crops: K views, each uint8 `(3, H, W)`, RGB. They may share memory.
         small_glimpses: Uint8 `(K, 1, s, s)`, before padding.
-        meta: Where it came from.
+        meta: The source image.
     """
 
     key: str
@@ -101,18 +100,18 @@ class Sample:
         return pad_glimpses(self.small_glimpses, self.crops[0].shape[-1])
 
     def stacked(self) -> Pixels:
-        """Give the predecessor's tensor, uint8 `(K, 4, H, W)`: RGB, then the glimpse."""
+        """Return the predecessor's tensor, uint8 `(K, 4, H, W)`: RGB, then the glimpse."""
         return np.concatenate([self.originals, self.glimpses], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedShard:
-    """One shard to be written.
+    """A shard to be written.
 
     Attributes:
         split: `train` or `val`.
         index: Position among the split's shards.
-        keys: Of its samples, in order.
+        keys: Keys of its samples, in order.
     """
 
     split: str

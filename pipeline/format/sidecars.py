@@ -1,4 +1,4 @@
-"""The small files beside the shards that other readers of the field expect."""
+"""Small files next to the shards that other readers expect."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def write_sidecars(folder: Path, manifest: Manifest) -> None:
 def sidecars(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of timm's `_info.json` and of each shard's `.idx`.
 
-    All of it follows from the manifest, so whoever has that knows what they must hold.
+    They follow from the manifest, so `srp-data verify` can check them.
     """
     yield TIMM_INFO_NAME, timm_info(manifest).encode()
     for shard in manifest.shards:
@@ -29,7 +29,7 @@ def sidecars(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
 
 
 def timm_info(manifest: Manifest) -> str:
-    """List splits, shards and their lengths as timm's WebDataset reader wants them."""
+    """List splits, shards and their lengths for timm's WebDataset reader."""
     splits = {
         split: {
             "name": split,

@@ -14,11 +14,11 @@ DEVICES = ("cpu", "gpu")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What the pixels in the shards are. Equal specs and sources give equal bytes.
+    """What decides the bytes of samples: equal specs and sources give equal shards.
 
     Sizes are in px. `decoder_library` names libraries and versions, since another libjpeg may
-    decode to other pixels; `codec_library` does so for the codec, since another may encode to
-    other bytes. The fields with a default are missing in records of older runs.
+    decode to other pixels, and so does `codec_library`, since another may encode to other bytes.
+    Records of older runs lack the fields that have a default.
     """
 
     canvas_size: int

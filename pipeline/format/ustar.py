@@ -20,17 +20,16 @@ _TEMPLATE_SUM = int(_TEMPLATE[_CHECKSUM], 8)
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Make one plain ustar header; every field but name and size is fixed.
+    """Make a plain ustar header; every field except name and size is fixed.
 
-    Equal samples therefore give equal bytes, and a member's data always starts 512 bytes
-    after its header.
+    A member's data starts 512 bytes after the start of its header.
 
     Args:
-        name: At most 100 bytes of ASCII, which keys leave room for.
-        size: Of the member's data, bytes; less than 8 GiB.
+        name: At most 100 bytes of ASCII; keys are short enough.
+        size: Size of the member's data, bytes; less than 8 GiB.
 
     Raises:
-        ValueError: If they do not fit.
+        ValueError: If one does not fit.
     """
     changed = (name.encode("ascii").ljust(_NAME_BYTES, b"\0"), b"%011o" % size)
     # The checksum is the sum of the header's bytes; the template's has neither name nor size.
@@ -43,7 +42,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def is_tar_header(data: bytes, name: str, size: int) -> bool:
-    """Whether a block is the header that `tar_header` makes; of what has none, none is."""
+    """Whether a block is the header that `tar_header` makes."""
     try:
         return data == tar_header(name, size)
     except ValueError:
@@ -51,5 +50,5 @@ def is_tar_header(data: bytes, name: str, size: int) -> bool:
 
 
 def tar_padding(size: Size) -> Size:
-    """Bytes of zeros that follow `size` bytes of data in a tar, for a number or an array."""
+    """Count the zeros that follow `size` bytes of data in a tar; for a number or an array."""
     return -size % TAR_BLOCK

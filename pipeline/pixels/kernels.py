@@ -2,11 +2,11 @@
 
 Pillow resizes in two passes of 22-bit fixed-point sums over 8-bit pixels, rounding in between;
 the same integers added in the same order give the same pixels. Here the inner loops run over
-neighbouring bytes, which LLVM turns into vector instructions. Numba keeps what it compiled beside
-this file, as Python does with its own bytecode.
+neighbouring bytes, which LLVM turns into vector instructions. Numba caches the compiled code next
+to this file, as Python does with its bytecode.
 
-Importing numba takes a second, so `resample` imports this when the first image is resized, and
-`codecs` when enough canvases have been read.
+Importing numba takes a second, so `resize` imports this when the first image is resized, and
+`codecs` after some hundred canvases.
 
 Source: Pillow's src/libImaging/Resample.c and Convert.c.
 """
@@ -34,7 +34,7 @@ _ADD_UP = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, :, ::1])"
 
 
 def compiled(signature: str) -> Callable[[Any], Any]:
-    """Compile a function now, and keep the result if there is a place that can be written."""
+    """Compile a function now, and cache the code if a folder for it can be written."""
 
     def compile_now(function: Any) -> Any:
         try:

@@ -1,6 +1,6 @@
-"""Resize and gray as the installed Pillow does them, at several times its speed where possible.
+"""Resize and make gray exactly as the installed Pillow does, several times as fast if possible.
 
-`kernels` repeats Pillow's arithmetic; `is_exact` compares the two. Where they differ, because
+`kernels` repeats Pillow's arithmetic, and `is_exact` compares the two. If they differ, because
 Pillow is older or is pillow-simd, Pillow does the work.
 """
 
@@ -20,7 +20,7 @@ Triangle = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.in
 
 
 def gray(image_HWC: Pixels) -> Pixels:
-    """Take Pillow's ITU-R 601-2 luma in integers, uint8 `(H, W)`."""
+    """Compute Pillow's ITU-R 601-2 luma in integers, uint8 `(H, W)`."""
     from pipeline.pixels import kernels
 
     luma_HW = np.empty(image_HWC.shape[:2], np.uint8)
@@ -32,12 +32,12 @@ def resize(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pix
     """Resize to a square as `Image.resize` of the installed Pillow does, bilinear.
 
     Args:
-        image_HWC: Uint8 `(H, W, 3)`; views with any strides will do.
+        image_HWC: Uint8 `(H, W, 3)`, with any strides.
         side_px: Side of the square, px.
-        box: What to resize; the whole image by default.
+        box: Part of the image to resize; by default all.
 
     Returns:
-        Uint8 `(side, side, 3)`; the image itself if it is that already.
+        Uint8 `(side, side, 3)`; the image itself if it has this size.
     """
     return resize_boxes(image_HWC, side_px, [box])[0]
 
@@ -61,7 +61,7 @@ def resize_boxes(
 
 
 def resize_exactly(image_HWC: Pixels, side_px: int, box: SourceBox | None = None) -> Pixels:
-    """Resize as Pillow 13 does, whatever Pillow is installed; arguments as for `resize`."""
+    """Resize as Pillow 13 does, whichever Pillow is installed; arguments as for `resize`."""
     from pipeline.pixels import kernels
 
     height, width, _ = image_HWC.shape
@@ -84,13 +84,13 @@ def resize_exactly(image_HWC: Pixels, side_px: int, box: SourceBox | None = None
 
 
 def _reach(triangle: Triangle) -> slice:
-    """Say which inputs have a weight in any output."""
+    """Return the range of inputs that have a weight in any output."""
     starts, counts, _ = triangle
     return slice(int(starts[0]), int(starts[-1] + counts[-1]))
 
 
 def _shifted(triangle: Triangle, first: int) -> Triangle:
-    """Count inputs from `first` on."""
+    """Number the inputs from `first` on."""
     starts, counts, weights = triangle
     return starts - np.int32(first), counts, weights
 
@@ -104,7 +104,7 @@ def resize_windows(
         canvas_HWC: Uint8 `(H, W, 3)`.
         corners: Left and upper edge of each of K windows, px.
         crop_px: Side of the windows, px.
-        side_px: Side that they get, px.
+        side_px: Side of the results, px.
 
     Returns:
         Uint8 `(K, side, side, 3)`.
@@ -118,10 +118,10 @@ def resize_windows(
 
 
 def goes_down_first(height: int, width: int, side_px: int) -> bool:
-    """Say which pass Pillow runs first; the rounding in between makes it visible.
+    """Whether Pillow resizes the height first; the rounding between the passes makes it visible.
 
-    Source: python-pillow/Pillow#9549, in Pillow 13: down first where the height shrinks by more
-    than twice as much as the width. It goes by the whole image, also where a box of it is resized.
+    Source: python-pillow/Pillow#9549, in Pillow 13: height first if it shrinks by more than twice
+    as much as the width. The whole image decides, even if only a box of it is resized.
     """
     return height - side_px > 2 * max(width - side_px, 0)
 
@@ -136,10 +136,9 @@ def _resize_in_pillow(image: Image.Image, side_px: int, box: SourceBox | None) -
 
 @functools.cache
 def is_exact() -> bool:
-    """Whether the installed Pillow gives these very pixels; others are left to do it themselves.
+    """Whether the installed Pillow gives the same pixels as `resize_exactly`.
 
-    Pillow before 13 ran its passes in one order only, and pillow-simd rounds its weights to 16
-    bits.
+    Pillow before 13 has one order of passes, and pillow-simd rounds its weights to 16 bits.
     """
     rng = np.random.default_rng(0)
     shapes = ((40, 30, 36), (31, 53, 20), (53, 31, 20), (24, 24, 36), (300, 9, 8), (9, 300, 8))
@@ -154,10 +153,10 @@ def is_exact() -> bool:
 
 
 def edge_weight(num_in: float, num_out: int) -> float:
-    """Weigh the edge pixel that must come off the first and the last output of DALI's passes.
+    """Compute the edge pixel's weight in the correction of DALI's first and last output.
 
-    Where one shrinks, DALI repeats the edge pixel beyond the edge, and Pillow leaves those taps
-    out: with a share r of repeated pixels, Pillow's value is DALI's plus r / (1 - r) times its
+    When it shrinks an image, DALI repeats the edge pixel beyond the edge, and Pillow leaves those
+    taps out. With a share r of repeated pixels, Pillow's value is DALI's plus r / (1 - r) times its
     distance from the edge pixel.
     """
     scale = num_in / num_out
@@ -166,5 +165,5 @@ def edge_weight(num_in: float, num_out: int) -> float:
     taps = np.arange(-2 * math.ceil(scale) - 2, 2 * math.ceil(scale) + 2)
     weights = np.maximum(0, 1 - np.abs((taps + 0.5 - scale / 2) / scale))
     repeated = float(weights[taps < 0].sum() / weights.sum())
-    # A single output hangs over both ends, and so loses the share twice.
+    # A single output reaches over both ends, so the share counts twice.
     return repeated / (1 - (2 if num_out == 1 else 1) * repeated)

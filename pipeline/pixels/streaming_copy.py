@@ -1,10 +1,10 @@
 """Gather many small pieces of memory into one, past the caches, compiled by numba.
 
-What is gathered for a batch is larger than the caches and not read again by this core. Ordinary
-stores would first fetch each line that they are about to overwrite; streaming stores do not, which
-saves a third of the traffic. Numba has no word for them, so they are written as LLVM instructions.
+A batch is larger than the caches, and this core does not read it again. Ordinary stores first fetch
+each line that they overwrite; streaming stores do not, which saves a third of the traffic. Numba
+does not offer them, so they are written as LLVM instructions.
 
-Importing numba takes a second, so the loader imports this only where it is asked to.
+Importing numba takes a second, so the loader imports this only for `BatchSpec.compiled`.
 
 Source: LLVM Language Reference, `nontemporal` metadata of `store`.
 """
@@ -59,7 +59,7 @@ def _store_plainly(_typing, target, source, size):  # type: ignore[no-untyped-de
 
 @intrinsic
 def _wait_for_stores(_typing):  # type: ignore[no-untyped-def]
-    """Let no later store overtake the streaming ones: another thread is told of them next."""
+    """Complete the streaming stores before later ones, which another thread may read first."""
 
     def generate(context, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
         builder.fence("seq_cst")
@@ -99,8 +99,8 @@ def gather(target, sources, strides, num_rows, row_bytes):  # type: ignore[no-un
         target: Address of the first piece's first byte.
         sources: Address of each piece's first byte, `(B, K)`.
         strides: Bytes from one row of a piece to the next, `(K,)`.
-        num_rows: Of each piece.
-        row_bytes: Of each row, copied without gaps.
+        num_rows: Rows of each piece.
+        row_bytes: Bytes of each row; rows are written without gaps.
     """
     streams = target % _NARROW == 0 and row_bytes % _NARROW == 0
     for sample in range(sources.shape[0]):

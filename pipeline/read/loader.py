@@ -1,7 +1,7 @@
-"""From indices to batches: threads copy samples from mapped shards into buffers that are reused.
+"""From indices to batches: threads copy samples from mapped shards into reused buffers.
 
-A batch is larger than the caches, and fresh memory costs as much as filling it once more, page
-by page; so a few buffers take turns. Reading is copying, and threads are enough for that.
+A batch is larger than the caches, and fresh memory costs as much as filling it again, page by page;
+so a few buffers take turns. Reading is copying, for which threads are enough.
 
 Axes: B samples.
 """
@@ -21,13 +21,13 @@ from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import Indices
 
 PREFETCH = 2  # batches in flight for each reading thread
-_LINE = 64  # bytes of a cache line, which streaming stores want to fill as a whole
+_LINE = 64  # bytes of a cache line, which streaming stores should fill completely
 
 Allocate = Callable[[tuple[int, ...]], Pixels]
 
 
 class ArrayBatch(NamedTuple):
-    """B samples, valid until the next batch is asked for; copy what is to be kept.
+    """B samples, valid until the next batch; copy them to keep them.
 
     `indices_B` are positions in the split.
     """
@@ -43,7 +43,7 @@ class BatchLoader:
     def __init__(
         self,
         reader: ShardReader,
-        content: BatchSpec,
+        wanted: BatchSpec,
         *,
         workers: int,
         allocate: Allocate | None = None,
@@ -51,22 +51,22 @@ class BatchLoader:
         """Open a split.
 
         Args:
-            reader: Of the split.
-            content: What batches carry.
+            reader: Reader of the split.
+            wanted: What batches carry.
             workers: Threads.
-            allocate: Gives uint8 arrays of a shape, such as pinned memory.
+            allocate: Allocates uint8 arrays of a shape, for example in pinned memory.
 
         Raises:
-            ConfigError: If the shards do not hold what batches should carry.
+            ConfigError: If the shards lack what batches should carry.
         """
         self.reader = reader
-        self._collator = Collator(reader, content)
+        self._collator = Collator(reader, wanted)
         self._workers = workers
         self._allocate = allocate or aligned
         self._spare: list[Arrays] = []
 
     def batches(self, index_batches: Collection[Indices]) -> Iterator[ArrayBatch]:
-        """Read batches of the given samples, in the given order, some ahead of their use."""
+        """Read batches of the given samples, in order, a few in advance."""
         size = max(map(len, index_batches), default=0)
         pending: deque[tuple[Future[ArrayBatch], Arrays]] = deque()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="srp-read") as pool:
@@ -88,7 +88,7 @@ class BatchLoader:
         self._spare.append(buffers)
 
     def _take(self, size: int) -> Arrays:
-        """Give buffers for as many samples, used before if there are such."""
+        """Return buffers of this size, used ones if there are any."""
         shapes = self._collator.shapes(size)
         while self._spare:
             buffers = self._spare.pop()
@@ -105,7 +105,7 @@ class BatchLoader:
 
 
 def aligned(shape: tuple[int, ...]) -> Pixels:
-    """Allocate bytes from the start of a cache line on."""
+    """Allocate memory that starts at a cache line."""
     size = prod(shape)
     block = np.empty(size + _LINE, np.uint8)
     start = -block.ctypes.data % _LINE

@@ -1,4 +1,4 @@
-"""Local shards as memory maps: there with their full length, and looked at again before use."""
+"""Local shards as memory maps. The length of a file is checked before each use."""
 
 import mmap
 import os
@@ -24,18 +24,18 @@ _SPARE_FILES = 64  # file descriptors that the rest of a process may still need
 class MappedShards:
     """The bytes of some shards, each mapped on first use.
 
-    Safe to share among threads, and to send to other processes, which map them anew.
+    Safe to share among threads, and to send to other processes, which map the shards again.
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardEntry]) -> None:
-        """Check that every shard is there with its full length.
+        """Check that every shard exists with its full length.
 
         Args:
-            folder: Where they lie.
-            shards: Those to map; `number` is a position among them.
+            folder: Folder of the shards.
+            shards: Shards to map; `number` is a position among them.
 
         Raises:
-            ConfigError: If they and what this process has open are more files than it may have.
+            ConfigError: If the process may not open as many files.
             VerificationError: If a shard is missing or has another length.
         """
         self._shards = tuple(shards)
@@ -45,7 +45,7 @@ class MappedShards:
         self._set_up()
 
     def _set_up(self) -> None:
-        """Make what belongs to this process alone."""
+        """Initialise the state of this process."""
         self._maps: dict[int, Pixels] = {}
         self._addresses: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class MappedShards:
 
     @property
     def num_unmapped(self) -> int:
-        """Count the shards that are files still to be opened."""
+        """Count the shards whose files are not open yet."""
         return len(self._shards) - len(self._maps)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,10 +66,10 @@ class MappedShards:
         self._set_up()
 
     def written_ns(self, number: int) -> int:
-        """Look at a shard's file, since reading past the end of a cut one kills the process.
+        """Check a shard's file: reading past the end of a cut one would kill the process.
 
         Returns:
-            When it was last written to, by the system's clock, nanoseconds.
+            Time of the last write, by the system's clock, ns.
 
         Raises:
             VerificationError: If it is missing or has another length.
@@ -77,7 +77,7 @@ class MappedShards:
         return check_length(self._paths[number], self._shards[number])
 
     def fix_of(self, number: int) -> str:
-        """Say what helps where a shard's bytes are not those that were written."""
+        """Return the fix of an error in a shard's bytes."""
         return fix_of(self._paths[number], self._shards[number])
 
     def bytes_of(self, number: int) -> Pixels:
@@ -86,7 +86,7 @@ class MappedShards:
         return self._map(number) if mapped is None else mapped
 
     def address_of(self, number: int) -> int:
-        """Give the address of a shard's first byte in this process's memory."""
+        """Return the address of a shard's first byte in this process."""
         if number not in self._addresses:
             self._addresses[number] = self.bytes_of(number).ctypes.data
         return self._addresses[number]
@@ -101,13 +101,13 @@ class MappedShards:
 
 
 def check_length(path: str | Path, shard: ShardEntry) -> int:
-    """Check that a shard is there with its full length.
+    """Check that a shard exists with its full length.
 
     Returns:
-        When it was written to, by the system's clock, nanoseconds.
+        Time of the last write, by the system's clock, ns.
 
     Raises:
-        VerificationError: If it is not.
+        VerificationError: If it is missing or has another length.
     """
     try:
         found = os.stat(path)
@@ -125,17 +125,17 @@ def check_length(path: str | Path, shard: ShardEntry) -> int:
 
 
 def fix_of(path: str | Path, shard: ShardEntry) -> str:
-    """Say what helps where a shard's file is not what the manifest that was read says."""
+    """Return the fix of an error in a shard's file."""
     if still_names(Path(path).parent, shard):
         return "Run the same srp-data build-shards command again to rebuild the shard."
     return (
-        "The folder was rebuilt or deleted while it was read. Run this command again once "
+        "The folder was rebuilt or deleted while it was read. Run this command again when "
         "srp-data build-shards is done."
     )
 
 
 def _break_of(shard: ShardEntry, size: int) -> str:
-    """Say where a shard of another length is broken, and in which sample."""
+    """Say at which offset and sample a shard of another length is broken."""
     offset = min(size, shard.num_bytes)
     row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1
     if row < 0 or offset >= shard.num_bytes - len(TAR_END):
@@ -143,28 +143,25 @@ def _break_of(shard: ShardEntry, size: int) -> str:
     return f"{offset}, sample {shard.samples.key(row)}"
 
 
-# Of this process. A shard is opened when it is first read, so what is open is not all that will be.
+# The readers of this process. A shard is opened when it is first read, so more files will be open.
 _LIVING: "weakref.WeakSet[MappedShards]" = weakref.WeakSet()
 _LIVING_LOCK = threading.Lock()
 
 
 def _open_files() -> int:
-    """Count the files that this process has open, and those that its readers are going to open."""
+    """Count the files that are open in this process, and those that its readers will open."""
     unmapped = sum(mapped.num_unmapped for mapped in _LIVING)
     try:
         return len(os.listdir("/dev/fd")) + unmapped
-    except OSError:  # some containers lack it: then what is open stays unknown
+    except OSError:  # some containers lack it
         return unmapped
 
 
 def _allow_files(count: int) -> None:
-    """Raise this process's own limit on open files by the number of its new shards.
-
-    Args:
-        count: Of the new shards.
+    """Raise this process's limit on open files by the number of new shards.
 
     Raises:
-        ConfigError: If the system does not let it.
+        ConfigError: If the system's limit is lower.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -172,12 +169,12 @@ def _allow_files(count: int) -> None:
     most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
     allowed = min(soft + count, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    beside = _open_files()  # which opens a file itself
-    needed = beside + count + _SPARE_FILES
+    others = _open_files()  # which opens a file itself
+    needed = others + count + _SPARE_FILES
     if most < needed:
         raise ConfigError(
-            f"every shard is a file that stays open; got {count} shards beside {beside} files of "
-            f"this process where the system allows it {most} and {_SPARE_FILES} are kept free. "
+            f"the limit on open files must allow every shard; got {most} for {count} shards, "
+            f"{others} other files and {_SPARE_FILES} to spare. "
             "Raise it with ulimit -n, or build shards with a larger --shard-mib."
         )
     if allowed < needed:

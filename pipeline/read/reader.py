@@ -1,8 +1,8 @@
-"""Any sample of local shards by its index: memory-mapped, and checked against the manifest.
+"""Read any sample of local shards by its index, memory-mapped and checked against the manifest.
 
 Nothing is unpickled. A cut or flipped shard is an error that names it, never a shorter epoch.
 
-Axes: N samples of the split, S shards, M members of a sample, B samples that are asked for.
+Axes: N samples of the split, S shards, M members of a sample, B samples to read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,10 @@ from pipeline.read.memory_map import MappedShards
 
 
 class Located(NamedTuple):
-    """Where the members of some samples lie, in the order of the samples.
+    """Where the members of B samples lie.
 
-    `shards_B` are positions among the reader's shards. `offsets_MB` of the members' data in their
-    shards and `sizes_MB` are bytes.
+    `shards_B` are positions among the reader's shards; `offsets_MB` and `sizes_MB` of the members'
+    data are bytes.
     """
 
     shards_B: NDArray[np.int64]
@@ -35,23 +35,23 @@ class Located(NamedTuple):
 
 
 class ShardReader:
-    """Read any sample of some local shards by its index.
+    """Reads any sample of some local shards by its index.
 
     Shards are memory-mapped on first use. Safe to share among threads, and to send to other
-    processes, which map them anew.
+    processes, which map the shards again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> None:
-        """Check that every shard is there with its full length.
+        """Check that every shard exists with its full length.
 
         Args:
-            folder: Where the shards lie.
-            manifest: Of that folder.
-            shards: Those to read, usually `manifest.of_split(...)`; the index runs through
-                their samples in order.
+            folder: Folder of the shards.
+            manifest: Its manifest.
+            shards: Shards to read, usually `manifest.of_split(...)`; the index counts their
+                samples in order.
 
         Raises:
-            ConfigError: If they and what this process has open are more files than it may have.
+            ConfigError: If the process may not open as many files.
             VerificationError: If a shard is missing or has another length.
         """
         self.manifest = manifest
@@ -73,7 +73,7 @@ class ShardReader:
         self._set_up()
 
     def _set_up(self) -> None:
-        """Make what belongs to this process alone."""
+        """Initialise the state of this process."""
         self._is_checked_N = np.zeros(len(self), bool)
         self._written_ns: dict[int, int] = {}
 
@@ -99,33 +99,33 @@ class ShardReader:
         return tuple(self.labels_N.tolist())
 
     def read(self, index: int, *, candidates: tuple[int, ...] | None = None) -> Sample:
-        """Read one sample; its crops are views of the mapped shard where the layout allows.
+        """Read one sample; raw crops are views of the mapped shard.
 
         Args:
             index: `0 <= index < len(self)`.
             candidates: Indices on axis K to read; all by default.
 
         Raises:
-            IndexError: If there is no such sample.
+            IndexError: If the index is out of range.
             VerificationError: If the sample's bytes are not those that were written.
         """
-        number, record = self._record(index)
+        number, entry = self._entry(index)
         shard = self._shards[number]
-        self._look_at(number)
-        members = self._check(number, record)
-        where = shard.place_of(record)
+        self._notice_change(number)
+        members = self._check(number, entry)
+        where = shard.place_of(entry)
         return decode_sample(
-            self.manifest.spec, record.key, members, where=where, candidates=candidates
+            self.manifest.spec, entry.key, members, where=where, candidates=candidates
         )
 
     def locate(self, indices_B: Sequence[int] | NDArray[np.int64]) -> Located:
-        """Find the members of some samples, checking each sample when it is first asked for.
+        """Locate the members of some samples, and check each sample on first use.
 
-        The check covers every byte of the sample, headers and padding included; a sample that
-        passed it is checked again by this reader only where its shard's file has changed since.
+        The check covers every byte of the sample, including headers and padding. It is repeated
+        only if the shard's file has changed since.
 
         Raises:
-            IndexError: If there is no such sample; a negative index names none.
+            IndexError: If an index is negative or too large.
             VerificationError: If a sample's bytes are not those that were written.
         """
         rows_B = np.asarray(indices_B, np.int64)
@@ -133,10 +133,10 @@ class ShardReader:
             self._check_indices(int(rows_B.min()), int(rows_B.max()))
         shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
         for number in set(shards_B.tolist()):
-            self._look_at(number)
+            self._notice_change(number)
         for index in rows_B[~self._is_checked_N[rows_B]].tolist():
-            number, record = self._record(index)
-            self._check_members(number, record)
+            number, entry = self._entry(index)
+            self._check_members(number, entry)
             self._is_checked_N[index] = True
         position_B = self._offsets_N[rows_B]
         offsets, sizes = [], []
@@ -147,24 +147,24 @@ class ShardReader:
         return Located(shards_B, np.stack(offsets), np.stack(sizes))
 
     def place_of(self, index: int) -> str:
-        """Name a sample's place for an error."""
-        number, record = self._record(index)
-        return self._shards[number].place_of(record)
+        """Name a sample's place, for errors."""
+        number, entry = self._entry(index)
+        return self._shards[number].place_of(entry)
 
-    def _look_at(self, number: int) -> None:
-        """Forget what was checked of a shard that was written to since the last look."""
+    def _notice_change(self, number: int) -> None:
+        """Forget the checks of a shard whose file was written since."""
         written_ns = self.mapped.written_ns(number)
         if self._written_ns.get(number, written_ns) != written_ns:
             end = int(self._ends_S[number])
             self._is_checked_N[end - len(self._shards[number].samples) : end] = False
-        # Stored last: another thread that sees the new time must find nothing checked.
+        # Stored last: a thread that sees the new time must see the checks forgotten.
         self._written_ns[number] = written_ns
 
     def _check_indices(self, lowest: int, highest: int) -> None:
-        """Refuse what is outside the split, before any address is computed from it.
+        """Check indices before addresses are computed from them.
 
         Raises:
-            IndexError: If there is no such sample.
+            IndexError: If one is out of range.
         """
         if lowest < 0 or highest >= len(self):
             index = lowest if lowest < 0 else highest
@@ -172,8 +172,8 @@ class ShardReader:
                 f"a sample's index must be at least 0 and below {len(self)}; got {index}."
             )
 
-    def _record(self, index: int) -> tuple[int, SampleEntry]:
-        """Find a sample's shard and record.
+    def _entry(self, index: int) -> tuple[int, SampleEntry]:
+        """Find a sample's shard and entry.
 
         Raises:
             IndexError: If there is no such sample.
@@ -183,30 +183,30 @@ class ShardReader:
         samples = self._shards[number].samples
         return number, samples[index - int(self._ends_S[number]) + len(samples)]
 
-    def _check(self, number: int, record: SampleEntry) -> dict[str, memoryview]:
-        """Give a sample's members if its bytes are those that were written."""
-        stretch = self.mapped.bytes_of(number)[record.offset :][: record.length]
-        members = record.members_in(stretch.data, self._suffixes)
+    def _check(self, number: int, entry: SampleEntry) -> dict[str, memoryview]:
+        """Return a sample's members, checked."""
+        stretch = self.mapped.bytes_of(number)[entry.offset :][: entry.length]
+        members = entry.members_in(stretch.data, self._suffixes)
         if members is None:
             raise VerificationError(
                 "a sample's bytes must be those that were written; got others in "
-                f"{self._shards[number].place_of(record)}. {self.mapped.fix_of(number)}"
+                f"{self._shards[number].place_of(entry)}. {self.mapped.fix_of(number)}"
             )
         return members
 
-    def _check_members(self, number: int, record: SampleEntry) -> None:
-        """Check one sample so that its arrays' headers need not be read again."""
-        at = self._shards[number].place_of(record)
-        for suffix, data in self._check(number, record).items():
+    def _check_members(self, number: int, entry: SampleEntry) -> None:
+        """Check one sample, including the headers of its arrays."""
+        at = self._shards[number].place_of(entry)
+        for suffix, data in self._check(number, entry).items():
             expected, size = self._arrays.get(suffix, (b"", len(data)))
             if data[: len(expected)] != expected or len(data) != size:
                 raise VerificationError(
                     f"{suffix} must be an array of the manifest's sizes; got another in {at}. "
                     "Rebuild the shard."
                 )
-            if suffix == LABEL and bytes(data) != b"%d" % record.label:
+            if suffix == LABEL and bytes(data) != b"%d" % entry.label:
                 raise VerificationError(
-                    f"a label must be as in the manifest, {record.label}; got another in {at}. "
+                    f"a label must be as in the manifest, {entry.label}; got another in {at}. "
                     "Rebuild the shard."
                 )
 

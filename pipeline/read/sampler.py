@@ -1,6 +1,6 @@
-"""Which samples, in which order, on which rank: pure arithmetic, nothing is read.
+"""Which samples, in which order, on which rank: pure arithmetic.
 
-The order is global and depends on the seed and the epoch alone, whoever reads it.
+The order is global and depends only on the seed and the epoch.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ Indices = NDArray[np.int64]
 
 
 def steps_per_epoch(num_samples: int, *, batch_size: int, world_size: int) -> int:
-    """Count the steps that every rank takes; samples that fill no whole step are left out.
+    """Count the steps of every rank; samples that do not fill a step are left out.
 
     Raises:
-        ConfigError: If there is not one step.
+        ConfigError: If there is no full step.
     """
     steps = num_samples // (batch_size * world_size)
     if not steps:
@@ -36,18 +36,18 @@ def training_batches(
     world_size: int = 1,
     start: int = 0,
 ) -> Indices:
-    """List one rank's batches of one epoch, or of the rest of it.
+    """List one rank's batches of an epoch, or of the rest of it.
 
-    Ranks take turns, so they share no sample, and all take the same number of steps.
+    Ranks share no sample and take the same number of steps.
 
     Args:
-        num_samples: Of the split.
-        batch_size: Samples a step and rank.
-        seed: Of the shuffle.
-        epoch: Of the shuffle as well.
-        rank: This one.
-        world_size: Ranks.
-        start: Samples of the epoch that all ranks together have seen before.
+        num_samples: Samples of the split.
+        batch_size: Samples per step and rank.
+        seed: Seed of the shuffle.
+        epoch: Epoch; each has an order of its own.
+        rank: This rank.
+        world_size: Number of ranks.
+        start: Samples of the epoch that all ranks together have already seen.
 
     Returns:
         Int64 `(steps, batch_size)`.
@@ -61,6 +61,6 @@ def training_batches(
 def evaluation_batches(
     num_samples: int, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[Indices]:
-    """List one rank's share of a split, in order; together the ranks see each sample once."""
+    """List one rank's batches of a split, in order; the ranks together see each sample once."""
     mine = np.arange(rank, num_samples, world_size)
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

@@ -56,7 +56,9 @@ def test_a_log_whose_disk_is_full_is_warned_of_once_and_ends_no_build(
     image_tree: Path, srp_data: Any, tmp_path: Path
 ) -> None:
     sizes = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8", "--workers=1")
-    warning = "the log ends here: No space left on device at /dev/full; the work goes on without"
+    warning = (
+        "the log ends here: No space left on device at /dev/full; the work continues without a log"
+    )
     build = ("--log", "/dev/full", "build-shards", image_tree, tmp_path / "out", *sizes)
     for reused in ([], ["reused 2 finished shards: train-000000.tar, val-000000.tar"]):
         result = srp_data(*build)

@@ -58,7 +58,7 @@ def coded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Co
     """Each codec; that with a filter of ours with either way to undo it."""
     is_numpy = request.param == "zstd in numpy"
     monkeypatch.setattr(codecs, "_num_added_up", itertools.count())
-    monkeypatch.setattr(codecs, "_PATIENCE", 10**9 if is_numpy else 0)
+    monkeypatch.setattr(codecs, "_NUM_BEFORE_NUMBA", 10**9 if is_numpy else 0)
     if is_numpy:
         monkeypatch.delitem(sys.modules, "pipeline.pixels.kernels")
     return Codec("zstd") if is_numpy else request.param

@@ -74,8 +74,8 @@ def test_the_limit_on_open_files_is_raised_or_named(
     with pytest.raises(ConfigError) as caught:
         MappedShards(tmp_path, records)
     assert str(caught.value) == (
-        f"every shard is a file that stays open; got {len(records)} shards beside 30 files of "
-        f"this process where the system allows it {most - 1} and 64 are kept free. "
+        f"the limit on open files must allow every shard; got {most - 1} for {len(records)} "
+        "shards, 30 other files and 64 to spare. "
         "Raise it with ulimit -n, or build shards with a larger --shard-mib."
     )
 
@@ -136,8 +136,8 @@ print(read_all(open_reader()))
         tmp_path,
     )
     assert re.fullmatch(
-        r"every shard is a file that stays open; got 60 shards beside 1[89]\d files of this "
-        r"process where the system allows it 290 and 64 are kept free\. Raise it with .*",
+        r"the limit on open files must allow every shard; got 290 for 60 shards, 1[89]\d other "
+        r"files and 64 to spare\. Raise it with .*",
         told[0],
     )
     assert told[1:] == ["[60, 60, 60]", "60"]
@@ -158,4 +158,4 @@ except ConfigError as error:
         tmp_path,
     )
     assert told[0] == "60"
-    assert told[1].startswith("every shard is a file that stays open; got 60 shards beside ")
+    assert told[1].startswith("the limit on open files must allow every shard; got 50 for 60 ")
