@@ -1,4 +1,4 @@
-"""Contact sheets: what the proposer chose on a few validation images, as inline pictures.
+"""Contact sheets: the proposer's choices on a few validation images, as inline pictures.
 
 The images are drawn by a fixed seed, not picked. Axes: N samples, K candidates.
 """
@@ -20,7 +20,7 @@ DRAW_SEED = 0
 CANVAS_PX = 216
 CROP_PX = 96
 JPEG_QUALITY = 82
-UNSEEN = (128, 128, 128)  # canvas that no candidate shows
+UNSEEN = (128, 128, 128)  # parts of the canvas outside every candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,10 @@ def why_no_sheet(run: FinishedRun, shards: ShardFolder | None) -> str | None:
 def draw_sheet(
     run: FinishedRun, logits: CropLogits, shards: ShardFolder, *, num_rows: int
 ) -> tuple[SheetRow, ...]:
-    """Show what a run chose on some validation images.
+    """Show a run's choices on some validation images.
 
     Args:
-        run: Of a policy that selects.
+        run: Its policy chooses.
         logits: Of that run, on these shards.
         shards: Those that the run was trained on.
         num_rows: Images to show, fewer where the split has fewer.
@@ -100,7 +100,7 @@ def draw_sheet(
 
 
 def drawn_rows(num_samples: int, num_rows: int) -> list[int]:
-    """Draw the samples that a sheet shows, by their index in the split."""
+    """Draw the samples that a sheet shows, as indices in the split."""
     rng = np.random.default_rng(DRAW_SEED)
     rows: list[int] = rng.choice(num_samples, min(num_rows, num_samples), replace=False).tolist()
     return rows
@@ -141,7 +141,7 @@ def _row(
 
 
 def canvas_picture(crops: Sequence[Pixels], plan: CropLayout) -> Image.Image:
-    """Put the canvas together again: resized candidates first, what was cut from it over them."""
+    """Rebuild the canvas: resized candidates first, exact crops over them."""
     canvas = Image.new("RGB", (plan.canvas_px, plan.canvas_px), UNSEEN)
     for k in sorted(range(len(plan)), key=plan.is_cut):
         box = plan.boxes[k]

@@ -1,4 +1,4 @@
-"""Fill in the templates: how every page writes its numbers; everything but SVGs is escaped."""
+"""Templates, and how every page writes its numbers; everything but SVGs is escaped."""
 
 import base64
 import io
@@ -14,11 +14,11 @@ from training.study.paired import write_p
 
 
 def fill_template(name: str, page: object) -> str:
-    """Fill in one of the templates beside this file.
+    """Fill in a file of `templates/`.
 
     Args:
-        name: Of its file.
-        page: What it shows, and calls `page`.
+        name: File name.
+        page: The template's variable `page`.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -35,12 +35,12 @@ def fill_template(name: str, page: object) -> str:
 
 
 def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """Put a picture into the page itself.
+    """Encode a picture as a data URI, so that the page loads nothing.
 
     Args:
-        picture: To show.
+        picture: Any.
         kind: Pillow's name of the format, `JPEG` or `PNG`.
-        options: For the format's writer in Pillow.
+        options: Passed to Pillow's writer of the format.
     """
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
@@ -48,12 +48,12 @@ def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
 
 
 def write_spread(value: Spread | None, digits: int = 1, alone: str = "") -> str:
-    """Write `73.9 ± 0.4`, and what does not apply as a dash.
+    """Write `73.9 ± 0.4`; None becomes a dash.
 
     Args:
         value: The figure over seeds.
         digits: After the point.
-        alone: What follows the figure of one seed, which has no spread.
+        alone: Suffix where there is one seed, and so no spread.
     """
     if value is None:
         return "–"
@@ -62,7 +62,7 @@ def write_spread(value: Spread | None, digits: int = 1, alone: str = "") -> str:
 
 
 def write_macs(count: int) -> str:
-    """Write a number of multiply-accumulates for people."""
+    """Write multiply-accumulates with three digits and a unit."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -75,12 +75,12 @@ def _signed(points: float) -> str:
 
 
 def _p(p: float | None) -> str:
-    """Write the p of a test, and a dash where there is none."""
+    """Write a p; None becomes a dash."""
     return "–" if p is None else write_p(p).removeprefix("= ")
 
 
 def write_duration(seconds: float) -> str:
-    """Write a time for people, two units of it."""
+    """Write a time in its two largest units."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -90,7 +90,7 @@ def write_duration(seconds: float) -> str:
 
 
 def _once(values: Sequence[object]) -> str:
-    """Join values, each named once, in their order."""
+    """Join the distinct values, in order."""
     return ", ".join(dict.fromkeys(map(str, values)))
 
 

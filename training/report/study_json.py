@@ -1,4 +1,4 @@
-"""Arms in numbers, for programs and for keeping: what `srp-train report` writes beside its page."""
+"""The study's figures as JSON, which `srp-train report` writes with its page."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ BASELINES = ("whole", "centre")  # policies that an arm that chooses is tested a
 
 
 def study_json(arms: Sequence[Arm]) -> dict[str, Any]:
-    """Lay arms out as JSON: figures over seeds, each seed's accuracy, paired tests.
+    """Give figures over seeds, each seed's accuracy, and paired tests.
 
-    Accuracies are top-1, %; `points` are what the arm has above the other. `top1_oracle` is of the
-    crop on which another seed's classifier loses least, and `skill` is measured with it; both are
-    null for one seed. `top1_any_right` is known in hindsight alone; `any_right_skill` goes with it.
+    Accuracies are top-1, %; `points` is the arm minus the other. `top1_oracle` takes the crop on
+    which another seed's classifier loses least, and `skill` is measured against it; both are null
+    for one seed. `top1_any_right` is known in hindsight; `any_right_skill` is measured against it.
     """
     records = [run.record for arm in arms for run in arm.runs]
     data = records[0].data

@@ -97,7 +97,7 @@ class StudyPage:
 def write_study(
     folder: Path, *, shards: Path | None, out: Path | None = None, data_note: str = ""
 ) -> tuple[Path, ...]:
-    """Write a page about the runs on each data set of a folder, and its figures as JSON beside it.
+    """Write a page about the runs on each data set of a folder, and its figures as JSON.
 
     Args:
         folder: Its subfolders are runs.

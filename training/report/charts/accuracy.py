@@ -81,7 +81,7 @@ def audit_marks(found: Audit, colour: str) -> list[Mark]:
 
     Args:
         found: The audit.
-        colour: Of the audited arm.
+        colour: The audited arm's.
     """
     rivals = [_rival_mark(rival) for rival in found.rivals]
     chosen = Mark("the chosen crop", found.macs, found.top1, colour)
@@ -107,7 +107,7 @@ def _minor_tick(value: float) -> str:
 
 
 def _label(axes: Axes, marks: Sequence[Mark], *, text_x: float) -> None:
-    """Name the marks: those of the lowest cost in a column beside them, the others in place."""
+    """Name the marks: those of the lowest cost in a column to their right, the others in place."""
     bottom, top = axes.get_ylim()
     gap = (top - bottom) * LABEL_GAP
     low = min(mark.macs for mark in marks)

@@ -107,7 +107,7 @@ def glimpse_sizes(arms: Sequence[Arm]) -> str | None:
         axes = figure.add_subplot()
         series = _series(selecting)
         for number, (label, members) in enumerate(series):
-            # Beside one another, so that error bars of one size can be told apart.
+            # Side by side, so that error bars of one size do not overlap.
             offset = 0.05 * (number - (len(series) - 1) / 2)
             places = [sizes.index(arm.glimpse_px or 0) + offset for arm in members]
             _draw_series(axes, label, members, places, MARKERS[number % len(MARKERS)])
