@@ -232,6 +232,26 @@ PUBLIC = {
         training_batches
         verify_shards
     """,
+    "training": """
+        POLICIES
+        Batch
+        CropLogits
+        Evaluation
+        Process
+        RunPaths
+        RunRecord
+        RunState
+        SelectiveClassifier
+        TrainConfig
+        TrainingBatches
+        build_state
+        classify_crops
+        fit
+        load_model
+        load_record
+        summarise
+        train_step
+    """,
 }
 
 

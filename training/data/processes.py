@@ -18,11 +18,12 @@ from pipeline.common.errors import ConfigError, EveryRankError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 CPU_ALLOCATOR = "DefaultCPUAllocator: "  # what torch's error names where a CPU's memory is full
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """This process among its peers.
+    """This process among those that train together; by default one alone, on the CPU.
 
     Attributes:
         rank: `0 <= rank < world_size`; rank 0 prints and writes.
@@ -30,9 +31,9 @@ class Process:
         device: Where this one computes.
     """
 
-    rank: int
-    world_size: int
-    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = CPU
 
     @property
     def is_main(self) -> bool:
