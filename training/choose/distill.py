@@ -89,11 +89,8 @@ def distill(
         except DivergedError as error:
             fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
             raise DivergedError(f"{error} {fix}") from error
-        logits = CropLogits(
-            labels_N=own.labels_N,
-            logits_NKC=own.logits_NKC[:, columns],
-            probabilities_NK=chosen_NK,
-        )
+        own_NKC = own.logits_NKC[:, columns]
+        logits = replace(own, logits_NKC=own_NKC, probabilities_NK=chosen_NK)
         record = replace(
             base,
             name=paths.folder.name,
