@@ -73,8 +73,7 @@ def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
         spec = data_spec(config.build(source=config.source, out=Path(scratch)))
         images = _gather(config, spec, Path(scratch), progress)
         contenders = [
-            *_predecessor(images.files, spec),
-            *_limits(images.files, spec),
+            *_baselines(images.files, spec),
             *_decoders(config, images, spec, Path(scratch)),
         ]
         if config.beside:
@@ -150,28 +149,24 @@ def _turns(name: str, work: Callable[[bytes], object], files: Sequence[bytes]) -
     return Contender(row=Row(name=name), measure=measure)
 
 
-def _limits(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
-    """Measure what no build of the same library can beat."""
+def _baselines(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
+    """Measure the predecessor, and what no build of the same library can beat."""
     side = spec.canvas_size
 
     def in_pillow(data: bytes) -> object:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
 
-    work: dict[str, Callable[[bytes], object]] = {
-        DECODE: lambda data: simplejpeg.decode_jpeg(data, "RGB"),
-        DECODE_RESIZE: lambda data: resize_exactly(simplejpeg.decode_jpeg(data, "RGB"), side),
-        PILLOW_RESIZE: in_pillow,
-    }
-    for name, one in work.items():
-        yield _turns(name, one, files)
+    def decode(data: bytes) -> Any:
+        return simplejpeg.decode_jpeg(data, "RGB")
 
-
-def _predecessor(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
     if find_spec("torchvision"):
         from pipeline.bench.predecessor import make_transforms
 
         yield _turns(PREDECESSOR, make_transforms(spec), files)
+    yield _turns(DECODE, decode, files)
+    yield _turns(DECODE_RESIZE, lambda data: resize_exactly(decode(data), side), files)
+    yield _turns(PILLOW_RESIZE, in_pillow, files)
 
 
 def _decoders(

@@ -305,7 +305,7 @@ def make_task() -> Task:
             "a bench of loaders needs shards with --layout canvas and --candidates five; got "
             "--layout canvas and --candidates full+five in {six}. Build others with",
         ),
-        (["{tree}"], "shards must have a manifest.json; got none in {tree}."),
+        (["{tree}"], "SHARDS must be a folder with a manifest.json; got {tree}, which has none."),
         (["{five}", "--source=none"], "SOURCE must be a folder or a .tgz; got none,"),
         ([], "Missing argument 'SHARDS'."),
     ],
