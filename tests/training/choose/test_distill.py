@@ -1,5 +1,4 @@
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -13,15 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import ShardFolder
-from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
-from pipeline.format.crops import place_crops
+from pipeline.common.errors import CheckpointError, ConfigError
 from training.choose import distill as distillation
-from training.choose import fit_proposer as fitting
-from training.choose.fit_proposer import TARGET_TAU, fit_and_choose, fit_proposer
 from training.config import DistillConfig, TrainConfig
-from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process
-from training.model.proposer import CropProposer, MapProposer, Proposal, make_proposer
 from training.run.checkpoint import digest_of, load_weights
 from training.run.folder import RunPaths
 from training.run.load import evaluate_run
@@ -32,135 +26,7 @@ from training.score.crop_logits import CropLogits
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]
-SWAPPED = Mirrored((1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0))
 QUICK = DistillConfig(epochs=2, batch_size=16, proposer_channels=(4, 8))
-
-
-def ignore(*_: object) -> None:
-    pass
-
-
-def bright_crops(num_samples: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dim glimpses of which one is bright, and losses that are low for that one."""
-    generator = torch.Generator().manual_seed(seed)
-    looked = torch.randint(0, 120, (num_samples, 4, 8, 8), dtype=torch.uint8, generator=generator)
-    best = torch.randint(0, 4, (num_samples,), generator=generator)
-    looked[torch.arange(num_samples), best] += 120
-    return looked, 2.0 - 1.9 * F.one_hot(best, 4).float()
-
-
-def proposer_of(seed: int) -> CropProposer:
-    torch.manual_seed(seed)
-    return CropProposer(
-        channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
-        has_prior=False,
-    )  # fmt: skip
-
-
-def fit(tiny: Tiny, *, seed: int = 1, **options: Any) -> tuple[CropProposer, list[float]]:
-    looked, losses = bright_crops(512, seed=0)
-    config = tiny(**{"epochs": 8, "batch_size": 64, "proposer_lr": 0.02, "seed": seed} | options)
-    proposer = proposer_of(seed)
-    means = fit_proposer(
-        proposer, looked, losses, config, counterparts=SWAPPED,
-        looked_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
-    return proposer.eval(), means
-
-
-def test_a_proposer_learns_which_crop_loses_least(tiny: Tiny) -> None:
-    proposer, means = fit(tiny)
-    assert means[-1] < 0.3 < means[0]
-    looked, losses = bright_crops(256, seed=1)
-    chosen = proposer(looked).chosen_B
-    assert (chosen == losses.argmin(1)).float().mean() > 0.95
-
-
-def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off(tiny: Tiny) -> None:
-    looked = torch.full((64, 4, 8, 8), 50, dtype=torch.uint8)
-    looked[:, 0] = 200
-    losses = torch.full((64, 4), 1.2)
-    losses[:, 0] = 0.05
-    losses[::4, 0] = 20.0  # a mean of 5.0, but right on three of four images
-    proposer = proposer_of(0)
-    config = tiny(epochs=20, batch_size=64, proposer_lr=0.02, hflip=0.0)
-    means = fit_proposer(
-        proposer, looked, losses, config, counterparts=SWAPPED,
-        looked_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
-    assert proposer.eval()(looked).chosen_B.eq(0).all()
-    assert means[-1] == pytest.approx(0.25 + 0.75 * -math.expm1(-0.05), abs=1e-5)
-
-
-def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny: Tiny) -> None:
-    looked, losses = bright_crops(512, seed=0)
-    proposer = CropProposer(
-        channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
-        has_prior=True,
-    )  # fmt: skip
-    assert proposer.prior is not None
-    with torch.no_grad():
-        proposer.prior[2] = 30.0  # the expected error has no gradient from here
-    fit_proposer(
-        proposer, looked, losses, tiny(epochs=24, batch_size=16, proposer_lr=0.1),
-        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
-    looked, losses = bright_crops(256, seed=1)
-    proposal = proposer.eval()(looked)
-    assert (proposal.chosen_B == losses.argmin(1)).float().mean() > 0.95
-    # Soft targets alone would ask for no more than this.
-    wanted = ((losses.neg().exp() - 1) / TARGET_TAU).softmax(1).amax(1).mean()
-    assert proposal.probabilities_BK.amax(1).mean() > 0.5 + wanted / 2
-
-
-@pytest.mark.parametrize(("hflip", "vflip"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
-    hflip: float, vflip: float, tiny: Tiny
-) -> None:
-    plan = place_crops("full+five", canvas_px=48, crop_px=32)
-    candidates = plan.indices("top-left,centre")  # no counterpart of the first is among them
-    config = tiny(
-        epochs=1, proposer="map", proposer_lr=0.02, hflip=hflip, vflip=vflip, batch_size=8
-    )
-    proposer = make_proposer(config, plan, candidates, glimpse_px=16)
-    assert isinstance(proposer, MapProposer)
-    told: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def note(_: object, given: tuple[torch.Tensor, ...], proposal: Proposal) -> None:
-        map_BMN = proposer.saliency(given[0][:, 0].float() / 255)
-        told.append((map_BMN.detach(), proposal.scores_BK.detach()))
-
-    proposer.register_forward_hook(note)
-    looked = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
-    fit_proposer(
-        proposer, looked, torch.rand(8, 2), config, on_rows=ignore,
-        counterparts=mirrored_candidates(plan, candidates),
-        looked_counterparts=mirrored_candidates(plan, plan.indices("full")),
-    )  # fmt: skip
-    ((map_BMN, scores_BK),) = told
-    large = map_BMN.repeat_interleave(12, 1).repeat_interleave(12, 2)  # as large as the canvas
-    left, upper = 16 * int(hflip), 16 * int(vflip)
-    torch.testing.assert_close(
-        scores_BK[:, 0], large[:, upper : upper + 32, left : left + 32].mean((1, 2))
-    )
-    torch.testing.assert_close(scores_BK[:, 1], large[:, 8:40, 8:40].mean((1, 2)))
-
-
-def test_the_table_is_not_changed_by_mirroring(tiny: Tiny) -> None:
-    looked, losses = bright_crops(64, seed=0)
-    before = looked.clone(), losses.clone()
-    fit_proposer(
-        proposer_of(0), looked, losses, tiny(epochs=1, batch_size=64, hflip=1.0, vflip=1.0),
-        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
-    assert torch.equal(looked, before[0])
-    assert torch.equal(losses, before[1])
-
-
-def test_equal_seeds_give_equal_proposers(tiny: Tiny) -> None:
-    first, again, other = (fit(tiny, seed=seed, epochs=1)[0].state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
-    assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize("num_samples", [2, 7, 10])
@@ -321,11 +187,6 @@ def test_a_fit_that_diverges_ends_in_one_line_and_writes_nothing(
     assert after == before
 
 
-def test_a_rate_far_too_high_for_a_fit_ends_in_one_error(tiny: Tiny) -> None:
-    with pytest.raises(DivergedError, match=r"at step \d+ of epoch \d+ of the proposer's fit\."):
-        fit(tiny, proposer_lr=1e3, weight_decay=1e3)
-
-
 def test_a_run_that_chooses_is_refused_by_that_whatever_its_policy_was_given(tiny: Tiny) -> None:
     base = tiny(policy="straight-through", tau_start=0.5, random_epochs=0, balance=0.2)
     config = distillation.distilled_config(base, DistillConfig(balance=0.1))
@@ -444,21 +305,3 @@ def test_two_fits_to_one_run_have_names_that_tell_them_apart(
 )  # fmt: skip
 def test_an_arm_is_named_by_what_is_not_the_default(options: dict[str, Any], name: str) -> None:
     assert DistillConfig(**options).arm == name
-
-
-def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
-    base: RunPaths, opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny(policy="distilled", epochs=1)
-    model = build_model(config, opened, alone)
-    given: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        fitting, "fit_proposer", lambda _model, seen_NLSS, *_, **__: given.append(seen_NLSS)
-    )
-    # So that buffers are used again.
-    monkeypatch.setattr("training.score.choices.EVALUATION_BATCH", 8)
-    fit_and_choose(model, torch.zeros(70, 6), opened, process=alone)
-    reader = opened.reader("train")
-    for row in range(70):
-        expected = torch.from_numpy(reader.read(row).small_glimpses[:, 0].copy())
-        assert torch.equal(given[0][row], expected), row
