@@ -42,7 +42,7 @@ $(SIMD_READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear .venv-simd
 	$(SIMD)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(SIMD)/uv pip install --quiet --python $(SIMD)/python -c constraints.txt \
-	  --excludes <(echo pillow) -e . hypothesis pytest
+	  --excludes <(echo pillow) -e . hypothesis pytest pytest-timeout pytest-xdist
 	# A wheel in uv's cache may be one for another CPU.
 	CC='$(SIMD_CC)' $(SIMD)/uv pip install --quiet --python $(SIMD)/python --no-cache --no-deps \
 	  -C jpeg=enable -C zlib=enable -C freetype=enable $(PILLOW_SIMD) || {
@@ -130,14 +130,15 @@ reproduce: $(READY)
 	step 'done'
 
 # Two processes of one thread each; the twenty slowest tests are printed.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+PYTEST := -m pytest -n 2 --dist worksteal --durations 20
+test test-all: export OMP_NUM_THREADS = 1
 
 test: lint
-	@$(PYTEST) -m 'not sweep'
+	@$(BIN)/python $(PYTEST) -m 'not sweep'
 
 # Every sweep, with more examples of every property.
 test-all: lint
-	@$(PYTEST) --hypothesis-profile all
+	@$(BIN)/python $(PYTEST) --hypothesis-profile all
 
 # Images for the benches: DATA, or drawn scenes.
 define BENCH_DATA
@@ -148,10 +149,13 @@ if [[ -z "$$data" ]]; then
 fi
 endef
 
+# What depends on who decodes and resizes.
+DECODING := $(addprefix tests/pipeline/,decode pixels format/test_crops.py build/test_build.py)
+
 simd: $(READY) $(SIMD_READY)
-	@$(SIMD)/python -m pytest tests/pipeline
+	@$(SIMD)/python $(PYTEST) -m 'not sweep' $(DECODING)
 	$(BENCH_DATA)
-	$(BIN)/srp-data bench build "$$data" --beside $(SIMD)/python
+	$(BIN)/srp-data bench build "$$data" --images 200 --beside $(SIMD)/python $(BENCH_OPTIONS)
 
 gpu-check: $(READY)
 	@nvidia-smi -L 2> /dev/null || { echo "error: make gpu-check needs an NVIDIA GPU and its driver." >&2; exit 2; }

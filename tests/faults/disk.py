@@ -1,5 +1,7 @@
 """Run small builds whose disk fails, or which are killed, at the n-th step, for every n.
 
+The order's `stride` of more than one leaves out steps.
+
 A process of its own, since a process with threads must not fork: `python disk.py ORDER.json`. It
 ends in an AssertionError if a build breaks a promise, and prints the steps that it went through.
 """
@@ -82,17 +84,17 @@ def prepare(out: Path, before: str | None) -> None:
         shutil.copytree(before, out)
 
 
-def kill_everywhere(source: Path, out: Path, *, before: str | None, good: Any) -> None:
+def kill_everywhere(source: Path, out: Path, *, before: str | None, good: Any, stride: int) -> None:
     """Kill a build at its n-th step, and finish it, for every n."""
 
     def build_stepped(act: Act) -> None:
         with stepped(act):
             assert run(source, out).exit_code == 0
 
-    number = 0
+    number = 1 - stride
     status = -signal.SIGKILL
     while status == -signal.SIGKILL:
-        number += 1
+        number += stride
         prepare(out, before)
         status = forked(partial(build_stepped, kill_at(number)))
         check_promises(out, good)
@@ -122,10 +124,10 @@ def fail_from(number: int, error: int, faults: list[tuple[str, str]]) -> Act:
     return act
 
 
-def fail_everywhere(source: Path, out: Path, *, error: int, good: Any) -> None:
+def fail_everywhere(source: Path, out: Path, *, error: int, good: Any, stride: int) -> None:
     """Let a build fail from its n-th step on, and finish it on a mended disk, for every n."""
     faults: list[tuple[str, str]] = []
-    for number in itertools.count(1):
+    for number in itertools.count(1, stride):
         prepare(out, None)
         faults.clear()
         with stepped(fail_from(number, error, faults)):
@@ -152,9 +154,13 @@ def main_of_this(order: Any) -> None:
         assert run(source, out).exit_code == 0  # warm up
         gc.freeze()
         if "error" in order:
-            fail_everywhere(source, out, error=order["error"], good=order["good"])
+            fail_everywhere(
+                source, out, error=order["error"], good=order["good"], stride=order["stride"]
+            )
         else:
-            kill_everywhere(source, out, before=order["before"], good=order["good"])
+            kill_everywhere(
+                source, out, before=order["before"], good=order["good"], stride=order["stride"]
+            )
 
 
 if __name__ == "__main__":

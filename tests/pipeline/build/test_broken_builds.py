@@ -23,6 +23,17 @@ REPO = Path(__file__).resolve().parents[3]
 SIZES = {"canvas_size": 24, "crop_size": 16, "glimpse_size": 8}
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(1, id="every step", marks=pytest.mark.sweep),
+        pytest.param(5, id="one step in five"),
+    ]
+)
+def stride(request: pytest.FixtureRequest) -> int:
+    """How many steps lie between two that a build is broken at."""
+    return int(request.param)
+
+
 @pytest.fixture
 def few_images(image_tree: Path, tmp_path: Path) -> Path:
     """Four images of one class; the shards hold up to two each."""
@@ -71,7 +82,7 @@ def kill_everywhere(folder: Path, **order: Any) -> tuple[Counter[str], list[str]
 
 @pytest.mark.parametrize("kind", ["folder", "archive"])
 def test_a_build_killed_at_any_step_is_finished_by_the_same_command_to_the_same_bytes(
-    kind: str, few_images: Path, build_few: Any, tmp_path: Path
+    kind: str, few_images: Path, build_few: Any, stride: int, tmp_path: Path
 ) -> None:
     source = few_images
     if kind == "archive":
@@ -80,17 +91,18 @@ def test_a_build_killed_at_any_step_is_finished_by_the_same_command_to_the_same_
             tar.add(few_images, "few")
     good = build_few(source, tmp_path / "good")
     kinds, reused = kill_everywhere(
-        tmp_path, source=source, out=tmp_path / "out", before=None, good=[good]
+        tmp_path, source=source, out=tmp_path / "out", before=None, good=[good], stride=stride
     )
-    assert set(kinds) >= {"open", "write", "fsync", "replace", "unlink", "rmdir"}
-    assert kinds.total() == len(reused) > 95
-    assert kinds["write"] >= 2 * (4 + 3 + 3 + 3 + 3), "images, records, indices and the rest"
+    assert kinds.total() == len(reused) > 95 // stride
+    if stride == 1:
+        assert set(kinds) >= {"open", "write", "fsync", "replace", "unlink", "rmdir"}
+        assert kinds["write"] >= 2 * (4 + 3 + 3 + 3 + 3), "images, records, indices and the rest"
     assert "1 finished shards: train-000000.tar" in reused
     assert "3 finished shards: train-000000.tar, train-000001.tar, val-000000.tar" in reused
 
 
 def test_a_published_folder_is_never_wrong_while_an_image_that_was_mended_is_taken_in(
-    few_images: Path, build_few: Any, tmp_path: Path
+    few_images: Path, build_few: Any, stride: int, tmp_path: Path
 ) -> None:
     image = few_images / "train/cat/cat_001.JPEG"
     data = image.read_bytes()
@@ -102,9 +114,9 @@ def test_a_published_folder_is_never_wrong_while_an_image_that_was_mended_is_tak
     assert "rejects.jsonl" not in good
     kinds, reused = kill_everywhere(
         tmp_path, source=few_images, out=tmp_path / "out", before=tmp_path / "before",
-        good=[before, good],
+        good=[before, good], stride=stride,
     )  # fmt: skip
-    assert kinds.total() == len(reused) > 40
+    assert kinds.total() == len(reused) > 40 // stride
     assert all(reused), "what was published and whole is never built again"
 
 
@@ -133,14 +145,18 @@ KINDS = ("open", "write", "flush", "close", "fsync", "replace")
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_at_any_step_leaves_whole_files_and_is_named_in_one_line(
-    error: int, few_images: Path, build_few: Any, tmp_path: Path
+    error: int, few_images: Path, build_few: Any, stride: int, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     good = build_few(few_images, tmp_path / "good")
-    told = inject(tmp_path, source=few_images, out=out, before=None, error=error, good=[good])
+    told = inject(
+        tmp_path, source=few_images, out=out, before=None, error=error, good=[good], stride=stride
+    )
     kinds = Counter(fault["kind"] for fault in told)
-    assert set(kinds) >= {*KINDS, "mkdir"}
-    assert kinds["write"] >= 2 * (4 + 3 + 3 + 3 + 3), "images, records, indices and the rest"
+    assert kinds.total() > 95 // stride
+    if stride == 1:
+        assert set(kinds) >= {*KINDS, "mkdir"}
+        assert kinds["write"] >= 2 * (4 + 3 + 3 + 3 + 3), "images, records, indices and the rest"
     for fault in told:
         line, kind = fault["line"], fault["kind"]
         path = named(Path(fault["path"]))
