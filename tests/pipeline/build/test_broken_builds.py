@@ -168,7 +168,7 @@ def test_a_disk_that_fails_at_any_step_leaves_whole_files_and_is_named_in_one_li
         assert f"cannot access {path}: " in line, fault
         is_of_a_file = kind in KINDS and path not in (out, out / ".build", path.parent)
         if error in (errno.ENOSPC, errno.EDQUOT) and is_of_a_file and path.suffix:
-            assert re.search(r" \(needs about [1-9][\d,]* bytes\) at ", line), fault
+            assert re.search(r" \(needs about [1-9][\d,]* bytes\)\. ", line), fault
         assert line.endswith(FIXES[error])
 
 
