@@ -1,4 +1,4 @@
-"""A contact sheet of a few samples: what the crops and glimpses in the shards look like."""
+"""A contact sheet: what the crops and glimpses in the shards look like."""
 
 import io
 from pathlib import Path
@@ -24,19 +24,19 @@ def draw_sheet(shards: Path, png: Path, *, split: str, rows: int, seed: int) -> 
     Args:
         shards: Folder of shards, or one that holds it.
         png: File to write.
-        split: Which split to draw from.
-        rows: Samples to draw.
-        seed: Of the draw.
+        split: Split to draw from.
+        rows: Number of samples.
+        seed: Seed of the choice of samples.
 
     Raises:
-        ConfigError: If there are no such shards.
+        ConfigError: If there are no shards, or the split is empty.
         VerificationError: If a sample is damaged.
     """
-    opened = ShardFolder.open(shards)
-    reader, manifest = opened.reader(split), opened.manifest
+    folder = ShardFolder.open(shards)
+    reader = folder.reader(split)
     chosen = np.random.default_rng(seed).permutation(len(reader))[:rows]
-    names = manifest.spec.crop_layout.names
-    blocks = [_draw_sample(reader.read(int(index)), names, manifest) for index in chosen]
+    names = folder.crop_layout.names
+    blocks = [_draw_sample(reader.read(int(index)), names, folder.manifest) for index in chosen]
     width = blocks[0].width
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), BACKGROUND)
     top = 0

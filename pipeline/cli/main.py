@@ -26,7 +26,7 @@ from pipeline.datasets.config import ScatterConfig, SceneConfig
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest
 
-MAX_SKIPPED = 10  # that are named in text
+MAX_SKIPPED = 10  # names printed as text
 
 
 @click.group(
@@ -51,7 +51,7 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     """Cut images into crops and glimpses, and write shards.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
-    folder OUT. A build that was broken off goes on when the same command is run again.
+    folder OUT. Run the same command again to continue an interrupted build.
     """
     from pipeline.build.build import build_shards
 
@@ -94,15 +94,15 @@ def _print_counts(manifest: "Manifest") -> None:
     type=click.Choice(("train", "val")),
 )
 @click.option(
-    "--rows", default=6, show_default=True, help="Samples to draw.", type=click.IntRange(1, 100)
+    "--rows", default=6, show_default=True, help="Number of samples.", type=click.IntRange(1, 100)
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Seed of the draw.", type=click.IntRange(0)
+    "--seed", default=0, show_default=True, help="Seed of the choice of samples.", type=click.IntRange(0)
 )
 def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
     """Draw a contact sheet of a few samples.
 
-    Each shows its class, its crops and, below them, its glimpses with their padding.
+    Each sample shows its class, its crops and, below them, its padded glimpses.
     """
     from pipeline.cli.contact_sheet import draw_sheet
 
@@ -117,8 +117,8 @@ def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
 def sample(**options: Any) -> None:
     """Draw the embedded data set.
 
-    OUT becomes a folder in Imagenette's layout: ten classes of shapes, one salient object a scene
-    at a random place and size, with clutter around it; the objects' boxes are in boxes.csv.
+    OUT becomes a folder in Imagenette's layout: ten classes of shapes, one salient object per
+    scene at a random place and size on a cluttered background. boxes.csv holds the objects' boxes.
     """
     from pipeline.datasets.scenes import draw_dataset
 
@@ -133,11 +133,11 @@ def sample(**options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @options_of(ScatterConfig)
 def scatter(**options: Any) -> None:
-    """Put each image small and anywhere, amid clutter.
+    """Place each image small and at random in clutter.
 
     SOURCE is as for build-shards. OUT becomes a folder in Imagenette's layout with the same splits
-    and classes, where location matters: the clutter is made of patches of other images, and the
-    images' places are in boxes.csv.
+    and classes, where location matters: the clutter is made of patches of other images. boxes.csv
+    holds the images' boxes.
     """
     from pipeline.datasets.scatter import scatter as scatter_images
     from pipeline.decode.rules import own_process
@@ -160,27 +160,26 @@ def scatter(**options: Any) -> None:
     help="Folder to save NAME.tgz to.",
 )
 def download(name: str, output: Path) -> None:
-    """Fetch a data set, hash-checked.
+    """Download a data set and check its SHA-256.
 
-    NAME is imagenette2, imagewoof2, or one of them with -160 or -320 for images of that size. An
-    interrupted download goes on where it stopped. The archive's digest is checked.
+    NAME is imagenette2 or imagewoof2, or one of them with -160 or -320 for smaller images. Run the
+    same command again to continue an interrupted download.
     """
-    from pipeline.datasets import download as imagenette
+    from pipeline.datasets.download import download as download_archive
 
     with shown_progress(BYTES) as progress:
-        path = imagenette.download(name, output, progress=progress)
-    click.echo(str(path))
+        click.echo(str(download_archive(name, output, progress=progress)))
 
 
 def _print_skipped(names: tuple[str, ...], *, rest: str) -> None:
-    """Count what was not taken of a source, and name the first of it.
+    """Count the skipped files of a source, and name the first ones.
 
     Args:
-        names: Of all.
-        rest: How to learn those that are not named.
+        names: All skipped paths.
+        rest: Where the other names are found.
     """
     if names:
-        click.echo(f"skipped: {len(names)} (not an image by suffix and place)")
+        click.echo(f"skipped: {len(names)} (not an image file in train/CLASS/ or val/CLASS/)")
     for name in names[:MAX_SKIPPED]:
         click.echo(printable(f"skipped {name}"))
     if len(names) > MAX_SKIPPED:

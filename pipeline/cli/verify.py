@@ -1,4 +1,4 @@
-"""srp-data verify: every byte of some shards, and their repair."""
+"""srp-data verify: check every byte of a folder of shards, and repair damaged ones."""
 
 import json
 from dataclasses import asdict
@@ -23,29 +23,28 @@ if TYPE_CHECKING:
     default=BuildConfig.workers,
     show_default="CPUs this process may use",
     type=click.IntRange(1),
-    help="Threads, each checking whole shards.",
+    help="Threads; each checks whole shards.",
 )
 @click.option(
     "--all/--changed",
     "reads_all",
     default=False,
     show_default=True,
-    help="Read every shard, or those that were written to since they were found whole.",
+    help="Read every shard, or only those changed since they were last verified.",
 )
 @click.option(
     "--repair",
     type=click.Path(path_type=Path),
     metavar="SOURCE",
-    help="Build damaged shards again from SOURCE first, with the manifest's options.  "
-    "[default: build nothing]",
+    help="First rebuild damaged shards from SOURCE, with the manifest's options.  "
+    "[default: repair nothing]",
 )
 @AS_JSON
 def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_json: bool) -> None:
     """Check every byte, and decode every sample.
 
-    SHARDS is a folder of shards, or its address: http, https, s3 or gs. Its manifest says what
-    every byte must be. Shards that were found whole before and were not written to since are not
-    read again, unless --all is given.
+    SHARDS is a folder of shards, or its address: http, https, s3 or gs. Every byte must match the
+    manifest. Shards unchanged since they were last verified are skipped unless --all is given.
     """
     from pipeline.verify.verify import verify_shards
 
@@ -56,8 +55,8 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_j
     manifest = verdict.manifest
     if verdict.unread:
         note(
-            f"{len(verdict.unread)} of {len(manifest.shards)} shards were found whole before and "
-            "not written to since; --all reads them again"
+            f"{len(verdict.unread)} of {len(manifest.shards)} shards are unchanged since they were "
+            "last verified; --all reads them again"
         )
     for name in verdict.unnamed:
         note(f"skipped {name}: not in the manifest")
@@ -76,7 +75,7 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_j
 
 
 def counts_of(manifest: "Manifest") -> dict[str, Any]:
-    """Lay out for programs what a folder holds."""
+    """Count what a folder holds, for --json."""
     return {
         "fingerprint": manifest.fingerprint,
         "splits": {
@@ -97,6 +96,6 @@ def _repair(shards: str, source: Path, workers: int) -> None:
 
     with shown_progress("images/s") as progress:
         result = repair(Path(shards), source, workers=workers, progress=progress)
-    rebuilt = [s.name for s in result.manifest.shards if s.name not in result.reused]
-    for name in rebuilt:
-        note(f"built {name} again")
+    for shard in result.manifest.shards:
+        if shard.name not in result.reused:
+            note(f"rebuilt {shard.name}")

@@ -1,5 +1,6 @@
-"""Build again what is broken in a folder of shards, with the options that its manifest names."""
+"""Rebuild the damaged shards of a folder, with the options that its manifest records."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline.build.build import BuildResult, build_shards
@@ -10,53 +11,33 @@ from pipeline.read.folder import ShardFolder
 
 
 def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SILENT) -> BuildResult:
-    """Build the damaged shards of a folder again; whole ones are left as they are.
+    """Rebuild the damaged shards of a folder; intact ones stay as they are.
 
     Args:
-        shards: The folder, or one that holds it; its manifest must be whole.
+        shards: The folder, or one that holds it; its manifest must be intact.
         source: What the shards were built from.
         workers: Processes.
-        progress: Reports as `build` does.
+        progress: Reports as `build_shards` does.
 
     Raises:
-        ConfigError: If the source or the libraries are not those of the shards.
-        VerificationError: If the source's images have other bytes than they had; the folder is
-            left as it is.
+        ConfigError: If the source or the libraries differ from those of the shards.
+        VerificationError: If the bytes of the source's images differ; the folder stays as it is.
     """
-    opened = ShardFolder.open(shards)
-    before = opened.manifest
+    folder = ShardFolder.open(shards)
     config = config_of(
-        before.spec,
+        folder.manifest.spec,
         source=source,
-        out=opened.path,
+        out=folder.path,
         workers=workers,
-        max_rejects=len(before.rejects),
+        max_rejects=len(folder.manifest.rejects),
     )
-    return build_shards(config, expected=before, progress=progress)
+    return build_shards(config, expected=folder.manifest, progress=progress)
 
 
 def config_of(
     spec: DataSpec, *, source: Path, out: Path, workers: int, max_rejects: int
 ) -> BuildConfig:
-    """Give the options of a build that its spec is of.
-
-    Args:
-        spec: Of the manifest.
-        source: To build from.
-        out: Folder of the shards.
-        workers: Processes.
-        max_rejects: Unusable images that are allowed.
-    """
-    jpeg = (
-        {"jpeg_quality": spec.jpeg_quality, "jpeg_subsampling": spec.jpeg_subsampling}
-        if spec.codec == "jpeg"
-        else {}
-    )
-    return BuildConfig(
-        source=source, out=out, workers=workers, max_rejects=max_rejects,
-        canvas_size=spec.canvas_size, crop_size=spec.crop_size, glimpse_size=spec.glimpse_size,
-        candidates=spec.candidates, layout=spec.layout, codec=spec.codec,
-        decoder=spec.decoder, device=spec.device, draft=spec.draft, exif=spec.exif,
-        max_pixels=spec.max_pixels,
-        shard_mib=spec.shard_mib, limit=spec.limit, seed=spec.seed, **jpeg,  # type: ignore[arg-type]
-    )  # fmt: skip
+    """Give the config of the build that a spec records; what is None has its default."""
+    recorded = {field.name: getattr(spec, field.name, None) for field in fields(BuildConfig)}
+    options = {name: value for name, value in recorded.items() if value is not None}
+    return BuildConfig(source=source, out=out, workers=workers, max_rejects=max_rejects, **options)

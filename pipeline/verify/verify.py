@@ -1,9 +1,9 @@
 """Check every byte of every shard against the manifest, and decode every sample.
 
-The side files follow from the manifest, and are compared with what they must be.
+Sidecar files must have the content that the manifest implies.
 
-In a local folder, shards that an earlier verification found whole are skipped unless their file
-was written to since. A disk that rots changes no time: only reading every shard finds it.
+In a local folder, shards unchanged since an earlier verification are skipped. A rotting disk
+changes no modification time: only reading every shard finds it.
 """
 
 import hashlib
@@ -37,15 +37,13 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a verification found to be whole.
+    """What a verification found intact.
 
     Attributes:
-        folder: That was checked, or its address.
-        manifest: That it was checked against.
-        unnamed: Tars of a local folder that the manifest does not name, and so do not exist for a
-            reader.
-        unread: Names of shards that an earlier verification found whole, and that were not written
-            to since.
+        folder: The folder that was checked, or its address.
+        manifest: What it was checked against.
+        unnamed: Tars of a local folder that the manifest does not name; readers ignore them.
+        unread: Names of shards that are unchanged since an earlier verification.
     """
 
     folder: Path | str
@@ -66,11 +64,11 @@ def verify_shards(
     Args:
         shards: The folder, or one that holds it, or an address.
         workers: Threads.
-        reads_all: Whether to read what an earlier verification found whole as well.
+        reads_all: Whether to read shards again that are unchanged since an earlier verification.
         progress: Reports samples checked.
 
     Raises:
-        VerificationError: If any byte is not as written; names every damaged file.
+        VerificationError: If any byte is damaged; names every damaged file.
     """
     store = open_store(shards)
     manifest = store.load_manifest()
@@ -91,9 +89,9 @@ def _verify_folder(
     reads_all: bool,
     progress: Progress,
 ) -> Verdict:
-    """Verify the shards of a folder that have been written to since, and note those found whole."""
+    """Verify the changed shards of a folder, and record the intact ones."""
     folder = store.folder
-    # Taken before reading: a shard that is written to meanwhile counts as changed the next time.
+    # Taken before reading: a shard that changes meanwhile counts as changed the next time.
     stamps = {shard.name: found for shard in manifest.shards if (found := stamp(folder, shard))}
     known = {} if reads_all else load_stamps(folder)
     unread = tuple(name for name, found in stamps.items() if known.get(name) == found)
@@ -108,7 +106,7 @@ def _verify_folder(
 
 
 def _raise_faults(store: Store, manifest: Manifest, faults: list[str | None]) -> None:
-    """End where there are any, in side files too, or where images are not accounted for."""
+    """Raise an error for faults of shards and sidecar files, or for images that are missing."""
     found = [fault for fault in faults if fault]
     of_sidecars = _find_sidecar_faults(store, manifest)
     if found or of_sidecars:
@@ -119,22 +117,22 @@ def _raise_faults(store: Store, manifest: Manifest, faults: list[str | None]) ->
 
 
 def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
-    """Name in one sentence the side files that are not what the manifest makes them."""
+    """Name in one sentence the sidecar files that do not match the manifest."""
     wrong = []
     for name, content in sidecars(manifest):
         try:
             found = store.read_file(name, at_most=len(content))
         except FileNotFoundError:
-            wrong.append(f"no {name}")
-        except (OSError, DownloadError) as error:  # what is wrong with shards is told all the same
-            wrong.append(f"{name} that cannot be read ({error})")
+            wrong.append(f"{name} (missing)")
+        except (OSError, DownloadError) as error:  # must not hide the faults of shards
+            wrong.append(f"{name} (cannot be read: {error})")
         else:
             if found != content:
-                wrong.append(f"another {name}")
+                wrong.append(f"{name} (other content)")
     if not wrong:
         return []
     return [
-        f"the side files of DALI and timm must follow from the manifest; got {', '.join(wrong)} in "
+        f"the sidecar files of DALI and timm must match the manifest; got {', '.join(wrong)} in "
         f"{store.address}. {store.fix}"
     ]
 
@@ -142,7 +140,7 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
 def _find_faults(
     store: Store, manifest: Manifest, *, workers: int, progress: Progress
 ) -> list[str | None]:
-    """Verify every shard; say in order what is wrong with each, or None."""
+    """Verify every shard; give the fault of each in order, or None."""
     num_done = [0] * len(manifest.shards)  # each thread counts in its own places
     total = sum(len(shard.samples) for shard in manifest.shards)
     progress.update("verifying", 0, total)
@@ -160,7 +158,7 @@ def _find_faults(
 
 
 def _verify_shard(store: Store, manifest: Manifest, num_done: list[int], index: int) -> str | None:
-    """Say what is wrong with one shard, or nothing."""
+    """Give the fault of one shard, or None."""
     shard = manifest.shards[index]
     try:
         samples, sha256 = _open_shard(store, manifest, shard)
@@ -174,8 +172,8 @@ def _verify_shard(store: Store, manifest: Manifest, num_done: list[int], index: 
         if sha256() != shard.sha256:
             raise VerificationError(
                 f"a shard's sha256 must be as in the manifest; got another in {shard.name}, whose "
-                f"samples are whole (its end, from offset {shard.num_bytes - len(TAR_END)}, or the "
-                "manifest is not). Rebuild the shard."
+                f"samples are intact: its end (from offset {shard.num_bytes - len(TAR_END)}) or "
+                "the manifest is damaged. Rebuild the shard."
             )
     except VerificationError as error:
         return str(error)
@@ -185,7 +183,7 @@ def _verify_shard(store: Store, manifest: Manifest, num_done: list[int], index: 
 def _open_shard(
     store: Store, manifest: Manifest, shard: ShardEntry
 ) -> tuple[Iterator[Sample], Callable[[], str]]:
-    """Give a shard's samples, and its sha256 once they were read."""
+    """Give a shard's samples, and its sha256, to be called after the last sample."""
     if isinstance(store, LocalStore):
         reader = ShardReader(store.folder, manifest, [shard])
         samples = map(reader.read, range(len(reader)))
@@ -200,13 +198,13 @@ def _open_shard(
 
 
 def _read_end(store: Store, shard: ShardEntry) -> None:
-    """Read a shard whose images were all rejected, which no stream opens: a tar's end alone."""
+    """Read a shard without samples, which no stream opens: it holds only the end of a tar."""
     with closing(store.open(shard, start=0, stop=threading.Event())) as source:
         read_exactly(source, len(TAR_END) + 1)
 
 
 class _HashedStore:
-    """A store that hashes the one shard which is read from it."""
+    """A store that hashes the one shard that is read from it."""
 
     def __init__(self, store: Store) -> None:
         self.address = store.address
@@ -228,7 +226,7 @@ class _HashedStore:
 
 
 def _check_counts(manifest: Manifest) -> None:
-    """Check that every source image is in a shard or among the rejects."""
+    """Check that every source image is a sample or a reject."""
     rejected = [reject.path.split("/", 1)[0] for reject in manifest.rejects]
     for split, num_sources in manifest.num_sources.items():
         accounted = manifest.num_samples(split) + rejected.count(split)
@@ -240,7 +238,7 @@ def _check_counts(manifest: Manifest) -> None:
 
 
 class Stamp(NamedTuple):
-    """A shard's file as it was when it was found whole; times are the system's, nanoseconds."""
+    """The state of an intact shard's file; times are the file system's, nanoseconds."""
 
     sha256: str
     num_bytes: int
@@ -250,7 +248,7 @@ class Stamp(NamedTuple):
 
 
 def stamp(folder: Path, shard: ShardEntry) -> Stamp | None:
-    """Look at a shard's file without reading it; None where it is missing."""
+    """Stat a shard's file; None if it is missing."""
     try:
         found = (folder / shard.name).stat()
     except OSError:
@@ -259,7 +257,7 @@ def stamp(folder: Path, shard: ShardEntry) -> Stamp | None:
 
 
 def load_stamps(folder: Path) -> dict[str, Stamp]:
-    """Read the shards that were found whole; none where that is not known."""
+    """Read which shards an earlier verification found intact."""
     try:
         return msgspec.json.decode((folder / VERIFIED_NAME).read_bytes(), type=dict[str, Stamp])
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -267,8 +265,8 @@ def load_stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def save_stamps(folder: Path, stamps: Iterable[tuple[str, Stamp]]) -> None:
-    """Keep what was found, where the folder lets it be written."""
+    """Record the intact shards."""
     try:
         write_file(folder / VERIFIED_NAME, msgspec.json.encode(dict(stamps)))
     except OSError:
-        return  # a folder that cannot be written to is read as a whole each time
+        return  # a read-only folder is read wholly each time

@@ -50,5 +50,5 @@ def test_a_split_without_samples_is_refused(
     for path in own_tree.glob("val/*/*"):
         path.write_bytes(b"no image")
     make_shards(own_tree, tmp_path / "out", max_rejects=9)
-    with pytest.raises(ConfigError, match="got 0 in 'val' of"):
+    with pytest.raises(ConfigError, match="a split must hold samples; got 0 in 'val' of"):
         draw_sheet(tmp_path / "out", tmp_path / "sheet.png", split="val", rows=1, seed=0)

@@ -69,7 +69,8 @@ def test_an_archive_is_read_with_progress_and_its_stray_file_is_named(
     result = srp_data("build-shards", image_archive, tmp_path / "out", *SIZES, "--limit=2")
     assert result.exit_code == 0
     assert result.stdout.endswith(
-        "\nskipped: 1 (not an image by suffix and place)\nskipped images/README.csv\n"
+        "\nskipped: 1 (not an image file in train/CLASS/ or val/CLASS/)\n"
+        "skipped images/README.csv\n"
     )
     assert re.search(r"reading the archive .* [\d.]+/[\d.]+ .* MB/s", result.stderr)
     assert "train: 2 images in, 2 samples out" in result.stdout
@@ -84,7 +85,7 @@ def test_what_was_skipped_is_counted_and_the_first_of_it_named_in_text_and_all_i
     command = ("build-shards", own_tree, tmp_path / "out", *SIZES)
     told = srp_data(*command).stdout.splitlines()
     assert told[2:] == [
-        "skipped: 13 (not an image by suffix and place)",
+        "skipped: 13 (not an image file in train/CLASS/ or val/CLASS/)",
         *(f"skipped {name}" for name in names[:10]),
         "and 3 more; --json names all",
     ]

@@ -145,7 +145,7 @@ def test_a_bit_that_flips_in_any_block_is_named_with_offset_and_sample(
             (hit,) = [r for r in shard.samples if r.offset <= position < r.offset + r.length]
             place = f"{shard.name} at offset {hit.offset} (sample {hit.key})"
         else:
-            place = f"{shard.name}, whose samples are whole (its end, from offset {end}"
+            place = f"{shard.name}, whose samples are intact: its end (from offset {end}"
         assert place in str(caught.value)
 
 

@@ -59,7 +59,7 @@ def test_damaged_shards_are_built_again_byte_for_byte_and_the_others_are_left(
     assert srp_data("verify", str(out)).exit_code == 3
     result = srp_data("verify", str(out), "--repair", str(source), "--workers", "1")
     assert result.exit_code == 0, result.stderr
-    assert "built train-000000.tar again" in result.stderr
+    assert "rebuilt train-000000.tar" in result.stderr
     assert "val-000000.tar" not in result.stderr
     assert contents(out) == before
     assert (out / "val-000000.tar").stat().st_mtime_ns == other

@@ -77,7 +77,7 @@ def test_a_flipped_byte_behind_the_last_sample_is_found(from_end: int, own: Path
     shard = manifests.load(own).shards[0]
     flip(own / shard.name, shard.num_bytes - from_end)
     offset = shard.num_bytes - 1024
-    with pytest.raises(VerificationError, match=rf"{shard.name}, whose .* from offset {offset}"):
+    with pytest.raises(VerificationError, match=rf"{shard.name}.* from offset {offset}"):
         check(own)
 
 
@@ -307,8 +307,8 @@ def test_side_files_at_an_address_are_compared_too(web: Any, srp_data: Any, tmp_
     spoil(web.folder / "_info.json", "gone")
     result = srp_data("verify", web.address)
     assert result.exit_code == VerificationError.exit_status
-    told = f"got no _info.json, another train-000000.idx in {web.address}. Copy the whole folder"
-    assert told in result.stderr
+    wrong = "_info.json (missing), train-000000.idx (other content)"
+    assert f"got {wrong} in {web.address}. Copy the whole folder" in result.stderr
 
 
 @pytest.mark.parametrize("how", ["cut", "unreadable"])
@@ -320,5 +320,5 @@ def test_damaged_shards_and_side_files_are_named_in_one_line(how: str, own: Path
     else:
         (own / "_info.json").unlink()
         (own / "_info.json").mkdir()
-    with pytest.raises(VerificationError, match=r"^1 of \d+ shards .* \| .*(another )?_info\.json"):
+    with pytest.raises(VerificationError, match=r"^1 of \d+ shards .* \| .*_info\.json"):
         check(own)
