@@ -1,1 +1,1 @@
-"""What `srp-data download`, `sample` and `scatter` make."""
+"""Data sets that `srp-data download`, `sample` and `scatter` make."""

@@ -1,9 +1,9 @@
-"""A version of any data set in which location matters: images small, anywhere, amid clutter.
+"""Make a version of a data set in which location matters: small images at random in clutter.
 
-On photos like Imagenette's the object fills the middle, so a fixed crop sees it. Here each image is
-put at a random place and scale on a canvas of other images' textures, and its box is known exactly.
+In photos like Imagenette's the object fills the middle, so a fixed crop sees it. Here each image is
+placed at random, at a random scale, on a canvas of other images' textures; its box is known.
 The textures are patches too small to show an object, drawn from all classes alike, so the clutter
-gives no class away; those of val/ come from val/, so nothing of it is seen in training.
+does not reveal the class. Those of val/ come from val/, so training sees none of them.
 """
 
 import functools
@@ -28,12 +28,12 @@ from pipeline.decode.rules import opened, to_rgb
 from pipeline.sources.folder import SPLITS, open_source, require_source
 from pipeline.sources.image import SourceImage
 
-BANK = 400  # images of a split that lend their textures
-BANK_PX = 192  # they are kept no larger than this
+BANK = 400  # images of a split that textures are cut from
+BANK_PX = 192  # their longer side, at most
 PATCH = (0.1, 0.25)  # side of a patch over the shorter side of its image
-TILES = (5, 9)  # in a row of the ground
-SCRAPS = (6, 14)  # patches laid over it
-SCRAP_SIDE = (0.06, 0.3)  # over the canvas; some are as large as an image, and none shows one
+TILES = (5, 9)  # in a row of the background
+SCRAPS = (6, 14)  # patches pasted over it
+SCRAP_SIDE = (0.06, 0.3)  # over the canvas side; some are as large as an image
 JPEG_QUALITY = 92
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
@@ -42,22 +42,19 @@ Rng = np.random.Generator
 
 
 class Scattered(NamedTuple):
-    """What was written, one picture of each image, and what was skipped of the source."""
+    """Number of pictures, one for each image, and paths of skipped files of the source."""
 
     num_images: int
     skipped: tuple[str, ...]
 
 
 def scatter(config: ScatterConfig, *, progress: Progress = SILENT) -> Scattered:
-    """Write the scattered version of a source in Imagenette's layout, `boxes.csv` beside it.
+    """Write the scattered version of a source in Imagenette's layout, with `boxes.csv`.
 
-    A picture depends on the seed, its own path and its split's images alone.
-
-    Returns:
-        The number of pictures, each in its image's split and class, and what was skipped.
+    A picture depends only on the seed, its own path and its split's images.
 
     Raises:
-        ConfigError: If the output folder holds something, cannot be written, or is being written.
+        ConfigError: If the output folder is not empty, cannot be written, or is being written.
         SourceError: If the source is damaged, or one of its images cannot be read.
     """
     require_source(config.source)
@@ -80,7 +77,7 @@ def scatter(config: ScatterConfig, *, progress: Progress = SILENT) -> Scattered:
 def _makers(
     images: Sequence[SourceImage], config: ScatterConfig
 ) -> Iterator[tuple[Path, Callable[[], Picture]]]:
-    """Give each image's place in the output, and what makes its picture."""
+    """Give each image's path in the output, and the function that makes its picture."""
     in_order = sorted(images, key=lambda image: image.path)
     rng = np.random.default_rng((config.seed, len(in_order)))
     lenders = rng.choice(len(in_order), min(BANK, len(in_order)), replace=False)
@@ -88,7 +85,7 @@ def _makers(
         _read(in_order[index], BANK_PX, max_pixels=config.max_pixels) for index in lenders.tolist()
     ]
     for image in in_order:
-        # Names may repeat but for their suffix or for what is made safe: a digest tells apart.
+        # The digest keeps names apart that differ only in their suffix or in unsafe characters.
         digest = hashlib.sha256(image.path.encode()).hexdigest()
         stem = _UNSAFE.sub("_", PurePosixPath(image.path).stem)[:80]
         path = Path(image.split, image.class_name, f"{stem}-{digest[:8]}.JPEG")
@@ -115,8 +112,7 @@ def _read(image: SourceImage, longest_px: int, *, max_pixels: int) -> Image.Imag
             rgb = to_rgb(ImageOps.exif_transpose(file))
     except (ImageError, OSError) as error:
         raise SourceError(
-            f"every image must be readable to be scattered; got {error} in {image.path}. "
-            "Remove the file, or restore it."
+            f"cannot read {image.path}: {error}. Remove the file, or restore it."
         ) from error
     rgb.thumbnail((longest_px, longest_px), Image.Resampling.BILINEAR)
     return rgb
@@ -125,19 +121,19 @@ def _read(image: SourceImage, longest_px: int, *, max_pixels: int) -> Image.Imag
 def draw_scattered(
     image: Image.Image, bank: Sequence[Image.Image], *, config: ScatterConfig, rng: Rng
 ) -> tuple[Image.Image, ObjectBox]:
-    """Put an image somewhere on a canvas of textures.
+    """Paste an image at random on a canvas of textures.
 
     Args:
         image: RGB.
-        bank: RGB images that lend textures.
+        bank: RGB images that textures are cut from.
         config: Sizes.
-        rng: Decides everything else.
+        rng: Source of all other choices.
 
     Returns:
         The canvas, RGB, square, and the image's box.
     """
     side = config.size_px
-    canvas = _ground(bank, side, rng)
+    canvas = _background(bank, side, rng)
     longer = rng.uniform(config.smallest, config.largest) * side
     scale = longer / max(image.size)
     width, height = (max(1, round(scale * extent)) for extent in image.size)
@@ -146,8 +142,8 @@ def draw_scattered(
     return canvas, (x / side, y / side, (x + width) / side, (y + height) / side)
 
 
-def _ground(bank: Sequence[Image.Image], side: int, rng: Rng) -> Image.Image:
-    """Tile a canvas with patches, and lay more of them over it."""
+def _background(bank: Sequence[Image.Image], side: int, rng: Rng) -> Image.Image:
+    """Tile a canvas with patches, and paste more patches over it."""
     canvas = Image.new("RGB", (side, side))
     num_tiles = int(rng.integers(*TILES))
     edges = [round(side * tile / num_tiles) for tile in range(num_tiles + 1)]

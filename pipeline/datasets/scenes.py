@@ -1,9 +1,9 @@
 """The embedded data set: drawn, cluttered scenes with one salient object each.
 
 Imagenette needs a download and shows its objects in the middle. These scenes need neither network
-nor licence, put their object anywhere and say exactly where it lies, so that a fresh clone runs
-everything and location matters. The shape alone gives the class away: colours are random, and the
-clutter has none of the ten shapes. Points are complex numbers, x + iy, with y down.
+nor licence, place their object at random and record its box, so that a fresh clone runs everything
+and location matters. Only the shape reveals the class: colours are random, and the clutter has
+none of the ten shapes. Points are complex numbers, x + iy, with y down.
 """
 
 import cmath
@@ -21,14 +21,14 @@ from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.writer import ObjectBox, Picture, write_pictures
 
-SUPERSAMPLE = 2  # drawn at this many times the size, then averaged down: smooth edges
+SUPERSAMPLE = 2  # scenes are drawn at this multiple of their size, then averaged: smooth edges
 STENCIL_PX = 256
 OBJECT_SIDE = (0.20, 0.45)  # longer side of the object's box over the side of the image
 OUTLINE = 0.035  # width over the longer side of the object
 MAX_TURN_DEG = 25.0
 JPEG_QUALITY = 90
 
-# Gray levels. The background stays between the object's two tones: a gray glimpse sees an edge.
+# Gray levels. The background lies between the object's two tones, so a gray glimpse shows an edge.
 BACKGROUND = (75, 181)
 CLUTTER, CLUTTER_WEIGHT = (30, 226), 0.4
 GRAIN = 8
@@ -119,12 +119,12 @@ DISTRACTORS = ((_SQUARE, 0.006), (_SQUARE, 0.08), (_SQUARE[:3], 0.08), (_disc(1)
 
 
 def draw_scene(class_name: str, *, size_px: int, rng: Rng) -> tuple[Image.Image, ObjectBox]:
-    """Draw one object of a class somewhere on a cluttered background.
+    """Draw one object of a class at random on a cluttered background.
 
     Args:
         class_name: One of `CLASSES`.
         size_px: Side of the image, px.
-        rng: Decides everything else.
+        rng: Source of all other choices.
 
     Returns:
         The image, RGB, and the box of the object with its outline.
@@ -141,7 +141,7 @@ def draw_scene(class_name: str, *, size_px: int, rng: Rng) -> tuple[Image.Image,
 
 
 def _draw_masks(class_name: str, object_px: int, rng: Rng) -> tuple[Image.Image, Image.Image]:
-    """Draw the object's fill and, grown around it, its outline; both cut to the outline's box."""
+    """Draw masks of the object's fill and of its larger outline, cropped to the outline's box."""
     turn = cmath.rect(1, math.radians(rng.uniform(-MAX_TURN_DEG, MAX_TURN_DEG)))
     stencil = Image.new("L", (STENCIL_PX, STENCIL_PX))
     draw = ImageDraw.Draw(stencil)
@@ -154,7 +154,7 @@ def _draw_masks(class_name: str, object_px: int, rng: Rng) -> tuple[Image.Image,
     shape = shape.resize((round(shape.width * scale), round(shape.height * scale)))
     fill = Image.new("L", (shape.width + 4 * border, shape.height + 4 * border))
     fill.paste(shape, (2 * border, 2 * border))
-    # A box blur reaches exactly `border` px, so what it touches is the shape grown by that much.
+    # A box blur reaches exactly `border` px, so it grows the shape by that much.
     outline = fill.filter(ImageFilter.BoxBlur(border)).point([HOLE] + [INK] * 255)
     return fill.crop(outline.getbbox()), outline.crop(outline.getbbox())
 

@@ -1,4 +1,4 @@
-"""A new data set in Imagenette's layout: pictures in class folders, and where their objects lie."""
+"""Write a data set in Imagenette's layout: pictures in class folders, object boxes in boxes.csv."""
 
 import csv
 import io
@@ -36,13 +36,14 @@ def write_pictures(
     stage: str,
     progress: Progress,
 ) -> int:
-    """Write pictures, and `boxes.csv` beside them; they appear once all are there.
+    """Write pictures and `boxes.csv`; they appear in `out` once all are written.
 
     Args:
-        out: Folder that they appear in; to be held by the caller.
-        makers: Path below `out`, such as `train/CLASS/NAME.JPEG`, and what makes the picture.
-        aside: Folder below `out` that they gather in; it may hold what a killed run left behind.
-        total: Pictures in all.
+        out: Folder that they appear in; locked by the caller.
+        makers: Path below `out`, such as `train/CLASS/NAME.JPEG`, and the function that makes the
+            picture.
+        aside: Folder below `out` that collects them; what a killed run left there is deleted.
+        total: Number of pictures.
         workers: Threads.
         stage: Name of the work for `progress`.
         progress: Reports pictures written.
@@ -55,8 +56,8 @@ def write_pictures(
     """
     if (aside / BOXES_NAME).exists():  # written last
         raise ConfigError(
-            f"complete pictures of an earlier run must not be lost; got some in {aside}, "
-            f"which could not be moved. Move what is in it to {out} yourself, or delete it."
+            f"an earlier run could not move its complete pictures from {aside} to {out}. "
+            f"Move them there, or delete {aside}."
         )
     shutil.rmtree(aside, ignore_errors=True)
     with named_output(out, "OUT"):
@@ -75,10 +76,10 @@ def write_pictures(
 
 
 def _publish(aside: Path, out: Path) -> None:
-    """Move what is complete to its place; what cannot be moved is kept.
+    """Move the complete pictures to `out`; if that fails, they stay in `aside`.
 
-    Nothing is renamed over `out` itself, which may be a mount point. `train/` comes last: where it
-    is missing, no program takes the folder for a data set.
+    `out` itself is not renamed: it may be a mount point. `train/` comes last: without it, no
+    program takes the folder for a data set.
     """
     try:
         for entry in sorted(aside.iterdir(), key=lambda entry: (entry.name == "train", entry.name)):
@@ -87,8 +88,8 @@ def _publish(aside: Path, out: Path) -> None:
         sync_folder(out)
     except OSError as error:
         raise ConfigError(
-            f"the pictures must be moved to OUT; got {error}. They are complete: move what is in "
-            f"{aside} to {out} yourself."
+            f"cannot move the complete pictures to OUT: {error}. Move the content of {aside} to "
+            f"{out} yourself."
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Read a .tgz front to back as if its sender meant harm; nothing is extracted.
+"""Read a .tgz from start to end as untrusted input; nothing is extracted.
 
-tarfile believes what headers say: it allocates a name of any length, fills a sparse file with
-zeros, goes back where a size is negative, and takes a damaged header for the end of the archive.
+tarfile trusts headers: it allocates a name of any length, fills a sparse file with zeros, seeks
+back where a size is negative, and takes a damaged header for the end of the archive.
 """
 
 import io
@@ -17,13 +17,13 @@ from pipeline.common.atomic_io import named_errors
 from pipeline.common.errors import SourceError
 from pipeline.common.progress import Progress
 
-# Names of 4 KiB and a few attributes fit; tarfile parses such a header in quadratic time.
+# Enough for names of 4 KiB and a few attributes; tarfile parses such a header in quadratic time.
 MAX_HEADER_BYTES = 1 << 16
-# Images are compressed already. Many small ones, with a block of header each, may be 10 times
-# smaller as a .tgz; a bomb is 1000 times smaller and more.
+# Images are compressed already. A .tgz of many small ones, a header block each, may be 10 times
+# smaller than its content; a bomb is 1000 times smaller or more.
 MAX_RATIO = 100
 STAGE = "reading the archive"
-MAX_SMALL_BYTES = 1 << 30  # that any archive may unpack to
+MAX_SMALL_BYTES = 1 << 30  # content that an archive of any size may have
 _LONG = frozenset(
     (
         tarfile.XHDTYPE,
@@ -35,19 +35,19 @@ _LONG = frozenset(
 )
 
 Member = tuple[tarfile.TarFile, tarfile.TarInfo, tuple[str, ...]]
-"""The open archive, a member of it, and the parts of its path below the folder with train/."""
+"""The open archive, one member, and the parts of its path below the folder that holds train/."""
 
 
 def read_members(archive: Path, *, splits: tuple[str, ...], progress: Progress) -> Iterator[Member]:
-    """Yield the folders, files and inner links of an archive, to its very end.
+    """Yield the folders, files and inner links of an archive, up to its last byte.
 
     Args:
-        archive: To read.
-        splits: Folders that may stand at the top, without a root around them.
+        archive: File to read.
+        splits: Folders that may be at the top level, without a root folder.
         progress: Reports the archive's bytes that were read.
 
-    Raises, as reading the members does, what `one_line` turns into a SourceError; an error of the
-    system names the archive.
+    Iterating and reading the members raise what `one_line` turns into a SourceError; a system
+    error names the archive.
     """
     total = archive.stat().st_size
     limit = MAX_SMALL_BYTES + MAX_RATIO * total
@@ -70,11 +70,11 @@ def read_members(archive: Path, *, splits: tuple[str, ...], progress: Progress) 
 
 
 class _Hostile(Exception):  # noqa: N818 - never leaves this file
-    """What no archive of images needs."""
+    """A member that no archive of images needs."""
 
 
 class _NamedFile(io.FileIO):
-    """A file whose errors of reading name it; the system's name none where one is open already."""
+    """A file whose read errors name it, which the system's do not."""
 
     def readinto(self, buffer: Any) -> int:
         with named_errors(Path(str(self.name))):

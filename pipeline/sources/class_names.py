@@ -1,4 +1,4 @@
-"""What the classes of Imagenette and Imagewoof are called."""
+"""Names of the classes of Imagenette and Imagewoof."""
 
 CLASS_NAMES: dict[str, str] = {
     # Imagenette

@@ -17,8 +17,8 @@ from pipeline.sources.archive import one_line, read_members
 from pipeline.sources.image import MAX_IMAGE_BYTES, SourceImage
 
 SPLITS = ("train", "val")
-# All that Pillow registers for the formats that `decode` allows; a test compares the two. Frozen,
-# so that equal sources give equal shards whatever Pillow is installed.
+# The suffixes that Pillow registers for `decode.rules.FORMATS` (tested). A constant,
+# so that equal sources give equal shards with every release of Pillow.
 IMAGE_SUFFIXES = (
     ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -30,9 +30,10 @@ class Source:
     """What a source holds.
 
     Attributes:
-        classes: Class folders, sorted; a label is an index into them.
-        images: By split, in no particular order.
-        skipped: What is not taken: files that are no images by suffix or place, and links back.
+        classes: Names of the class folders, sorted; a label is an index into them.
+        images: Images by split, in any order.
+        skipped: Paths of files that are not images in train/CLASS/ or val/CLASS/, and of links to
+            folders that were listed before.
     """
 
     classes: tuple[str, ...]
@@ -41,7 +42,7 @@ class Source:
 
 
 class _Found(NamedTuple):
-    """What was found so far."""
+    """Images, (split, class) pairs and skipped paths, collected while listing."""
 
     images: list[SourceImage]
     classes: set[tuple[str, str]]
@@ -53,13 +54,13 @@ def open_source(source: Path, *, scratch: Path, progress: Progress = SILENT) -> 
 
     Args:
         source: Folder with `train/` and `val/` class folders, or a .tgz of one.
-        scratch: File that an archive's images are copied to, one behind the other. The
-            archive's own paths never reach the file system.
+        scratch: File that an archive's images are appended to; paths inside the archive are never
+            used as paths of files.
         progress: Reports the bytes read of an archive.
 
     Raises:
-        SourceError: If the source is missing, damaged, hostile or laid out otherwise.
-        OSError: If a folder of it cannot be listed.
+        SourceError: If the source is missing, damaged, hostile or has another layout.
+        OSError: If one of its folders cannot be listed.
     """
     require_source(source)
     if source.is_dir():
@@ -68,15 +69,15 @@ def open_source(source: Path, *, scratch: Path, progress: Progress = SILENT) -> 
 
 
 def require_source(source: Path) -> None:
-    """Check that there is a source before anything is written.
+    """Check that a source exists, before anything is written.
 
     Raises:
-        SourceError: If there is none.
+        SourceError: If it does not.
     """
     if not source.exists():
         raise SourceError(
             f"SOURCE must be a folder or a .tgz; got {source}, which does not exist. "
-            "Check the path, or get a data set with: srp-data download imagenette2-320"
+            "Check the path, or download a data set: srp-data download imagenette2-320"
         )
 
 
@@ -101,14 +102,14 @@ def _list_folder(root: Path) -> _Found:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List a folder in the order of names, links last; one that cannot be read is an error."""
+    """List a folder by name, links last, so that a folder is listed under its own path."""
     with os.scandir(folder) as entries:
         in_order = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
     return [folder / entry.name for entry in in_order]
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Tell a folder from every other, by whichever link it is reached."""
+    """Identify a folder, whichever link leads to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
@@ -116,13 +117,13 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _files_below(
     folder: Path, found: _Found, root: Path, *, seen: set[tuple[int, int]]
 ) -> Iterator[Path]:
-    """Walk a class folder, and links to folders too; each folder once, so that no loop is endless.
+    """Walk a class folder and the folders that it links to, each once, so that every loop ends.
 
     Args:
-        folder: To walk.
-        found: Told of the links to folders that were walked before.
-        root: That paths are relative to.
-        seen: Folders that were walked, or that this one lies in.
+        folder: Class folder.
+        found: Collects links to folders that were walked before.
+        root: Folder that paths are relative to.
+        seen: Folders that were walked before, or that contain this one.
     """
     waiting = [folder]
     while waiting:
@@ -141,9 +142,9 @@ def _files_below(
 
 
 def _take_file(path: Path, found: _Found, root: Path) -> None:
-    """Note a file as an image if it is one by its name.
+    """Collect a file as an image if its suffix says so, else as skipped.
 
-    One that is not there, such as behind a broken link, is noted too: reading it says why not.
+    A missing file, such as behind a broken link, is collected too: reading it gives the reason.
     """
     relative = path.relative_to(root)
     try:
@@ -167,9 +168,9 @@ def _take_file(path: Path, found: _Found, root: Path) -> None:
 
 
 def spelt_out(name: str) -> str:
-    r"""Spell out the bytes of a name that are no UTF-8, as `\xff`; JSON cannot hold them.
+    r"""Escape the bytes of a name that are not UTF-8, as `\xff`, since JSON cannot hold them.
 
-    A backslash becomes two, so that no other name can be spelt the same.
+    A backslash becomes two, so that no two names are escaped alike.
     """
     doubled = name.replace("\\", "\\\\")
     return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -196,7 +197,7 @@ def _list_archive(archive: Path, scratch: Path, progress: Progress) -> _Found:
 def _copy_image(
     tar: tarfile.TarFile, member: tarfile.TarInfo, parts: tuple[str, ...], out: BinaryIO
 ) -> SourceImage | None:
-    """Append one member to the scratch file if it is an image by its place and name."""
+    """Append a member to the scratch file if its path and suffix are those of an image."""
     is_image = (
         member.isfile()
         and len(parts) >= 3
@@ -207,7 +208,7 @@ def _copy_image(
     if file is None:
         return None
     offset = out.tell()
-    if member.size <= MAX_IMAGE_BYTES:  # else reading it says so
+    if member.size <= MAX_IMAGE_BYTES:  # a larger one is rejected when it is read
         shutil.copyfileobj(file, out)
     return SourceImage(
         path=spelt_out("/".join(parts)),
@@ -227,7 +228,7 @@ def _check(source: Path, found: _Found) -> Source:
         if not names or len(missing) == len(names):
             raise SourceError(
                 f"a source must hold {split}/CLASS/IMAGE; got no class folder in {split}/ of "
-                f"{source}. Name the folder that holds train/ and val/."
+                f"{source}. Give the folder that holds train/ and val/."
             )
         if missing:
             raise SourceError(
@@ -237,7 +238,7 @@ def _check(source: Path, found: _Found) -> Source:
     twice = [path for path, count in Counter(image.path for image in images).items() if count > 1]
     if twice:
         raise SourceError(
-            f"every image must be in an archive once; got {twice[0]} more than once in {source}. "
+            f"an archive must hold every image once; got {twice[0]} more than once in {source}. "
             "Pack it again from one folder."
         )
     filled = {(image.split, image.class_name) for image in images}

@@ -4,7 +4,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-MAX_IMAGE_BYTES = 1 << 30  # more than any image of --max-pixels should have; a sparse file has more
+MAX_IMAGE_BYTES = 1 << 30  # more than an image of --max-pixels needs; a sparse file may have more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,13 +12,13 @@ class SourceImage:
     """One image of the source.
 
     Attributes:
-        path: Relative to the source's root, with `/`: `train/CLASS/NAME.JPEG`. Bytes that are no
-            UTF-8 are spelt out, backslash and all.
+        path: Path below the source's root, with `/`: `train/CLASS/NAME.JPEG`; escaped by
+            `spelt_out`.
         split: `train` or `val`.
-        class_name: Its class folder.
-        size: Of the image's bytes.
+        class_name: Name of its class folder.
+        size: Size of the encoded image, bytes.
         file: Local file that holds the bytes.
-        offset: Where in that file they begin; None if they are all of it.
+        offset: Where in that file they begin; None if they are the whole file.
     """
 
     path: str
@@ -29,10 +29,10 @@ class SourceImage:
     offset: int | None
 
     def read(self) -> bytes:
-        """Read the image's bytes, not yet decoded.
+        """Read the encoded image.
 
         Raises:
-            OSError: If they cannot be read, are too many, or not as many as were listed.
+            OSError: If it cannot be read, is too large, or its size has changed.
         """
         if self.size > MAX_IMAGE_BYTES:
             raise OSError(errno.EFBIG, f"{self.size} bytes are more than {MAX_IMAGE_BYTES}")
@@ -47,5 +47,5 @@ class SourceImage:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting, should it be a pipe by now."""
+    """Open a file without blocking, in case it has become a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)

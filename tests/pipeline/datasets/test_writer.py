@@ -88,12 +88,12 @@ def test_complete_pictures_that_cannot_be_moved_are_kept_and_named(
         write(tmp_path, ["train/c/1.JPEG", "val/c/1.JPEG"])
     aside = tmp_path / "aside"
     assert str(caught.value) == (
-        "the pictures must be moved to OUT; got [Errno 16] Device or resource busy. They are "
-        f"complete: move what is in {aside} to {tmp_path} yourself."
+        "cannot move the complete pictures to OUT: [Errno 16] Device or resource busy. Move "
+        f"the content of {aside} to {tmp_path} yourself."
     )
     assert (aside / "val/c/1.JPEG").read_bytes() == b"val/c/1.JPEG"
     assert len((aside / "boxes.csv").read_text().splitlines()) == 3
-    with pytest.raises(ConfigError, match=r"^complete pictures of an earlier run must not be lost"):
+    with pytest.raises(ConfigError, match=r"^an earlier run could not move its complete pictures"):
         write(tmp_path, ["train/c/2.JPEG"])
     assert len(list(aside.rglob("*.JPEG"))) == 2
 
