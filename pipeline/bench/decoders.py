@@ -29,7 +29,7 @@ from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
 from pipeline.common.errors import ConfigError, ImageError, SourceError
 from pipeline.common.progress import Progress
-from pipeline.decode import Backend, open_decoder
+from pipeline.decode import open_decoder
 from pipeline.decode.pillow import pillow_name
 from pipeline.decode.rules import FORMATS, Decoder, Views, is_plain_jpeg, opened
 from pipeline.format.cutting import cut
@@ -42,11 +42,7 @@ DECODE = "libjpeg-turbo: decode"
 DECODE_RESIZE = "libjpeg-turbo: decode, one resize"
 PILLOW_RESIZE = f"{pillow_name()}: decode, one resize"
 PREDECESSOR = "torchvision as the predecessor ran it"
-BACKENDS = (
-    Backend(decoder="pillow"),
-    Backend(decoder="dali"),
-    Backend(decoder="dali", device="gpu"),
-)
+DECODERS = (("pillow", "cpu"), ("dali", "cpu"), ("dali", "gpu"))  # and their devices
 COMPARED = 100  # images whose pixels are compared with the reference
 
 Measured = tuple[list[Row], dict[str, Any]]
@@ -174,36 +170,41 @@ def _decoders(
 ) -> Iterator[Contender]:
     """Measure each decoder that is here: views alone, and whole builds."""
     reference = [_reference(data, spec) for data in images.files[:COMPARED]]
-    for backend in BACKENDS:
+    for name, device in DECODERS:
+        spec = replace(spec, decoder=name, device=device)
         try:
-            decoder = open_decoder(backend, spec)
+            decoder = open_decoder(spec)
         except ConfigError:  # not installed, or without its device
             continue
         yield Contender(
             row=Row(
-                name=f"{_called(backend)}: views",
-                differences=_differences(reference, decoder.decode(images.files[:COMPARED])),
+                name=f"{_called(spec)}: views",
+                differences=_differences(reference, _views(decoder, images.files[:COMPARED])),
             ),
             measure=partial(_decode_all, decoder, images.files),
             against=(DECODE_RESIZE if is_exact() else PILLOW_RESIZE,),
         )
-        yield from _builds(config, backend, images, scratch)
+        yield from _builds(config, spec, images, scratch)
+
+
+def _views(decoder: Decoder, files: Sequence[bytes]) -> Iterator[Views | ImageError]:
+    return (views for _, views in decoder.decode(enumerate(files)))
 
 
 def _decode_all(decoder: Decoder, files: Sequence[bytes]) -> Turn:
     start = time.perf_counter()
-    num_views = sum(isinstance(views, Views) for views in decoder.decode(files))
+    num_views = sum(isinstance(views, Views) for views in _views(decoder, files))
     return Turn(num_views / (time.perf_counter() - start))
 
 
 def _builds(
-    config: BenchConfig, backend: Backend, images: _Images, scratch: Path
+    config: BenchConfig, spec: DataSpec, images: _Images, scratch: Path
 ) -> Iterator[Contender]:
     """Measure whole builds, with one worker and with `--workers`."""
 
     def measure(workers: int) -> Turn:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            options = {"decoder": backend.decoder, "device": backend.device, "workers": workers}
+            options = {"decoder": spec.decoder, "device": spec.device, "workers": workers}
             task = config.build(
                 source=images.tree,
                 out=Path(out),
@@ -214,12 +215,12 @@ def _builds(
             build_shards(task)
             return Turn(len(images.files) / (time.perf_counter() - start))
 
-    named = f"{_called(backend)}: build, workers "
+    named = f"{_called(spec)}: build, workers "
     for workers in sorted({1, config.workers}):
         yield Contender(
             row=Row(name=f"{named}{workers}"),
             measure=partial(measure, workers),
-            against=(f"{named}1" if workers > 1 else f"{_called(backend)}: views",),
+            against=(f"{named}1" if workers > 1 else f"{_called(spec)}: views",),
         )
 
 
@@ -230,10 +231,10 @@ def _shard_mib(config: BenchConfig, num_images: int) -> int:
     return min(max(1, in_one >> 20), BuildConfig.shard_mib)
 
 
-def _called(backend: Backend) -> str:
+def _called(spec: DataSpec) -> str:
     """Name a decoder in a few words; the setting holds its versions."""
-    package = pillow_name().partition(" ")[0] if backend.decoder == "pillow" else backend.decoder
-    return f"{package} on the GPU" if backend.device == "gpu" else package
+    package = pillow_name().partition(" ")[0] if spec.decoder == "pillow" else spec.decoder
+    return f"{package} on the GPU" if spec.device == "gpu" else package
 
 
 def _reference(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:

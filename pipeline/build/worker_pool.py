@@ -166,7 +166,7 @@ def run_tasks(
     num_images: int,
     progress: Progress = SILENT,
 ) -> Iterator[Result]:
-    """Run tasks in processes and yield their results as they come.
+    """Run tasks in worker processes, and yield results as they come.
 
     Args:
         work: A module-level function that calls `count_image` as it goes.

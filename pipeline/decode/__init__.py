@@ -1,8 +1,7 @@
-"""From an image file's bytes to its views: `--decoder` and `--device` choose who decodes."""
+"""From an image file's bytes to its views: opens the decoder that a spec names."""
 
 import atexit
 import functools
-from dataclasses import dataclass
 
 from pipeline.common.errors import ConfigError
 from pipeline.decode.pillow import PillowDecoder, pillow_name
@@ -10,47 +9,36 @@ from pipeline.decode.rules import Decoder
 from pipeline.format.spec import DataSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """One decoder on one device.
-
-    Attributes:
-        decoder: `pillow`, `pillow-simd` or `dali`.
-        device: `cpu` or `gpu`.
-        num_threads: Of each process; only DALI has its own.
-    """
-
-    decoder: str
-    device: str = "cpu"
-    num_threads: int = 1
-
-
 @functools.cache  # a worker process keeps its decoder from shard to shard
-def open_decoder(backend: Backend, spec: DataSpec) -> Decoder:
-    """Make a decoder.
+def open_decoder(spec: DataSpec, num_threads: int = 1) -> Decoder:
+    """Open the decoder of a spec, on its device.
+
+    Args:
+        spec: Names the decoder, and says what it makes of an image.
+        num_threads: Threads of DALI; Pillow has one.
 
     Raises:
-        ConfigError: If it is not installed, or its device is missing; names what to type.
+        ConfigError: If the decoder is not installed, or its device is missing.
     """
-    if backend.decoder == "dali":
-        return _open_dali(backend, spec)
-    if backend.decoder == "pillow-simd" and not pillow_name().startswith("pillow-simd"):
+    if spec.decoder == "dali":
+        return _open_dali(spec, num_threads)
+    if spec.decoder == "pillow-simd" and not pillow_name().startswith("pillow-simd"):
         raise ConfigError(
-            f"--decoder pillow-simd needs an environment in which it stands in for Pillow; got "
-            f"{pillow_name()}. Make one with make simd, or use --decoder pillow."
+            f"--decoder pillow-simd needs pillow-simd in place of Pillow; got {pillow_name()}. "
+            "Make an environment for it with make simd, or use --decoder pillow."
         )
     return PillowDecoder(spec)
 
 
-def _open_dali(backend: Backend, spec: DataSpec) -> Decoder:
+def _open_dali(spec: DataSpec, num_threads: int) -> Decoder:
     try:
         from pipeline.decode.dali import DaliDecoder
-    except (ImportError, OSError) as error:  # not there, or without a library that it needs
+    except (ImportError, OSError) as error:  # not installed, or without a library that it needs
         if isinstance(error, ImportError) and (error.name or "").startswith("pipeline"):
             raise
         raise ConfigError(
             f"--decoder dali needs NVIDIA DALI; got {' '.join(str(error).split())}. "
             "Install it with: pip install 'srp[dali]'"
         ) from error
-    atexit.register(open_decoder.cache_clear)  # DALI must go before the interpreter does
-    return DaliDecoder(spec, device=backend.device, num_threads=backend.num_threads)
+    atexit.register(open_decoder.cache_clear)  # DALI must be freed before the interpreter ends
+    return DaliDecoder(spec, num_threads=num_threads)

@@ -1,10 +1,10 @@
-"""NVIDIA DALI as a decoder; the only file that imports it.
+"""NVIDIA DALI as a decoder; with the bench's loader, the only file that imports it.
 
-On the CPU, DALI decodes plain JPEGs, which it does bit for bit as Pillow, and `crops` does the
-rest. On the GPU all is done there: decoding, the resize, the crops and the glimpses.
+On the CPU, DALI decodes plain JPEGs, bit for bit as Pillow, and `rules.views_of` makes the views.
+On the GPU, DALI also resizes and cuts.
 
-Pillow opens every header and keeps the rules, so they are the same for every decoder: what is
-not a plain and sound JPEG, and what DALI cannot read, Pillow decodes or refuses by its reason.
+Pillow opens every file and applies the rules, so they are the same for every decoder: Pillow
+decodes or rejects what is not a plain and sound JPEG, and what DALI cannot read.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
 from pipeline.decode.pillow import PillowDecoder
-from pipeline.decode.rules import Views, is_plain_jpeg, opened, views_of
+from pipeline.decode.rules import Tag, Views, is_plain_jpeg, opened, views_of
 from pipeline.format.crops import CropLayout
 from pipeline.format.spec import DataSpec
 from pipeline.pixels.resize import SourceBox, edge_weight
@@ -32,12 +32,12 @@ from pipeline.pixels.resize import SourceBox, edge_weight
 BATCH = 32  # more is no faster on the CPU
 BATCH_PIXELS = 100_000_000  # 300 MB decoded
 
-# What no image is to blame for: another decoder's pixels in its place would hide it.
+# Faults of the device, not of an image: decoding with Pillow instead would hide them.
 DEVICE_FAULT = re.compile(r"out of memory|bad_alloc|CUDA (runtime|driver) API error", re.IGNORECASE)
 
-# Gray as Pillow has it; the weights are exact in 32-bit floats.
+# Pillow's weights of gray; they are exact in 32-bit floats.
 LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
-# DALI resizes in floats that are off by up to 0.002, and Pillow rounds halves up.
+# DALI's float resize is off by up to 0.002; Pillow rounds halves up.
 HALF_UP = 1 / 1024
 
 Node = Any  # DALI's nodes have no types
@@ -45,72 +45,80 @@ Size = tuple[int, int]
 
 
 class DaliDecoder:
-    """Decodes batches, one ahead of the images that are asked for.
+    """Decodes batches, one ahead of the images that the caller takes.
 
     Args:
-        spec: What is asked for.
-        device: `cpu` or `gpu`.
+        spec: Names the device, and says what is made of an image.
         num_threads: DALI's own threads.
 
     Raises:
-        ConfigError: If there is no GPU where one is asked for.
+        ConfigError: If the device is a GPU and there is none.
     """
 
-    def __init__(self, spec: DataSpec, *, device: str, num_threads: int) -> None:
-        if device == "gpu" and not GetCUDADeviceCount():
+    def __init__(self, spec: DataSpec, *, num_threads: int) -> None:
+        if spec.device == "gpu" and not GetCUDADeviceCount():
             raise ConfigError(
                 "--device gpu needs an NVIDIA GPU and its driver; got none. Use --device cpu."
             )
         self._spec = spec
-        self._device = device
+        self._device = spec.device
         self._num_threads = num_threads
         self._pillow = PillowDecoder(spec)
         self._pipeline: Any = None
 
     @property
     def library(self) -> str:
-        """DALI's version, then who decodes what is not a plain JPEG."""
+        """Versions of DALI, and of what decodes all but plain JPEGs."""
         return f"dali {version('nvidia-dali-cuda130')}, {self._pillow.library}"
 
-    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
-        """Decode a batch while the views of the one before are written."""
+    def decode(
+        self, files: Iterable[tuple[Tag, bytes | ImageError]]
+    ) -> Iterator[tuple[Tag, Views | ImageError]]:
+        """Decode a batch while the caller uses the views of the one before."""
         with ThreadPoolExecutor(1) as thread:
-            ahead: deque[Any] = deque()
+            ahead: deque[tuple[tuple[Tag, ...], Any]] = deque()
             for batch in _batches(files):
-                ahead.append(thread.submit(self._decode_batch, batch))
+                tags, data = zip(*batch, strict=True)
+                ahead.append((tags, thread.submit(self._decode_batch, data)))
                 if len(ahead) > 1:
-                    yield from ahead.popleft().result()
-            for future in ahead:
-                yield from future.result()
+                    tags, decoded = ahead.popleft()
+                    yield from zip(tags, decoded.result(), strict=True)
+            for tags, decoded in ahead:
+                yield from zip(tags, decoded.result(), strict=True)
 
-    def _decode_batch(self, files: Sequence[bytes]) -> list[Views | ImageError]:
-        sizes = {number: self._plain_size(data) for number, data in enumerate(files)}
-        plain = {number: size for number, size in sizes.items() if size}
-        found = self._run_or_halve([files[number] for number in plain], list(plain.values()))
+    def _decode_batch(self, files: Sequence[bytes | ImageError]) -> list[Views | ImageError]:
+        plain = {
+            number: (data, size)
+            for number, data in enumerate(files)
+            if not isinstance(data, ImageError) and (size := self._plain_size(data))
+        }
+        found = self._run_or_halve(
+            [data for data, _ in plain.values()], [size for _, size in plain.values()]
+        )
         by_number = dict(zip(plain, found, strict=True))
         decoded = [
-            by_number.get(number) or next(self._pillow.decode([data]))
+            by_number.get(number) or self._pillow.decode_one(data)
             for number, data in enumerate(files)
         ]
-        num_fallen = sum(isinstance(decoded[number], Views) for number in plain)
-        if num_fallen > 1 and not any(found):
+        num_failed = sum(isinstance(decoded[number], Views) for number in plain)
+        if num_failed > 1 and not any(found):
             raise SrpError(
-                f"DALI must decode what Pillow can; got {num_fallen} failures out of as many. Is "
-                "its device gone? Run it again, or with --device cpu."
+                f"DALI failed on all of {num_failed} images that Pillow decodes (is its device "
+                "gone?). Run the same command again, or use --device cpu."
             )
         return decoded
 
     def _plain_size(self, data: bytes) -> Size | None:
-        """Read the width and height of a file that DALI may have."""
+        """Read the size of a file that DALI may decode; None leaves the file to Pillow."""
         try:
             with opened(data, max_pixels=self._spec.max_pixels) as image:
                 size = image.size if is_plain_jpeg(image, self._spec) else None
         except ImageError:
-            return None  # Pillow says why
+            return None  # Pillow gives the reason
         return size if size and is_sound(data) else None
 
     def _run_or_halve(self, files: list[bytes], sizes: list[Size]) -> list[Views | None]:
-        """Decode what can be; DALI fails a batch for one image, and seldom says which."""
+        """Decode what DALI can; it fails a batch for one image, and seldom names it."""
         if not files:
             return []
         if len(files) == 1 or sum(width * height for width, height in sizes) <= BATCH_PIXELS:
@@ -121,7 +129,7 @@ class DaliDecoder:
                 reason = " ".join(str(error).split())
                 if DEVICE_FAULT.search(reason):
                     raise SrpError(
-                        f"DALI must have its device, and memory for a batch; got {reason[:200]}. "
+                        f"DALI's device failed: {reason[:200]}. "
                         "Lower --workers, or use --device cpu."
                     ) from error
             if len(files) == 1:
@@ -149,14 +157,16 @@ class DaliDecoder:
         ]
 
 
-def _batches(files: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _batches(
+    files: Iterable[tuple[Tag, bytes | ImageError]],
+) -> Iterator[list[tuple[Tag, bytes | ImageError]]]:
     remaining = iter(files)
     while batch := list(itertools.islice(remaining, BATCH)):
         yield batch
 
 
 def make_pipeline(graph: Callable[[], Any], *, device: str, num_threads: int) -> Any:
-    """Build a pipeline that runs one batch when told to."""
+    """Build a pipeline that runs one batch at a time, without prefetching."""
     pipeline = pipeline_def(graph)(
         batch_size=BATCH,
         num_threads=num_threads,
@@ -173,20 +183,20 @@ def _decode_graph() -> Node:
 
 
 def _decoded(data: Node, device: str) -> Node:
-    # Orientation stays with Pillow: DALI knows EXIF's alone, and crashes on a file with two.
+    # Pillow handles orientation: DALI reads only EXIF's, and crashes on a file with two.
     options = {"output_type": types.RGB, "adjust_orientation": False, "use_fast_idct": False}
     if device == "gpu":
-        # The hardware's share of a batch would decide which pixels an image gets.
+        # With a hardware decoder, an image's pixels would depend on its place in the batch.
         options |= {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0}
     return fn.decoders.image(data, **options)
 
 
 def view_graph(spec: DataSpec, device: str) -> Callable[[], tuple[Node, ...]]:
-    """Define everything from bytes to views on one device.
+    """Define the graph from bytes to views on one device.
 
-    Its inputs are `data`, files, and `places`, what `source_places` gives for them. Its outputs
-    are the canvas `(C, C, 3)`, the candidates that are not windows `(R, c, c, 3)`, if any, and
-    the glimpses `(K, s, s, 1)`.
+    Its inputs are `data`, the files, and `places`, from `source_places`. Its outputs are the canvas
+    `(C, C, 3)`, the candidates that are not windows `(R, c, c, 3)`, if any, and the glimpses
+    `(K, s, s, 1)`.
     """
     plan = spec.crop_layout
 
@@ -218,11 +228,11 @@ def view_graph(spec: DataSpec, device: str) -> Callable[[], tuple[Node, ...]]:
 
 
 def _source_part(image: Node, places: Node, side_px: int, device: str) -> Node:
-    """Resize a part of the source as Pillow: across and then down, rounding in between.
+    """Resize a part of the source as Pillow does: across and then down, rounding in between.
 
     Args:
         image: `(H, W, 3)`.
-        places: Of one part, from `source_places`.
+        places: The part's row of `source_places`.
         side_px: Side of the square, px.
         device: `cpu` or `gpu`.
     """
@@ -250,13 +260,13 @@ def _one_pass(
     """Resize one axis.
 
     Args:
-        image: `(H, W, 3)`, or frames of it.
-        axis: Which one.
-        side_px: Length that it gets, px.
+        image: `(H, W, 3)`, or frames of that shape.
+        axis: Axis to resize.
+        side_px: Its new length, px.
         device: `cpu` or `gpu`.
-        axes: Which ones are width and height.
-        edges: What `edge_weight` says of its start and its end.
-        part: Where its part begins and ends, px; None takes all of it.
+        axes: Axes of width and height.
+        edges: `edge_weight` at its start and its end.
+        part: Start and end of the part to take, px; None takes all.
     """
     size = image.shape(dtype=types.FLOAT)
     width, height = (side_px if axis == other else size[other] for other in axes)
@@ -291,7 +301,7 @@ def _one_pass(
 
 
 def source_places(sizes: Sequence[Size], plan: CropLayout) -> list[npt.NDArray[np.float32]]:
-    """Say where the canvas and the resized candidates lie in each image.
+    """Locate the canvas and the resized candidates in each image.
 
     Returns:
         For each image float32 `(1 + R, 2, 4)`: for the canvas and then each resized candidate,
@@ -311,16 +321,16 @@ def source_places(sizes: Sequence[Size], plan: CropLayout) -> list[npt.NDArray[n
 
 
 def _places(box: SourceBox, size: Size, side_px: int) -> list[list[float]]:
-    """Place what becomes a square of `side_px`, across and down."""
+    """Give start, end and edge weights of a box that becomes a square, across and down."""
     places = []
     for start, stop, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
-        weight = edge_weight(stop - start, side_px)  # none comes off where the image goes on
+        weight = edge_weight(stop - start, side_px)  # only at an edge of the image
         places.append([start, stop, weight * (start == 0), weight * (stop == length)])
     return places
 
 
 def views_from(outputs: Sequence[Any], sizes: Sequence[Size], crop_px: int) -> list[Views]:
-    """Bring what `view_graph` put out to the CPU."""
+    """Copy the outputs of `view_graph` to the CPU."""
     canvases, *resized, grays = (np.asarray(out.as_cpu().as_tensor()) for out in outputs)
     none = np.empty((len(sizes), 0, 3, crop_px, crop_px), np.uint8)
     resized_RCHW = resized[0].transpose(0, 1, 4, 2, 3) if resized else none

@@ -1,7 +1,7 @@
-"""Walk the markers of a JPEG: is it so whole that every decoder must see the same picture?
+"""Walk the markers of a JPEG: is it sound, so that every decoder gives the same picture?
 
-Decoders agree on sound files. On damaged ones they part: where Pillow refuses a cut file or a
-stray marker within a scan, others fill the rest with gray and say nothing.
+Decoders agree on sound files only. Where Pillow rejects a cut file or a stray marker within a
+scan, others fill the rest with gray and report nothing.
 
 Source: ITU-T T.81, annex B.
 """
@@ -16,13 +16,13 @@ _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def is_sound(data: bytes) -> bool:
-    """Whether a file is one frame, at least one scan and an end, with nothing odd in between."""
+    """Whether a file is one frame, at least one scan and an end, without unknown segments."""
     if data[:2] != bytes((0xFF, _START)):
         return False
     position, num_frames, num_scans = 2, 0, 0
     while position + 2 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF:  # fill bytes may stand before a marker
+        if marker == 0xFF:  # fill bytes may precede a marker
             position += 1
             continue
         if marker == _END:

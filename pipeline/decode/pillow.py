@@ -12,6 +12,7 @@ from PIL import __version__ as pillow_version
 
 from pipeline.common.errors import ImageError
 from pipeline.decode.rules import (
+    Tag,
     Views,
     is_plain_jpeg,
     opened,
@@ -27,27 +28,35 @@ DRAFT_CANVASES = 2
 
 
 class PillowDecoder:
-    """The reference: what Pillow gives, computed faster where that changes nothing."""
+    """The reference: Pillow's pixels, computed faster where that changes none of them."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
 
     @property
     def library(self) -> str:
-        """Pillow's name and version and its JPEG library's, then who decodes plain JPEGs."""
+        """Versions of Pillow, its JPEG library, and simplejpeg."""
         return f"{pillow_name()}, {_libjpeg()}, simplejpeg {version('simplejpeg')}"
 
-    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
-        """Decode one file after the other; see the module for the rules."""
-        for data in files:
-            try:
-                yield self._views(data)
-            except ImageError as error:
-                yield error
+    def decode(
+        self, files: Iterable[tuple[Tag, bytes | ImageError]]
+    ) -> Iterator[tuple[Tag, Views | ImageError]]:
+        """Decode one file at a time."""
+        for tag, data in files:
+            yield tag, self.decode_one(data)
+
+    def decode_one(self, data: bytes | ImageError) -> Views | ImageError:
+        """Decode one file."""
+        if isinstance(data, ImageError):
+            return data
+        try:
+            return self._views(data)
+        except ImageError as error:
+            return error
 
     def _views(self, data: bytes) -> Views:
         is_turbo = turbo_is_exact() and not self._spec.draft
-        # Inside only what a file can be blamed for: a fault of ours is no rejection.
+        # `opened` blames the file for every error, so only reading it stands inside.
         with opened(data, max_pixels=self._spec.max_pixels) as image:
             width, height = upright_size(image, self._spec)
             is_plain = is_turbo and is_plain_jpeg(image, self._spec)
@@ -63,7 +72,7 @@ class PillowDecoder:
 
 
 def _read_plain(data: bytes) -> Pixels | None:
-    """Decode a plain JPEG; None leaves it to Pillow to read it or to say what is wrong."""
+    """Decode a plain JPEG; None leaves reading or rejecting it to Pillow."""
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
@@ -72,7 +81,7 @@ def _read_plain(data: bytes) -> Pixels | None:
 
 
 def pillow_name() -> str:
-    """Name the package that `PIL` comes from: pillow-simd's versions are Pillow's with a post."""
+    """Name the package that `PIL` comes from; pillow-simd appends .post to Pillow's versions."""
     package = "pillow-simd" if ".post" in pillow_version else "pillow"
     return f"{package} {pillow_version}"
 
@@ -84,7 +93,7 @@ def _libjpeg() -> str:
 
 @functools.cache
 def turbo_is_exact() -> bool:
-    """Whether simplejpeg's libjpeg-turbo and Pillow's JPEG library see the same pixels."""
+    """Whether simplejpeg and Pillow decode a JPEG to the same pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
     for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
         buffer = io.BytesIO()

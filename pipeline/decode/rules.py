@@ -1,22 +1,22 @@
-"""From an image file's bytes to the views that shards hold, by one documented set of rules.
+"""The rules by which every decoder turns an image file into the views that shards hold.
 
-Every decoder keeps these, and the manifest records them:
+The manifest records them:
 
 - EXIF orientation, or XMP's where EXIF has none, is applied unless the build says `--no-exif`;
   to a TIFF always.
 - Gray, palette, CMYK and YCCK become RGB by Pillow's conversion, without colour profiles.
-- 16-bit gray keeps its high byte. Float images are refused.
-- Alpha is dropped, as torchvision's loader does; of an animation the first frame counts.
-- More than `max_pixels` pixels are refused before any is allocated.
-- Then one antialiased bilinear resize to the square canvas, and one of each candidate that is no
-  window of it; the aspect is not kept.
+- 16-bit gray keeps its high byte. Float images are rejected.
+- Alpha is dropped, as torchvision's loader does; an animation gives its first frame.
+- An image of more than `max_pixels` pixels is rejected before any is allocated.
+- The image is resized once, bilinear with antialiasing, to the square canvas, and once for each
+  candidate that is not a window of the canvas; the aspect ratio is not kept.
 
-Pillow opens every file, whoever decodes it, and what is not a plain JPEG it decodes itself.
+Pillow opens every file, for every decoder, and decodes all that is not a plain JPEG.
 
 Pillow has a cap of its own, and warns of odd metadata. Both are settings of the whole process, so
-nothing here touches them but `own_process`, for processes that are ours: the workers of a build,
-and the commands. In anyone else's, Pillow's cap counts beside `max_pixels`, and that program
-decides what a warning does; where it is an error, the image is refused.
+only `own_process` changes them, in our own processes: the workers of a build, and the commands. In
+another program Pillow's cap counts as well as `max_pixels`, and that program decides what a
+warning does; where a warning is an error, the image is rejected.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -36,8 +36,10 @@ from pipeline.pixels import Pixels
 from pipeline.pixels.resize import resize
 
 # An allow-list: some of Pillow's other plugins start programs (EPS starts Ghostscript).
-# MPO, the format of some cameras, comes in through JPEG and has no name of its own here.
+# MPO, the format of some cameras, is opened as JPEG.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")
+
+Tag = TypeVar("Tag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,8 @@ class Views:
         canvas: Uint8 `(C, C, 3)`, RGB.
         resized: Uint8 `(R, 3, c, c)`, the candidates that are not plain windows of the canvas.
         glimpses: Uint8 `(K, 1, s, s)`, not padded.
-        width: Of the source image, upright, px.
-        height: The same, px.
+        width: Width of the upright source image, px.
+        height: Its height, px.
     """
 
     canvas: Pixels
@@ -67,19 +69,24 @@ class Decoder(Protocol):
         """Libraries and versions that decide the pixels, for the manifest."""
         ...
 
-    def decode(self, files: Iterable[bytes]) -> Iterator[Views | ImageError]:
-        """Yield each file's views in order, or why it cannot be used."""
+    def decode(
+        self, files: Iterable[tuple[Tag, bytes | ImageError]]
+    ) -> Iterator[tuple[Tag, Views | ImageError]]:
+        """Yield each file's tag with its views, or with the reason why it cannot be used.
+
+        The order is that of `files`. An error in place of a file is passed on.
+        """
         ...
 
 
 def views_of(source_HWC: Pixels, spec: DataSpec, *, width: int, height: int) -> Views:
-    """Make what shards hold of an image.
+    """Resize and cut an image into its views.
 
     Args:
-        source_HWC: Its upright pixels, uint8, RGB; smaller than the file's where it is a draft.
+        source_HWC: Its upright pixels, uint8, RGB; fewer than the file's if drafted.
         spec: Sizes and candidates.
-        width: Of the file's image, upright, px.
-        height: The same, px.
+        width: Width of the upright image in the file, px.
+        height: Its height, px.
     """
     canvas = resize(source_HWC, spec.canvas_size)
     resized = resized_crops(source_HWC, spec.crop_layout)
@@ -94,14 +101,14 @@ def views_of(source_HWC: Pixels, spec: DataSpec, *, width: int, height: int) -> 
 
 @contextlib.contextmanager
 def own_process() -> Iterator[None]:
-    """Let the rules of this module alone decide while a process of ours decodes.
+    """Switch Pillow's own cap and warnings off in a process of ours.
 
-    Enter it before the threads that decode start, and leave it when they have ended.
+    Enter before the decoding threads start, and leave after they have ended.
     """
     cap = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, once for each image
-        Image.MAX_IMAGE_PIXELS = None  # it would warn or refuse below a larger --max-pixels
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, for each image
+        Image.MAX_IMAGE_PIXELS = None  # it would reject below a larger --max-pixels
         try:
             yield
         finally:
@@ -110,7 +117,7 @@ def own_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
-    """Read a file's header, and turn whatever goes wrong with the image into its reason.
+    """Open a file; turn every error that the image causes into the reason of its rejection.
 
     Raises:
         ImageError: If the file cannot be used.
@@ -126,7 +133,7 @@ def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except MemoryError as error:  # a header may ask for more than its pixels need
         raise ImageError("it needs more memory than there is") from error
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
+    except Exception as error:  # Pillow's plugins raise many types for a broken file
         raise ImageError(_reason(error)) from error
 
 
@@ -137,10 +144,10 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Read width and height of a WebP, px, whose canvas Pillow allocates as it opens it.
+    """Read width and height of a WebP, px: Pillow allocates its canvas when it opens it.
 
     Returns:
-        The canvas of an animation, else of the picture; 0 and 0 for other files.
+        The size of the canvas; 0 and 0 for files that are not WebP.
 
     Source: RFC 9649, section 2.7, and for the two bitstreams 2.5 and 3.4.
     """
@@ -161,7 +168,7 @@ def _little(data: bytes) -> int:
 
 
 def upright_size(image: Image.Image, spec: DataSpec) -> tuple[int, int]:
-    """Give width and height after EXIF orientation, px; Pillow turns a TIFF when it opens it."""
+    """Give width and height after EXIF orientation, px; Pillow rotates a TIFF when it opens it."""
     can_be_turned = spec.exif and image.format != "TIFF"
     turned = can_be_turned and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     width, height = image.size
@@ -169,7 +176,7 @@ def upright_size(image: Image.Image, spec: DataSpec) -> tuple[int, int]:
 
 
 def is_plain_jpeg(image: Image.Image, spec: DataSpec) -> bool:
-    """Whether any JPEG library must see the same pixels: upright, gray or colour, 8 bits."""
+    """Whether every JPEG library decodes the same pixels: upright, gray or colour, 8 bits."""
     is_upright = not spec.exif or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     return image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
 
@@ -178,7 +185,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB by the module's rules.
 
     Raises:
-        ImageError: If there is no rule for it.
+        ImageError: If the mode has no rule.
     """
     if image.mode == "F":
         raise ImageError("float images have no documented range")
@@ -189,7 +196,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """Say on one line, and without memory addresses, why Pillow gave up."""
+    """Give Pillow's error on one line, without memory addresses."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,7 +1,10 @@
-"""Specs of shards that no build was asked for."""
+"""Specs of shards that no build was asked for, and what decoders make of files."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from pipeline.common.errors import ImageError
+from pipeline.decode.rules import Decoder, Views
 from pipeline.format.spec import DataSpec
 
 
@@ -19,3 +22,10 @@ def spec_of(
         candidates=candidates,
         **(rest | options),
     )
+
+
+def decoded(decoder: Decoder, files: Iterable[bytes]) -> list[Views | ImageError]:
+    """Decode files together; each result keeps its tag."""
+    tags, results = zip(*decoder.decode(enumerate(files)), strict=True) if files else ((), ())
+    assert tags == tuple(range(len(results)))
+    return list(results)

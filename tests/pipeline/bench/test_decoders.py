@@ -14,7 +14,6 @@ from PIL import Image
 from pipeline.bench import decoders as bench_build
 from pipeline.bench import results
 from pipeline.bench.results import Difference, Row
-from pipeline.decode import Backend
 from pipeline.decode.pillow import pillow_name
 from pipeline.pixels.resize import is_exact
 
@@ -109,7 +108,7 @@ def measured(image_archive: Path, srp_data: Any, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def _pillow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes long to start, where it is not what is tested."""
-    monkeypatch.setattr(bench_build, "BACKENDS", (Backend(decoder="pillow"),))
+    monkeypatch.setattr(bench_build, "DECODERS", (("pillow", "cpu"),))
     monkeypatch.setattr(bench_build, "find_spec", lambda _name: None)
 
 

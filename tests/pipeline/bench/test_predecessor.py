@@ -34,7 +34,7 @@ def spec_for(sizes: tuple[int, int, int]) -> DataSpec:
 
 def our_views(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:
     """Originals `(5, 3, c, c)` and padded glimpses `(5, 1, c, c)` of our reference decoder."""
-    (views,) = PillowDecoder(spec).decode([data])
+    views = PillowDecoder(spec).decode_one(data)
     assert isinstance(views, Views)
     crops = original_crops(
         views.canvas, views.resized, spec.crop_layout, range(len(spec.crop_layout))

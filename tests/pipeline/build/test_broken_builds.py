@@ -222,7 +222,7 @@ def test_a_build_that_cannot_fit_is_refused_before_it_begins(
     assert refused.exit_code == 1
     line = refused.stderr.splitlines()[-1]
     found = re.fullmatch(
-        r"error: OUT must have room for the shards that are to be built, about ([\d,]+) bytes; got "
+        r"error: the shards need about ([\d,]+) bytes; got "
         rf"5,000 free at {out}\. Free some there, or name a folder on another disk\.",
         line,
     )

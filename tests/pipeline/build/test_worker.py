@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.build import worker
 from pipeline.build.worker import Task, write_one
-from pipeline.decode import Backend
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.format.sample import PlannedShard
 from pipeline.sources.image import SourceImage
@@ -32,7 +31,7 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
     spec = manifest.load(canvas_shards).spec
     keys = tuple(f"cat/{number}" for number in range(5))
     return Task(
-        tmp_path, tmp_path, spec, Backend(decoder="pillow"),
+        tmp_path, tmp_path, spec, 1,
         PlannedShard(split="train", index=0, keys=keys), tuple(images), ("cat",), 0,
     )  # fmt: skip
 

@@ -16,15 +16,15 @@ os.sched_setaffinity(0, {int(sys.argv[1])})
 from pathlib import Path
 from pipeline.bench.config import BenchConfig, LoadBenchConfig, ScaleBenchConfig
 from pipeline.bench.results import to_json
-from pipeline.build.build import _backend
+from pipeline.build.build import threads_of
 from pipeline.build.config import BuildConfig
 from pipeline.datasets.config import ScatterConfig
 from pipeline.common.cpus import num_usable
 configs = (BuildConfig, ScatterConfig, BenchConfig, LoadBenchConfig, ScaleBenchConfig)
 workers = [c.workers for c in configs]
-backend = _backend(BuildConfig(source=Path(), out=Path(), decoder="dali"))
+num_threads = threads_of(BuildConfig(source=Path(), out=Path(), decoder="dali"))
 machine = to_json([], setting={})["machine"]
-print(num_usable(), *workers, backend.num_threads, machine["cores"])
+print(num_usable(), *workers, num_threads, machine["cores"])
 """
 TRAINERS = """
 import os, sys

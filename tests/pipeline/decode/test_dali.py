@@ -2,6 +2,7 @@ import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import specs
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from specs import decoded
 
 from pipeline.common.errors import ConfigError, ImageError, SrpError
 from pipeline.decode.jpeg_markers import is_sound
@@ -97,7 +99,7 @@ def spec_of(
 
 @functools.cache  # its pipeline is built once, as in a worker
 def dali_of(spec: DataSpec, device: str = "cpu") -> DaliDecoder:
-    return DaliDecoder(spec, device=device, num_threads=1)
+    return DaliDecoder(replace(spec, device=device), num_threads=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +122,7 @@ def assert_equal(got: Sequence[Views | ImageError], want: Sequence[Views | Image
 
 
 def assert_as_pillow(spec: DataSpec, files: Sequence[bytes]) -> None:
-    assert_equal(list(dali_of(spec).decode(files)), list(PillowDecoder(spec).decode(files)))
+    assert_equal(decoded(dali_of(spec), files), decoded(PillowDecoder(spec), files))
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -232,7 +234,7 @@ def test_odd_files_are_turned_converted_and_refused_by_pillows_rules(
 ) -> None:
     spec = spec_of(exif=exif, max_pixels=10_000)
     assert_as_pillow(spec, mixed_files)
-    verdicts = zip(odd_files, map(verdict, dali_of(spec).decode(odd_files.values())), strict=True)
+    verdicts = zip(odd_files, map(verdict, decoded(dali_of(spec), odd_files.values())), strict=True)
     by_name = dict(verdicts)
     reasons = {name: reason for name, reason in by_name.items() if isinstance(reason, str)}
     assert reasons.keys() == REFUSED.keys()
@@ -270,7 +272,7 @@ class Spied(NamedTuple):
 
 def spy(monkeypatch: pytest.MonkeyPatch, spec: DataSpec, *, refused: bytes = b"none") -> Spied:
     """Make a decoder that tells who decoded what, and whose DALI refuses one file."""
-    decoder = DaliDecoder(spec, device="cpu", num_threads=1)
+    decoder = DaliDecoder(spec, num_threads=1)
     spied = Spied(decoder, [], [])
     run, in_pillow = decoder._run, decoder._pillow.decode
 
@@ -294,7 +296,7 @@ def test_only_sound_upright_jpegs_reach_dali(
     odd_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spied = spy(monkeypatch, spec_of(max_pixels=10_000))
-    list(spied.decoder.decode(odd_files.values()))
+    decoded(spied.decoder, odd_files.values())
     reached = {name for name, data in odd_files.items() if data in spied.from_dali}
     assert reached == {"EXIF 1", "EXIF cut short", "two EXIF, upright"}
     assert spied.from_pillow == [d for name, d in odd_files.items() if name not in reached]
@@ -307,8 +309,8 @@ def test_an_image_that_dali_alone_refuses_is_pillows_and_all_others_stay_dalis(
 ) -> None:
     files = [jpeg(n, width=20 + n, height=30) for n in range(2 * BATCH + 5)]
     spied = spy(monkeypatch, spec_of(), refused=files[place])
-    got = list(spied.decoder.decode(files))
-    assert_equal(got, list(PillowDecoder(spec_of()).decode(files)))
+    got = decoded(spied.decoder, files)
+    assert_equal(got, decoded(PillowDecoder(spec_of()), files))
     assert spied.from_pillow == [files[place]]
     assert spied.from_dali == files[:place] + files[place + 1 :]
 
@@ -321,7 +323,7 @@ def test_a_whole_looking_file_that_no_library_can_decode_fails_alone_by_pillows_
     bogus[bogus.index(b"\xff\xc0") + 11] = 0x44  # more samples of luma than a scan may interleave
     assert is_sound(bytes(bogus))
     spied = spy(monkeypatch, spec_of())
-    got = list(spied.decoder.decode([*files[:5], bytes(bogus), *files[6:]]))
+    got = decoded(spied.decoder, [*files[:5], bytes(bogus), *files[6:]])
     assert str(got[5]) == "OSError: broken data stream when reading image file"
     assert spied.from_pillow == [bytes(bogus)]
     assert spied.from_dali == files[:5] + files[6:]
@@ -336,13 +338,13 @@ def test_files_are_asked_for_two_batches_ahead_and_no_further(jpeg: Any) -> None
             asked.append(data)
             yield data
 
-    ahead = [len(asked) - number for number, _ in enumerate(dali_of(spec_of()).decode(noted()))]
+    ahead = [len(asked) - number for number, _ in dali_of(spec_of()).decode(enumerate(noted()))]
     assert len(ahead) == len(files)
     assert max(ahead) == 2 * BATCH
 
 
 def test_no_files_give_no_views() -> None:
-    assert list(dali_of(spec_of()).decode([])) == []
+    assert decoded(dali_of(spec_of()), []) == []
 
 
 @functools.cache
@@ -388,7 +390,7 @@ def test_the_gpus_graph_is_near_pillow_on_real_photos(
     candidates: str, glimpse_px: int, real_jpegs: list[bytes]
 ) -> None:
     spec = spec_of(candidates, sizes_px=(336, 224, glimpse_px))
-    got, want = in_graph(spec, real_jpegs), list(PillowDecoder(spec).decode(real_jpegs))
+    got, want = in_graph(spec, real_jpegs), decoded(PillowDecoder(spec), real_jpegs)
     assert_near(got, want, ENLARGED_PHOTOS)
 
 
@@ -403,7 +405,7 @@ def test_the_gpus_graph_is_near_pillow_where_it_shrinks(
 ) -> None:
     spec = spec_of(candidates, sizes_px=(336, 224, glimpse_px))
     files = [jpeg(seed, width=width, height=height, quality=90) for seed in range(4)]
-    assert_near(in_graph(spec, files), list(PillowDecoder(spec).decode(files)), bounds)
+    assert_near(in_graph(spec, files), decoded(PillowDecoder(spec), files), bounds)
 
 
 @given(
@@ -417,7 +419,7 @@ def test_the_gpus_graph_is_within_two_steps_of_pillow_at_every_size(
 ) -> None:
     spec = spec_of(candidates, sizes_px=sizes_px)
     data = jpeg(width, width=width, height=height, quality=90)
-    assert_near(in_graph(spec, [data]), list(PillowDecoder(spec).decode([data])), TWO_STEPS)
+    assert_near(in_graph(spec, [data]), decoded(PillowDecoder(spec), [data]), TWO_STEPS)
 
 
 @given(num_in=st.integers(1, 200), num_out=st.integers(1, 200))
@@ -457,7 +459,7 @@ def test_without_a_gpu_the_device_is_refused_by_its_option(
     image_tree: Path, srp_data: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as refusal:
-        DaliDecoder(spec_of(), device="gpu", num_threads=1)
+        DaliDecoder(replace(spec_of(), device="gpu"), num_threads=1)
     assert str(refusal.value) == NO_GPU
     arguments = ("--decoder=dali", "--device=gpu", "--workers=1")
     result = srp_data("build-shards", image_tree, tmp_path / "out", *arguments)
@@ -480,9 +482,9 @@ def test_the_batch_that_an_image_is_in_changes_nothing(
     drawn = [jpeg(n, width=40 + 40 * n, height=300 - 20 * n) for n in range(10)]
     files = [*real_jpegs, *drawn, b"text", *drawn]
     decoder = dali_of(spec, device)
-    together = list(decoder.decode(files))
-    assert_equal([next(decoder.decode([data])) for data in files], together)
-    assert_equal(list(decoder.decode(files[::-1])), together[::-1])
+    together = decoded(decoder, files)
+    assert_equal([decoded(decoder, [data])[0] for data in files], together)
+    assert_equal(decoded(decoder, files[::-1]), together[::-1])
 
 
 @pytest.mark.parametrize("device", [ON_GPU])
@@ -497,7 +499,7 @@ def test_a_gpu_decodes_photos_and_drawings_near_pillow(
     drawn = [jpeg(3, width=w, height=h, quality=90, **kind) for w, h in shapes for kind in kinds]
     files = [*real_jpegs, *drawn]
     assert_near(
-        list(dali_of(spec, device).decode(files)), list(PillowDecoder(spec).decode(files)), ON_A_GPU
+        decoded(dali_of(spec, device), files), decoded(PillowDecoder(spec), files), ON_A_GPU
     )
 
 
@@ -505,8 +507,8 @@ def test_a_gpu_decodes_photos_and_drawings_near_pillow(
 @pytest.mark.parametrize("device", [ON_GPU])
 def test_a_gpu_keeps_the_same_rules(device: str, exif: bool, mixed_files: list[bytes]) -> None:
     spec = spec_of(exif=exif, max_pixels=10_000)
-    got = list(dali_of(spec, device).decode(mixed_files))
-    assert list(map(verdict, got)) == list(map(verdict, PillowDecoder(spec).decode(mixed_files)))
+    got = decoded(dali_of(spec, device), mixed_files)
+    assert list(map(verdict, got)) == list(map(verdict, decoded(PillowDecoder(spec), mixed_files)))
 
 
 @pytest.mark.quick("canvas")
@@ -540,11 +542,11 @@ def test_a_device_that_fails_every_sound_image_stops_the_build(
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(decoder, "_run", fail)
-    with pytest.raises(SrpError, match=r"^DALI must decode what Pillow can; got 3 failures out of"):
-        list(decoder.decode([jpeg(1), jpeg(2), b"text", jpeg(3)]))
-    assert [str(error) for error in decoder.decode([b"text", jpeg(4)[:-300]])] == [
+    with pytest.raises(SrpError, match=r"^DALI failed on all of 3 images that Pillow decodes"):
+        decoded(decoder, [jpeg(1), jpeg(2), b"text", jpeg(3)])
+    assert [str(error) for error in decoded(decoder, [b"text", jpeg(4)[:-300]])] == [
         "not an image of a known format",
-        str(next(PillowDecoder(spec_of()).decode([jpeg(4)[:-300]]))),
+        str(PillowDecoder(spec_of()).decode_one(jpeg(4)[:-300])),
     ]
 
 
@@ -557,8 +559,8 @@ def test_a_device_without_memory_stops_the_build_and_no_other_decoder_steps_in(
         raise RuntimeError("CUDA runtime API error\ncudaErrorMemoryAllocation (2): out of memory")
 
     monkeypatch.setattr(decoder, "_run", fail)
-    with pytest.raises(SrpError, match=r"^DALI must have .* got CUDA .* Lower --workers, or use"):
-        list(decoder.decode([jpeg(1)]))
+    with pytest.raises(SrpError, match=r"^DALI's device failed: .*CUDA .* Lower --workers, or use"):
+        decoded(decoder, [jpeg(1)])
 
 
 def test_large_photos_come_in_smaller_batches(jpeg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,6 +574,6 @@ def test_large_photos_come_in_smaller_batches(jpeg: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(decoder, "_run", count)
     files = [jpeg(n) for n in range(8)] + [jpeg(9, width=300, height=200)]
-    assert_equal(list(decoder.decode(files)), list(PillowDecoder(spec_of()).decode(files)))
+    assert_equal(decoded(decoder, files), decoded(PillowDecoder(spec_of()), files))
     assert sum(batches) == len(files)
     assert max(batches) <= 3

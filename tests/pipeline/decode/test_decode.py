@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from specs import spec_of
 
 from pipeline.build.config import BuildConfig
 from pipeline.common.errors import ConfigError
-from pipeline.decode import Backend, open_decoder
+from pipeline.decode import open_decoder
 from pipeline.decode.pillow import PillowDecoder, pillow_name
 
 REPO = Path(__file__).resolve().parents[3]
 
 SPEC = spec_of(canvas_px=8, crop_px=8, max_pixels=10**6)
-SIMD = Backend(decoder="pillow-simd")
-DALI = Backend(decoder="dali")
+SIMD = replace(SPEC, decoder="pillow-simd")
+DALI = replace(SPEC, decoder="dali")
 
 
 @pytest.fixture(autouse=True)
@@ -29,31 +30,31 @@ def _own_cache() -> Iterator[None]:
 
 
 def test_pillow_is_the_pillow_that_is_installed() -> None:
-    decoder = open_decoder(Backend(decoder="pillow"), SPEC)
+    decoder = open_decoder(SPEC)
     assert isinstance(decoder, PillowDecoder)
     assert decoder.library.startswith(f"{pillow_name()}, ")
 
 
 def test_pillow_simd_opens_where_it_is_the_installed_pillow_and_only_there() -> None:
     if pillow_name().startswith("pillow-simd"):
-        assert open_decoder(SIMD, SPEC).library.startswith("pillow-simd ")
+        assert open_decoder(SIMD).library.startswith("pillow-simd ")
     else:
-        with pytest.raises(ConfigError, match=rf"; got {pillow_name()}\. Make one with make simd"):
-            open_decoder(SIMD, SPEC)
+        with pytest.raises(ConfigError, match=rf"; got {pillow_name()}\. Make an environment"):
+            open_decoder(SIMD)
 
 
 def test_pillow_simd_opens_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.decode.pillow_name", lambda: "pillow-simd 9.5.0.post2")
-    assert isinstance(open_decoder(SIMD, SPEC), PillowDecoder)
+    assert isinstance(open_decoder(SIMD), PillowDecoder)
 
 
 def test_pillow_simd_is_not_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.decode.pillow_name", lambda: "pillow 13.0.0")
     with pytest.raises(ConfigError) as refusal:
-        open_decoder(SIMD, SPEC)
+        open_decoder(SIMD)
     assert str(refusal.value) == (
-        "--decoder pillow-simd needs an environment in which it stands in for Pillow; got "
-        "pillow 13.0.0. Make one with make simd, or use --decoder pillow."
+        "--decoder pillow-simd needs pillow-simd in place of Pillow; got pillow 13.0.0. "
+        "Make an environment for it with make simd, or use --decoder pillow."
     )
 
 
@@ -65,7 +66,7 @@ def test_without_dali_the_command_that_installs_it_is_named(
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError) as refusal:
-        open_decoder(DALI, SPEC)
+        open_decoder(DALI)
     assert str(refusal.value).startswith("--decoder dali needs NVIDIA DALI; got ")
     assert str(refusal.value).endswith(". Install it with: pip install 'srp[dali]'")
 
@@ -95,22 +96,22 @@ def test_a_module_of_ours_that_is_missing_is_our_mistake_and_not_dalis(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pipeline.decode.dali", None)
     with pytest.raises(ModuleNotFoundError) as mistake:
-        open_decoder(DALI, SPEC)
+        open_decoder(DALI)
     assert mistake.value.name == "pipeline.decode.dali"
 
 
 def test_dali_gets_its_device_and_threads() -> None:
     pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
-    decoder: Any = open_decoder(Backend(decoder="dali", num_threads=3), SPEC)
+    decoder: Any = open_decoder(DALI, num_threads=3)
     assert decoder.library.startswith("dali ")
     assert ", pillow" in decoder.library
     assert decoder._num_threads == 3
 
 
 def test_a_process_opens_each_decoder_once() -> None:
-    decoder = open_decoder(Backend(decoder="pillow"), SPEC)
-    assert open_decoder(Backend(decoder="pillow"), SPEC) is decoder
-    assert open_decoder(Backend(decoder="pillow", num_threads=2), SPEC) is not decoder
+    decoder = open_decoder(SPEC)
+    assert open_decoder(SPEC) is decoder
+    assert open_decoder(SPEC, 2) is not decoder
 
 
 def config(**options: Any) -> BuildConfig:

@@ -57,7 +57,7 @@ Draw = Callable[..., bytes]
 
 
 def decode(data: bytes, spec: DataSpec) -> Views:
-    (views,) = PillowDecoder(spec).decode([data])
+    views = PillowDecoder(spec).decode_one(data)
     if isinstance(views, ImageError):
         raise views
     return views
@@ -179,7 +179,7 @@ def test_other_formats_are_decoded_exactly(jpeg: Draw) -> None:
 
 def test_a_cut_photo_is_refused_by_the_same_reason(jpeg: Draw) -> None:
     data = jpeg(5, width=1000, height=800)[:-5000]
-    reasons = [str(next(PillowDecoder(spec).decode([data]))) for spec in (DRAFT, EXACT)]
+    reasons = [str(PillowDecoder(spec).decode_one(data)) for spec in (DRAFT, EXACT)]
     assert reasons[0].startswith("OSError: image file is truncated")
     assert reasons[0] == reasons[1]
 

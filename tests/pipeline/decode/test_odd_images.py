@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, features
-from specs import spec_of
+from specs import decoded, spec_of
 
 from pipeline.common.errors import ImageError
-from pipeline.decode import Backend, open_decoder
+from pipeline.decode import open_decoder
 from pipeline.decode.rules import FORMATS, Views, own_process
 
 MAX_PIXELS = 1_000_000
@@ -187,10 +187,11 @@ def decode(request: pytest.FixtureRequest) -> Iterator[Callable[[bytes], Views |
     name = str(request.param)
     if name == "dali":
         pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'srp[dali]'")
-    backend = Backend(decoder="pillow" if name == "draft" else name)
-    decoder = open_decoder(backend, replace(SPEC, draft=name == "draft"))
+    is_draft = name == "draft"
+    spec = replace(SPEC, decoder="pillow" if is_draft else name, draft=is_draft)
+    decoder = open_decoder(spec)
     with own_process():
-        yield lambda data: next(iter(decoder.decode([data])))
+        yield lambda data: decoded(decoder, [data])[0]
 
 
 def skip_without_webp(name: str) -> None:
@@ -232,7 +233,7 @@ CHILD = r"""
 import io, re, resource, sys
 from pathlib import Path
 from PIL import Image
-from pipeline.decode import Backend, open_decoder
+from pipeline.decode import open_decoder
 from pipeline.format.spec import DataSpec
 from pipeline.decode.rules import own_process
 from pipeline.common.errors import ImageError
@@ -242,9 +243,9 @@ spec = DataSpec(
     canvas_size=16, crop_size=16, glimpse_size=1, candidates="five", layout="canvas",
     decoder="pillow", exif=True, max_pixels=100_000_000, seed=0, limit=None, shard_mib=128,
 )
-decoder = open_decoder(Backend(decoder="pillow"), spec)
+decoder = open_decoder(spec)
 def decode(data):
-    return next(iter(decoder.decode([data])))
+    return decoder.decode_one(data)
 files = [Path(name) for name in sys.argv[2:]]
 decode(Path(sys.argv[1]).read_bytes())  # loads what a decoder needs
 used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
-from specs import spec_of
+from specs import decoded, spec_of
 
 from pipeline.common.errors import ImageError
 from pipeline.decode.pillow import PillowDecoder
@@ -33,7 +33,7 @@ def decode(
     options = {"exif": exif, "max_pixels": max_pixels, "draft": draft}
     spec = spec_of(canvas_px=canvas_px, crop_px=canvas_px, **options)
     with own_process():
-        (views,) = PillowDecoder(spec).decode([data])
+        views = PillowDecoder(spec).decode_one(data)
     if isinstance(views, ImageError):
         raise views
     return views
@@ -171,7 +171,7 @@ def test_pillows_guard_is_the_processs_own_but_where_it_is_ours(jpeg: Any) -> No
     assert guard == Image.MAX_IMAGE_PIXELS
     decoder = PillowDecoder(spec_of(canvas_px=8, crop_px=8, max_pixels=10**9))
     assert guard == Image.MAX_IMAGE_PIXELS
-    list(decoder.decode([jpeg(4)]))
+    decoded(decoder, [jpeg(4)])
     assert guard == Image.MAX_IMAGE_PIXELS
     with contextlib.suppress(ZeroDivisionError), own_process():
         assert Image.MAX_IMAGE_PIXELS is None

@@ -19,7 +19,7 @@ SIZES = [(336, 224, 64), (168, 112, 21), (97, 64, 33), (75, 60, 60), (50, 50, 1)
 
 def decode(data: bytes, plan: CropLayout, candidates: str = "five") -> Views:
     spec = spec_of(candidates, canvas_px=plan.canvas_px, crop_px=plan.crop_px)
-    (views,) = PillowDecoder(spec).decode([data])
+    views = PillowDecoder(spec).decode_one(data)
     assert isinstance(views, Views)
     return views
 

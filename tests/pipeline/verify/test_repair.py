@@ -93,7 +93,7 @@ def test_images_of_other_bytes_are_told_before_anything_is_changed(
     repair = ("verify", str(out), "--repair", str(source), "--workers", "1")
     result = srp_data(*repair)
     assert result.exit_code == 3
-    assert f"got others in {source}: train-000000.tar would hold other samples." in result.stderr
+    assert f"got others in {source}, which would change train-000000.tar." in result.stderr
     assert "Nothing was changed." in result.stderr
     assert contents(out) == before
     image.write_bytes(first)
