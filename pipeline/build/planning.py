@@ -20,17 +20,17 @@ _KEY_LIMIT = 80  # leaves room for the longest suffix in a ustar name of 100 byt
 
 
 Planned = tuple[PlannedShard, tuple[SourceImage, ...]]
-"""One shard to be written, and the images that go into it."""
+"""A shard to be written, and its images."""
 
 
 def assign_keys(paths: Iterable[str]) -> dict[str, str]:
     """Give each path of one split a key that is safe in a tar and unique in any file system.
 
-    A key is the path without its split and suffix. Where that has an unsafe character, is too
-    long, ends like a digest, or equals another but for case, a digest of the path is appended.
+    A key is the path without its split and suffix. A digest of the path is appended where that has
+    an unsafe character, is too long, ends like a digest, or differs from another only in case.
 
     Raises:
-        SourceError: If two digests are equal, as only a search for such names would find.
+        SourceError: If two digests are equal, which does not happen by chance.
     """
     plain = {path: path.split("/", 1)[1].rpartition(".")[0] for path in paths}
     counts: dict[str, int] = {}
@@ -47,7 +47,7 @@ def assign_keys(paths: Iterable[str]) -> dict[str, str]:
         owner = owners.setdefault(safe.casefold(), path)
         if owner != path:
             raise SourceError(
-                f"every image must have a key of its own; got {safe} for {owner} and for {path}. "
+                f"every image must have its own key; got {safe} for {owner} and for {path}. "
                 "Rename one of them."
             )
         keys[path] = safe
@@ -55,10 +55,10 @@ def assign_keys(paths: Iterable[str]) -> dict[str, str]:
 
 
 def select(images: Sequence[SourceImage], *, seed: int, limit: int | None) -> list[SourceImage]:
-    """Order one split's images at random, and keep at most `limit` of them.
+    """Shuffle one split's images, and keep at most `limit` of them.
 
-    The order depends on the seed and the set of paths only. It mixes the classes, so that a
-    reader that streams the shards in order still sees mixed batches.
+    The order depends only on the seed and the set of paths. It mixes the classes, so that a reader
+    that streams the shards in order gets mixed batches.
     """
     by_path = sorted(images, key=lambda image: image.path)
     order = np.random.default_rng(seed).permutation(len(by_path))

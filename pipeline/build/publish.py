@@ -1,4 +1,4 @@
-"""The end of a build: rejects are named, shards come into place, and the manifest is written."""
+"""The end of a build: list the rejects, move shards into place, write the manifest last."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,36 +14,36 @@ from pipeline.format.sidecars import write_sidecars
 
 
 def check_rejects(out: Path, rejects: Sequence[Reject], *, at_most: int) -> None:
-    """Write down which images could not be used.
+    """List the rejected images in a file, and check their number.
 
     Raises:
-        RejectsError: If they are too many.
+        RejectsError: If there are too many.
     """
     lines = "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects)
     path = out / manifest.REJECTS_NAME
     if rejects:
         write_file(path, lines.encode())
     else:
-        path.unlink(missing_ok=True)  # of an earlier try
+        path.unlink(missing_ok=True)  # of an earlier run
     if len(rejects) > at_most:
         first = rejects[0]
         raise RejectsError(
             f"at most --max-rejects {at_most} images may be unusable; got "
             f"{len(rejects)}, the first {first.path} ({first.reason}); all are in {path}. "
-            f"Add --max-rejects {len(rejects)} to go on without them (the shards without rejects "
-            "are kept), or mend them and build in a new folder."
+            f"Add --max-rejects {len(rejects)} to leave them out (finished shards are kept), or "
+            "repair them and build in a new folder."
         )
 
 
 def publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Finished]) -> None:
-    """Bring shards that lie aside into place, and write the manifest last.
+    """Move shards that were written aside into place, and write the manifest last.
 
-    One that is there already is true at every moment: it is taken away before a shard that it
-    does not describe comes into place.
+    An existing manifest is never wrong: it is removed before a shard that it does not describe
+    comes into place.
     """
     text, path = manifest.encode_manifest(built), out / manifest.FILE_NAME
     if path.exists() and path.read_bytes() != text:
-        for shard in finished.values():  # so that a later run can go on without the manifest
+        for shard in finished.values():  # so that a later run can continue without the manifest
             save_state(records, shard)
         path.unlink()
         sync_folder(out)

@@ -1,9 +1,9 @@
-"""Finish a build that was broken off: trust bytes, never names.
+"""Continue an interrupted build: trust bytes, never names.
 
-While a build runs, each finished shard's record lies in `OUT/.build/FINGERPRINT/`. The
-fingerprint covers the options and the source's listing, so records of another build are never
-taken for this one's. Where OUT has a manifest already, shards that are built again lie beside
-their records until all are there, since a manifest must not name a shard of other bytes.
+While a build runs, `OUT/.build/FINGERPRINT/` holds a record of each finished shard. The fingerprint
+covers the options and the source's listing, so records of another build are never used. If OUT has
+a manifest, rebuilt shards stay beside their records until all are finished, since a manifest must
+not name a shard of other bytes.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SPEC_NAME = "spec.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """One shard that is in place, and what did not get into it."""
+    """A finished shard, and the images that were rejected from it."""
 
     shard: ShardEntry
     rejects: tuple[Reject, ...]
@@ -44,9 +44,9 @@ class Finished:
 
 @contextlib.contextmanager
 def open_state(out: Path) -> Iterator[Path]:
-    """Hold the folder in which an unfinished build keeps what a later run needs.
+    """Lock OUT, and give its folder for the state of an unfinished build.
 
-    A build that ends before its first shard leaves no trace.
+    A build that ends before its first shard leaves nothing behind.
 
     Raises:
         ConfigError: If the output folder cannot be written, or another build is writing it.
@@ -55,16 +55,17 @@ def open_state(out: Path) -> Iterator[Path]:
     with named_output(out, "OUT"):
         is_new = not out.exists()
         state.mkdir(parents=True, exist_ok=True)
-    note, rule = state / HOLDER_NAME, "OUT must have one build at a time"
-    with writer_lock(out, note, rule=rule, fix="Wait for it to end, or name another folder."):
+    note, rule = state / HOLDER_NAME, "only one build at a time may write OUT"
+    with writer_lock(out, note, rule=rule, fix="Wait for it to end, or choose another folder."):
         try:
             for folder in (out, state):
                 remove_partials(folder)
             yield state
         finally:
-            # Not empty, and a later run goes on from it; or what went wrong before counts more.
+            # A folder that is not empty is what a later run continues from; another error must
+            # not hide the one before.
             with contextlib.suppress(OSError):
-                remove_partials(out)  # of workers that had to be killed
+                remove_partials(out)  # of killed workers
                 for name in (SCRATCH_NAME, HOLDER_NAME):
                     (state / name).unlink(missing_ok=True)
                 state.rmdir()
@@ -74,22 +75,22 @@ def open_state(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def open_new(out: Path) -> Iterator[Path]:
-    """Hold a folder that is to become a data set, as a build holds its own.
+    """Lock a folder that is to become a data set, as a build locks its own.
 
     Returns:
-        The folder in it in which pictures gather until they are complete.
+        The folder in it that collects pictures until they are complete.
 
     Raises:
-        ConfigError: If the output folder holds something, cannot be written, or is being written.
+        ConfigError: If the output folder is not empty, cannot be written, or is being written.
     """
-    _require_new(out)  # before a file is touched in a folder that holds others
+    _require_new(out)  # before anything is written into a folder of other files
     with open_state(out) as state:
-        _require_new(out)  # another may have finished meanwhile
+        _require_new(out)  # another process may have finished meanwhile
         yield state / PICTURES_NAME
 
 
 def _require_new(out: Path) -> None:
-    """Let pass what is absent, empty, or holds no more than what a killed `open_new` left."""
+    """Accept a folder that is absent, empty, or holds only what a killed `open_new` left."""
     state = out / STATE_NAME
     held = [*out.iterdir()] if out.is_dir() else [out] if out.exists() else []
     if state in held and state.is_dir():
@@ -99,22 +100,22 @@ def _require_new(out: Path) -> None:
     if held:
         raise ConfigError(
             f"OUT must be absent or an empty folder; got {out}, which exists. "
-            "Choose another OUT or remove that one first."
+            "Choose another folder, or delete this one first."
         )
 
 
 def open_records(records: Path, spec: DataSpec) -> None:
-    """Make the folder for the records of one build's finished shards."""
+    """Make the folder for the records of a build's finished shards."""
     records.mkdir(exist_ok=True)
     write_file(records / SPEC_NAME, msgspec.json.encode(spec))
     remove_partials(records)
 
 
 def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
-    """Never mix two builds in one folder, published or broken off.
+    """Check that a folder holds no other build, published or interrupted.
 
     Raises:
-        ConfigError: If the folder holds another build; names what differs.
+        ConfigError: If it does; names what differs.
     """
     if (out / manifest.FILE_NAME).exists():
         other = manifest.load(out)
@@ -127,14 +128,14 @@ def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
         }
     for theirs in others.values():
         changed = [
-            f"{name} {theirs[name]!r} there, {ours!r} asked for"
+            f"{name} {theirs[name]!r} there, {ours!r} requested"
             for name, ours in asdict(spec).items()
             if name in theirs and theirs[name] != ours
         ]
         raise ConfigError(
             f"OUT must be new or hold the same build; got {out} "
             f"({'; '.join(changed) or 'other source images'}). "
-            "Name another folder, or delete this one."
+            "Choose another folder, or delete this one."
         )
 
 
@@ -154,14 +155,14 @@ def finished_before(
     expected: Mapping[str, str],
     progress: Progress,
 ) -> dict[str, Finished]:
-    """Find the shards that are there with the very bytes that were written, by name.
+    """Find the finished shards of a build whose bytes are intact, by name.
 
     Args:
         out: Folder of the shards.
-        records: Folder of what was noted of them, and of those that lie aside.
+        records: Folder of their records, and of shards that were written aside.
         planned: The shards of the build.
-        spec: The build's.
-        expected: SHA-256 that shards must have, by name, where a folder is repaired; else empty.
+        spec: The spec of the build.
+        expected: For a repair, the SHA-256 that each shard must have, by name; else empty.
         progress: Reports shards checked.
     """
     published = _published(out, planned)
@@ -183,7 +184,7 @@ def finished_before(
 
 
 def shards_folder(out: Path, records: Path) -> Path:
-    """Say where shards are to be written: aside, where a manifest speaks for those in place."""
+    """Give the folder to write shards to: aside, if a manifest describes those in place."""
     return records if (out / manifest.FILE_NAME).exists() else out
 
 
@@ -203,10 +204,10 @@ def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
 
 
 def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Finished | None:
-    """Give what was noted of a shard if it can be kept.
+    """Give the record of a shard if the shard can be kept.
 
-    One with rejects is tried again, unless its very bytes are expected: the image may be readable
-    or mended by now.
+    A shard with rejects is rebuilt, unless its SHA-256 is the expected one: its images may be
+    readable by now.
     """
     if noted is None or not path.is_file():
         return None
@@ -218,13 +219,13 @@ def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Fini
 
 
 def save_state(state: Path, finished: Finished) -> None:
-    """Note that a shard is in place, for a later run of the same build."""
+    """Record a finished shard for a later run of the same build."""
     fields = {"shard": encode_shard(finished.shard), "rejects": finished.rejects}
     write_file(state / f"{finished.shard.name}.json", msgspec.json.encode(fields))
 
 
 def _load_state(path: Path, spec: DataSpec) -> Finished | None:
-    """Read what an earlier run noted of a shard; whatever cannot be read is built again."""
+    """Read an earlier run's record of a shard; None, if it cannot be read, means a rebuild."""
     try:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
         return Finished(

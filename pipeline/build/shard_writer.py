@@ -1,4 +1,4 @@
-"""Write one shard aside, and rename it into place when every byte is on the disk."""
+"""Write one shard: a tar with fixed metadata, hashed while it is written."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from pipeline.format.npy import Member
 from pipeline.format.sample import PlannedShard
 from pipeline.format.ustar import TAR_END, tar_header, tar_padding
 
-# Parts below this are joined: a call for each would cost more than copying them.
+# Smaller parts are joined: copying them costs less than a call for each.
 SMALL = 65536
 
 
@@ -35,17 +35,17 @@ def write_shard(
 ) -> ShardEntry:
     """Write one shard under its final name.
 
-    The file appears whole or not at all, also after a power cut.
+    The file appears complete or not at all, also after a power cut.
 
     Args:
-        folder: Where it goes.
-        spec: Names it.
-        samples: In order; may leave out keys of the spec that were rejected.
-        suffixes: Of every sample's members in tar order.
-        num_bytes: What it will take, about; for errors.
+        folder: Folder of the shard.
+        spec: Gives its name.
+        samples: The samples in order, without the rejected ones.
+        suffixes: Suffixes of every sample's members, in tar order.
+        num_bytes: Approximate size, for errors.
 
     Returns:
-        Its record for the manifest.
+        Its entry for the manifest.
     """
     with atomic_write(folder / spec.name, num_bytes=num_bytes) as file:
         return _write_tar(file, spec, samples, suffixes)
@@ -84,7 +84,7 @@ def _write_tar(
 
 
 def _tar_parts(sample: EncodedSample) -> Iterator[bytes | memoryview]:
-    """Lay a sample's members out as they lie in the tar; what is small comes in one piece."""
+    """Give the bytes of a sample in the tar; small parts are joined."""
     small = b""
     for suffix, member in sample.members.items():
         size = _size(member)

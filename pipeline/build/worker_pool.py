@@ -1,7 +1,7 @@
-"""Where shards are built: on this machine, one process per worker, each owning whole shards.
+"""Worker processes, each of which runs whole tasks: the shards of a build.
 
-A worker that dies or hangs costs the others nothing: each has a pipe of its own, and they share no
-lock. What becomes of its shard is for the caller to say.
+A worker that dies or hangs does not disturb the others: each has its own pipe, and they share no
+lock. The caller decides what becomes of its task.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from pipeline.common.progress import SILENT, Progress
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Retry = Callable[[Task, int, str], Task]
-"""Called with a task, how many of its images were through, and how its worker ended: "died" or
-"hung". Returns the task to run in its place, or raises."""
+"""Takes a task, the number of its finished images, and how its worker ended: "died" or "hung".
+Returns the task to run instead, or raises."""
 
 _POLL_S = 0.1
-_START_S = 120  # in which a worker must be ready for its first task
-_GRACE_S = 5  # for what ends by itself: an image or two
-_LONGEST_WAIT_S = 1  # more between two looks, and it was the build that was stopped
-_STOP = 0  # the counter that tells workers to stop; the others belong to one task each
+_START_S = 120  # within which a worker must be ready for its first task
+_GRACE_S = 5  # for a worker to finish its image and stop
+_LONGEST_WAIT_S = 1  # between two polls; more means that the build itself was suspended
+_STOP = 0  # index of the counter that tells workers to stop; each other one is a task's
 
-# No lock: a worker that is killed while it holds one would make all others wait for ever.
+# Without a lock: a worker killed while holding one would block all others forever.
 _counters: "Array[c_int64]"
 _own = 1
 
@@ -46,10 +46,10 @@ class StoppedError(Exception):
 
 
 def count_image() -> None:
-    """Tell the build, from a worker, that one more image is through.
+    """Count a finished image, in a worker.
 
     Raises:
-        StoppedError: If the build was interrupted meanwhile.
+        StoppedError: If the build was interrupted.
     """
     if _counters[_STOP]:
         raise StoppedError
@@ -57,7 +57,7 @@ def count_image() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the build was killed: nobody would ever send it more work."""
+    """Exit this worker when the build is killed, in a thread."""
     parent = multiprocessing.parent_process()
     if parent:
         wait([parent.sentinel])
@@ -65,7 +65,7 @@ def _end_with_parent() -> None:
 
 
 def _serve(work: Callable[[Any], Any], counters: "Array[c_int64]", pipe: Connection) -> None:
-    """Work, in a process of its own, on what comes through the pipe until it is closed."""
+    """Run the tasks that come through the pipe, in a worker, until the pipe is closed."""
     global _counters, _own
     _counters = counters
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may have been started elsewhere
@@ -91,14 +91,14 @@ def _outcome(work: Callable[[Any], Any], task: Any) -> tuple[Any, Exception | No
 
 @dataclass(kw_only=True)
 class _Worker:
-    """One process and what it is at.
+    """One process and its task.
 
     Attributes:
         process: Runs `_serve`.
-        pipe: To and from it.
-        number: Of its task; None until it is ready for one.
-        num_done: Images of the task that were through when we last looked.
-        idle_s: Since when there were no more.
+        pipe: Connection to it.
+        number: Number of its task; None until it is ready for one.
+        num_done: Finished images of the task at the last poll.
+        idle_s: Seconds since that number grew.
     """
 
     process: ForkServerProcess
@@ -109,9 +109,9 @@ class _Worker:
 
 
 def start_server(modules: Sequence[str]) -> None:
-    """Start the process that workers are forked from; it loads what all of them need, once.
+    """Start the process that workers are forked from; it imports what they need, once.
 
-    Call it early: it does so while the build lists the source. Later builds of this process use
+    Call it early: it imports while the build lists the source. Later builds of this process use
     the same server.
     """
     multiprocessing.set_forkserver_preload(list(modules))
@@ -122,7 +122,7 @@ def start_server(modules: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _without_the_current_folder() -> Iterator[None]:
-    """Keep a user's numba.py or pipeline/ from being loaded in place of ours."""
+    """Keep a user's numba.py or pipeline/ from being imported in place of ours."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -135,10 +135,10 @@ def _without_the_current_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait until processes have started.
+    """Hold Ctrl-C back until processes have started.
 
-    It reaches every process of the terminal, and the build alone decides what it means: what is
-    started here inherits that it is blocked. Any thread of this process may still take it.
+    It reaches every process of the terminal, but only the build handles it: processes started here
+    inherit that it is blocked. Any thread of this process may still receive it.
     """
     held: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
@@ -169,10 +169,10 @@ def run_tasks(
     """Run tasks in worker processes, and yield results as they come.
 
     Args:
-        work: A module-level function that calls `count_image` as it goes.
+        work: A module-level function that calls `count_image` for each image.
         tasks: One per shard.
-        workers: Processes.
-        timeout_s: Without another image through, after which a worker counts as hung.
+        workers: Number of processes.
+        timeout_s: Seconds without a finished image after which a worker counts as hung.
         retry: Gives the task to run after the worker of one died or hung.
         num_images: Images of all tasks.
         progress: Reports finished images, about ten times a second.
@@ -180,18 +180,18 @@ def run_tasks(
     Raises:
         SrpError: If workers cannot be started.
     """
-    crew = _Crew(work, tasks, timeout_s=timeout_s, retry=retry)
+    pool = _Pool(work, tasks, timeout_s=timeout_s, retry=retry)
     try:
-        while crew.has_work():
-            crew.fill(workers)
-            yield from crew.look()
-            progress.update("building shards", sum(crew.counters[1:]), num_images)
+        while pool.has_work():
+            pool.start_workers(workers)
+            yield from pool.poll()
+            progress.update("building shards", sum(pool.counters[1:]), num_images)
     finally:
-        crew.stop()
+        pool.stop()
 
 
-class _Crew:
-    """The workers of one build, and the tasks that are left for them; numbers begin at 1."""
+class _Pool:
+    """The workers of one build, and their tasks, which are numbered from 1."""
 
     def __init__(
         self,
@@ -205,21 +205,21 @@ class _Crew:
         self.counters = self._context.RawArray(c_int64, 1 + len(tasks))
         self._work = work
         self._tasks = dict(enumerate(tasks, start=1))
-        self._left = deque(self._tasks)
+        self._waiting = deque(self._tasks)
         self._timeout_s = timeout_s
         self._retry = retry
         self._busy: list[_Worker] = []
         self._retired: list[_Worker] = []
-        self._looked_s = time.monotonic()
+        self._polled_s = time.monotonic()
 
     def has_work(self) -> bool:
-        """Whether a task is left or under way."""
-        return bool(self._left or self._busy)
+        """Whether a task is waiting or running."""
+        return bool(self._waiting or self._busy)
 
-    def fill(self, workers: int) -> None:
-        """Start workers as long as there are tasks for them."""
+    def start_workers(self, limit: int) -> None:
+        """Start workers for the waiting tasks, up to a limit."""
         num_starting = sum(worker.number is None for worker in self._busy)
-        for _ in range(min(workers - len(self._busy), len(self._left) - num_starting)):
+        for _ in range(min(limit - len(self._busy), len(self._waiting) - num_starting)):
             pipe, theirs = self._context.Pipe()
             process = self._context.Process(
                 target=_serve, args=(self._work, self.counters, theirs), daemon=True
@@ -229,26 +229,25 @@ class _Crew:
                     process.start()
             except (EOFError, ConnectionError) as error:
                 raise SrpError(
-                    "the server that workers are forked from must start; it ended while it loaded "
-                    "numba and Pillow. See the lines above, and try: "
-                    "python -c 'import pipeline.build.worker'"
+                    "cannot start workers: their server ended while importing numba and Pillow. "
+                    "See the lines above, and try: python -c 'import pipeline.build.worker'"
                 ) from error
-            theirs.close()  # so that the pipe ends with the worker
+            theirs.close()  # so that the pipe closes when the worker ends
             self._busy.append(_Worker(process=process, pipe=pipe))
 
-    def look(self) -> Iterator[Any]:
-        """Wait a moment for results; give out tasks, and end what hangs."""
+    def poll(self) -> Iterator[Any]:
+        """Wait briefly and yield results; send the next tasks, and kill hanging workers."""
         ready = wait([worker.pipe for worker in self._busy], timeout=_POLL_S)
         now_s = time.monotonic()
-        waited_s = min(now_s - self._looked_s, _LONGEST_WAIT_S)
-        self._looked_s = now_s
+        waited_s = min(now_s - self._polled_s, _LONGEST_WAIT_S)
+        self._polled_s = now_s
         for worker in tuple(self._busy):
             if worker.pipe in ready:
-                yield from self._hear(worker)
+                yield from self._receive(worker)
             elif self._hangs(worker, waited_s):
                 self._lose(worker, "hung")
 
-    def _hear(self, worker: _Worker) -> Iterator[Any]:
+    def _receive(self, worker: _Worker) -> Iterator[Any]:
         try:
             outcome = worker.pipe.recv()
         except (EOFError, OSError):
@@ -260,18 +259,18 @@ class _Crew:
                 raise error
             yield result
         try:
-            self._give(worker)
+            self._send_task(worker)
         except OSError:
             self._lose(worker, "died")
 
-    def _give(self, worker: _Worker) -> None:
-        """Send the next task; without one the worker ends."""
-        if not self._left:
+    def _send_task(self, worker: _Worker) -> None:
+        """Send the next task; without one, retire the worker."""
+        if not self._waiting:
             self._busy.remove(worker)
             self._retired.append(worker)
             worker.pipe.close()
             return
-        worker.number = self._left.popleft()
+        worker.number = self._waiting.popleft()
         worker.num_done, worker.idle_s = 0, 0
         self.counters[worker.number] = 0
         worker.pipe.send((worker.number, self._tasks[worker.number]))
@@ -283,34 +282,33 @@ class _Crew:
         return worker.idle_s > (self._timeout_s if worker.number else _START_S)
 
     def _lose(self, worker: _Worker, how: str) -> None:
-        """Make sure that a worker is gone, and put its task first among those that are left."""
+        """Kill a worker, and put its task in front of the waiting ones."""
         worker.process.kill()
         worker.process.join(_GRACE_S)
         worker.pipe.close()
         self._busy.remove(worker)
         if worker.number is None:
             raise SrpError(
-                f"a worker must be ready for its first shard; got one that {how} before (out of "
-                "memory?). Run the same command again with fewer --workers: finished shards are "
-                "kept."
+                f"a worker {how} before its first shard (out of memory?). Run the same command "
+                "again with fewer --workers; finished shards are kept."
             )
         num_done = self.counters[worker.number]
         task = self._retry(self._tasks[worker.number], num_done, how)
         self._tasks[worker.number] = task
-        self._left.appendleft(worker.number)
+        self._waiting.appendleft(worker.number)
 
     def stop(self) -> None:
-        """Let all workers end, then kill those that do not."""
+        """Ask all workers to stop, then kill those that do not."""
         self.counters[_STOP] = 1
-        crew = self._busy + self._retired
-        for worker in crew:
+        workers = self._busy + self._retired
+        for worker in workers:
             worker.pipe.close()
         end_s = time.monotonic() + _GRACE_S
         try:
-            for worker in crew:
+            for worker in workers:
                 worker.process.join(max(0, end_s - time.monotonic()))
         finally:  # also when interrupted once more
-            for worker in crew:
+            for worker in workers:
                 worker.process.kill()
-            for worker in crew:
+            for worker in workers:
                 worker.process.join(_GRACE_S)

@@ -181,7 +181,7 @@ def test_tolerated_rejects_are_published_with_their_count_after_another_try(
     reasons = spoil(own_tree)
     out = tmp_path / "out"
     for max_rejects in (0, 2):
-        with pytest.raises(RejectsError, match="Add --max-rejects 3 to go on without them"):
+        with pytest.raises(RejectsError, match="Add --max-rejects 3 to leave them out"):
             make_shards(own_tree, out, max_rejects=max_rejects, shard_mib=1)
     result = make_shards(own_tree, out, max_rejects=3, shard_mib=1)
     planned = {shard.name: shard for shard in result.manifest.shards}

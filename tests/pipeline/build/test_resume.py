@@ -148,14 +148,14 @@ def test_a_lost_or_damaged_shard_is_built_again_and_no_other(
 
 
 CHANGES = [
-    ({"layout": "tensors"}, r"layout 'canvas' there, 'tensors' asked for"),
-    ({"glimpse_size": 16}, r"glimpse_size 32 there, 16 asked for"),
-    ({"seed": 3, "exif": False}, r"exif True there, False asked for; seed 0 there, 3 asked for"),
+    ({"layout": "tensors"}, r"layout 'canvas' there, 'tensors' requested"),
+    ({"glimpse_size": 16}, r"glimpse_size 32 there, 16 requested"),
+    ({"seed": 3, "exif": False}, r"exif True there, False requested; seed 0 there, 3 requested"),
     (
         {"codec": "zstd"},
-        r"codec 'raw' there, 'zstd' asked for; codec_library '' there, 'zstd [\d.]+' asked for",
+        r"codec 'raw' there, 'zstd' requested; codec_library '' there, 'zstd [\d.]+' requested",
     ),
-    ({"limit": 5}, r"limit None there, 5 asked for"),
+    ({"limit": 5}, r"limit None there, 5 requested"),
 ]
 
 
@@ -181,10 +181,10 @@ def test_an_unfinished_build_of_other_options_is_refused_with_the_difference(
     with pytest.raises(Exception, match="max-rejects"):
         make_shards(own_tree, out)
     before = files(out)
-    with pytest.raises(ConfigError, match=r"\(crop_size 112 there, 100 asked for\)"):
+    with pytest.raises(ConfigError, match=r"\(crop_size 112 there, 100 requested\)"):
         make_shards(own_tree, out, crop_size=100)
     spoiled.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"\(other source images\)\. Name another folder, or del"):
+    with pytest.raises(ConfigError, match=r"\(other source images\)\. Choose another folder, or"):
         make_shards(own_tree, out)
     assert files(out) == before
 

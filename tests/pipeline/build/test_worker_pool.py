@@ -138,7 +138,9 @@ class DiesOnArrival:
 
 
 def test_a_worker_that_dies_before_its_first_task_is_an_error_and_no_hang() -> None:
-    with pytest.raises(SrpError, match=r"got one that died before .* fewer --workers: finished"):
+    with pytest.raises(
+        SrpError, match=r"^a worker died before its first shard .* fewer --workers; finished"
+    ):
         list(run(DiesOnArrival(), [1, 2]))
 
 

@@ -20,7 +20,7 @@ from pipeline.common.file_lock import writer_lock
 REPO = Path(__file__).resolve().parents[3]
 SIZES = ("--canvas-size=336", "--crop-size=224", "--glimpse-size=32", "--layout=tensors")
 HERE = socket.gethostname()
-RULE = {"rule": "OUT must have one build at a time", "fix": "Wait for it to end."}
+RULE = {"rule": "only one build at a time may write OUT", "fix": "Wait for it to end."}
 
 
 def test_of_two_builds_of_one_folder_the_second_says_who_holds_it_and_harms_nothing(
@@ -43,7 +43,7 @@ def test_of_two_builds_of_one_folder_the_second_says_who_holds_it_and_harms_noth
     assert second.exit_code == 2
     line = second.stderr.splitlines()[-1]
     who = f"process {first.pid} on {HERE} has been writing since 20"
-    assert line.startswith(f"error: OUT must have one build at a time; got {out}, which {who}")
+    assert line.startswith(f"error: only one build at a time may write OUT; got {out}, which {who}")
     assert line.endswith(". Wait for it to end, or name another folder.")
     assert first.returncode == 0, errors
     assert "train: 18 images in, 18 samples out" in output
@@ -76,7 +76,9 @@ def test_of_two_commands_that_draw_into_one_folder_the_second_says_who_holds_it(
     for refused in (second, build):
         assert refused.exit_code == 2
         line = refused.stderr.splitlines()[-1]
-        assert line.startswith(f"error: OUT must have one build at a time; got {out}, which {who}")
+        assert line.startswith(
+            f"error: only one build at a time may write OUT; got {out}, which {who}"
+        )
     assert first.returncode == 0, errors
     listed = (out / "boxes.csv").read_text().splitlines()[1:]
     assert output == f"{len(listed)} images in {out}\n"
@@ -102,7 +104,7 @@ def test_a_lock_whose_holder_has_not_said_who_it_is_counts_as_well(tmp_path: Pat
     try:
         with (
             pytest.raises(
-                ConfigError, match=r"one build at a time; got .*, which another is writi"
+                ConfigError, match=r"one build at a time may write OUT; got .*, which another is"
             ),
             writer_lock(tmp_path, tmp_path / "holder.json", **RULE),
         ):
@@ -157,7 +159,7 @@ def test_without_locks_the_files_of_a_build_that_may_be_alive_are_left_alone(
     pid, host = notes.get(whose, (0, ""))
     who = f"process {pid} on {host} has been writing since 2026-01-02 03:04:05 UTC"
     assert result.stderr.splitlines()[-1] == (
-        f"error: OUT must have one build at a time; got {out}, which "
+        f"error: only one build at a time may write OUT; got {out}, which "
         f"{who if pid else 'another is writing'}, on a file system without locks. "
         f"Wait for it to end, or delete {out}/.build/holder.json if it has been killed."
     )

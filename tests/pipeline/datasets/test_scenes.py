@@ -141,7 +141,7 @@ def test_what_exists_is_never_overwritten(tmp_path: Path, as_file: bool) -> None
     kept.write_text("mine")
     message = (
         f"OUT must be absent or an empty folder; got {tmp_path / 'out'}, which exists. "
-        "Choose another OUT or remove that one first."
+        "Choose another folder, or delete this one first."
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         draw_dataset(SceneConfig(out=tmp_path / "out", train=1, val=1))
