@@ -97,7 +97,11 @@ def _print_counts(manifest: "Manifest") -> None:
     "--rows", default=6, show_default=True, help="Number of samples.", type=click.IntRange(1, 100)
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Seed of the choice of samples.", type=click.IntRange(0)
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the choice of samples.",
+    type=click.IntRange(0),
 )
 def show(shards: Path, output: Path, split: str, rows: int, seed: int) -> None:
     """Draw a contact sheet of a few samples.

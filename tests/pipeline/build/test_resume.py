@@ -165,7 +165,7 @@ def test_other_options_for_the_same_folder_are_refused_with_the_difference(
 ) -> None:
     before = files(canvas_shards)
     options = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1} | change
-    with pytest.raises(ConfigError, match=rf"same build; got .*\({difference}\)\. Name another"):
+    with pytest.raises(ConfigError, match=rf"same build; got .*\({difference}\)\. Choose another"):
         make_shards(image_tree, canvas_shards, **options)
     assert files(canvas_shards) == before
     assert not (canvas_shards / ".build").exists()
