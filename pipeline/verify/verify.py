@@ -8,7 +8,7 @@ changes no modification time: only reading every shard finds it.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -53,11 +53,7 @@ class Verdict:
 
 
 def verify_shards(
-    shards: Path | str,
-    *,
-    workers: int,
-    reads_all: bool = True,
-    progress: Progress = SILENT,
+    shards: Path | str, *, workers: int, reads_all: bool = True, progress: Progress = SILENT
 ) -> Verdict:
     """Verify a folder of shards, by index where it is local, else as a stream.
 
@@ -72,47 +68,34 @@ def verify_shards(
     """
     store = open_store(shards)
     manifest = store.load_manifest()
-    if isinstance(store, LocalStore):
-        return _verify_folder(
-            store, manifest, workers=workers, reads_all=reads_all, progress=progress
-        )
-    faults = _find_faults(store, manifest, workers=workers, progress=progress)
-    _raise_faults(store, manifest, faults)
-    return Verdict(folder=store.address, manifest=manifest, unnamed=(), unread=())
-
-
-def _verify_folder(
-    store: LocalStore,
-    manifest: Manifest,
-    *,
-    workers: int,
-    reads_all: bool,
-    progress: Progress,
-) -> Verdict:
-    """Verify the changed shards of a folder, and record the intact ones."""
-    folder = store.folder
+    folder = store.folder if isinstance(store, LocalStore) else None
     # Taken before reading: a shard that changes meanwhile counts as changed the next time.
-    stamps = {shard.name: found for shard in manifest.shards if (found := stamp(folder, shard))}
-    known = {} if reads_all else load_stamps(folder)
-    unread = tuple(name for name, found in stamps.items() if known.get(name) == found)
+    found = ((shard.name, stamp(folder, shard)) for shard in manifest.shards) if folder else ()
+    stamps = {name: at for name, at in found if at}
+    known = load_stamps(folder) if folder and not reads_all else {}
+    unread = tuple(name for name, at in stamps.items() if known.get(name) == at)
     rest = replace(manifest, shards=tuple(s for s in manifest.shards if s.name not in unread))
     faults = _find_faults(store, rest, workers=workers, progress=progress)
-    damaged = {shard.name for shard, fault in zip(rest.shards, faults, strict=True) if fault}
-    save_stamps(folder, ((name, at) for name, at in stamps.items() if name not in damaged))
-    _raise_faults(store, manifest, faults)
+    if folder:
+        save_stamps(folder, {name: at for name, at in stamps.items() if name not in faults})
+    _raise_faults(store, manifest, tuple(faults.values()))
     named = {shard.name for shard in manifest.shards}
-    unnamed = tuple(sorted(path.name for path in folder.glob("*.tar") if path.name not in named))
-    return Verdict(folder=folder, manifest=manifest, unnamed=unnamed, unread=unread)
+    tars = sorted(path.name for path in folder.glob("*.tar")) if folder else ()
+    return Verdict(
+        folder=folder or store.address,
+        manifest=manifest,
+        unnamed=tuple(name for name in tars if name not in named),
+        unread=unread,
+    )
 
 
-def _raise_faults(store: Store, manifest: Manifest, faults: list[str | None]) -> None:
+def _raise_faults(store: Store, manifest: Manifest, faults: Sequence[str]) -> None:
     """Raise an error for faults of shards and sidecar files, or for images that are missing."""
-    found = [fault for fault in faults if fault]
     of_sidecars = _find_sidecar_faults(store, manifest)
-    if found or of_sidecars:
+    if faults or of_sidecars:
         num_shards = len(manifest.shards)
-        counted = f"{len(found)} of {num_shards} shards are damaged. " if found else ""
-        raise VerificationError(counted + " | ".join([*found, *of_sidecars]))
+        counted = f"{len(faults)} of {num_shards} shards are damaged. " if faults else ""
+        raise VerificationError(counted + " | ".join([*faults, *of_sidecars]))
     _check_counts(manifest)
 
 
@@ -139,8 +122,8 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
 
 def _find_faults(
     store: Store, manifest: Manifest, *, workers: int, progress: Progress
-) -> list[str | None]:
-    """Verify every shard; give the fault of each in order, or None."""
+) -> dict[str, str]:
+    """Verify every shard; give the faults, by name and in order."""
     num_done = [0] * len(manifest.shards)  # each thread counts in its own places
     total = sum(len(shard.samples) for shard in manifest.shards)
     progress.update("verifying", 0, total)
@@ -152,7 +135,8 @@ def _find_faults(
         while pending:
             _, pending = wait(pending, timeout=_POLL_S)
             progress.update("verifying", sum(num_done), total)
-        return [future.result() for future in futures]
+        results = zip(manifest.shards, futures, strict=True)
+        return {shard.name: fault for shard, done in results if (fault := done.result())}
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -264,9 +248,9 @@ def load_stamps(folder: Path) -> dict[str, Stamp]:
         return {}
 
 
-def save_stamps(folder: Path, stamps: Iterable[tuple[str, Stamp]]) -> None:
+def save_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
     """Record the intact shards."""
     try:
-        write_file(folder / VERIFIED_NAME, msgspec.json.encode(dict(stamps)))
+        write_file(folder / VERIFIED_NAME, msgspec.json.encode(stamps))
     except OSError:
         return  # a read-only folder is read wholly each time

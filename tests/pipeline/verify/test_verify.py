@@ -109,7 +109,7 @@ def test_rot_below_the_file_system_is_found_by_reading_all_and_by_readers_as_the
     known = verifying.load_stamps(own)
     now = verifying.stamp(own, shard)  # rot changes bytes, and no time that a file has
     assert now is not None
-    verifying.save_stamps(own, {**known, shard.name: now}.items())
+    verifying.save_stamps(own, {**known, shard.name: now})
     assert shard.name in again(own).unread
     damage = rf"{shard.name} at offset {shard.samples[0].offset} "
     reader = ShardReader(own, manifest, manifest.of_split(shard.split))
