@@ -122,8 +122,8 @@ def one_line(archive: Path) -> Iterator[None]:
 def _damaged(archive: Path, error: Exception) -> SourceError:
     reason = str(error).split("\n")[0].rstrip(":")  # tarfile adds a line for each compression
     return SourceError(
-        f"an archive must be a whole .tgz; got {type(error).__name__}: {reason} in {archive}. "
-        "Fetch it again."
+        f"an archive must be a complete .tgz; got {type(error).__name__}: {reason} in {archive}. "
+        "Download it again."
     )
 
 

@@ -150,7 +150,10 @@ def test_a_flipped_byte_ends_in_status_3_with_shard_and_offset(
         (["{tree}", "out", "--size=3"], "No such option '--size'"),
         (["{tree}"], "Missing argument 'OUT'."),
         (["{tree}/train/cat", "out"], "got no class folder in train/ of "),
-        (["{tree}/train/cat/cat_000.JPEG", "out"], "an archive must be a whole .tgz; got ReadErr"),
+        (
+            ["{tree}/train/cat/cat_000.JPEG", "out"],
+            "an archive must be a complete .tgz; got ReadErr",
+        ),
         (["{tree}", "{tree}/train/cat/cat_000.JPEG"], "OUT must be a folder that can be written"),
     ],
 )

@@ -190,8 +190,8 @@ def test_nonsense_in_headers_is_a_damaged_archive(tmp_path: Path) -> None:
         member("long", b"x", tarfile.XHDTYPE) * 2000,
     ):
         message = refusal(packed(tmp_path, blocks), tmp_path)
-        assert "must be a whole .tgz; got" in message
-        assert message.endswith("Fetch it again.")
+        assert "must be a complete .tgz; got" in message
+        assert message.endswith("Download it again.")
 
 
 @pytest.fixture
