@@ -223,7 +223,7 @@ def test_a_build_that_cannot_fit_is_refused_before_it_begins(
     line = refused.stderr.splitlines()[-1]
     found = re.fullmatch(
         r"error: the shards need about ([\d,]+) bytes; got "
-        rf"5,000 free at {out}\. Free some there, or name a folder on another disk\.",
+        rf"5,000 free at {out}\. Free some space there, or choose a folder on another disk\.",
         line,
     )
     assert found

@@ -44,7 +44,7 @@ def test_of_two_builds_of_one_folder_the_second_says_who_holds_it_and_harms_noth
     line = second.stderr.splitlines()[-1]
     who = f"process {first.pid} on {HERE} has been writing since 20"
     assert line.startswith(f"error: only one build at a time may write OUT; got {out}, which {who}")
-    assert line.endswith(". Wait for it to end, or name another folder.")
+    assert line.endswith(". Wait for it to end, or choose another folder.")
     assert first.returncode == 0, errors
     assert "train: 18 images in, 18 samples out" in output
     assert not (out / ".build").exists()
