@@ -274,7 +274,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, spec: DataSpec, *, refused: bytes = b"n
     """Make a decoder that tells who decoded what, and whose DALI refuses one file."""
     decoder = DaliDecoder(spec, num_threads=1)
     spied = Spied(decoder, [], [])
-    run, in_pillow = decoder._run, decoder._pillow.decode
+    run, in_pillow = decoder._run, decoder._pillow.decode_one
 
     def run_unless_refused(files: list[bytes], sizes: list[tuple[int, int]]) -> list[Views]:
         if refused in files:
@@ -283,12 +283,12 @@ def spy(monkeypatch: pytest.MonkeyPatch, spec: DataSpec, *, refused: bytes = b"n
         spied.from_dali.extend(files)
         return views
 
-    def note_and_decode(files: list[bytes]) -> Iterator[Views | ImageError]:
-        spied.from_pillow.extend(files)
-        return in_pillow(files)
+    def note_and_decode(data: bytes) -> Views | ImageError:
+        spied.from_pillow.append(data)
+        return in_pillow(data)
 
     monkeypatch.setattr(decoder, "_run", run_unless_refused)
-    monkeypatch.setattr(decoder._pillow, "decode", note_and_decode)
+    monkeypatch.setattr(decoder._pillow, "decode_one", note_and_decode)
     return spied
 
 

@@ -190,7 +190,7 @@ def test_an_archive_that_was_cut_anywhere_is_refused(
     archive = tmp_path / "cut.tgz"
     for length in range(0, used, 1 if mode == "gz" else 97):
         archive.write_bytes(data[:length])
-        with pytest.raises(SourceError, match=r"whole \.tgz; got .* in .*cut\.tgz\. Fetch it ag"):
+        with pytest.raises(SourceError, match=r"complete \.tgz; got .* in .*cut\.tgz\. Downlo"):
             list_source(archive)
 
 
@@ -225,7 +225,7 @@ def test_a_flipped_header_in_a_plain_tar_is_no_early_end(tmp_path: Path, list_so
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, list_source: List) -> None:
     for data in (b"", b"text", gzip.compress(b"text")):
         (tmp_path / "a.tgz").write_bytes(data)
-        with pytest.raises(SourceError, match=r"whole \.tgz"):
+        with pytest.raises(SourceError, match=r"complete \.tgz"):
             list_source(tmp_path / "a.tgz")
 
 
@@ -264,7 +264,7 @@ def test_a_class_in_one_split_only_is_named(tmp_path: Path, list_source: List) -
 def test_a_source_without_a_split_is_refused(split: str, tmp_path: Path, list_source: List) -> None:
     folder = write_folder(tmp_path / "folder", IMAGES)
     shutil.rmtree(folder / split)
-    with pytest.raises(SourceError, match=rf"got no class folder in {split}/ of .*Name the folder"):
+    with pytest.raises(SourceError, match=rf"got no class folder in {split}/ of .*Give the folder"):
         list_source(folder)
 
 
