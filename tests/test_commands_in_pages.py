@@ -52,8 +52,8 @@ def commands_of(page: Path) -> list[list[str]]:
 
 
 PAGES = [
-    path for path in sorted(REPO.glob("**/README.md"))
-    if not path.relative_to(REPO).parts[0].startswith(".") and "```sh" in path.read_text("utf-8")
+    path for top in (".", "pipeline/**", "training/**", "shards")
+    for path in sorted(REPO.glob(f"{top}/README.md")) if "```sh" in path.read_text("utf-8")
 ]  # fmt: skip
 PRINTED = [(page, words) for page in PAGES for words in commands_of(page)]
 

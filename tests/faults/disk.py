@@ -25,7 +25,7 @@ from unittest import mock
 from breaking import STEPS, Act, forked, kill_at, stepped, tell
 from click.testing import CliRunner
 
-from pipeline.build import build as builds
+from pipeline.build import build as build_module
 from pipeline.build import worker_pool
 from pipeline.cli.main import main
 from pipeline.format import manifest
@@ -44,7 +44,7 @@ def in_this_process() -> Iterator[None]:
         mock.patch.object(worker_pool, "run_tasks", run_here),
         mock.patch.object(worker_pool, "count_image"),
         mock.patch.object(worker_pool, "start_server"),
-        mock.patch.object(builds, "samples_per_shard", return_value=2),
+        mock.patch.object(build_module, "samples_per_shard", return_value=2),
         mock.patch.object(os, "fsync"),  # no power is cut here, and the disk is slow
     ):
         yield

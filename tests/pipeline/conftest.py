@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stream import remote_file as remote
+from pipeline.stream import remote_file
 
 Fault = Callable[["Handler", bytes, int], None]
 
@@ -90,8 +90,8 @@ class Handler(BaseHTTPRequestHandler):
 def web(canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """The canvas shards on a web server of this machine; waits between tries take no time."""
     for package in ("aiohttp", "fsspec"):
-        pytest.importorskip(package, reason="needs the extra remote, which is not installed")
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
+        pytest.importorskip(package, reason="needs the extra remote_file, which is not installed")
+    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
     monkeypatch.setenv("no_proxy", "*")
     served = Web(canvas_shards)
     thread = threading.Thread(target=served.server.serve_forever, kwargs={"poll_interval": 0.01})

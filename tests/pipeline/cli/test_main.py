@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli.main import main
-from pipeline.common import atomic_io as durable
+from pipeline.common import atomic_io
 from pipeline.format.crops import CANDIDATE_SETS
 from training.cli.train import main as training_main
 
@@ -241,7 +241,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work_with_its_optio
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     if place == "refused":  # root may write anywhere
-        monkeypatch.setattr(durable, "TemporaryFile", refuse_to_write)
+        monkeypatch.setattr(atomic_io, "TemporaryFile", refuse_to_write)
     places = {"TREE": image_tree, "SHARDS": canvas_shards}
     words = [places.get(word, word) for word in command.split()]
     result = srp_data(*words, tmp_path / place)

@@ -11,7 +11,7 @@ import pytest
 from reported import Reported
 
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
-from pipeline.datasets import download as imagenette
+from pipeline.datasets import download as download_module
 from pipeline.datasets.download import ARCHIVES, BASE_URL, Archive, download
 from pipeline.sources.class_names import CLASS_NAMES
 
@@ -79,10 +79,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     archive = Archive(len(DATA), hashlib.sha256(DATA).hexdigest())
     monkeypatch.setitem(ARCHIVES, NAME, archive)
-    monkeypatch.setattr(imagenette, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(download_module, "CHUNK_BYTES", 1000)
     with Server(("127.0.0.1", 0), Handler) as running:
         running.answer, running.ranges = ranged, []
-        monkeypatch.setattr(imagenette, "BASE_URL", running.url)
+        monkeypatch.setattr(download_module, "BASE_URL", running.url)
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
@@ -236,7 +236,7 @@ def test_no_network_is_one_line_with_a_way_out(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Server(("127.0.0.1", 0), Handler) as closed:
-        monkeypatch.setattr(imagenette, "BASE_URL", closed.url)
+        monkeypatch.setattr(download_module, "BASE_URL", closed.url)
     message = rf"^cannot download {closed.url}/{NAME}\.tgz: .*refused.*\. .* shards$"
     with pytest.raises(DownloadError, match=message):
         download(NAME, tmp_path)
@@ -247,7 +247,7 @@ def test_a_silent_server_is_given_up(
 ) -> None:
     done = threading.Event()
     server.answer = lambda _handler: done.wait(30) and None
-    monkeypatch.setattr(imagenette, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(download_module, "TIMEOUT_S", 0.05)
     try:
         with pytest.raises(DownloadError, match=r"^cannot download .*: timed out\. "):
             download(NAME, tmp_path)

@@ -9,7 +9,7 @@ from specs import spec_of
 
 from pipeline.common.errors import VerificationError
 from pipeline.format import cutting
-from pipeline.format import sample as schema
+from pipeline.format import sample as sample_module
 from pipeline.format.codecs import Codec
 from pipeline.format.crops import CANDIDATE_SETS, candidate_names
 from pipeline.format.sample import PlannedShard, Sample, SampleMeta
@@ -32,14 +32,14 @@ def encode(
     resized = cutting.resized_crops(canvas, plan)
     views = cutting.original_crops(canvas, resized, plan, range(len(plan)))
     glimpses = cutting.glimpses(views, GLIMPSE_PX)
-    members = schema.encode_sample(
+    members = sample_module.encode_sample(
         spec, canvas=canvas, resized=resized, glimpses=glimpses, label=4, meta=META
     )
     return {suffix: b"".join(member) for suffix, member in members.items()}, spec
 
 
 def decode(members: dict[str, bytes], spec: DataSpec, **options: Any) -> Sample:
-    return schema.decode_sample(spec, "c/key", members, where="HERE", **options)
+    return sample_module.decode_sample(spec, "c/key", members, where="HERE", **options)
 
 
 @pytest.mark.parametrize("candidates", CANDIDATE_SETS)
@@ -65,7 +65,7 @@ CODED = [Codec("zstd"), Codec("png"), Codec("webp"), Codec("jpeg", 95, "4:4:4")]
 def test_every_codec_holds_the_same_sample(codec: Codec, candidates: str) -> None:
     raw = decode(*encode("canvas", candidates))
     members, spec = encode("canvas", candidates, codec)
-    assert tuple(members) == schema.member_suffixes(spec)
+    assert tuple(members) == sample_module.member_suffixes(spec)
     sample = decode(members, spec)
     if not codec.is_lossy:
         np.testing.assert_array_equal(sample.stacked(), raw.stacked())
@@ -110,7 +110,7 @@ def test_a_coded_member_that_is_no_such_image_is_an_error_with_its_place(
 def test_members_lie_in_the_order_that_the_format_lists(layout: str) -> None:
     for candidates in ("five", "full+five"):
         members, spec = encode(layout, candidates)
-        assert tuple(members) == schema.member_suffixes(spec)
+        assert tuple(members) == sample_module.member_suffixes(spec)
 
 
 def test_the_tensors_layout_stores_all_crops_and_padded_glimpses_as_npy() -> None:

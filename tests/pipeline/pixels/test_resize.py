@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.pixels import Pixels
-from pipeline.pixels import resize as resample
+from pipeline.pixels import resize as resize_module
 from pipeline.pixels.resize import (
     SourceBox,
     gray,
@@ -115,7 +115,7 @@ def test_whatever_pillow_is_installed_is_at_most_one_step_off(
 
 def test_a_pillow_with_other_pixels_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    in_its_memory = resample._in_pillow
+    in_its_memory = resize_module._in_pillow
 
     def take(image: Pixels) -> Image.Image:
         taken.append(image)
@@ -124,13 +124,13 @@ def test_a_pillow_with_other_pixels_is_asked_itself(monkeypatch: pytest.MonkeyPa
     def rounded(image: Image.Image, side: int, box: SourceBox | None) -> Pixels:
         return resize_exactly(np.asarray(image), side, box) ^ 1
 
-    monkeypatch.setattr(resample, "_resize_in_pillow", rounded)
+    monkeypatch.setattr(resize_module, "_resize_in_pillow", rounded)
     is_exact.cache_clear()
     try:
         assert not is_exact()
         image = noise(30, 30)
         np.testing.assert_array_equal(resize(image, 12), resize_exactly(image, 12) ^ 1)
-        monkeypatch.setattr(resample, "_in_pillow", take)
+        monkeypatch.setattr(resize_module, "_in_pillow", take)
         assert len(resize_boxes(image, 12, [None, (0, 0, 10, 30), (10, 0, 20, 30)])) == 3
         assert resize_boxes(image, 12, []) == []
         assert len(taken) == 1  # once for all boxes, and not for none

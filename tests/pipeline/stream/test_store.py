@@ -16,12 +16,12 @@ from pipeline.common.errors import ConfigError, DownloadError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
-from pipeline.stream import remote_file as remote
+from pipeline.stream import remote_file
 from pipeline.stream.partition import Part
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 
-NO_REMOTE = "needs the extra remote, which is not installed"
+NO_REMOTE = "needs the extra remote_file, which is not installed"
 
 
 def keys_of(
@@ -157,7 +157,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     web: Any, shard: ShardEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.2)
-    remote._filesystem.cache_clear()
+    remote_file._filesystem.cache_clear()
     done = threading.Event()
 
     def fall_silent(handler: Any, data: bytes, start: int) -> None:
@@ -169,7 +169,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     assert keys_of(web.address) == expected(web.folder)
     done.set()
     assert len(web.asked_for(shard.name)) == 2
-    remote._filesystem.cache_clear()
+    remote_file._filesystem.cache_clear()
 
 
 def test_a_kept_shard_that_changed_is_an_error_with_the_fix(
@@ -249,7 +249,7 @@ def test_a_server_that_keeps_failing_ends_in_one_line_with_the_address(
     assert f"{status}" in message
     assert f"{web.address}/{shard.name} at offset 0. Check the address, the network and" in message
     assert "\n" not in message
-    assert len(web.asked_for(shard.name)) == (1 if status == 403 else remote.TRIES)
+    assert len(web.asked_for(shard.name)) == (1 if status == 403 else remote_file.TRIES)
 
 
 def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
@@ -258,7 +258,7 @@ def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
     web.faults = [send_part] * 9
     with pytest.raises(DownloadError, match=r"got OSError: another range than was requested from"):
         keys_of(web.address)
-    assert web.asked_for(shard.name) == [""] * remote.TRIES
+    assert web.asked_for(shard.name) == [""] * remote_file.TRIES
 
 
 def test_an_address_where_nobody_listens_ends_in_one_line(web: Any) -> None:
@@ -325,7 +325,7 @@ def test_a_backend_that_is_not_installed_is_named_with_its_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("fsspec", reason=NO_REMOTE)
-    remote._filesystem.cache_clear()
+    remote_file._filesystem.cache_clear()
     for name in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, name, None)
     for scheme in ("s3", "gs"):
@@ -381,15 +381,15 @@ def bucket(canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in {**keys, **endpoint}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
-    remote._filesystem.cache_clear()
+    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
+    remote_file._filesystem.cache_clear()
     try:
         wait_for(port, server)
         yield bucket / "deep/mine"
     finally:
         server.terminate()
         server.wait()
-        remote._filesystem.cache_clear()
+        remote_file._filesystem.cache_clear()
 
 
 ADDRESS = "s3://bucket/deep/mine"

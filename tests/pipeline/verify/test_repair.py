@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import build as builds
+from pipeline.build import build as build_module
 from pipeline.build.build import data_spec
 from pipeline.build.config import BuildConfig
 from pipeline.format import manifest as manifests
@@ -135,7 +135,7 @@ def test_what_a_killed_repair_from_other_images_left_is_not_taken(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(builds, "_require_same", killed)
+        patch.setattr(build_module, "_require_same", killed)
         assert srp_data(*repair).exit_code == 130
     image.write_bytes(whole)
     result = srp_data(*repair)

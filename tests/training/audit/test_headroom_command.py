@@ -21,7 +21,7 @@ from training.cli.headroom import headroom
 from training.config import HeadroomConfig
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
-from training.run import train as loop
+from training.run import train as train_module
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.score.crop_logits import CropLogits
@@ -94,7 +94,7 @@ def test_the_same_command_trains_nothing_twice(
 ) -> None:
     output, before = estimated
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    monkeypatch.setattr(loop, "build_state", None)
+    monkeypatch.setattr(train_module, "build_state", None)
     monkeypatch.setattr(out_of_fold, "classify_crops", None)
     again = srp_train("headroom", scene_shards, "--output", output, *QUICK, "--json")
     assert again.stdout == before.stdout

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.choose import distill as distillation
+from training.choose import distill as distill_module
 from training.config import DistillConfig, TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import digest_of, load_weights
@@ -53,7 +53,7 @@ def distill(opened: ShardFolder, alone: Process, base: RunPaths) -> Callable[...
     """Distil a run: `distill("map", proposer="map")`."""
 
     def run(name: str, *, of: RunPaths = base, **options: Any) -> RunRecord:
-        return distillation.distill(
+        return distill_module.distill(
             of, replace(QUICK, **options), shards=opened, workers=1, process=alone,
             paths=RunPaths(folder=base.folder.parent / name),
         )  # fmt: skip
@@ -124,7 +124,7 @@ def test_several_processes_are_refused(
     base: RunPaths, opened: ShardFolder, alone: Process, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        distillation.distill(
+        distill_module.distill(
             base, QUICK, shards=opened, paths=RunPaths(folder=tmp_path / "run"),
             process=replace(alone, world_size=2), workers=1,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def test_a_fit_that_diverges_ends_in_one_line_and_writes_nothing(
 
 def test_a_run_that_chooses_is_refused_by_that_whatever_its_policy_was_given(tiny: Tiny) -> None:
     base = tiny(policy="straight-through", tau_start=0.5, random_epochs=0, balance=0.2)
-    config = distillation.distilled_config(base, DistillConfig(balance=0.1))
+    config = distill_module.distilled_config(base, DistillConfig(balance=0.1))
     assert (config.policy, config.tau_start, config.balance) == ("distilled", 1.0, 0.1)
 
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from pipeline import ShardFolder
-from pipeline.common import atomic_io as durable
+from pipeline.common import atomic_io
 from training.cli.train import from_shards, main
 from training.config import TrainConfig
 from training.run.folder import RunPaths
@@ -406,7 +406,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work_with_its_optio
     if "BASE" in command:
         train(tiny(policy="random"), tmp_path / "base")
     if place == "refused":  # root may write anywhere
-        monkeypatch.setattr(durable, "TemporaryFile", refuse)
+        monkeypatch.setattr(atomic_io, "TemporaryFile", refuse)
     line = one_line(srp_train(*(places.get(w, w) for w in command.split()), tmp_path / place))
     assert line.startswith(f"{option} must be a ")
     assert f" that can be written; got {tmp_path / place}" in line

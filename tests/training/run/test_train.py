@@ -26,7 +26,7 @@ from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.proposer import MapProposer, Proposal
 from training.run import folder, resume
-from training.run import train as loop
+from training.run import train as train_module
 from training.run.checkpoint import load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
@@ -171,14 +171,14 @@ def signal_at(
     monkeypatch: pytest.MonkeyPatch, at_step: int, number: signal.Signals = signal.SIGTERM
 ) -> None:
     """Send this process a signal in the middle of a step, counted from 0 over the run."""
-    real = loop.train_step
+    real = train_module.train_step
 
     def signalled(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         if step == at_step:
             signal.raise_signal(number)
         return real(state, batch, step=step)
 
-    monkeypatch.setattr(loop, "train_step", signalled)
+    monkeypatch.setattr(train_module, "train_step", signalled)
 
 
 @pytest.mark.parametrize("at_step", range(8))  # four steps an epoch
@@ -200,8 +200,10 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_there_bit_for_bit(
     meta = read_meta(paths.last)
     assert (meta.epoch, meta.part.step if meta.part else 0) == (epochs, steps)
     with monkeypatch.context() as patch:
-        real, seen = loop.train_step, []
-        patch.setattr(loop, "train_step", lambda *a, **k: (seen.append(k), real(*a, **k))[1])
+        real, seen = train_module.train_step, []
+        patch.setattr(
+            train_module, "train_step", lambda *a, **k: (seen.append(k), real(*a, **k))[1]
+        )
         resumed = train(replace(config, workers=1), paths.folder, resume=True)
     assert len(seen) == 8 - (at_step + 1)
     whole_paths, whole = unbroken
@@ -256,7 +258,7 @@ def test_a_stop_when_it_has_validated_keeps_the_epoch(
 def test_a_second_ctrl_c_interrupts_at_once(
     tiny: Tiny, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, steps = loop.train_step, []
+    real, steps = train_module.train_step, []
 
     def signalled(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
@@ -264,7 +266,7 @@ def test_a_second_ctrl_c_interrupts_at_once(
             signal.raise_signal(number)
         return real(state, batch, step=step)
 
-    monkeypatch.setattr(loop, "train_step", signalled)
+    monkeypatch.setattr(train_module, "train_step", signalled)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), tmp_path / "run")
@@ -301,7 +303,7 @@ def test_a_kill_between_record_and_checkpoint_costs_one_epoch_and_no_more(
 def test_a_finished_run_is_not_trained_again(
     finished: tuple[RunPaths, RunRecord], tiny: Tiny, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "build_state", None)
+    monkeypatch.setattr(train_module, "build_state", None)
     paths, record = finished
     again = train(tiny(epochs=2), paths.folder, resume=True)
     assert again == record == load_record(paths.record)
@@ -388,7 +390,7 @@ def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
 
 def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> None:
     """Turn a weight into a NaN just before or just after a step."""
-    real = loop.train_step
+    real = train_module.train_step
 
     def poisoned(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         weight = next(state.model.classifier.parameters())
@@ -399,7 +401,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> No
             weight.data.fill_(float("nan"))
         return output
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(train_module, "train_step", poisoned)
 
 
 @pytest.mark.parametrize(

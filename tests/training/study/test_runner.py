@@ -11,11 +11,11 @@ from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.config import DistillConfig, TrainConfig
 from training.data.processes import Process
-from training.run import train as loop
+from training.run import train as train_module
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import settled
-from training.study import runner as study
+from training.study import runner
 from training.study.profiles import PROFILES, PlannedArm, Profile, compare
 from training.study.runner import PlannedRun, StudyProgress, plan_runs, run_study
 
@@ -115,7 +115,7 @@ def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
         assert load_record(RunPaths(folder=tmp_path / run.name).record) == record
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr(loop, "build_state", None)
+    monkeypatch.setattr(train_module, "build_state", None)
     assert study() == records
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -161,10 +161,10 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
     weights = [name for name in begun if name.startswith("model.") and name.endswith(".weight")]
     assert any("proposer" in name for name in weights)
     assert all(torch.equal(begun[name], tuned[name]) for name in weights)
-    monkeypatch.setattr(loop, "build_state", None)
+    monkeypatch.setattr(train_module, "build_state", None)
     assert study() == records
     runs[1] = replace(runs[1], distilled=DistillConfig(proposer="joint", seed=3))
-    with pytest.raises(ConfigError, match=r"got other options in .*distilled-map-s3\. Delete"):
+    with pytest.raises(ConfigError, match=r"got others in .*distilled-map-s3\. Delete"):
         study()
 
 
@@ -181,7 +181,7 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
         "place of torchrun and its options."
     )
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(study, "_finish", lambda run, **_: run)
+    monkeypatch.setattr(runner, "_finish", lambda run, **_: run)
     for run in runs:
         if run.distilled is not None:
             (tmp_path / run.name).mkdir()
@@ -195,7 +195,7 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
 ) -> None:
     arms = (*DISTILLED.arms, PlannedArm(name="alone", config=TrainConfig(policy="random")))
     planned = plan_runs(replace(DISTILLED, arms=arms), opened, device="cpu", workers=1)
-    real, begun = study.fit, []
+    real, begun = runner.fit, []
 
     def fit_or_diverge(config: TrainConfig, *, paths: RunPaths, **rest: Any) -> RunRecord:
         begun.append(paths.folder.name)
@@ -204,12 +204,13 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
         small = replace(config, model="test_resnet", batch_size=16, amp=False)
         return real(small, paths=paths, **rest)
 
-    monkeypatch.setattr(study, "fit", fit_or_diverge)
+    monkeypatch.setattr(runner, "fit", fit_or_diverge)
     with pytest.raises(DivergedError) as caught:
         run_study(planned, shards=opened, output=tmp_path, process=alone)
     assert begun == ["random-s0", "alone-s0"]
     assert str(caught.value) == (
-        "3 of 4 runs diverged, or needed one that did: random-s0 (a loss that is no number.) | "
+        "3 of 4 runs diverged, or needed one that diverged: "
+        "random-s0 (a loss that is no number.) | "
         "distilled-map-s0 (skipped, since random-s0 is not finished) | "
         "tuned-s0 (skipped, since distilled-map-s0 is not finished) "
         f"The other runs are finished, in {tmp_path}."
