@@ -37,9 +37,9 @@ def headroom(
     """Estimate what choosing could gain on SHARDS.
 
     Two small classifiers are trained on half of the images each, and a proposer is fitted to what
-    they lose: minutes on a CPU. The room is what an oracle has above the best fixed crop; it knows
-    the label, so a proposer gains less. Finished runs on SHARDS that choose are shown beside it.
-    The same command goes on where it stopped.
+    they lose: minutes on a CPU. The room is how much more accurate an oracle is than the best fixed
+    crop; it knows the label, so a proposer gains less. Finished runs on SHARDS that choose are
+    shown as well. The same command resumes an estimate.
     """
     from pipeline import ShardFolder
     from training.audit.headroom import estimate_headroom, plan_parts, shown_by, work_folder

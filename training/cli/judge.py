@@ -27,8 +27,8 @@ from training.config import NAMES
 @click.option(
     "--price",
     type=float,
-    help="Buy the whole canvas where the proposer's doubt, 1 - max p, exceeds this for each GMAC "
-    "more; 0 to inf.  [default: it is not for sale]",
+    help="Classify the whole canvas where the proposer's doubt, 1 - max p, exceeds this times the "
+    "extra GMACs; 0 to inf.  [default: never]",
 )
 @AS_JSON
 @MACHINE
@@ -39,8 +39,8 @@ def evaluate(
 
     RUN is a folder that training wrote. Prints top-1 of the chosen crop, of each crop always, of
     a random one, of the mean of all and of any crop right, in hindsight; how often each crop is
-    chosen; MACs; and top-1 by class. With --price, also what is reached where the classifier may
-    have the whole canvas in place of the chosen crop.
+    chosen; MACs; and top-1 by class. With --price, also the top-1 and MACs if the classifier may
+    take the whole canvas in place of the chosen crop.
     """
     from training.audit.priced import evaluate_at_price
     from training.data.processes import started
@@ -89,9 +89,9 @@ def audit(
 
     RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
     best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
-    do not choose in the same folder; and with an oracle. Runs of other seeds beside it are taken
-    together. Prints the figures, and writes audit.json, one page that loads nothing from anywhere,
-    audit.html, and its picture, audit.png.
+    do not choose in the same folder; and with an oracle. Runs of other seeds in that folder are
+    averaged. Prints the figures, and writes audit.json, audit.html, one file that loads nothing,
+    and its picture, audit.png.
     """
     from training.audit.run import audit_run
     from training.data.processes import require_one, started

@@ -42,7 +42,7 @@ main.add_command(headroom)
 @click.argument("shards", type=PATH)
 @OUTPUT
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint, if any.")
+@click.option("--resume", is_flag=True, help="Continue from the run's last checkpoint, if any.")
 @AS_JSON
 @options_of(TrainConfig)
 def from_shards(
@@ -129,12 +129,12 @@ def distill(
     run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
     workers: int, device: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Fit a proposer to RUN's losses.
+    """Fit a proposer to RUN's out-of-fold losses.
 
-    RUN is a classifier that was trained with --policy random. The first time, two classifiers are
-    trained on half of the images each, to tell what RUN would lose on crops of images that it has
-    not seen, which takes as long as RUN did. That table stays beside RUN: any other proposer, of
-    any glimpse size, is fitted to it in minutes.
+    RUN is a classifier trained with --policy random. The first time, two classifiers are trained
+    on half of the images each, and each classifies the crops of the other half, which takes as long
+    as RUN did. Their logits are kept in RUN's folder: any other proposer, of any glimpse size, is
+    fitted to them in minutes.
     """
     from training.choose.distill import distill as distill_run
     from training.choose.distill import distilled_config
@@ -183,9 +183,9 @@ def distill(
 def study(shards: Path, profile: str, output: Path, as_json: bool, **options: Any) -> None:
     """Compare ways to choose on SHARDS.
 
-    The predecessor, a better policy and fixed crops, over glimpse sizes; the profiles choosing and
-    choosing-64 fit proposers of every kind. Every run leaves a record. Run the same command again
-    to go on where it stopped.
+    The profiles smoke, quick and full compare the predecessor, a better policy and fixed crops
+    over glimpse sizes; choosing and choosing-64 fit proposers of every kind. Every run leaves a
+    record. The same command resumes a study.
     """
     from pipeline import ShardFolder
     from training.data.processes import started
@@ -206,16 +206,16 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
 @main.command()
 @click.argument("runs", type=PATH)
 @click.option(
-    "--shards", type=PATH, help="Folder of shards, for the contact sheets; it picks the runs on it."
+    "--shards", type=PATH, help="Folder of shards, for the contact sheets; picks the runs on it."
 )
 @click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
-@click.option("--note", default="", help="What to say of the data in the first line.")
+@click.option("--note", default="", help="Text about the data for the first line.")
 def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
     """Write one HTML page about runs.
 
-    RUNS is a folder of them. The page loads nothing from anywhere. Its figures are written as JSON
-    beside it. Runs on other shards are not compared: where there are some, each data set has a page
-    with the name of its shards behind it, or --shards picks one.
+    RUNS is a folder of runs. The page is one file that loads nothing. A JSON file next to it holds
+    its figures. Only runs on the same shards are compared: if there are several data sets, each has
+    a page, named after its shards, or --shards picks one.
     """
     from training.data.processes import require_one, started
     from training.report.study_page import write_study

@@ -1,6 +1,6 @@
 """What is done to a batch on the device: mirroring, shifting, normalising.
 
-Axes: B samples, K candidates, L that are looked at, H and W px, C = 3 channels, S glimpse px.
+Axes: B samples, K candidates, L that the proposer sees, H and W px, C = 3 channels, S glimpse px.
 """
 
 from typing import NamedTuple

@@ -20,7 +20,7 @@ class StreamDataset(IterableDataset[Sample]):
         """Say what to stream.
 
         Args:
-            stream: Of one split.
+            stream: Samples of one split.
             process: Whose part to read.
             equal: Whether all ranks get equally many; False reads every sample, for evaluation.
         """
@@ -43,7 +43,7 @@ class StreamDataset(IterableDataset[Sample]):
 
         Args:
             batch_size: Samples of a batch.
-            num_workers: Of the DataLoader; 0 reads in the process itself.
+            num_workers: Workers of the DataLoader; 0 reads in the process itself.
             drop_last: Whether a worker leaves out its last batch if it is not full.
         """
         counts = [

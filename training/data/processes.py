@@ -57,12 +57,12 @@ def started(device: str) -> Iterator[Process]:
     place = _gpu(local_rank) if on_gpu else torch.device("cpu")
     keep_freed_memory()
     if world_size == 1:
-        with _told_of_memory():
+        with _memory_errors():
             yield Process(rank=0, world_size=1, device=place)
         return
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        with _told_of_memory():
+        with _memory_errors():
             yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
     finally:
         dist.destroy_process_group()
@@ -86,8 +86,8 @@ def require_one(process: Process, work: str) -> None:
 
 
 @contextmanager
-def _told_of_memory() -> Iterator[None]:
-    """Say what to do about a device that is too small; on CPUs torch has no error of its own."""
+def _memory_errors() -> Iterator[None]:
+    """Turn out-of-memory errors into one line; on CPUs torch has no error class for them."""
     try:
         yield
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-"""From shards to batches of tensors, in an order that can be taken up at any sample.
+"""From shards to batches of tensors, in an order that can resume at any sample.
 
-Axes: B samples, K candidates, L that are looked at, R resized candidates, C canvas px, H and W crop
-px, S glimpse px.
+Axes: B samples, K candidates, L that the proposer sees, R resized candidates, C canvas px, H and W
+crop px, S glimpse px.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -56,7 +56,7 @@ class BatchReader:
         """Open a split.
 
         Args:
-            reader: Of the split.
+            reader: Reads the split.
             content: What batches carry.
             workers: Threads.
             device: That batches are copied to.
@@ -126,9 +126,9 @@ class TrainingBatches:
         """Begin with the first epoch.
 
         Args:
-            reader: Of the training split.
+            reader: Reads the training split.
             batch_size: Samples a step and rank.
-            seed: Of the order.
+            seed: Seed of the order.
             rank: This one.
             world_size: Ranks.
             rows: Samples to train on, as indices; None takes all.
@@ -153,7 +153,7 @@ class TrainingBatches:
             self._epoch, self._num_seen = self._epoch + 1, 0
             rest = self._rest()
         for number, batch in enumerate(self._reader.batches(rest), start=1):
-            # Counted before it is handed over: who has taken the last one may not come back.
+            # Counted before the yield: the caller may not come back after the last batch.
             self._num_seen += self._batch_size * self._world_size
             if number == len(rest):
                 self._epoch, self._num_seen = self._epoch + 1, 0
@@ -183,10 +183,10 @@ class TrainingBatches:
         return {"epoch": self._epoch, "num_seen": self._num_seen}
 
     def load_state_dict(self, state: Position) -> None:
-        """Go on from there with the next pass.
+        """Continue from there with the next pass.
 
         Raises:
-            ConfigError: If there is no such place among the samples.
+            ConfigError: If the position is not among the samples.
         """
         epoch, num_seen = state["epoch"], state["num_seen"]
         if epoch < 0 or not 0 <= num_seen <= len(self._rows):
@@ -216,7 +216,7 @@ class ShardDataset(Dataset[Example]):
         """Open a split.
 
         Args:
-            reader: Of the split.
+            reader: Reads the split.
             candidates: Indices on axis K to read; all by default.
         """
         self._reader = reader

@@ -1,6 +1,6 @@
 """The proposer and the classifier, and one training loss for each policy.
 
-Axes: B samples, K candidates, L that are looked at, M crops through the classifier, H and W px,
+Axes: B samples, K candidates, L that the proposer sees, M crops through the classifier, H and W px,
 C channels.
 """
 
@@ -37,7 +37,7 @@ class StepOutput(NamedTuple):
 
 
 class SelectiveClassifier(nn.Module):
-    """Looks at glimpses, chooses a crop, classifies it."""
+    """Chooses a crop by its glimpse, and classifies it."""
 
     def __init__(
         self, config: TrainConfig, *, plan: CropLayout, num_classes: int, glimpse_px: int
@@ -45,14 +45,14 @@ class SelectiveClassifier(nn.Module):
         """Build the networks.
 
         Args:
-            config: Of the run.
+            config: Policy, networks and label smoothing.
             plan: The candidates that the shards hold.
-            num_classes: Of the classifier.
+            num_classes: Outputs of the classifier.
             glimpse_px: Side of the glimpses, px.
 
         Raises:
-            ConfigError: If timm has no such classifier, it cannot take the crops, or a policy
-                lacks its crop.
+            ConfigError: If timm has no classifier of that name, it cannot take the crops, or a
+                policy lacks its crop.
         """
         super().__init__()
         self.config = config
@@ -84,9 +84,9 @@ class SelectiveClassifier(nn.Module):
             glimpses_BLSS: Uint8, for policies that select.
             labels_B: Int64.
             noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
-            temperature: Of the Gumbel-Softmax.
-            ways_B: How each image has been mirrored, see `augment.Draws`; None where none has.
-            chooses: Whether the proposer is listened to; see `TrainConfig.random_epochs`.
+            temperature: That of the Gumbel-Softmax.
+            ways_B: How each image is mirrored, see `augment.Draws`; None if none is.
+            chooses: Whether the proposer chooses; see `TrainConfig.random_epochs`.
         """
         if self.proposer is None or glimpses_BLSS is None:
             return self._one(crops_BKHWC[:, 0], labels_B)
@@ -166,16 +166,16 @@ class SelectiveClassifier(nn.Module):
         return logits_BC
 
     def chosen_ahead(self, noise_BK: Tensor, *, chooses: bool) -> Tensor | None:
-        """Give the crops that are chosen before anyone looks, int64 `(B,)`; None where one does.
+        """Choose crops before the proposer runs, int64 `(B,)`; None where it chooses.
 
-        The others need not be cut then.
+        The other crops need not be cut then.
         """
         if self.config.selects and chooses:
             return None
         return self.fixed_choice(noise_BK)
 
     def fixed_choice(self, noise_BK: Tensor) -> Tensor:
-        """Choose without looking, int64 `(B,)`: one crop always, or each alike at random."""
+        """Choose without a proposer, int64 `(B,)`: the policy's own crop, or a random one."""
         name = POLICIES[self.config.policy].fixed_crop
         if name is None:  # mean learns from random crops as well, and averages at evaluation
             return noise_BK.argmax(1)

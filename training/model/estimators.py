@@ -71,8 +71,8 @@ def leave_one_out_loss(log_probabilities_BM: Tensor, losses_BM: Tensor) -> Tenso
     unbiased and its variance low.
 
     Args:
-        log_probabilities_BM: Of the drawn crops.
-        losses_BM: Of the classifier on them.
+        log_probabilities_BM: Log probabilities of the drawn crops.
+        losses_BM: Losses of the classifier on them.
 
     Returns:
         A scalar whose gradient is the estimate. Its value is not the loss.

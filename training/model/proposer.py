@@ -1,6 +1,6 @@
 """From glimpses to one score per crop.
 
-Axes: B samples, K candidates, L glimpses that are looked at, S glimpse px, F features, M and N rows
+Axes: B samples, K candidates, L glimpses that it sees, S glimpse px, F features, M and N rows
 and columns of a map; 4 ways to mirror an image, see `training.data.augment.Draws`.
 """
 
@@ -89,7 +89,7 @@ class CropProposer(Proposer):
         """Build it for one size of glimpses.
 
         Args:
-            channels: Of each convolution's output.
+            channels: Output channels of each convolution.
             glimpse_px: Side S of the glimpses that `forward` gets, px.
             padded_px: Side that they are padded to with zeros before the first convolution;
                 `glimpse_px` pads nothing.
@@ -128,7 +128,7 @@ class CropProposer(Proposer):
 
 
 class JointProposer(CropProposer):
-    """The same convolutions, but each glimpse is scored beside the mean of all.
+    """The same convolutions, but each glimpse is compared with the mean of all.
 
     So a crop can win by differing from the others. The order of the crops does not matter.
 
@@ -174,8 +174,8 @@ class MapProposer(Proposer):
         """Build it for some candidates.
 
         Args:
-            channels: Of each convolution's output; all but the last halve the map's sides.
-            boxes: Of the K candidates, from `training.data.augment.mirrored_boxes`.
+            channels: Output channels of each convolution; all but the last halve the map.
+            boxes: Boxes of the K candidates, from `training.data.augment.mirrored_boxes`.
             places: For `Proposer`.
         """
         super().__init__(**places)  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ def _convolutions(
 def looked_at(
     config: TrainConfig, plan: CropLayout, candidates: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Find the candidates whose glimpses a run's proposer reads, none where there is no proposer.
+    """List the candidates whose glimpses a run's proposer reads; none without a proposer.
 
     Raises:
         ConfigError: If the map's glimpse is not in the shards.

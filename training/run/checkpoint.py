@@ -41,13 +41,13 @@ class CheckpointMeta:
     """What a checkpoint says about itself.
 
     Attributes:
-        config: Of the run.
-        spec: Of the shards that it was trained on.
+        config: That of the run.
+        spec: That of the shards.
         classes: Their class folders, in the order of the logits.
         epoch: Finished epochs.
         best_top1: Best validation accuracy so far, %.
-        part: Of the next epoch, where the run stopped in it.
-        fingerprint: Of the shards' build.
+        part: Finished steps of the next epoch, if the run stopped in it.
+        fingerprint: That of the shards' build.
     """
 
     config: TrainConfig
@@ -177,9 +177,9 @@ def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
     """Load a checkpoint's weights into a model of the same config, or into a part of one.
 
     Args:
-        path: Of the checkpoint.
+        path: The checkpoint.
         model: Changed in place.
-        part: Of the checkpoint's model, with a dot at its end.
+        part: Part of the checkpoint's model, with a dot at its end.
 
     Raises:
         CheckpointError: If they do not fit.
@@ -264,14 +264,14 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
-    """Check that a checkpoint belongs to the run whose record lies beside it.
+    """Check that a checkpoint belongs to the run whose record is in the same folder.
 
     A record of an earlier version names no checkpoint.
 
     Args:
-        path: Of the checkpoint.
+        path: The checkpoint.
         meta: What it says about itself.
-        record: Of the run.
+        record: The run's.
 
     Raises:
         CheckpointError: If it belongs to another run; names what differs.

@@ -27,8 +27,8 @@ class EpochPart:
     Attributes:
         epoch: Finished ones before it.
         step: Steps done.
-        sums: Of losses and of hits over the images, of each rank; empty before the first step.
-        seconds: Of the steps.
+        sums: Losses and hits summed over the images, for each rank; empty before the first step.
+        seconds: Time of the steps, s.
     """
 
     epoch: int
@@ -49,9 +49,9 @@ class EpochRecord:
         epoch: Counted from 1.
         train_loss: Mean over the epoch's steps, of what the classifier saw.
         train_top1: The same, %.
-        val_top1: Of the policy on the validation split, %; None where it was not evaluated.
-        images_per_s: Of the training steps, all ranks together, evaluation not counted.
-        seconds: Of the training steps.
+        val_top1: Accuracy of the policy on the validation split, %; None if not evaluated.
+        images_per_s: Rate of the training steps, all ranks together, without evaluation.
+        seconds: Time of the training steps, s.
     """
 
     epoch: int
@@ -67,7 +67,7 @@ class DataRecord:
     """What was trained on.
 
     Attributes:
-        fingerprint: Of the build; see `pipeline.format.manifest`.
+        fingerprint: That of the build; see `pipeline.format.manifest`.
         spec: What the pixels are.
         classes: Folder names, in the order of the logits.
         class_names: The same for people.
@@ -100,20 +100,20 @@ class RunRecord:
     """One run, finished or not.
 
     Attributes:
-        name: Of the run's folder.
+        name: Name of the run's folder.
         config: As asked for.
         data: That it was trained on.
         shards: Folder of the shards, relative to where training was started unless it was
             typed in full.
-        commit: Of srp, with `+` where the working tree had changes.
+        commit: Commit of srp, with `+` if the working tree had changes.
         hardware: In words.
         world_size: Processes.
         epochs: Finished ones.
         evaluation: After the last epoch, with the last weights; None until then.
         seconds: Wall time of all of it so far, over every resume.
-        last: SHA-256 that the last checkpoint holds of itself; empty in records of before.
+        last: SHA-256 that the last checkpoint holds of itself; empty in records of old versions.
         best: The same of the best one.
-        before: The same of those that lie there where a crash came before the new ones did.
+        before: The same for the checkpoints that were there before this save, in case it crashes.
     """
 
     name: str
@@ -132,7 +132,7 @@ class RunRecord:
 
     @property
     def checkpoints(self) -> frozenset[str]:
-        """The SHA-256 of each checkpoint that may lie beside the record."""
+        """The SHA-256 of each checkpoint that may be in the run's folder."""
         return frozenset((self.last, self.best, *self.before)) - {""}
 
     def save(self, path: Path) -> None:

@@ -98,7 +98,7 @@ def _check_same(
 def load_last(
     state: RunState, paths: RunPaths, record: RunRecord
 ) -> tuple[float, EpochPart | None]:
-    """Load the last checkpoint; gives the best validation accuracy, and the epoch in hand."""
+    """Load the last checkpoint; returns the best validation accuracy and the unfinished epoch."""
     meta = read_meta(paths.last)
     load_optimizer(paths.last, state.model, state.optimizer, state.scheduler)
     load_weights(paths.last, state.model)
@@ -121,11 +121,11 @@ def save_run(
     """Write a record, then its checkpoint, after an epoch or in one.
 
     Args:
-        state: Of the run.
+        state: What is saved.
         paths: Where the files go.
-        record: Of the finished epochs.
+        record: Its finished epochs.
         best: Best validation accuracy before this save, %.
-        part: Of the epoch in hand; None where the last one is done.
+        part: Steps of an unfinished epoch; None at the end of one.
 
     Returns:
         The best validation accuracy.

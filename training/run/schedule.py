@@ -43,6 +43,6 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: i
 
 
 def temperature(config: TrainConfig, *, step: int, total_steps: int) -> float:
-    """Give the Gumbel-Softmax its temperature: geometric from `tau_start` to `tau_end`."""
+    """Compute the Gumbel-Softmax temperature: geometric from `tau_start` to `tau_end`."""
     part = step / max(1, total_steps - 1)
     return float(config.tau_start * (config.tau_end / config.tau_start) ** part)

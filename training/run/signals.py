@@ -1,4 +1,4 @@
-"""Stop between two steps when asked to, instead of in the middle of one."""
+"""A signal stops a run between two steps, not in the middle of one."""
 
 import signal
 import threading
@@ -10,16 +10,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Whether somebody wants the process to end; `wanted` is the signal, or 0."""
+    """Whether a signal asks the process to stop; `wanted` is its number, or 0."""
 
     def __init__(self) -> None:
-        """Begin with nobody who does."""
+        """Begin without a signal."""
         self.wanted = 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Remember a signal; a second Ctrl-C interrupts at once.
 
-        SIGTERM after Ctrl-C is no second thought: torchrun passes one on as the other.
+        SIGTERM after Ctrl-C does not count as a second one: torchrun sends it for Ctrl-C.
         """
         if self.wanted == number == signal.SIGINT:
             signal.default_int_handler(number, frame)
@@ -28,9 +28,9 @@ class Stop:
 
 @contextmanager
 def noted_signals() -> Iterator[Stop]:
-    """Note SIGTERM and Ctrl-C while it lasts; elsewhere than on the main thread nothing is noted.
+    """Note SIGTERM and Ctrl-C inside this context, on the main thread alone.
 
-    What handled them before does so again afterwards.
+    The handlers of before are restored at its end.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

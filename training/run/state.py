@@ -27,16 +27,16 @@ class RunState:
 
     Attributes:
         config: As asked for.
-        process: This one among its peers.
+        process: This process among its peers.
         model: With its own weights.
-        wrapped: The same model, averaging gradients over the processes.
-        optimizer: Of the model.
-        trained: The parameters that it changes: those of networks whose rate is not 0.
-        scheduler: Of the optimizer, stepped after every training step.
-        batches: Of the training split, on the process's device.
+        wrapped: The same model, with gradients averaged over the processes.
+        optimizer: Changes the weights.
+        trained: The weights that it changes: those of networks whose rate is not 0.
+        scheduler: Changes the learning rate after every step.
+        batches: The training split on the process's device.
         crop_layout: The candidates that the shards hold.
         counterparts: Which crop takes each candidate's place in a mirrored image.
-        looked_counterparts: The same of those that are looked at.
+        looked_counterparts: The same for the glimpses that the proposer sees.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
     """
@@ -130,7 +130,7 @@ def build_model(config: TrainConfig, shards: ShardFolder, process: Process) -> S
 
 
 def settled(config: TrainConfig, shards: ShardFolder) -> TrainConfig:
-    """Fill in the proposer's channels where none are asked for: a record says what was run."""
+    """Fill in the proposer's channels if none are given, so that the record says what was run."""
     if config.proposer_channels is not None or not config.selects:
         return config
     channels = suited_channels(config.proposer, glimpse_side(config, shards))

@@ -114,10 +114,10 @@ class Training:
         state: What it holds in memory.
         shards: That it trains on.
         paths: Where its files go.
-        record: Of the finished epochs.
+        record: Its finished epochs.
         best: Best validation accuracy so far, %.
-        part: Of the epoch in hand: the steps that are done.
-        since: When it would have begun without interruption, by the monotonic clock.
+        part: Finished steps of the unfinished epoch.
+        since: Its start on the monotonic clock, as if it had never been interrupted.
         stop: Whether a signal asks to stop.
         progress: Shows images and epochs.
     """
@@ -286,8 +286,8 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     """Take one step: draw, augment, choose and classify, descend.
 
     Args:
-        state: Of the run.
-        batch: On the run's device.
+        state: Networks, optimizer and schedule; changed in place.
+        batch: Samples on the run's device.
         step: Counted from 0 over the whole run; chance depends on it, the seed and the rank alone.
     """
     config, model, device = state.config, state.model, batch.labels_B.device
