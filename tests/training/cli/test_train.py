@@ -101,10 +101,10 @@ def test_training_prints_its_figures_and_leaves_its_files(
     assert f"run: {folder}\n" in result.stdout
     for words in (
         "top-1 of 29 images",
-        "centre always",
+        "always centre",
         "any crop right",
         "million MACs",
-        "by class",
+        "top-1 by class",
     ):
         assert words in result.stdout
     assert "epoch 1/1: loss " in result.stderr
