@@ -12,7 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.study.finished import FinishedRun, best_arm, differing_options, group_arms, spread
+from training.study.finished import (
+    FinishedRun,
+    Spread,
+    best_arm,
+    differing_options,
+    group_arms,
+    spread,
+)
 from training.study.paired import (
     PairedTest,
     compare_differences,
@@ -49,11 +56,11 @@ def test_arms_stand_by_policy_and_glimpse_size_whatever_the_order_of_the_runs(
 def test_mean_and_sample_sd_are_over_the_seeds(runs: list[FinishedRun]) -> None:
     for arm in group_arms(runs):
         top1 = [run.evaluation.top1 for run in arm.runs]
-        assert arm.top1 == (statistics.fmean(top1), statistics.stdev(top1))
+        assert arm.top1 == Spread(statistics.fmean(top1), statistics.stdev(top1))
 
 
 def test_one_seed_has_no_sd() -> None:
-    assert spread([73.9]) == (73.9, None)
+    assert spread([73.9]) == Spread(73.9, None)
 
 
 def test_the_same_seed_twice_is_not_two_seeds(make_run: MakeRun) -> None:
