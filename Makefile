@@ -150,7 +150,7 @@ fi
 endef
 
 # What depends on who decodes and resizes.
-DECODING := $(addprefix tests/pipeline/,decode pixels format/test_crops.py build/test_build.py)
+DECODING := $(addprefix tests/pipeline/,decode pixels format/test_cutting.py build/test_build.py)
 
 simd: $(READY) $(SIMD_READY)
 	@$(SIMD)/python $(PYTEST) -m 'not sweep' $(DECODING)
