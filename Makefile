@@ -14,7 +14,7 @@ READY := .venv/.ready
 # Images: a folder with train/ and val/, or a .tgz of one. Empty looks for Imagenette in data/,
 # then downloads it, then falls back on drawn scenes.
 DATA ?=
-# smoke: drawn scenes, a minute. quick: for two cores. full: the predecessor's sizes, for a GPU.
+# smoke: drawn scenes, a few minutes. quick: for two cores. full: the predecessor's sizes, for a GPU.
 PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo full || echo quick)
 
 # Where data/, shards/ and runs/ go.
