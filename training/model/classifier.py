@@ -89,10 +89,10 @@ class SelectiveClassifier(nn.Module):
             chooses: Whether the proposer chooses; see `TrainConfig.random_epochs`.
         """
         if self.proposer is None or glimpses_BLSS is None:
-            return self._one(crops_BKHWC[:, 0], labels_B)
+            return self._classify(crops_BKHWC[:, 0], labels_B)
         proposal = self.proposer(glimpses_BLSS, ways_B)
         if not chooses:
-            output = self._one(crops_BKHWC[:, 0], labels_B)
+            output = self._classify(crops_BKHWC[:, 0], labels_B)
             # Zero, but there for all weights: processes that share gradients wait for each.
             return output._replace(loss=output.loss + 0 * proposal.scores_BK.sum())
         if POLICIES[self.config.policy].weighs_all:
@@ -100,13 +100,9 @@ class SelectiveClassifier(nn.Module):
         else:
             weigh = ESTIMATORS[self.config.policy]
             weights_BK = weigh(proposal.scores_BK, noise_BMK[:, 0], temperature)
-            output = self._one(estimators.mix(crops_BKHWC, weights_BK), labels_B)
+            output = self._classify(estimators.mix(crops_BKHWC, weights_BK), labels_B)
         spread = estimators.mean_choice_entropy(proposal.probabilities_BK)
         return output._replace(loss=output.loss - self.config.balance * spread)
-
-    def _one(self, images_BHWC: Tensor, labels_B: Tensor) -> StepOutput:
-        losses_B, hits_B = self._classify(images_BHWC, labels_B)
-        return StepOutput(losses_B.mean(), losses_B, hits_B)
 
     def _expected(
         self, crops_BKHWC: Tensor, labels_B: Tensor, noise_BMK: Tensor,
@@ -121,9 +117,9 @@ class SelectiveClassifier(nn.Module):
             drawn_BM = None
             images = crops_BKHWC.transpose(0, 1).flatten(0, 1)
         views_each = num_draws or num_crops
-        losses, hits = self._classify(images, labels_B.repeat(views_each))
-        losses_BM = losses.reshape(views_each, num_samples).T
-        hits_BM = hits.reshape(views_each, num_samples).T
+        seen = self._classify(images, labels_B.repeat(views_each))
+        losses_BM = seen.losses_B.reshape(views_each, num_samples).T
+        hits_BM = seen.hits_B.reshape(views_each, num_samples).T
         if drawn_BM is not None:
             log_probabilities_BM = proposal.scores_BK.log_softmax(1).gather(1, drawn_BM)
             loss = estimators.leave_one_out_loss(log_probabilities_BM, losses_BM)
@@ -132,12 +128,12 @@ class SelectiveClassifier(nn.Module):
         loss = estimators.expected_loss(weights_BK, losses_BM)
         return StepOutput(loss, (weights_BK * losses_BM).sum(1), (weights_BK * hits_BM).sum(1))
 
-    def _classify(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _classify(self, images_BHWC: Tensor, labels_B: Tensor) -> StepOutput:
         logits_BC = self.logits(images_BHWC)
         losses_B = F.cross_entropy(
             logits_BC, labels_B, reduction="none", label_smoothing=self.config.smoothing
         )
-        return losses_B, (logits_BC.argmax(1) == labels_B).float()
+        return StepOutput(losses_B.mean(), losses_B, (logits_BC.argmax(1) == labels_B).float())
 
     def reader(self, shards: ShardFolder, split: str, process: Process) -> BatchReader:
         """Open one split for what the networks look at."""
@@ -176,10 +172,15 @@ class SelectiveClassifier(nn.Module):
 
     def fixed_choice(self, noise_BK: Tensor) -> Tensor:
         """Choose without a proposer, int64 `(B,)`: the policy's own crop, or a random one."""
-        name = POLICIES[self.config.policy].fixed_crop
-        if name is None:  # mean learns from random crops as well, and averages at evaluation
+        if self.fixed_index is None:
             return noise_BK.argmax(1)
-        return torch.full_like(noise_BK[:, 0], self.names.index(name), dtype=torch.int64)
+        return torch.full_like(noise_BK[:, 0], self.fixed_index, dtype=torch.int64)
+
+    @property
+    def fixed_index(self) -> int | None:
+        """Place of the policy's own crop among the candidates, if it has one."""
+        name = POLICIES[self.config.policy].fixed_crop
+        return None if name is None else self.names.index(name)
 
 
 def candidate_indices(config: TrainConfig, plan: CropLayout) -> tuple[int, ...]:

@@ -13,27 +13,24 @@ GUMBEL_OPTIONS = (*PROPOSER_OPTIONS, "random_epochs", "tau_start", "tau_end")
 
 
 class Policy(NamedTuple):
-    """One way to choose.
+    """One way to choose: exactly one of `looks`, `fixed_crop`, `is_random` and `averages` is set.
 
-    `looks`: a proposer looks at glimpses and chooses; without, the choice is made in advance.
+    `looks`: a proposer looks at glimpses and chooses.
+    `fixed_crop`: name of the crop that it always takes.
+    `is_random`: it takes a random crop, and its score is the expectation over all.
+    `averages`: it learns from random crops, and its prediction is the mean over all crops.
     `is_fitted`: `srp-train distill` makes it from a finished run; `srp-train from` trains the rest.
     `weighs_all`: its loss is an expectation over the crops, each classified by itself.
-    `fixed_crop`: name of the crop that it always takes; None takes a random one.
-    `averages`: its prediction is the mean over all crops.
     `options`: fields of `TrainConfig` that some policies use and others would ignore.
     """
 
     looks: bool = False
+    fixed_crop: str | None = None
+    is_random: bool = False
+    averages: bool = False
     is_fitted: bool = False
     weighs_all: bool = False
-    fixed_crop: str | None = None
-    averages: bool = False
     options: tuple[str, ...] = ()
-
-    @property
-    def is_random(self) -> bool:
-        """Whether it takes one random crop, and is scored by the expectation over them."""
-        return not (self.looks or self.averages or self.fixed_crop)
 
 
 POLICIES = {
@@ -45,7 +42,7 @@ POLICIES = {
     "distilled": Policy(looks=True, is_fitted=True, options=PROPOSER_OPTIONS),
     "whole": Policy(fixed_crop="full"),
     "centre": Policy(fixed_crop="centre"),
-    "random": Policy(),
+    "random": Policy(is_random=True),
     "mean": Policy(averages=True),
 }
 """By name, in the order of tables and charts."""

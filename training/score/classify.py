@@ -115,12 +115,13 @@ def _choice(model: SelectiveClassifier, batch: Batch) -> Tensor:
         probabilities_BK: Tensor = model.proposer(batch.glimpses_BLSS).probabilities_BK
         return probabilities_BK
     num_crops = len(model.candidates)
-    if POLICIES[model.config.policy].fixed_crop:
-        chosen_B = model.fixed_choice(batch.labels_B[:, None].expand(-1, num_crops).float())
-    else:
-        draws = [np.random.default_rng((CHOICE_SEED, index)).integers(num_crops)
-                 for index in batch.indices_B.tolist()]  # fmt: skip
-        chosen_B = torch.tensor(draws, device=batch.labels_B.device)
+    chosen = [
+        np.random.default_rng((CHOICE_SEED, index)).integers(num_crops)
+        if model.fixed_index is None
+        else model.fixed_index
+        for index in batch.indices_B.tolist()
+    ]
+    chosen_B = torch.tensor(chosen, device=batch.labels_B.device)
     return F.one_hot(chosen_B, num_crops).float()
 
 
