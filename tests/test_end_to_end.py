@@ -11,7 +11,7 @@ from pipeline.verify.verify import verify_shards
 from training.run.record import load_record
 
 ROOT = Path(__file__).parents[1]
-FEW = "SCENES_smoke=--train 4 --val 2"
+FEW = "SCENES_smoke=--train 7 --val 2"
 ARMS = ("whole-s0", "centre-s0", "predecessor-g16-s0", "straight-through-g16-s0")
 
 
@@ -26,7 +26,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = reproduce(folder, "PROFILE=smoke", FEW)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "*** This run uses the embedded drawn scenes" in done.stderr
-    assert "total: 60 samples" in done.stdout
+    assert "total: 90 samples" in done.stdout
     return folder
 
 
@@ -34,7 +34,7 @@ def test_reproduce_ends_in_a_report_that_says_what_it_ran_on(work: Path) -> None
     page = (work / "runs/smoke-drawn-smoke/report.html").read_text(encoding="utf-8")
     first_line = page[page.index("Ran on") :].split("</p>")[0]
     assert "embedded drawn scenes" in first_line
-    assert "40 training and 20 validation images" in first_line
+    assert "70 training and 20 validation images" in first_line
     for arm in ARMS:
         assert arm.removesuffix("-s0") in page
 

@@ -208,7 +208,7 @@ def test_a_look_at_another_sample_hides_no_damage(
 
 
 REBUILT = (
-    r"The folder was rebuilt or deleted while it was read\. Run this command again once "
+    r"The folder was rebuilt or deleted while it was read\. Run this command again when "
     r"srp-data build-shards is done\.$"
 )
 
