@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from hypothesis import settings
 from PIL import Image, features
 
+from pipeline.build import worker_pool
 from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.cli.main import main
@@ -50,6 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         num_seen[test] += 1
         if not is_kept:
             item.add_marker("sweep")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _workers_know_pytest() -> Iterator[None]:
+    """Let builds' workers, some of which run a test's function, be forked from where pytest is."""
+    start = worker_pool.start_server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_pool, "start_server", lambda modules: start((*modules, "pytest")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline import ShardFolder
 from pipeline.build.build import build_shards
@@ -33,7 +34,7 @@ from training.run.record import EpochRecord
 from training.run.resume import open_record, save_run
 from training.run.state import RunState, build_state
 
-EXAMPLES = 500
+EXAMPLES = 5 * settings.default.max_examples  # more by make test-all
 Found = list[tuple[str, int, bytes]]
 
 

@@ -12,7 +12,6 @@ from unittest import mock
 
 import pytest
 
-from pipeline.build import worker_pool
 from pipeline.build.resume import Finished
 from pipeline.build.worker import Task, write_one
 from pipeline.common.errors import RejectsError, SrpError
@@ -23,12 +22,6 @@ VICTIM = "train/dog/dog_003.JPEG"
 
 # Several shards: what happens to one must leave the others alone.
 OPTIONS = {"shard_mib": 1}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_start() -> None:
-    """Let workers find loaded what this file needs, if no test has started the server yet."""
-    worker_pool.start_server(("pytest", "pipeline.build.worker", "pipeline.pixels.kernels"))
 
 
 def poison(image: Path, how: str, *, once: Path | None = None) -> None:

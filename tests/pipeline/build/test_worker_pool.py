@@ -20,7 +20,7 @@ Lost = list[tuple[Any, int, str]]
 @pytest.fixture(autouse=True, scope="module")
 def quick_start() -> None:
     """Let workers find loaded what this file needs, if no test has started the server yet."""
-    worker_pool.start_server(("pytest", "pipeline.build.worker", "pipeline.pixels.kernels"))
+    worker_pool.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
 
 
 def run(
