@@ -74,13 +74,16 @@ class TrainConfig:
         "Output channels of the proposer's convolutions.",
         low=1,
         high=4096,
-        shown="8,16,32; of a map by its glimpse",
+        shown="8,16,32; for a map, by the glimpse size",
     )
     tau_start: float = setting(
         1.0, "Gumbel-Softmax temperature at the first step.", low=1e-3, high=1000
     )
     tau_end: float = setting(
-        0.5, "Gumbel-Softmax temperature at the last step; geometric between.", low=1e-3, high=1000
+        0.5,
+        "Gumbel-Softmax temperature at the last step; it changes geometrically in between.",
+        low=1e-3,
+        high=1000,
     )
     balance: float = setting(
         0.0,

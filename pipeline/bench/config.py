@@ -11,7 +11,7 @@ from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
 from pipeline.common.settings import check_settings, setting
 
-_ROUNDS = "Turns of each contender; one more, before them, does not count."
+_ROUNDS = "Turns of each contender, after one warm-up turn."
 _JSON = "File for the figures; - prints them instead of the table.  [default: none]"
 _USABLE = "CPUs this process may use"
 
@@ -39,8 +39,8 @@ class BenchConfig:
     glimpse_size: int = setting(BuildConfig.glimpse_size, "Side of a glimpse, px.", low=1)
     beside: Path | None = setting(
         None,
-        "Python of another environment with srp, such as make simd's, which takes turns with this "
-        "one.  [default: none]",
+        "Python of another environment with srp, such as make simd's; its turns alternate with "
+        "those of this one.  [default: none]",
     )
     json: Path | None = setting(None, _JSON)
     seed: int = setting(0, "Seed of the draw.", low=0)

@@ -86,7 +86,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What takes turns.
+    """One thing that is measured, in turn with the others.
 
     Attributes:
         row: What is known before the first turn; with a problem it has no turn.
@@ -100,7 +100,7 @@ class Contender:
 
 
 def interleave(contenders: Sequence[Contender], *, rounds: int, progress: Progress) -> list[Row]:
-    """Give each contender one turn that does not count, and then one in each round.
+    """Give each contender one warm-up turn, and then one turn in each round.
 
     A contender that reports a problem has no more turns.
     """

@@ -2,7 +2,7 @@
 
 While a build runs, `OUT/.build/FINGERPRINT/` holds a record of each finished shard. The fingerprint
 covers the options and the source's listing, so records of another build are never used. If OUT has
-a manifest, rebuilt shards stay beside their records until all are finished, since a manifest must
+a manifest, rebuilt shards stay next to their records until all are finished, since a manifest must
 not name a shard of other bytes.
 """
 

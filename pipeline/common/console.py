@@ -206,7 +206,7 @@ def note(text: str) -> None:
 
 
 AS_JSON = click.option(
-    "--json/--text", "as_json", default=False, show_default=True, help="Print for machines."
+    "--json/--text", "as_json", default=False, show_default=True, help="Print for programs."
 )
 
 

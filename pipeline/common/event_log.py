@@ -21,7 +21,7 @@ class Log:
         """Start without a file."""
         self._path: Path | None = None
         self._warn: Callable[[str], None] = lambda _: None
-        self._told: dict[str, tuple[float, int]] = {}
+        self._written: dict[str, tuple[float, int]] = {}
 
     def open(self, path: Path | None, *, warn: Callable[[str], None]) -> None:
         """Append to a file from now on; None appends nowhere.
@@ -33,7 +33,7 @@ class Log:
         Raises:
             OSError: If it cannot be opened.
         """
-        self._path, self._warn, self._told = None, warn, {}
+        self._path, self._warn, self._written = None, warn, {}
         if path is not None:
             path.open("a").close()
         self._path = path
@@ -54,19 +54,19 @@ class Log:
 
     def begin(self) -> None:
         """Forget the stages: other work starts."""
-        self._told.clear()
+        self._written.clear()
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """Append a stage's progress: at its start, at its end, and every few seconds."""
         if self._path is None:
             return
         now, never = time.monotonic(), (-STAGE_S, -1)
-        told, before = self._told.get(stage, never)
+        last, before = self._written.get(stage, never)
         if done < before:  # it starts again, for example in the next fold
-            told, before = never
-        if before >= total or (done < total and now - told < STAGE_S):
+            last, before = never
+        if before >= total or (done < total and now - last < STAGE_S):
             return
-        self._told[stage] = (now, done)
+        self._written[stage] = (now, done)
         self.write("stage", stage=stage, done=done, total=total)
 
 

@@ -102,7 +102,7 @@ def writer_lock(path: Path, note: Path, *, rule: str, fix: str) -> Iterator[None
 
 
 def _is_still_at(path: Path, descriptor: int) -> bool:
-    """Whether nobody renamed or removed the path before it was locked."""
+    """Whether the path was neither renamed nor removed before it was locked."""
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 

@@ -193,7 +193,7 @@ def _pixels(points: Iterable[complex]) -> list[tuple[float, float]]:
 
 
 def draw_dataset(config: SceneConfig, *, progress: Progress = SILENT) -> int:
-    """Write scenes of every class in Imagenette's layout, and `boxes.csv` beside them.
+    """Write scenes of every class in Imagenette's layout, and `boxes.csv` next to them.
 
     An image depends on the seed, its split, class and index alone, so a larger set begins with
     the smaller one. The images appear in `config.out` once all are drawn, or not at all.

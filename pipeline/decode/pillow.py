@@ -56,7 +56,7 @@ class PillowDecoder:
 
     def _views(self, data: bytes) -> Views:
         is_turbo = turbo_is_exact() and not self._spec.draft
-        # `opened` blames the file for every error, so only reading it stands inside.
+        # `opened` blames the file for every error, so only the reading is in its block.
         with opened(data, max_pixels=self._spec.max_pixels) as image:
             width, height = upright_size(image, self._spec)
             is_plain = is_turbo and is_plain_jpeg(image, self._spec)

@@ -101,7 +101,7 @@ def views_of(source_HWC: Pixels, spec: DataSpec, *, width: int, height: int) -> 
 
 @contextlib.contextmanager
 def own_process() -> Iterator[None]:
-    """Switch Pillow's own cap and warnings off in a process of ours.
+    """Switch Pillow's own cap and warnings off in a process that srp started.
 
     Enter before the decoding threads start, and leave after they have ended.
     """

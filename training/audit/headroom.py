@@ -2,9 +2,9 @@
 
 Each classifier has learnt from random crops of one half of the training split. The *room* is the
 accuracy of an oracle minus that of the best fixed crop. The oracle takes the crop on which one
-classifier loses least, scored by the other, so that no classifier is flattered. It knows the label,
-so most of the room may be out of reach. The *gain* is what a proposer reaches that was fitted to
-the out-of-fold losses and knows no label of the images that it chooses on.
+classifier loses least, scored by the other, so that the scored classifier is not favoured. It knows
+the label, so most of the room may be out of reach. The *gain* is what a proposer reaches that was
+fitted to the out-of-fold losses and knows no label of the images that it chooses on.
 
 Axes: 2 classifiers, N samples of the validation split, K candidates, D differences.
 """
@@ -214,7 +214,7 @@ class Shown:
         seeds: Seeds of its runs.
         crops: Names of its candidates, which may differ from those of an estimate.
         fixed: Accuracy on the best fixed crop, picked on the images that are scored, which
-            flatters it.
+            makes it too high.
         chosen: Accuracy on the chosen crop.
         oracle: Accuracy on another seed's crop of least loss; None for one seed.
         any_right: Share of the images with any crop right, in hindsight.
@@ -306,8 +306,8 @@ def work_folder(output: Path, wanted: HeadroomConfig, shards: ShardFolder) -> Pa
 
     It lies one level deeper than runs, so that no report takes its parts for runs.
     """
-    told = json.dumps([asdict(wanted), shards.manifest.fingerprint], sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+    asked = json.dumps([asdict(wanted), shards.manifest.fingerprint], sort_keys=True)
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     return output / "headroom" / f"{Path(wanted.model).name}-{digest}"
 
 
@@ -347,7 +347,7 @@ def estimate_headroom(
             )  # fmt: skip
         except DivergedError as error:
             raise DivergedError(
-                f"a small classifier must learn; got a loss or weights that are no numbers in "
+                f"a small classifier must learn; got a loss or weights that are not finite in "
                 f"{paths.folder}. Use a --lr below {half.config.lr}."
             ) from error
     first, second = (

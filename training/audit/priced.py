@@ -1,12 +1,14 @@
-"""Buy the whole canvas where the proposer is in doubt: `srp-train evaluate --price`.
+"""Use the whole canvas where the proposer is unsure: `srp-train evaluate --price`.
 
-Beside the K crops stands a dearer option: the same classifier on the whole canvas at its own
-resolution. The doubt of an image is 1 - max p. The canvas replaces the chosen crop where
+Besides the K crops there is one more expensive option: the same classifier on the whole canvas
+at its own resolution. The doubt of an image is 1 - max p. The canvas replaces the chosen crop where
 
     doubt > price * extra GMACs
 
-so the price is the chance of a better crop that one more GMAC must promise: 0 buys wherever there
-is any doubt, infinity never. Nothing is trained again. Axes: N samples, K candidates.
+so the price is the chance of a better crop that one more GMAC must promise: with 0 the canvas is
+used wherever there is any doubt, with infinity never. Nothing is trained again.
+
+Axes: N samples, K candidates.
 """
 
 import math
@@ -32,7 +34,7 @@ from training.score.metrics import Evaluation, summarise
 
 
 class Offer(NamedTuple):
-    """The logits of every crop of a run, with the whole canvas for sale beside them.
+    """The logits of every crop of a run, with the classes of the whole canvases.
 
     `canvas_N` is int64, the class that the classifier sees in each canvas. `crop_macs` is the cost
     of one image with the chosen crop, `canvas_macs` with the canvas in its place; both include the
@@ -47,7 +49,7 @@ class Offer(NamedTuple):
 
 @dataclass(frozen=True)
 class PricedPoint:
-    """The accuracy at a price: top-1 in %, MACs an image (mean), and the share that buys."""
+    """The accuracy at a price: top-1 in %, MACs an image (mean), and the share of canvases."""
 
     price: float
     top1: float
@@ -60,7 +62,7 @@ class PricedPoint:
 
 
 class PricedEvaluation(NamedTuple):
-    """An evaluation, and the accuracy of its policy where it may buy the canvas."""
+    """An evaluation, and the accuracy of its policy where it may use the canvas."""
 
     record: RunRecord
     evaluation: Evaluation
@@ -92,7 +94,7 @@ def evaluate_at_price(
 
     Raises:
         CheckpointError: If there is no such run, or the shards are of another spec.
-        ConfigError: If the canvas cannot be bought, or the price is below 0.
+        ConfigError: If the canvas cannot be used, or the price is below 0.
     """
     check_price(price)
     record = load_record(paths.record)
@@ -117,7 +119,7 @@ def check_price(price: float) -> None:
 
 
 def check_canvases(model: SelectiveClassifier, shards: ShardFolder) -> None:
-    """Check that a run can buy canvases.
+    """Check that a run can use canvases.
 
     Raises:
         ConfigError: If it does not choose, the shards hold none that are larger than a crop, or
@@ -126,8 +128,8 @@ def check_canvases(model: SelectiveClassifier, shards: ShardFolder) -> None:
     spec = shards.manifest.spec
     if not model.config.selects:
         raise ConfigError(
-            "a priced canvas needs a run that chooses, since its doubt decides; got --policy "
-            f"{model.config.policy}. Name one with another policy."
+            "a priced canvas needs a run that chooses, since the proposer's doubt decides; "
+            f"got --policy {model.config.policy}. Name one with another policy."
         )
     if spec.layout != "canvas":
         raise ConfigError(
@@ -175,7 +177,7 @@ def make_offer(
 
 
 def at_price(offer: Offer, price: float) -> PricedPoint:
-    """Score a policy that buys at one price.
+    """Score a policy that uses canvases at one price.
 
     Args:
         offer: Of a run.
@@ -186,10 +188,10 @@ def at_price(offer: Offer, price: float) -> PricedPoint:
     """
     check_price(price)
     logits, extra_gmacs = offer.logits, (offer.canvas_macs - offer.crop_macs) / 1e9
-    bought_N = doubts(logits) / extra_gmacs > price
+    uses_canvas_N = doubts(logits) / extra_gmacs > price
     crop_N = logits.right_NK.gather(1, logits.chosen_N[:, None])[:, 0]
-    right_N = torch.where(bought_N, offer.canvas_N == logits.labels_N, crop_N)
-    share = float(bought_N.double().mean())
+    right_N = torch.where(uses_canvas_N, offer.canvas_N == logits.labels_N, crop_N)
+    share = float(uses_canvas_N.double().mean())
     return PricedPoint(
         price=price,
         top1=100 * float(right_N.double().mean()),

@@ -49,7 +49,7 @@ def audit_run(
     process: Process,
     progress: Progress = SILENT,
 ) -> Audited:
-    """Audit the arm that a run belongs to, beside the other runs in its folder.
+    """Audit the arm that a run belongs to, with the other runs in its folder.
 
     Args:
         run: Folder of one of the arm's runs.
@@ -86,7 +86,7 @@ def audit_run(
 
 
 def _is_of(run: FinishedRun, shards: ShardFolder) -> bool:
-    """Whether a run's logits are of these very samples."""
+    """Whether a run's logits are of the samples of these shards."""
     return run.record.data.fingerprint == shards.manifest.fingerprint
 
 
@@ -95,7 +95,7 @@ def _member(arm: Arm, run: Path) -> FinishedRun:
 
 
 def _find(run: Path) -> tuple[Arm, list[Arm]]:
-    """Find the arm that lies in a folder, and the arms beside it that are on the same shards."""
+    """Find the arm that lies in a folder, and the other arms there that are on the same shards."""
     folder = run.resolve()
     fingerprint = load_record(RunPaths(folder=folder).record).data.fingerprint
     arms = group_arms(read_runs_on(folder.parent, fingerprint))

@@ -80,12 +80,12 @@ class Rival:
         return self.test.times(self.tries).p if self.test else None
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """Name the test and its p; empty without a test."""
         if self.test is None:
             return ""
         picked = f", times the {self.tries} crops that it was picked from"
-        return self.test.times(self.tries).told + (picked if self.tries > 1 else "")
+        return self.test.times(self.tries).in_words + (picked if self.tries > 1 else "")
 
     @property
     def tries(self) -> int:
@@ -122,7 +122,7 @@ class Audit:
         num_samples: Images of the validation split.
         top1: Accuracy on the chosen crop.
         macs: MACs of one image, proposer and classifier.
-        rivals: Other uses of the arm's classifiers, then runs beside it that do not choose.
+        rivals: Other uses of the arm's classifiers, then runs in its folder that do not choose.
         any_right: Share of the images with any crop right, in hindsight.
         oracle: Accuracy on the crop on which another seed's classifier loses least; None with one
             seed.
@@ -198,17 +198,17 @@ class Audit:
             return (
                 f"Choosing is worth it here: the chosen crop is {rival.points:.1f} points more "
                 f"accurate than {rival.name}, the strongest rival that costs no more "
-                f"({rival.told})."
+                f"({rival.in_words})."
             )
         if self.answer == NOT_WORTH_IT:
             return (
                 f"Choosing is not worth it here: use {rival.name}, which is {-rival.points:.1f} "
-                f"points more accurate than the chosen crop at no more compute ({rival.told})."
+                f"points more accurate than the chosen crop at no more compute ({rival.in_words})."
             )
         return (
             "Choosing is not shown to be worth it here, nor shown not to be: "
             f"{rival.points:+.1f} points vs {rival.name} at equal compute can be chance "
-            f"({rival.told})."
+            f"({rival.in_words})."
         )
 
     @property
@@ -234,8 +234,8 @@ class Audit:
         fields = msgspec.to_builtins(self)
         for rival, row in zip(self.rivals, fields["rivals"], strict=True):
             row |= {"name": rival.name, "p": rival.p}
-        told = {"format": FORMAT, "answer": self.answer, "verdict": self.verdict}
-        return {**told, "notes": list(self.notes), **fields}
+        head = {"format": FORMAT, "answer": self.answer, "verdict": self.verdict}
+        return {**head, "notes": list(self.notes), **fields}
 
 
 def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
@@ -246,14 +246,14 @@ def audit(arm: Arm, others: Iterable[Arm]) -> Audit:
         others: Arms on the same data; those that choose are ignored.
     """
     fixed = [other for other in others if not other.config.selects]
-    beside = [_beside(arm, other) for other in fixed if other.config.fold is None]
+    separate = [_other_rival(arm, other) for other in fixed if other.config.fold is None]
     return Audit(
         arm=arm.name,
         seeds=arm.seeds,
         num_samples=arm.evaluations[0].num_samples,
         top1=arm.top1,
         macs=arm.macs,
-        rivals=(*_own_rivals(arm), *beside),
+        rivals=(*_own_rivals(arm), *separate),
         any_right=arm.top1_any_right,
         oracle=arm.top1_oracle,
         skill=arm.skill,
@@ -288,7 +288,7 @@ def _right_on(crop: int, logits: CropLogits) -> Tensor:
 
 
 def _right_on_best(logits: CropLogits) -> Tensor:
-    """Take the crop that is best on the very split that is scored, which favours the rival."""
+    """Take the crop that is best on the scored split itself, which favours the rival."""
     return logits.right_NK[:, int(logits.right_NK.sum(0).argmax())]
 
 
@@ -303,7 +303,7 @@ def _rival(arm: Arm, kind: RivalKind, right: Callable[[CropLogits], Tensor]) -> 
     return Rival(kind=kind, top1=top1, macs=arm.classifier_macs, points=test.points, test=test)
 
 
-def _beside(arm: Arm, other: Arm) -> Rival:
+def _other_rival(arm: Arm, other: Arm) -> Rival:
     test = paired_test(arm, other)
     return Rival(
         kind=RivalKind.OTHER_RUN,

@@ -185,14 +185,14 @@ def _check_absent(paths: RunPaths) -> None:
 
 
 def _check_shards(base: RunRecord, run: RunPaths, shards: ShardFolder) -> None:
-    """Check that the logits beside a run belong to its weights and to these shards."""
+    """Check that the logits in a run's folder belong to its weights and to these shards."""
     meta = read_meta(run.last)
     check_fits(meta, shards.manifest, shards.path)
     if base.data.fingerprint != shards.manifest.fingerprint:
         raise CheckpointError(
-            "a run must be distilled on the shards that it was trained on, which its logits are "
-            f"of; got others in {shards.path}. Name the run's own with --shards, or train one "
-            "on these."
+            "a run must be distilled on the shards that it was trained on, because its "
+            f"logits belong to them; got others in {shards.path}. Name the run's own "
+            "with --shards, or train one on these."
         )
     check_own(run.last, meta, base)
 

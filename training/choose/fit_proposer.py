@@ -1,7 +1,7 @@
-"""Fit a proposer to what classifiers lose on each crop.
+"""Fit a proposer to the losses of classifiers on each crop.
 
-Axes: N samples of the training split, B of a batch, K candidates, L that are looked at, S glimpse
-px.
+Axes: N samples of the training split, B of a batch, K candidates, L crops whose glimpses
+the proposer sees, S glimpse px.
 """
 
 import torch
@@ -40,7 +40,7 @@ def fit_proposer(
     config: TrainConfig,
     *,
     counterparts: augment.Mirrored,
-    looked_counterparts: augment.Mirrored,
+    glimpse_counterparts: augment.Mirrored,
     on_rows: OnImages,
 ) -> list[float]:
     """Fit a proposer to the classifier's chance of an error on each crop.
@@ -57,7 +57,7 @@ def fit_proposer(
         config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `vflip`, `weight_decay`
             and seed of the fit.
         counterparts: Which crop takes each candidate's place in a mirrored image.
-        looked_counterparts: The same for the glimpses.
+        glimpse_counterparts: The same for the glimpses.
         on_rows: Called with the number of samples of each step.
 
     Returns:
@@ -84,13 +84,13 @@ def fit_proposer(
             draws = augment.draw(
                 len(rows_B), hflip=config.hflip, vflip=config.vflip, shift=0, generator=generator
             )
-            looked = augment.mirror(glimpses_NLSS[rows_B], draws, looked_counterparts)
+            looked = augment.mirror(glimpses_NLSS[rows_B], draws, glimpse_counterparts)
             errors = augment.mirror(errors_NK[rows_B], draws, counterparts).to(device)
             with autocast(config, device):
                 proposal = proposer(looked.to(device), draws.ways_B.to(device))
             loss = _loss(proposal, errors, past=epoch / config.epochs, balance=config.balance)
             if not loss.isfinite():
-                raise _diverged(f"the loss must stay a number; got {loss.item()}", epoch, step)
+                raise _diverged(f"the loss must stay finite; got {loss.item()}", epoch, step)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
@@ -98,7 +98,8 @@ def fit_proposer(
             total += float(errors.gather(1, proposal.chosen_B[:, None]).sum())
             on_rows(len(rows_B))
         if name := broken_weights(proposer):
-            raise _diverged(f"weights must stay numbers; got others in {name}", epoch, steps)
+            fault = f"weights must stay finite; got NaN or infinity in {name}"
+            raise _diverged(fault, epoch, steps)
         means.append(total * config.epochs / count_fitted(config, len(losses_NK)))
     return means
 
@@ -152,7 +153,7 @@ def fit_and_choose(
         losses_NK,
         model.config,
         counterparts=augment.mirrored_candidates(shards.crop_layout, model.candidates),
-        looked_counterparts=augment.mirrored_candidates(shards.crop_layout, model.looked_at),
+        glimpse_counterparts=augment.mirrored_candidates(shards.crop_layout, model.looked_at),
         on_rows=counting(progress, "fitting the proposer", num_fitted),
     )
     model.eval()

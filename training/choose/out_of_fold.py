@@ -1,7 +1,7 @@
 """Out-of-fold logits: each training image classified by a classifier that has not seen it.
 
 Distillation and the estimate of the headroom fit their proposers to them. They are computed once,
-and kept beside the run.
+and kept in the folder of the run.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def out_of_fold_logits(
     """Load the out-of-fold logits of the training split, or compute and save them.
 
     Args:
-        home: Run that the file lies beside; its weights are among those that the file names.
+        home: Run in whose folder the file lies; its weights are among those that the file names.
         folds: Classifiers, each trained without the images of its own fold.
         config: That they share but for the fold and the seed.
         shards: That they were trained on.

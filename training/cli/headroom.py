@@ -36,10 +36,10 @@ def headroom(
 ) -> None:  # fmt: skip
     """Estimate what choosing could gain on SHARDS.
 
-    Two small classifiers are trained on half of the images each, and a proposer is fitted to what
-    they lose: minutes on a CPU. The room is how much more accurate an oracle is than the best fixed
-    crop; it knows the label, so a proposer gains less. Finished runs on SHARDS that choose are
-    shown as well. The same command resumes an estimate.
+    Two small classifiers are trained on half of the images each, and a proposer is fitted to
+    their losses: minutes on a CPU. The room is how much more accurate an oracle is than the best
+    fixed crop; it knows the label, so a proposer gains less. Finished runs on SHARDS that choose
+    are shown as well. The same command resumes an estimate.
     """
     from pipeline import ShardFolder
     from training.audit.headroom import estimate_headroom, plan_parts, shown_by, work_folder
@@ -50,7 +50,7 @@ def headroom(
     wanted = HeadroomConfig(**options)
     opened = ShardFolder.open(shards).limited(wanted.limit)
     parts = plan_parts(wanted, opened, workers=workers, device=device)
-    beside = read_runs_on(output if runs is None else runs, opened.manifest.fingerprint)
+    finished = read_runs_on(output if runs is None else runs, opened.manifest.fingerprint)
     with started(device) as process, rank_progress(process.is_main) as progress:
         found = estimate_headroom(
             parts,
@@ -59,6 +59,6 @@ def headroom(
             process=process,
             progress=progress,
         )
-    shown = shown_by(group_arms(beside))
-    told = found.to_json() | {"shown": msgspec.to_builtins(shown)}
-    click.echo(json.dumps(told, indent=1) if as_json else headroom_text(found, shown))
+    shown = shown_by(group_arms(finished))
+    fields = found.to_json() | {"shown": msgspec.to_builtins(shown)}
+    click.echo(json.dumps(fields, indent=1) if as_json else headroom_text(found, shown))

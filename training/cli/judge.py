@@ -22,7 +22,7 @@ from training.config import NAMES
     type=click.Choice(("last", "best")),
     default="last",
     show_default=True,
-    help="best was picked by its accuracy on the very split that is scored here.",
+    help="best was picked by its accuracy on the split that is scored here.",
 )
 @click.option(
     "--price",
@@ -61,11 +61,11 @@ def evaluate(
     if process.is_main:
         names = record.data.class_names
         fields = dataclasses.asdict(evaluation)
-        told = [evaluation_text(evaluation, names)]
+        texts = [evaluation_text(evaluation, names)]
         if point is not None:
             fields["priced"] = point.to_json()
-            told.append(price_text(point))
-        click.echo(json.dumps(fields, indent=1) if as_json else "\n".join(told))
+            texts.append(price_text(point))
+        click.echo(json.dumps(fields, indent=1) if as_json else "\n".join(texts))
 
 
 @click.command()

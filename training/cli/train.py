@@ -170,13 +170,18 @@ def distill(
     help="How much to run.",
 )
 @OUTPUT
-@click.option("--arms", type=Joined(str), help="To run, and what they need.  [default: all]")
-@click.option("--seeds", type=Joined(int), help="Of each arm.  [default: the profile's]")
-@click.option("--epochs", type=click.IntRange(1), help="Of a round.  [default: the profile's]")
+@click.option(
+    "--arms", type=Joined(str), help="Arms to run, with the arms they need.  [default: all]"
+)
+@click.option("--seeds", type=Joined(int), help="Seeds of each arm.  [default: the profile's]")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Epochs of one round.  [default: the profile's]"
+)
 @click.option(
     "--initial-checkpoint",
     default="",
-    help="Run whose classifier every run begins with; {seed} in it is the run's.  [default: none]",
+    help="Run whose classifier every run begins with; {seed} is replaced by the run's seed.  "
+    "[default: none]",
 )
 @AS_JSON
 @MACHINE
@@ -206,7 +211,9 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
 @main.command()
 @click.argument("runs", type=PATH)
 @click.option(
-    "--shards", type=PATH, help="Folder of shards, for the contact sheets; picks the runs on it."
+    "--shards",
+    type=PATH,
+    help="Folder of shards, for the contact sheets; only runs on it are shown.",
 )
 @click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
 @click.option("--note", default="", help="Text about the data for the first line.")

@@ -128,7 +128,7 @@ def augment(
     glimpses_BLSS: Tensor | None,
     draws: Draws,
     counterparts: Mirrored,
-    looked_counterparts: Mirrored,
+    glimpse_counterparts: Mirrored,
     chosen_B: Tensor | None = None,
 ) -> Views:
     """Mirror and shift one batch as its draws say.
@@ -138,7 +138,7 @@ def augment(
         glimpses_BLSS: Or None; not changed.
         draws: On the CPU.
         counterparts: From `mirrored_candidates`, of the crops.
-        looked_counterparts: The same of the glimpses.
+        glimpse_counterparts: The same of the glimpses.
         chosen_B: On the CPU, the one crop of each image that is wanted; None wants all.
     """
     if chosen_B is None:
@@ -149,7 +149,7 @@ def augment(
         counterparts = Mirrored((0,), (0,), (0,))
     crops_BKHWC = mirror(crops_BKHWC, draws, counterparts)
     if glimpses_BLSS is not None:
-        glimpses_BLSS = mirror(glimpses_BLSS.clone(), draws, looked_counterparts)
+        glimpses_BLSS = mirror(glimpses_BLSS.clone(), draws, glimpse_counterparts)
     return Views(shift(crops_BKHWC, draws.shifts_B2), glimpses_BLSS)
 
 

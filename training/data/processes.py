@@ -91,11 +91,11 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        _, names_cpu, told = str(error).partition(CPU_ALLOCATOR)
+        _, names_cpu, reason = str(error).partition(CPU_ALLOCATOR)
         if not names_cpu and not isinstance(error, torch.OutOfMemoryError):
             raise
         raise ConfigError(
-            f"a step must fit the device's memory; got {(told or str(error)).split('.')[0]}. "
+            f"a step must fit the device's memory; got {(reason or str(error)).split('.')[0]}. "
             "Lower --batch-size."
         ) from error
 

@@ -191,8 +191,8 @@ class TrainingBatches:
         epoch, num_seen = state["epoch"], state["num_seen"]
         if epoch < 0 or not 0 <= num_seen <= len(self._rows):
             raise ConfigError(
-                f"a training must go on among its samples; got epoch {epoch} and {num_seen} "
-                f"samples of {len(self._rows)}. Use the state with the shards it is of."
+                f"a position must lie within the training samples; got epoch {epoch} and "
+                f"{num_seen} samples of {len(self._rows)}. Use the state with its own shards."
             )
         self._epoch, self._num_seen = epoch, num_seen
 

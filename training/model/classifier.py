@@ -256,6 +256,6 @@ def _check_takes(classifier: nn.Module, name: str, crop_px: int) -> None:
         raise ConfigError(
             f"--model must take images of the crop's size; got {error} from {name!r} at "
             f"{crop_px} px. Take another --model, such as resnet18, or build shards with the "
-            "--crop-size that it wants."
+            "--crop-size that it takes."
         ) from error
     classifier.train()

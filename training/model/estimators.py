@@ -53,8 +53,8 @@ def soft_target_loss(scores_BK: Tensor, errors_BK: Tensor, temperature: float) -
     """Compare the choice with the one that the known chances of an error ask for, a scalar.
 
     It is the cross-entropy of the choice with softmax(-errors / temperature). A choice that is sure
-    and wrong still has a gradient, which the expected loss denies it. The cooler, the more a noisy
-    best crop counts.
+    and wrong still has a gradient here, but not in the expected loss. The lower the temperature,
+    the more a noisy best crop counts.
 
     Source: Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach, the
     loss of ListNet on top one probabilities; the temperature is ours.

@@ -18,7 +18,7 @@ from training.data.augment import mirrored_boxes
 CONTEXT = 32  # features of a glimpse that is compared with the others
 CROP_CHANNELS = (8, 16, 32)  # the predecessor's
 MAP_CHANNELS = ((112, (8, 16, 32, 48, 64)), (56, (8, 16, 32, 32)), (0, (8, 16, 32)))
-"""From which glimpse on, px, a map has which channels; its neurons see 63, 31 and 15 px."""
+"""A map's channels, by the least glimpse size, px; its neurons see 63, 31 and 15 px."""
 
 
 class Proposal(NamedTuple):
@@ -272,8 +272,8 @@ def _check_cells(channels: tuple[int, ...], glimpse_px: int) -> None:
     halvings = len(channels) - 1
     if glimpse_px <= 2**halvings:
         raise ConfigError(
-            "a map must have at least 2 x 2 cells, or all crops are alike to it; got one cell, by "
-            f"--glimpse-size {glimpse_px} px and {len(channels)} convolutions, all but one of "
+            "a map must have at least 2 x 2 cells, or every crop has the same score; got one cell, "
+            f"from --glimpse-size {glimpse_px} px and {len(channels)} convolutions, all but one of "
             f"stride 2. Use at least {2**halvings + 1} px, or fewer --proposer-channels."
         )
 

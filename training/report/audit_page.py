@@ -118,8 +118,8 @@ def write_audit(audited: Audited, folder: Path) -> tuple[Path, ...]:
 def make_audit_page(audited: Audited) -> AuditPage:
     """Turn an audit into all that its page shows."""
     arm, data = audited.arm, audited.run.record.data
-    beside = [o for o in audited.others if not o.config.selects and o.config.fold is None]
-    arms = (arm, *beside)
+    fixed = [o for o in audited.others if not o.config.selects and o.config.fold is None]
+    arms = (arm, *fixed)
     svg = accuracy_by_macs(audit_marks(audited.audit, colour_of(arm)))
     return AuditPage(
         audit=audited.audit,

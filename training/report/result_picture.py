@@ -100,12 +100,12 @@ def rank_choices(audited: Audited, logits: CropLogits) -> list[Choice]:
         ("random crop", done.top1_random, logits.labels_N.new_tensor(random_N)),
     ]
     choices = [_choice(audited, run, logits, *each) for each in own]
-    beside = [
+    whole_runs = [
         (other, other.logits) for arm in audited.others for other in arm.runs
         if arm.policy == "whole" and arm.config.fold is None and other.logits is not None
     ]  # fmt: skip
-    if beside:
-        whole, seen = max(beside, key=lambda each: each[0].evaluation.top1)
+    if whole_runs:
+        whole, seen = max(whole_runs, key=lambda each: each[0].evaluation.top1)
         top1, full = whole.evaluation.top1, 0
     elif "full" in done.crops:
         whole, seen, full = run, logits, done.crops.index("full")

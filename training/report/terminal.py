@@ -128,7 +128,7 @@ def price_text(point: PricedPoint) -> str:
     rows = [
         ("policy, top-1, %", f"{point.top1:.2f}"),
         ("MACs of one image, mean, million", f"{point.macs / 1e6:.2f}"),
-        ("images for which it is bought, %", f"{100 * point.share:.2f}"),
+        ("images that use the canvas, %", f"{100 * point.share:.2f}"),
     ]
     return _table(f"the whole canvas at a price of {point.price:g}", rows)
 
@@ -175,7 +175,7 @@ def _estimate_tables(found: Headroom) -> Iterator[str]:
         ("the mean of all crops, at all their compute", found.top1_mean),
         ("the crop that a fitted proposer chooses", found.top1_fitted),
         ("the oracle: the other classifier's crop of least loss", found.top1_oracle),
-        ("any crop right, in hindsight, which flatters", found.top1_any_right),
+        ("any crop right, known only in hindsight", found.top1_any_right),
     ]
     title = f"two small classifiers, mean of both, {found.num_samples} images, top-1, %"
     yield _table(title, [(name, f"{top1:.1f}") for name, top1 in accuracies])
@@ -200,7 +200,7 @@ def _shown_tables(shown: Sequence[Shown], crops: tuple[str, ...]) -> Iterator[st
         for name, top1 in (
             ("the chosen crop", arm.chosen),
             (ORACLE, arm.oracle),
-            ("any crop right, in hindsight, which flatters", arm.any_right),
+            ("any crop right, known only in hindsight", arm.any_right),
         ):
             if top1 is not None:
                 rows.append((name, _spread(top1), f"{top1.mean - arm.fixed.mean:+.1f}"))

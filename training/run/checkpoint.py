@@ -289,7 +289,7 @@ def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
     if changed:
         raise CheckpointError(
             f"a checkpoint must be the one that the run's record names; got {'; '.join(changed)} "
-            f"in {path}. Put back what was there, or delete the run's folder and train it again."
+            f"in {path}. Restore that checkpoint, or delete the run's folder and train it again."
         )
 
 

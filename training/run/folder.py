@@ -93,7 +93,9 @@ def held_run(paths: RunPaths, process: Process, *, option: str = "--output") -> 
             except (ConfigError, OSError) as error:
                 fault = error
         if any_rank(fault is not None, process):
-            raise fault or EveryRankError(f"rank 0 cannot lock {paths.folder}; it says why.")
+            raise fault or EveryRankError(
+                f"rank 0 cannot lock {paths.folder}; its own error gives the reason."
+            )
         yield
 
 

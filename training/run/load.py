@@ -94,7 +94,7 @@ def load_model(
 
 
 def shards_of(record: RunRecord, path: Path | None) -> ShardFolder:
-    """Open the shards that are named, or those that a run was trained on, where it found them.
+    """Open the shards that are named, or those that a run was trained on, at their recorded path.
 
     Raises:
         CheckpointError: If they are no longer there.
@@ -105,6 +105,6 @@ def shards_of(record: RunRecord, path: Path | None) -> ShardFolder:
         return ShardFolder.open(Path(record.shards))
     except ConfigError as error:
         raise CheckpointError(
-            f"a run's shards must be where it found them; got none at {record.shards}, seen from "
-            "here. Name their folder with --shards."
+            f"a run's shards must be at the path in its record; got none at {record.shards} (a "
+            "relative path starts at the current folder). Name their folder with --shards."
         ) from error

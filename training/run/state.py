@@ -36,7 +36,7 @@ class RunState:
         batches: The training split on the process's device.
         crop_layout: The candidates that the shards hold.
         counterparts: Which crop takes each candidate's place in a mirrored image.
-        looked_counterparts: The same for the glimpses that the proposer sees.
+        glimpse_counterparts: The same for the glimpses that the proposer sees.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
     """
@@ -51,7 +51,7 @@ class RunState:
     batches: TrainingBatches
     crop_layout: CropLayout
     counterparts: Mirrored
-    looked_counterparts: Mirrored
+    glimpse_counterparts: Mirrored
     steps: int
     autocast: bool
 
@@ -75,8 +75,8 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         )
     if config.holds_proposer and not config.initial_checkpoint:
         raise ConfigError(
-            "--proposer-lr 0 holds the proposer, which must have learnt to choose before; got no "
-            "--initial-checkpoint. Name the run that it learnt in, or raise --proposer-lr."
+            "--proposer-lr 0 keeps the proposer's weights, which must be trained before; got no "
+            "--initial-checkpoint. Give a run with a trained proposer, or raise --proposer-lr."
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
@@ -100,7 +100,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         batches=batches,
         crop_layout=shards.crop_layout,
         counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
-        looked_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
+        glimpse_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )

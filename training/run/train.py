@@ -184,7 +184,8 @@ class Training:
                 break
         share_buffers(state.model, process)
         if name := broken_weights(state.model):
-            raise _diverged(f"weights must stay numbers; got others in {name}", begun.epoch, step)
+            fault = f"weights must stay finite; got NaN or infinity in {name}"
+            raise _diverged(fault, begun.epoch, step)
         self.part = EpochPart(
             epoch=begun.epoch,
             step=step,
@@ -259,17 +260,18 @@ class Training:
         return kind(f"stopped at {where}epoch {epoch}, and saved, in {self.paths.folder}.")
 
     def _lost(self, unchecked: list["_Unchecked"]) -> DivergedError:
-        """Name the first step, over all ranks, and its samples whose losses are not numbers.
+        """Name the first step, over all ranks, and its samples whose losses are not finite.
 
-        One rank's NaN reaches the weights of all, so innocent samples lose NaN one step later.
+        One rank's NaN reaches the weights of all, so the losses of good samples become NaN one step
+        later.
         """
         process, epoch = self.state.process, self.part.epoch
         losses_RSB = gather_ranks(torch.stack([each.losses_B for each in unchecked]), process)
         rows_RSB = gather_ranks(torch.stack([each.rows_B for each in unchecked]), process)
         is_bad_RSB = ~losses_RSB.isfinite()
         bad_steps = is_bad_RSB.any(2).any(0).nonzero()[:, 0].tolist()
-        if not bad_steps:  # each is a number, their sum is not
-            fault = "the training loss must stay a number; got a sum that is none"
+        if not bad_steps:  # each is finite, their sum is not
+            fault = "the training loss must stay finite; got a sum that is not"
             return _diverged(fault, epoch, unchecked[-1].step)
         first = bad_steps[0]
         is_bad_RB = is_bad_RSB[:, first]
@@ -278,7 +280,7 @@ class Training:
             write_file(self.paths.diverged, json.dumps({"keys": keys}, indent=1).encode())
         wait_for_main(process)  # torchrun kills the others once one has ended
         bad = float(losses_RSB[:, first][is_bad_RB][0])
-        fault = f"the training loss must stay a number; got {bad} for {few(keys)}"
+        fault = f"the training loss must stay finite; got {bad} for {few(keys)}"
         return _diverged(fault, epoch, unchecked[first].step, keys)
 
 
@@ -304,7 +306,7 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         batch.glimpses_BLSS,
         draws,
         state.counterparts,
-        state.looked_counterparts,
+        state.glimpse_counterparts,
         model.chosen_ahead(noise_BMK[:, 0], chooses=chooses),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):

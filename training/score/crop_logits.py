@@ -1,6 +1,6 @@
 """The logits of every crop of a split: every figure of a run follows from them.
 
-They lie beside a run as safetensors, tied to the weights that they are of by SHA-256.
+They lie in the folder of a run as safetensors, tied to their checkpoints by SHA-256.
 
 Axes: N samples of the split, K candidates, C classes.
 """
@@ -68,7 +68,7 @@ class CropLogits:
         return self.predicted_NK == self.labels_N[:, None]
 
     def save(self, path: Path, *, weights: Digests) -> None:
-        """Write the logits with the digests of the checkpoints that they are of."""
+        """Write the logits with the digests of the checkpoints that they come from."""
         tensors = {name: getattr(self, name).contiguous() for name in NAMES}
         write_file(path, save(tensors, metadata={WEIGHTS: ",".join(weights)}))
 

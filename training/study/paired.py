@@ -53,12 +53,12 @@ class PairedTest:
         return replace(self, p=min(1.0, count * self.p), p_over_seeds=t)
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """The tests and their p in words."""
-        told = f"{self.method}, {name_seeds(self.seeds)}: p {write_p(self.p)}"
+        text = f"{self.method}, {name_seeds(self.seeds)}: p {write_p(self.p)}"
         if self.p_over_seeds is None:
-            return told
-        return f"{told}; paired t over the seeds: p {write_p(self.p_over_seeds)}"
+            return text
+        return f"{text}; paired t over the seeds: p {write_p(self.p_over_seeds)}"
 
 
 def few_seeds(count: int) -> str:

@@ -194,9 +194,9 @@ def run_study(
         except DivergedError as error:  # one arm's failure is a result; the others go on
             failed[run.name] = str(error)
     if failed:
-        told = " | ".join(f"{name} ({why})" for name, why in failed.items())
+        failures = " | ".join(f"{name} ({why})" for name, why in failed.items())
         raise DivergedError(
-            f"{len(failed)} of {len(runs)} runs diverged, or needed one that diverged: {told} "
+            f"{len(failed)} of {len(runs)} runs diverged, or needed one that diverged: {failures} "
             f"The other runs are finished, in {output}."
         )
     return records

@@ -71,19 +71,19 @@ def describe_cost(arm: Arm) -> str:
 
 def describe_skill(arm: Arm) -> str:
     """Say what an arm's classifier reaches without its choice, and with the answer known."""
-    told = (
+    text = (
         f"The classifier of {arm.name} reaches {arm.top1_random.mean:.1f} % on random crops and "
         f"{arm.top1_fixed.mean:.1f} % on its best fixed crop; any crop is right, in hindsight, for "
         f"{arm.top1_any_right.mean:.1f} % of the images"
     )
     if arm.top1_oracle is not None and arm.skill is not None:
         return (
-            f"{told}; the oracle, another seed's crop of least loss, reaches "
+            f"{text}; the oracle, another seed's crop of least loss, reaches "
             f"{arm.top1_oracle.mean:.1f} %, so selection skill is {arm.skill.mean:.2f}."
         )
     if arm.any_right_skill is not None:
-        return f"{told}; selection skill against any crop right is {arm.any_right_skill.mean:.2f}."
-    return f"{told}."
+        return f"{text}; selection skill against any crop right is {arm.any_right_skill.mean:.2f}."
+    return f"{text}."
 
 
 def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
@@ -104,7 +104,7 @@ def describe_difference(ours: Arm, other: Arm, *, num_tried: int) -> str:
         )
     test = test.times(num_tried)
     tried = "" if num_tried == 1 else f", times the {num_tried} arms it was picked from"
-    tested = test.told + tried
+    tested = test.in_words + tried
     if test.p < SIGNIFICANCE:
         word = "more" if test.points > 0 else "less"
         return f"{ours.name} is {abs(points):.1f} points {word} accurate than {figures}: {tested}."
@@ -119,14 +119,14 @@ def describe_noise(arms: Sequence[Arm]) -> str:
             f"One seed: a figure's binomial sd is {noise:.1f} points, so differences below about "
             f"{UNPAIRED * noise:.1f} points can be chance, and another seed changes every figure."
         )
-    told = (
+    text = (
         f"± is the sd over seeds; the images alone give each run a binomial sd of {noise:.1f} "
         "points."
     )
     if any(len(arm.runs) == 1 for arm in arms):
-        told = f"{told} Tests of an arm with one seed are over images only."
+        text = f"{text} Tests of an arm with one seed are over images only."
     fewest = min(len(arm.runs) for arm in arms if len(arm.runs) > 1)
-    return f"{told} {few_seeds(fewest)}".rstrip()
+    return f"{text} {few_seeds(fewest)}".rstrip()
 
 
 def binomial_sd(arm: Arm) -> float:

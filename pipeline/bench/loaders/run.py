@@ -1,7 +1,7 @@
 """`srp-data bench load`: our loader and the others, each from its own natural layout.
 
 All are given the same images and must hand over the same bytes, which every turn checks. A turn is
-a process of its own: it opens the loader, runs one epoch that does not count, then whole epochs for
+a process of its own: it opens the loader, runs one warm-up epoch, then whole epochs for
 a while, and the loop that takes the batches does nothing else. The limits are what no loader can
 beat: copying the output once, and reading the bytes.
 """

@@ -234,4 +234,4 @@ def test_the_text_begins_with_the_verdict_and_ends_with_what_training_showed(
     )
     others = ", ".join(run.evaluation.crops)
     assert f"what training showed: st, seed 0 among other crops, {others}" in lines
-    assert lines[-1].startswith("  any crop right, in hindsight, which flatters")
+    assert lines[-1].startswith("  any crop right, known only in hindsight")

@@ -239,7 +239,7 @@ def test_a_loss_that_is_no_number_ends_in_one_line(
     monkeypatch.setattr(SelectiveClassifier, "logits", lambda *given: real(*given) * torch.inf)
     command = ("headroom", scene_shards, "--output", tmp_path, *QUICK, "--lr", "3")
     line = one_line(srp_train(*command), status=1)
-    assert line.startswith("a small classifier must learn; got a loss or weights that are no ")
+    assert line.startswith("a small classifier must learn; got a loss or weights that are not ")
     assert line.endswith("Use a --lr below 3.0.")
 
 
@@ -254,7 +254,7 @@ def test_a_fit_that_diverges_ends_in_one_line_and_keeps_the_classifiers(
     )
     line = one_line(srp_train("headroom", scene_shards, "--output", output, *QUICK), status=1)
     assert line.startswith(
-        "the loss must stay a number; got inf at step 1 of epoch 1 of the proposer's fit. "
+        "the loss must stay finite; got inf at step 1 of epoch 1 of the proposer's fit. "
         f"The classifiers are kept, in {output}"
     )
     assert line.endswith("Use a lower --lr, or another --seed.")

@@ -72,7 +72,7 @@ def test_the_rule_by_hand() -> None:
     assert middle.share == pytest.approx(1 / 3)
     assert (cheap.top1, cheap.share) == pytest.approx((third, 2 / 3))
     assert cheap.macs == pytest.approx((CROP_MACS + 2 * CANVAS_MACS) / 3)
-    assert free == replace(cheap, price=0)  # without doubt the canvas is not bought for nothing
+    assert free == replace(cheap, price=0)  # without doubt the canvas is not used at price 0
 
 
 def test_a_doubt_near_nothing_is_not_lost_to_rounding() -> None:
@@ -82,7 +82,7 @@ def test_a_doubt_near_nothing_is_not_lost_to_rounding() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_the_dearer_buys_no_more(one: float, other: float) -> None:
+def test_a_higher_price_uses_no_more_canvases(one: float, other: float) -> None:
     cheap, dear = (at_price(drawn(40), price) for price in sorted((one, other)))
     assert dear.share <= cheap.share
     assert dear.macs <= cheap.macs
@@ -167,7 +167,7 @@ def test_evaluate_scores_at_one_price(
     always = srp_train(*words, "0")
     assert always.exit_code == 0, always.output
     assert "the whole canvas at a price of 0\n" in always.stdout
-    assert re.search(r"^  images .+, % +100\.00$", always.stdout, re.MULTILINE)
+    assert re.search(r"^  images that use the canvas, % +100\.00$", always.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

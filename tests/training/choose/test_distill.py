@@ -154,8 +154,8 @@ def test_what_cannot_be_distilled_is_refused(
 @pytest.mark.parametrize(
     ("at_step", "fault"),
     [
-        (5, "the loss must stay a number; got nan at step 2 of epoch 2 of the proposer's fit."),
-        (8, r"weights must stay numbers; got others in .* at step 4 of epoch 2 of the proposer's "),
+        (5, "the loss must stay finite; got nan at step 2 of epoch 2 of the proposer's fit."),
+        (8, r"weights must stay finite; got NaN or infinity in .* at step 4 of epoch 2 of the "),
     ],
     ids=["a loss", "the last step's weights"],
 )
@@ -219,7 +219,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
     fields = json.loads(run.record.read_text())
     fields["data"]["fingerprint"] = "0" * 64
     run.record.write_text(json.dumps(fields))
-    with pytest.raises(CheckpointError, match=r"on the shards that it was trained on, which its"):
+    with pytest.raises(CheckpointError, match=r"on the shards that it was trained on, because its"):
         distill("none", of=run)
     assert sorted(run.folder.rglob("*")) == before
 

@@ -48,7 +48,7 @@ def fit(tiny: Tiny, *, seed: int = 1, **options: Any) -> tuple[CropProposer, lis
     proposer = proposer_of(seed)
     means = fit_proposer(
         proposer, looked, losses, config, counterparts=SWAPPED,
-        looked_counterparts=SWAPPED, on_rows=ignore,
+        glimpse_counterparts=SWAPPED, on_rows=ignore,
     )  # fmt: skip
     return proposer.eval(), means
 
@@ -71,7 +71,7 @@ def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off(tiny: T
     config = tiny(epochs=20, batch_size=64, proposer_lr=0.02, hflip=0.0)
     means = fit_proposer(
         proposer, looked, losses, config, counterparts=SWAPPED,
-        looked_counterparts=SWAPPED, on_rows=ignore,
+        glimpse_counterparts=SWAPPED, on_rows=ignore,
     )  # fmt: skip
     assert proposer.eval()(looked).chosen_B.eq(0).all()
     assert means[-1] == pytest.approx(0.25 + 0.75 * -math.expm1(-0.05), abs=1e-5)
@@ -88,7 +88,7 @@ def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny
         proposer.prior[2] = 30.0  # the expected error has no gradient from here
     fit_proposer(
         proposer, looked, losses, tiny(epochs=24, batch_size=16, proposer_lr=0.1),
-        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
+        counterparts=SWAPPED, glimpse_counterparts=SWAPPED, on_rows=ignore,
     )  # fmt: skip
     looked, losses = bright_crops(256, seed=1)
     proposal = proposer.eval()(looked)
@@ -120,7 +120,7 @@ def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
     fit_proposer(
         proposer, looked, torch.rand(8, 2), config, on_rows=ignore,
         counterparts=mirrored_candidates(plan, candidates),
-        looked_counterparts=mirrored_candidates(plan, plan.indices("full")),
+        glimpse_counterparts=mirrored_candidates(plan, plan.indices("full")),
     )  # fmt: skip
     ((map_BMN, scores_BK),) = told
     large = map_BMN.repeat_interleave(12, 1).repeat_interleave(12, 2)  # as large as the canvas
@@ -136,7 +136,7 @@ def test_losses_are_not_changed_by_mirroring(tiny: Tiny) -> None:
     before = looked.clone(), losses.clone()
     fit_proposer(
         proposer_of(0), looked, losses, tiny(epochs=1, batch_size=64, hflip=1.0, vflip=1.0),
-        counterparts=SWAPPED, looked_counterparts=SWAPPED, on_rows=ignore,
+        counterparts=SWAPPED, glimpse_counterparts=SWAPPED, on_rows=ignore,
     )  # fmt: skip
     assert torch.equal(looked, before[0])
     assert torch.equal(losses, before[1])

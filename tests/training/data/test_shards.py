@@ -108,8 +108,8 @@ def test_a_place_that_is_none_is_refused(opened: ShardFolder, state: dict[str, i
     with pytest.raises(ConfigError) as caught:
         training(opened).load_state_dict(state)
     assert str(caught.value) == (
-        f"a training must go on among its samples; got epoch {state['epoch']} and "
-        f"{state['num_seen']} samples of 70. Use the state with the shards it is of."
+        f"a position must lie within the training samples; got epoch {state['epoch']} and "
+        f"{state['num_seen']} samples of 70. Use the state with its own shards."
     )
 
 

@@ -182,7 +182,7 @@ def test_channels_last_changes_the_memory_and_not_the_result(
             "five",
             "--model must take images of the crop's size; got height (8) must be divisible by "
             "window (5) from 'test_maxvit' at 32 px. Take another --model, such as resnet18, or "
-            "build shards with the --crop-size that it wants.",
+            "build shards with the --crop-size that it takes.",
         ),
         (
             {"policy": "whole"},

@@ -87,7 +87,7 @@ def test_a_poisoned_sample_is_named_with_its_step(
     with pytest.raises(DivergedError) as caught:
         train(tiny(epochs=2, **options), paths.folder, progress=told)
     key = reader.keys[row]
-    assert f"must stay a number; got nan for {key} at step " in str(caught.value)
+    assert f"must stay finite; got nan for {key} at step " in str(caught.value)
     assert json.loads(paths.diverged.read_text()) == {"keys": [key]}
     assert caught.value.exit_status == 1
     assert paths.last.exists() == bool(told.events)

@@ -216,8 +216,8 @@ def test_a_checkpoint_of_another_run_beside_an_edited_record_is_not_gone_on_with
         train(tiny(epochs=2, seed=4), paths.folder, resume=True)
     theirs, ours = digest_of(broken[4].last), digest_of(broken[3].last)
     assert str(caught.value) == (
-        f"{REFUSED}SHA-256 {theirs[:12]}, not {ours[:12]} in {paths.last}. Put back what was "
-        "there, or delete the run's folder and train it again."
+        f"{REFUSED}SHA-256 {theirs[:12]}, not {ours[:12]} in {paths.last}. Restore that "
+        "checkpoint, or delete the run's folder and train it again."
     )
 
 

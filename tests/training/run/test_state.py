@@ -31,12 +31,12 @@ def test_steps_and_schedule_follow_from_the_shards(
     assert state.steps == 70 // 16
     assert state.scheduler.state_dict()["total_steps"] == 3 * (70 // 16)
     assert state.wrapped is state.model
-    assert state.counterparts == state.looked_counterparts
+    assert state.counterparts == state.glimpse_counterparts
     assert state.counterparts == (
         (0, 2, 1, 4, 3, 5), (0, 3, 4, 1, 2, 5), (0, 4, 3, 2, 1, 5),
     )  # fmt: skip
     by_map = build_state(tiny(proposer="map"), opened, alone)
-    assert by_map.looked_counterparts == ((0,), (0,), (0,))
+    assert by_map.glimpse_counterparts == ((0,), (0,), (0,))
 
 
 def test_weight_decay_spares_biases_and_norms(
@@ -101,7 +101,7 @@ def test_optimizers_take_their_names_from_timm(
         ({"glimpse_size": 33}, "glimpse size must fit the crop; got --glimpse-size 33 px for "),
         (
             {"proposer_lr": 0.0},
-            "--proposer-lr 0 holds the proposer, which must have learnt to choose ",
+            "--proposer-lr 0 keeps the proposer's weights, which must be trained ",
         ),
         ({"glimpse_size": 14}, "a glimpse must be large enough for the proposer; got "),
     ],

@@ -407,8 +407,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> No
 @pytest.mark.parametrize(
     ("before", "at_step", "message"),
     [
-        (True, 5, "the training loss must stay a number; got nan for "),
-        (False, 7, "weights must stay numbers; got others in classifier."),
+        (True, 5, "the training loss must stay finite; got nan for "),
+        (False, 7, "weights must stay finite; got NaN or infinity in classifier."),
     ],
     ids=["a loss", "the last step's weights"],
 )

@@ -187,8 +187,8 @@ def test_shards_that_were_moved_are_asked_for(
     with pytest.raises(CheckpointError) as caught:
         rescore(paths)
     assert str(caught.value) == (
-        "a run's shards must be where it found them; got none at moved/away, seen from here. "
-        "Name their folder with --shards."
+        "a run's shards must be at the path in its record; got none at moved/away (a relative path "
+        "starts at the current folder). Name their folder with --shards."
     )
 
 

@@ -209,10 +209,10 @@ def test_two_seeds_that_differ_convince_a_bootstrap_over_them_but_not_the_paired
     assert test.p < 0.001
     assert test.p_over_seeds is not None
     assert test.p_over_seeds == pytest.approx(1 - 2 / math.pi * math.atan(6 / 4))
-    assert test.told.endswith(f"; paired t over the seeds: p = {test.p_over_seeds:.3f}")
+    assert test.in_words.endswith(f"; paired t over the seeds: p = {test.p_over_seeds:.3f}")
     alone = compare_differences({0: torch.from_numpy(found[0])})
     assert alone.p_over_seeds is None
-    assert "paired t" not in alone.told
+    assert "paired t" not in alone.in_words
 
 
 def test_fewer_than_four_seeds_are_said_to_be_few() -> None:
