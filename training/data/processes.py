@@ -60,12 +60,25 @@ def started(device: str) -> Iterator[Process]:
         with _memory_errors():
             yield Process(rank=0, world_size=1, device=place)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    with _stdout_on_stderr():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         with _memory_errors():
             yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Keep stdout for results: the Gloo of torch 2.9 says there that its ranks are connected."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def require_one(process: Process, work: str) -> None:
