@@ -153,7 +153,7 @@ def to_table(rows: Sequence[Row], *, unit: str = "samples/s") -> Table:
 
     Args:
         rows: In order.
-        unit: Of the rates.
+        unit: Unit of the rates.
     """
     numbers = {row.name: str(number) for number, row in enumerate(rows, start=1)}
     figures = list(dict.fromkeys(name for row in rows for name in row.figures))

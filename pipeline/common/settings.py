@@ -63,7 +63,7 @@ def like(config: Any, field: str, **changed: Any) -> Any:
 
     Args:
         config: A class whose fields are made by `setting`.
-        field: Of that class.
+        field: Name of a field of that class.
         changed: Its `default`, and what else of a `Setting` differs.
     """
     kept, default = settings_of(config)[field]

@@ -110,7 +110,7 @@ def choose_on_boxes(
         model: Networks of a run that chooses, in evaluation mode.
         shards: To read from.
         path: CSV of the boxes.
-        logits: Of the run on the validation split of these shards, or None.
+        logits: The run's logits on the validation split of these shards, or None.
         process: This process.
         progress: Shows images.
 
@@ -185,7 +185,7 @@ def score_boxes(
 
     Args:
         chosen_N: Index of each sample's crop.
-        boxes_N: Of each sample's objects, at least one.
+        boxes_N: Boxes of each sample's objects, at least one.
         candidates: The K crops, as fractions of the image's sides.
         centre: Index of the centre crop.
         peaks_N: Where each sample's map is highest, for proposers that have one.

@@ -138,10 +138,10 @@ def headroom(
     """Compare ways to choose, image by image.
 
     Args:
-        classified: Of two classifiers on the same samples, which neither has learnt from.
+        classified: Logits of two classifiers on samples that neither has learnt from.
         crops: Names of the candidates.
         fitted_N: Index of the crop that the fitted proposer chooses for each sample.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
     """
     right_2NK = np.stack([logits.right_NK.numpy() for logits in classified])
     least_2N = np.stack([logits.losses_NK.argmin(1).numpy() for logits in classified])
@@ -190,8 +190,8 @@ def bootstrap(differences_ND: Floats, *, seed: int) -> list[Gain]:
     cancels out first.
 
     Args:
-        differences_ND: Of scores, -1 to 1.
-        seed: Of the resamples.
+        differences_ND: Differences of scores, -1 to 1.
+        seed: Seed of the resamples.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3, percentiles.
     """

@@ -83,7 +83,7 @@ def evaluate_at_price(
     """Score a run again, and its policy at one price of the whole canvas.
 
     Args:
-        paths: Of the run.
+        paths: Paths of the run's files.
         price: Chance of a better crop that one more GMAC must promise.
         shards_path: To score on; None takes those that the run was trained on.
         candidates: To score and to choose among; None takes the run's.
@@ -180,7 +180,7 @@ def at_price(offer: Offer, price: float) -> PricedPoint:
     """Score a policy that uses canvases at one price.
 
     Args:
-        offer: Of a run.
+        offer: A run's crops and canvases, classified.
         price: Chance of a better crop that one more GMAC must promise; 0 to infinity.
 
     Raises:

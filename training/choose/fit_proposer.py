@@ -52,7 +52,7 @@ def fit_proposer(
 
     Args:
         proposer: Changed in place.
-        glimpses_NLSS: Of the training split.
+        glimpses_NLSS: Glimpses of the training split.
         losses_NK: Out-of-fold.
         config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `vflip`, `weight_decay`
             and seed of the fit.
@@ -132,7 +132,7 @@ def fit_and_choose(
 
     Args:
         model: Its proposer is changed in place; its config is that of the fit.
-        losses_NK: Of the training split, on the model's candidates.
+        losses_NK: Losses on the training split, on the model's candidates.
         shards: Shards of the losses.
         process: This process.
         progress: Shows images.

@@ -81,7 +81,7 @@ def draw_sheet(
 
     Args:
         run: Its policy chooses.
-        logits: Of that run, on these shards.
+        logits: That run's logits on these shards.
         shards: Those that the run was trained on.
         num_rows: Images to show, fewer where the split has fewer.
     """

@@ -55,7 +55,7 @@ def draw_result(
 
     Args:
         audited: Its run and shards are drawn.
-        logits: Of that run.
+        logits: That run's logits.
         rows: Samples of the validation split; the first `NUM_IMAGES` are drawn.
         maps_BMN: The proposer's maps of these samples, in logits, if it has any.
     """

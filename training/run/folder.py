@@ -78,7 +78,7 @@ def held_run(paths: RunPaths, process: Process, *, option: str = "--output") -> 
     """Lock a run's folder; rank 0 does it for all ranks.
 
     Args:
-        paths: Of the run.
+        paths: Paths of the run's files.
         process: This process among its peers.
         option: That named the folder.
 

@@ -33,7 +33,7 @@ def evaluate_run(
     """Score a finished or unfinished run again.
 
     Args:
-        paths: Of the run.
+        paths: Paths of the run's files.
         shards_path: To score on; None takes those that the run was trained on.
         candidates: To score and to choose among; None takes the run's.
         checkpoint: `last` or `best`.
@@ -66,7 +66,7 @@ def load_model(
     """Load a run's networks, to score on shards.
 
     Args:
-        paths: Of the run.
+        paths: Paths of the run's files.
         shards: To score on.
         candidates: To score and to choose among; None takes the run's.
         checkpoint: `last` or `best`.

@@ -79,7 +79,7 @@ class CropLogits:
         """Read what `save` wrote.
 
         Args:
-            path: Of the file.
+            path: The file.
             weights: Checkpoints that it must be of, in the order of `save`; empty takes any.
             shape: Samples and crops that it must hold; None takes any.
 

@@ -56,7 +56,7 @@ def summarise(logits: CropLogits, model: SelectiveClassifier) -> Evaluation:
     """Compute every figure of an evaluation.
 
     Args:
-        logits: Of the whole split.
+        logits: Logits of the whole split.
         model: That they come from.
     """
     hits_NK = logits.right_NK.double()

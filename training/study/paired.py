@@ -105,7 +105,7 @@ def compare_differences(differences: Mapping[int, Tensor]) -> PairedTest:
     """Test whether the mean of differences can be zero.
 
     Args:
-        differences: Of each seed, float64 `(N,)`: 1 where only the first is right, -1 where
+        differences: One array a seed, float64 `(N,)`: 1 where only the first is right, -1 where
             only the second is, 0 elsewhere; in between where a side is right by a probability.
     """
     differences_SN = torch.stack(list(differences.values())).numpy()

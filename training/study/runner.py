@@ -62,7 +62,7 @@ def plan_runs(
         workers: See `TrainConfig`.
         arms: Names of those to run; those that they need are run as well. None takes all.
         seeds: Each arm is run once with each; None takes the profile's.
-        epochs: Of a round; None takes the profile's.
+        epochs: Epochs of one round; None takes the profile's.
         initial_checkpoint: Whose classifier every run begins with, at a lower learning rate;
             `{seed}` in it stands for the run's seed.
 
