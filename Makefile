@@ -2,6 +2,9 @@
 # `make simd` and `make gpu-check` try the decoders that other environments and machines have;
 # `make bench-envs` makes environments for the loaders that cannot share ours.
 
+# Where this is set, every process compiles its Python anew: ten seconds for torch and timm.
+export PYTHONDONTWRITEBYTECODE :=
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:

@@ -26,7 +26,7 @@ SIZES = {"canvas_size": 24, "crop_size": 16, "glimpse_size": 8}
 @pytest.fixture(
     params=[
         pytest.param(1, id="every step", marks=pytest.mark.sweep),
-        pytest.param(5, id="one step in five"),
+        pytest.param(9, id="one step in nine"),
     ]
 )
 def stride(request: pytest.FixtureRequest) -> int:

@@ -179,6 +179,7 @@ def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_a
     assert told == {"keys": [poisoned]}
 
 
+@pytest.mark.quick("audit RUN-an audit")
 @pytest.mark.parametrize(
     ("command", "work"), [("audit RUN", "an audit"), ("report RUNS", "a report")]
 )
