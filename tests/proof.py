@@ -51,10 +51,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def tensors_digest(path: Path) -> str:
-    """Give the SHA-256 of a safetensors file's tensors, whatever its metadata say."""
+    """Give the SHA-256 of a file's tensors, whatever its metadata and its optimizer say."""
     digest = hashlib.sha256()
     with safe_open(path, framework="np") as file:
-        for name in sorted(file.keys()):
+        names = sorted(file.keys())
+        for name in (name for name in names if not name.startswith("optimizer.")):
             digest.update(name.encode() + file.get_tensor(name).tobytes())
     return digest.hexdigest()
 
