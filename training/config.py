@@ -16,7 +16,7 @@ from pipeline import CANDIDATES_TEXT
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
 from pipeline.common.settings import check_settings, flag_of, like, setting
-from training.model.policies import DISTILLED, POLICIES, TRAINED
+from training.model.policies import DISTILLED, POLICIES
 
 SCHEDULES = {
     "onecycle": (),
@@ -43,9 +43,7 @@ NAMES = f"Names joined by commas, or a set: {CANDIDATES_TEXT}."
 class TrainConfig:
     """One `srp-train from SHARDS` command."""
 
-    policy: str = setting(
-        "straight-through", "How the crop is chosen.", choices=TRAINED, unlisted=(DISTILLED,)
-    )
+    policy: str = setting(DISTILLED, "How the crop is chosen.", choices=tuple(POLICIES))
     candidates: str | None = setting(
         None, f"Crops to choose among. {NAMES}", shown="those of the shards"
     )
@@ -56,11 +54,12 @@ class TrainConfig:
         "has the same shape.",
         shown="none",
     )
-    proposer: str = setting(
-        "crops",
-        "What scores the crops: crops sees each glimpse alone, joint sees it with the others, map "
-        "sees the whole canvas.",
+    proposer: str | None = setting(
+        None,
+        "What scores the crops: map sees the whole canvas, crops sees each glimpse alone, joint "
+        "sees it with the others.",
         choices=PROPOSERS,
+        shown="map for --policy distilled, else crops",
     )
     position_prior: bool = setting(False, "Learn a score for each crop's place, whatever it shows.")
     glimpse_size: int | None = setting(
@@ -100,7 +99,20 @@ class TrainConfig:
     num_draws: int = setting(
         0, "Crops drawn per image by --policy expected; 0 takes all, exactly.", low=0, high=1000
     )
-    epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_EPOCHS)
+    explore_epochs: int | None = setting(
+        None,
+        "Epochs, of --epochs, in which --policy distilled trains a classifier on each half of the "
+        "images, on random crops.",
+        low=1,
+        high=MOST_EPOCHS,
+        shown="half of --epochs",
+    )
+    fit_epochs: int = setting(
+        60, "Passes of the fit of a proposer over the loss matrix.", low=1, high=MOST_EPOCHS
+    )
+    epochs: int = setting(
+        20, "Passes of the classifier over the training split.", low=1, high=MOST_EPOCHS
+    )
     batch_size: int = setting(
         64, "Images per step and process.", flags="-b --batch-size", low=2, high=1_000_000
     )
@@ -149,6 +161,10 @@ class TrainConfig:
     seed: int = setting(
         42, "Seed of weights, order, augmentation and Gumbel noise.", low=0, high=MOST_SEED
     )
+    dev: bool = setting(
+        False,
+        "Validate on a fixed tenth of the training split, and train on the rest: for tuning.",
+    )
     val_interval: int = setting(1, "Epochs between validations.", low=1, high=MOST_EPOCHS)
     workers: int = setting(
         min(num_usable(), 8),
@@ -176,7 +192,12 @@ class TrainConfig:
                 "--random-epochs must be fewer than --epochs, or no choice is learnt; got "
                 f"{self.random_epochs} of {self.epochs}. Lower it, or use --policy random."
             )
-        if self.pad_glimpses and self.proposer == "map":
+        if POLICIES[self.policy].is_fitted and not 0 < self.num_explored <= self.epochs:
+            raise ConfigError(
+                "--explore-epochs must be 1 or more, and no more than --epochs; got "
+                f"{self.num_explored} of {self.epochs}. Use --epochs 2 or more."
+            )
+        if self.pad_glimpses and self.proposer_kind == "map":
             raise ConfigError(
                 "--pad-glimpses needs a proposer that sees crops; got --proposer map. "
                 "Drop --pad-glimpses."
@@ -191,9 +212,31 @@ class TrainConfig:
         return POLICIES[self.policy].looks
 
     @property
+    def proposer_kind(self) -> str:
+        """What scores the crops."""
+        return self.proposer or ("map" if POLICIES[self.policy].is_fitted else "crops")
+
+    @property
     def holds_proposer(self) -> bool:
-        """Whether there is a proposer whose weights stay as they were."""
-        return self.selects and self.proposer_lr == 0
+        """Whether there is a proposer whose weights the steps do not change."""
+        return self.selects and (self.proposer_lr == 0 or POLICIES[self.policy].is_fitted)
+
+    @property
+    def chooses_ahead(self) -> bool:
+        """Whether all choices of the training are known before its first step."""
+        return self.holds_proposer and POLICIES[self.policy].takes_one
+
+    @property
+    def num_explored(self) -> int:
+        """Epochs before there is a proposer; 0 for policies without stages."""
+        if not POLICIES[self.policy].is_fitted:
+            return 0
+        return self.epochs // 2 if self.explore_epochs is None else self.explore_epochs
+
+    @property
+    def own_epochs(self) -> int:
+        """Epochs of the run's own curve: all, or the last stage's."""
+        return self.epochs - self.num_explored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +249,7 @@ class DistillConfig:
         text=f"Crops to choose among, some of the run's. {NAMES}",
         shown="those of the run",
     )
-    proposer: str = like(TrainConfig, "proposer")
+    proposer: str = like(TrainConfig, "proposer", default="map", shown=None)
     position_prior: bool = like(TrainConfig, "position_prior")
     glimpse_size: int | None = like(TrainConfig, "glimpse_size")
     proposer_channels: tuple[int, ...] | None = like(TrainConfig, "proposer_channels")

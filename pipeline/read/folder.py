@@ -1,14 +1,18 @@
 """A folder of shards on this machine, opened: its manifest, and readers of its splits."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest as manifests
 from pipeline.format.crops import CropLayout
-from pipeline.format.index import SampleIndex
+from pipeline.format.index import SampleIndex, ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.read.reader import ShardReader
+
+DEV_PARTS = 10  # dev is one of so many parts of the training split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,32 @@ class ShardFolder:
             )
         return reader
 
+    def with_dev(self) -> "ShardFolder":
+        """Validate on a fixed tenth of the training split, and keep the rest of it for training.
+
+        For tuning, so that the validation split stays unseen. A sample's key alone decides, so
+        dev holds the same images in shards of any size.
+
+        Raises:
+            ConfigError: If one of the two would hold no sample.
+        """
+        parts = {"train": False, "val": True}
+        kept = []
+        for split, is_dev in parts.items():
+            for shard in self.manifest.of_split("train"):
+                places = [place for place, key in enumerate(shard.samples.keys)
+                          if (part_of(key, DEV_PARTS, salt="dev") == 0) == is_dev]  # fmt: skip
+                if places:
+                    kept.append(replace(_only(shard, places), split=split))
+        manifest = replace(self.manifest, shards=tuple(kept))
+        counts = [manifest.num_samples(split) for split in parts]
+        if not all(counts):
+            raise ConfigError(
+                f"--dev needs training images on both sides; got {counts[0]} to train on and "
+                f"{counts[1]} in dev, in {self.path}. Leave --dev out, or build more images."
+            )
+        return replace(self, manifest=manifest)
+
     def limited(self, num_samples: int) -> "ShardFolder":
         """Keep the first samples of each split, which a build draws at random.
 
@@ -63,10 +93,29 @@ class ShardFolder:
         kept = []
         left = dict.fromkeys(self.splits, num_samples)
         for shard in self.manifest.shards:
-            samples = shard.samples
-            if left[shard.split] < len(samples):
-                samples = SampleIndex.of(samples[: left[shard.split]], samples.suffixes)
-            left[shard.split] -= len(samples)
-            if len(samples):
-                kept.append(replace(shard, samples=samples))
+            count = min(left[shard.split], len(shard.samples))
+            left[shard.split] -= count
+            if count:
+                kept.append(_only(shard, range(count)))
         return replace(self, manifest=replace(self.manifest, shards=tuple(kept)))
+
+
+def part_of(key: str, num_parts: int, *, salt: str) -> int:
+    """Assign a sample to one of some parts by the SHA-256 of its key.
+
+    Args:
+        key: Of the sample.
+        num_parts: Parts.
+        salt: Name of the partition, so that two of them are independent.
+    """
+    digest = hashlib.sha256(f"{salt}/{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % num_parts
+
+
+def _only(shard: ShardEntry, places: Sequence[int]) -> ShardEntry:
+    """Keep some samples of a shard."""
+    samples = shard.samples
+    if len(places) == len(samples):
+        return shard
+    kept = SampleIndex.of([samples[place] for place in places], samples.suffixes)
+    return replace(shard, samples=kept)

@@ -30,6 +30,7 @@ from training.study.finished import FinishedRun
 REPO = Path(__file__).resolve().parents[2]
 CANVAS, CROP, GLIMPSE = 48, 32, 16
 TINY = TrainConfig(
+    policy="straight-through",
     model="test_resnet",
     epochs=1,
     batch_size=16,

@@ -24,14 +24,15 @@ from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.choose.distill import distilled_config
-from training.choose.fit_proposer import fit_and_choose
+from training.choose.fit_proposer import fit_to_losses
 from training.choose.out_of_fold import out_of_fold_logits
 from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
-from training.run.folder import RunPaths
+from training.run.folder import RunPaths, held_run
 from training.run.state import build_model
 from training.run.train import fit
+from training.score.choices import choices_of
 from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, Spread
 from training.study.paired import COVERED
@@ -273,7 +274,12 @@ def plan_parts(
     proposer = distilled_config(base, fitted)
     return (
         *halves,
-        PlannedRun(name="proposer", config=proposer, cost=num_crops * num_train // FORWARD),
+        PlannedRun(
+            name="proposer",
+            config=proposer,
+            cost=num_crops * num_train // FORWARD,
+            distilled=fitted,
+        ),
     )
 
 
@@ -334,6 +340,8 @@ def estimate_headroom(
     """
     require_one(process, "an estimate")
     *halves, proposer = parts
+    if proposer.distilled is None:
+        raise RuntimeError("a last part that is not fitted")
     chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
     shown = StudyProgress(progress, parts)
     folds = [RunPaths(folder=folder / half.name) for half in halves]
@@ -355,16 +363,19 @@ def estimate_headroom(
         for paths, record in zip(folds, records, strict=True)
     )
     shown.begin(len(halves))
-    unseen = out_of_fold_logits(
-        RunPaths(folder=folder), folds, halves[0].config, shards=shards, process=process,
-        progress=shown,
-    )  # fmt: skip
+    home = RunPaths(folder=folder)
+    with held_run(home, process):
+        unseen = out_of_fold_logits(
+            home.out_of_fold, folds, halves[0].config, shards=shards, process=process,
+            progress=shown,
+        )  # fmt: skip
     try:
-        chosen_NK = fit_and_choose(
-            chooser, unseen.losses_NK, shards, process=process, progress=shown
-        )
+        fit_to_losses(
+            chooser, unseen.losses_NK, proposer.distilled, shards=shards, process=process,
+            progress=shown,
+        )  # fmt: skip
     except DivergedError as error:
         fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
         raise DivergedError(f"{error} {fix}") from error
-    chosen_N = chosen_NK.argmax(1).numpy()
+    chosen_N = choices_of(chooser, shards, process, split="val").argmax(1).numpy()
     return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)

@@ -12,12 +12,13 @@ from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
-from training.choose.fit_proposer import fit_and_choose
+from training.choose.fit_proposer import fit_to_losses
+from training.choose.method import explored_config, fold_paths, train_folds
 from training.choose.out_of_fold import out_of_fold_logits
-from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
+from training.config import DistillConfig, TrainConfig, policies_using
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
-from training.model.policies import DISTILLED
+from training.model.policies import DISTILLED, POLICIES
 from training.run.checkpoint import (
     CheckpointMeta,
     check_fits,
@@ -28,9 +29,15 @@ from training.run.checkpoint import (
     read_meta,
 )
 from training.run.folder import RunPaths, held_run, written_run
-from training.run.record import RunRecord, current_commit, describe_hardware, load_record
+from training.run.record import (
+    RunRecord,
+    StageRecord,
+    current_commit,
+    describe_hardware,
+    load_record,
+)
 from training.run.state import RunState, build_model, build_state, settled
-from training.run.train import fit
+from training.score.choices import choices_of
 from training.score.classify import classify_crops
 from training.score.crop_logits import CropLogits
 from training.score.metrics import summarise
@@ -79,16 +86,22 @@ def distill(
         columns = _columns(base, config, shards, run)
         state = build_state(config, shards, process)  # fails before anything is trained
         load_weights(run.last, state.model.classifier, "classifier.")
-        unseen = _out_of_fold(run, base, shards=shards, process=process, progress=progress)
-        own = _own_logits(run, base, shards=shards, process=process, progress=progress)
+        with held_run(run, process, option="RUN"):
+            unseen = _out_of_fold(run, base, shards=shards, process=process, progress=progress)
+            own = _own_logits(run, base, shards=shards, process=process, progress=progress)
+        started_fit = time.monotonic()
         try:
-            chosen_NK = fit_and_choose(
-                state.model, unseen.losses_NK[:, columns], shards, process=process,
+            errors = fit_to_losses(
+                state.model, unseen.losses_NK[:, columns], wanted, shards=shards, process=process,
                 progress=progress,
             )  # fmt: skip
         except DivergedError as error:
             fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
             raise DivergedError(f"{error} {fix}") from error
+        stage = StageRecord(
+            name="fit", seconds=time.monotonic() - started_fit, errors=tuple(errors)
+        )
+        chosen_NK = choices_of(state.model, shards, process, split="val")
         own_NKC = own.logits_NKC[:, columns]
         logits = replace(own, logits_NKC=own_NKC, probabilities_NK=chosen_NK)
         record = replace(
@@ -99,6 +112,7 @@ def distill(
             commit=current_commit(),
             hardware=describe_hardware(process.device),
             epochs=(),
+            stages=(stage,),
             evaluation=summarise(logits, state.model),
             seconds=time.monotonic() - started,
         )
@@ -112,7 +126,8 @@ def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
     """
     unused = (name for name in vars(base) if DISTILLED not in policies_using(name))
     fields: dict[str, Any] = {name: getattr(TrainConfig, name) for name in unused}
-    fields |= vars(wanted)
+    fields |= vars(wanted) | {"epochs": base.epochs, "explore_epochs": base.epochs}
+    fields["fit_epochs"] = wanted.epochs
     fields["candidates"] = wanted.candidates or base.candidates
     fields["seed"] = base.seed if wanted.seed is None else wanted.seed
     return replace(base, policy=DISTILLED, **fields)
@@ -169,10 +184,12 @@ def _check(base: RunRecord, run: RunPaths) -> None:
             f"a run must be finished to be distilled; got {len(base.epochs)} of "
             f"{base.config.epochs} epochs in {run.folder}. Go on with it: add --resume."
         )
-    if base.config.selects or base.config.fold is not None:
+    policy = POLICIES[base.config.policy]
+    if (policy.looks and not policy.is_fitted) or base.config.fold is not None:
         raise ConfigError(
-            "what is distilled must be a classifier trained without a proposer on all images; got "
-            f"--policy {base.config.policy} in {run.folder}. Train one with --policy random."
+            "what is distilled must be a classifier trained without a proposer on all images, or "
+            f"with --policy distilled; got --policy {base.config.policy} in {run.folder}. Train "
+            "one with --policy random."
         )
 
 
@@ -201,19 +218,12 @@ def _out_of_fold(
     run: RunPaths, base: RunRecord, *, shards: ShardFolder, process: Process, progress: Progress
 ) -> CropLogits:
     """Load a run's out-of-fold logits, or train a classifier for each fold and compute them."""
-
-    def train_fold(fold: int) -> None:
-        # Its score is not used, and would cost a third of its training.
-        config = replace(base.config, fold=fold, val_interval=base.config.epochs)
-        fit(
-            config, shards=shards, paths=run.fold(fold), process=process, resume=True, scored=False,
-            progress=progress,
-        )  # fmt: skip
-
+    config = explored_config(base.config)
+    if not run.out_of_fold.exists():
+        train_folds(run, config, shards=shards, process=process, progress=progress)
     return out_of_fold_logits(
-        run, [run.fold(fold) for fold in range(FOLDS)], base.config, shards=shards, process=process,
-        train_fold=train_fold, option="RUN", progress=progress,
-    )  # fmt: skip
+        run.out_of_fold, fold_paths(run), config, shards=shards, process=process, progress=progress
+    )
 
 
 def _own_logits(
@@ -226,7 +236,6 @@ def _own_logits(
         shape = (shards.manifest.num_samples("val"), len(model.candidates))
         return CropLogits.load(run.logits, weights=weights, shape=shape)
     load_weights(run.last, model)
-    with held_run(run, process, option="RUN"):
-        logits = classify_crops(model, shards, process=process, progress=progress)
-        logits.save(run.logits, weights=weights)
+    logits = classify_crops(model, shards, process=process, progress=progress)
+    logits.save(run.logits, weights=weights)
     return logits

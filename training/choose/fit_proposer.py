@@ -4,41 +4,47 @@ Axes: N samples of the training split, B of a batch, K candidates, L crops whose
 the proposer sees, S glimpse px.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError
 from pipeline.common.progress import SILENT, Progress
-from training.config import TrainConfig
+from training.config import DistillConfig
 from training.data import augment
-from training.data.processes import Process
+from training.data.processes import Process, share_weights
 from training.model import estimators
-from training.model.classifier import SelectiveClassifier, autocast
+from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.proposer import Proposal, Proposer
-from training.run.train import broken_weights
-from training.score.choices import choose, glimpse_batches
+from training.run.state import broken_weights
+from training.score.choices import glimpse_batches
 from training.score.classify import OnImages, counting
 
 TARGET_TAU = 0.3  # a chance of an error that is lower by this weighs e times as much
 SOFT_SHARE = 2 / 3  # of the epochs; the others sharpen the choice
+FITTING = "fit"
 
 
-def count_fitted(config: TrainConfig, num_samples: int) -> int:
+def count_fitted(wanted: DistillConfig, num_samples: int) -> int:
     """Count the samples of a fit; a last batch that is not full is skipped."""
-    return config.epochs * _count_steps(config, num_samples) * min(config.batch_size, num_samples)
+    return wanted.epochs * _count_steps(wanted, num_samples) * min(wanted.batch_size, num_samples)
 
 
-def _count_steps(config: TrainConfig, num_samples: int) -> int:
-    return max(1, num_samples // config.batch_size)
+def _count_steps(wanted: DistillConfig, num_samples: int) -> int:
+    return max(1, num_samples // wanted.batch_size)
 
 
 def fit_proposer(
     proposer: Proposer,
     glimpses_NLSS: Tensor,
     losses_NK: Tensor,
-    config: TrainConfig,
+    wanted: DistillConfig,
     *,
+    seed: int,
+    hflip: float,
+    amp: bool,
     counterparts: augment.Mirrored,
     glimpse_counterparts: augment.Mirrored,
     on_rows: OnImages,
@@ -54,8 +60,10 @@ def fit_proposer(
         proposer: Changed in place.
         glimpses_NLSS: Glimpses of the training split.
         losses_NK: Out-of-fold.
-        config: Epochs, batch size, `proposer_lr`, `balance`, `hflip`, `vflip`, `weight_decay`
-            and seed of the fit.
+        wanted: How to fit.
+        seed: Of order and mirroring.
+        hflip: Probability of mirroring left to right.
+        amp: Whether to compute in bfloat16.
         counterparts: Which crop takes each candidate's place in a mirrored image.
         glimpse_counterparts: The same for the glimpses.
         on_rows: Called with the number of samples of each step.
@@ -67,40 +75,44 @@ def fit_proposer(
         DivergedError: If a loss or a weight stopped being a number.
     """
     device = next(proposer.parameters()).device
-    generator = torch.Generator().manual_seed(config.seed)
-    rate = config.lr if config.proposer_lr is None else config.proposer_lr
-    optimizer = torch.optim.AdamW(proposer.parameters(), lr=rate, weight_decay=config.weight_decay)
-    steps = _count_steps(config, len(losses_NK))
+    generator = torch.Generator().manual_seed(seed)
+    rate = wanted.proposer_lr
+    optimizer = torch.optim.AdamW(proposer.parameters(), lr=rate, weight_decay=wanted.weight_decay)
+    steps = _count_steps(wanted, len(losses_NK))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=rate, total_steps=config.epochs * steps
+        optimizer, max_lr=rate, total_steps=wanted.epochs * steps
     )
     proposer.train()
-    errors_NK = -torch.expm1(-losses_NK)
+    glimpses_NLSS = glimpses_NLSS.to(device)
+    errors_NK = -torch.expm1(-losses_NK).to(device)
     means = []
-    for epoch in range(config.epochs):
+    for epoch in range(wanted.epochs):
         order = torch.randperm(len(losses_NK), generator=generator)
-        total = 0.0
-        for step, rows_B in enumerate(torch.split(order, config.batch_size)[:steps], start=1):
+        losses, chosen_errors = [], []  # read at the end of the epoch: no step waits for the device
+        for rows_B in torch.split(order, wanted.batch_size)[:steps]:
             draws = augment.draw(
-                len(rows_B), hflip=config.hflip, vflip=config.vflip, shift=0, generator=generator
+                len(rows_B), hflip=hflip, vflip=wanted.vflip, shift=0, generator=generator
             )
+            rows_B = rows_B.to(device)
             looked = augment.mirror(glimpses_NLSS[rows_B], draws, glimpse_counterparts)
-            errors = augment.mirror(errors_NK[rows_B], draws, counterparts).to(device)
-            with autocast(config, device):
-                proposal = proposer(looked.to(device), draws.ways_B.to(device))
-            loss = _loss(proposal, errors, past=epoch / config.epochs, balance=config.balance)
-            if not loss.isfinite():
-                raise _diverged(f"the loss must stay finite; got {loss.item()}", epoch, step)
+            errors = augment.mirror(errors_NK[rows_B], draws, counterparts)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                proposal = proposer(looked, draws.ways_B.to(device))
+            loss = _loss(proposal, errors, past=epoch / wanted.epochs, balance=wanted.balance)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-            total += float(errors.gather(1, proposal.chosen_B[:, None]).sum())
+            losses.append(loss.detach())
+            chosen_errors.append(errors.gather(1, proposal.chosen_B[:, None]).mean())
             on_rows(len(rows_B))
+        for step, value in enumerate(torch.stack(losses).tolist(), start=1):
+            if not math.isfinite(value):
+                raise _diverged(f"the loss must stay finite; got {value}", epoch, step)
         if name := broken_weights(proposer):
             fault = f"weights must stay finite; got NaN or infinity in {name}"
             raise _diverged(fault, epoch, steps)
-        means.append(total * config.epochs / count_fitted(config, len(losses_NK)))
+        means.append(float(torch.stack(chosen_errors).mean()))
     return means
 
 
@@ -120,42 +132,51 @@ def _loss(proposal: Proposal, errors_BK: Tensor, *, past: float, balance: float)
     return loss - balance * (1 - past) * estimators.mean_choice_entropy(proposal.probabilities_BK)
 
 
-def fit_and_choose(
+def fit_to_losses(
     model: SelectiveClassifier,
     losses_NK: Tensor,
-    shards: ShardFolder,
+    wanted: DistillConfig,
     *,
+    shards: ShardFolder,
     process: Process,
     progress: Progress = SILENT,
-) -> Tensor:
-    """Fit a model's proposer to losses, then choose on the validation split.
+) -> list[float]:
+    """Fit a model's proposer to losses on the training split.
+
+    Each process fits by itself; rank 0's weights are kept.
 
     Args:
-        model: Its proposer is changed in place; its config is that of the fit.
+        model: Its proposer is changed in place, and may be one whose weights are held afterwards.
         losses_NK: Losses on the training split, on the model's candidates.
+        wanted: How to fit; the networks, and the seed where it names none, are the model's.
         shards: Shards of the losses.
-        process: This process.
+        process: This process among its peers.
         progress: Shows images.
 
     Returns:
-        Float32, of N validation samples, rows that sum to 1.
+        See `fit_proposer`.
 
     Raises:
         DivergedError: If the fit stopped yielding numbers.
     """
     if model.proposer is None:
         raise RuntimeError("a fit without a proposer")
-    num_fitted = count_fitted(model.config, len(losses_NK))
+    num_fitted = count_fitted(wanted, len(losses_NK))
     seen = glimpse_batches(model, shards, process, split="train")
-    fit_proposer(
+    glimpses_NLSS = torch.cat([glimpses_BLSS.clone() for glimpses_BLSS in seen])  # used again
+    model.proposer.requires_grad_(True)
+    means = fit_proposer(
         model.proposer,
-        torch.cat([glimpses_BLSS.cpu().clone() for glimpses_BLSS in seen]),  # they are used again
+        glimpses_NLSS,
         losses_NK,
-        model.config,
+        wanted,
+        seed=model.config.seed if wanted.seed is None else wanted.seed,
+        hflip=model.config.hflip,
+        amp=uses_bfloat16(model.config, process.device),
         counterparts=augment.mirrored_candidates(shards.crop_layout, model.candidates),
         glimpse_counterparts=augment.mirrored_candidates(shards.crop_layout, model.looked_at),
-        on_rows=counting(progress, "fitting the proposer", num_fitted),
+        on_rows=counting(progress, FITTING, num_fitted),
     )
-    model.eval()
-    shown = glimpse_batches(model, shards, process, split="val")
-    return torch.cat([choose(model, glimpses_BLSS) for glimpses_BLSS in shown])
+    model.proposer.requires_grad_(not model.config.holds_proposer)
+    share_weights(model.proposer, process)
+    return means

@@ -4,75 +4,68 @@ Distillation and the estimate of the headroom fit their proposers to them. They 
 and kept in the folder of the run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline import ShardFolder
 from pipeline.common.progress import SILENT, Progress
-from training.config import TrainConfig
-from training.data.processes import Process
+from training.config import FOLDS, TrainConfig
+from training.data.processes import Process, wait_for_main
 from training.run.checkpoint import digest_of, load_weights
-from training.run.folder import RunPaths, held_run
+from training.run.folder import RunPaths
 from training.run.state import build_model, fold_rows
 from training.score.classify import classify_crops
-from training.score.crop_logits import NAMES, CropLogits, Digests
+from training.score.crop_logits import NAMES, CropLogits
+
+JUDGING = tuple(f"judge, half {fold + 1} of {FOLDS}" for fold in range(FOLDS))
 
 
 def out_of_fold_logits(
-    home: RunPaths,
+    path: Path,
     folds: Sequence[RunPaths],
     config: TrainConfig,
     *,
     shards: ShardFolder,
     process: Process,
-    train_fold: Callable[[int], None] | None = None,
-    option: str = "--output",
     progress: Progress = SILENT,
 ) -> CropLogits:
     """Load the out-of-fold logits of the training split, or compute and save them.
 
     Args:
-        home: Run in whose folder the file lies; its weights are among those that the file names.
-        folds: Classifiers, each trained without the images of its own fold.
+        path: Their file, in a folder that this process has locked.
+        folds: Trained classifiers, each without the images of its own fold.
         config: That they share but for the fold and the seed.
         shards: That they were trained on.
-        process: The only one.
-        train_fold: Trains the classifier of a fold, before its weights are loaded; None where they
-            are trained already.
-        option: That named the folder of `home`.
+        process: This one among its peers.
         progress: Shows images.
 
     Raises:
         CheckpointError: If the file that is there is of other samples or weights.
-        ConfigError: If another process writes into the folder.
     """
-    path, num_samples = home.out_of_fold, shards.manifest.num_samples("train")
+    num_samples = shards.manifest.num_samples("train")
     model = build_model(config, shards, process)
+    weights = tuple(digest_of(run.last) for run in folds)
     if path.exists():
         shape = (num_samples, len(model.candidates))
-        return CropLogits.load(path, weights=_digests(home, folds), shape=shape)
+        return CropLogits.load(path, weights=weights, shape=shape)
     rows = [fold_rows(num_samples, fold) for fold in range(len(folds))]
     parts = []
-    with held_run(home, process, option=option):
-        for fold, run in enumerate(folds):
-            if train_fold is not None:
-                train_fold(fold)
-            load_weights(run.last, model)
-            parts.append(
-                classify_crops(
-                    model, shards, process=process, split="train", rows=rows[fold],
-                    stage="scoring what was left out", progress=progress,
-                )
-            )  # fmt: skip
-        place_N = torch.from_numpy(np.concatenate(rows)).argsort()
-        logits = CropLogits(
-            **{name: torch.cat([getattr(part, name) for part in parts])[place_N] for name in NAMES}
-        )
-        logits.save(path, weights=_digests(home, folds))
+    for fold, run in enumerate(folds):
+        load_weights(run.last, model)
+        parts.append(
+            classify_crops(
+                model, shards, process=process, split="train", rows=rows[fold], stage=JUDGING[fold],
+                progress=progress,
+            )
+        )  # fmt: skip
+    place_N = torch.from_numpy(np.concatenate(rows)).argsort()
+    logits = CropLogits(
+        **{name: torch.cat([getattr(part, name) for part in parts])[place_N] for name in NAMES}
+    )
+    if process.is_main:
+        logits.save(path, weights=weights)
+    wait_for_main(process)
     return logits
-
-
-def _digests(home: RunPaths, folds: Sequence[RunPaths]) -> Digests:
-    return tuple(digest_of(run.last) for run in (home, *folds))

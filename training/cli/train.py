@@ -61,13 +61,15 @@ def from_shards(
     folder = _run_folder(output, experiment or f"{config.policy}-s{config.seed}")
 
     from pipeline import ShardFolder
+    from training.choose.method import train
     from training.data.processes import started
     from training.run.folder import RunPaths
-    from training.run.train import fit
 
     opened = ShardFolder.open(shards)
+    if config.dev:
+        opened = opened.with_dev()
     with started(config.device) as process, rank_progress(process.is_main) as progress:
-        record = fit(
+        record = train(
             config,
             shards=opened,
             paths=RunPaths(folder=folder),
@@ -81,7 +83,7 @@ def from_shards(
 
 def _tell(record: "RunRecord", folder: Path, *, as_json: bool) -> None:
     """Print what a finished run reached."""
-    from training.report.terminal import evaluation_text
+    from training.report.terminal import choice_text, evaluation_text
 
     if record.evaluation is None:
         return
@@ -90,6 +92,8 @@ def _tell(record: "RunRecord", folder: Path, *, as_json: bool) -> None:
         click.echo(json.dumps({"run": str(folder), **evaluation}, indent=1))
         return
     click.echo(evaluation_text(record.evaluation, record.data.class_names))
+    if record.config.selects:
+        click.echo(choice_text(record.evaluation))
     click.echo(f"run: {folder}")
 
 

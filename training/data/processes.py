@@ -163,6 +163,13 @@ def share_buffers(model: nn.Module, process: Process) -> None:
             dist.broadcast(buffer, 0)
 
 
+def share_weights(model: nn.Module, process: Process) -> None:
+    """Give every process rank 0's weights and buffers."""
+    if process.world_size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
 def sum_over_ranks(tensor: Tensor, process: Process) -> Tensor:
     """Add a tensor up over the processes, in place."""
     if process.world_size > 1:

@@ -65,6 +65,7 @@ class SelectiveClassifier(nn.Module):
         if config.selects:
             proposer = make_proposer(config, plan, self.candidates, glimpse_px=glimpse_px)
             self.proposer = proposer.to(memory_format=_layout(config))
+            self.proposer.requires_grad_(not config.holds_proposer)
 
     def forward(
         self,
@@ -81,7 +82,7 @@ class SelectiveClassifier(nn.Module):
 
         Args:
             crops_BKHWC: Uint8, augmented; the chosen one alone where it was `chosen_ahead`.
-            glimpses_BLSS: Uint8, for policies that select.
+            glimpses_BLSS: Uint8, where a proposer has yet to choose.
             labels_B: Int64.
             noise_BMK: Gumbel noise for M draws of a crop; see `noise_shape`.
             temperature: That of the Gumbel-Softmax.
@@ -135,12 +136,22 @@ class SelectiveClassifier(nn.Module):
         )
         return StepOutput(losses_B.mean(), losses_B, (logits_BC.argmax(1) == labels_B).float())
 
-    def reader(self, shards: ShardFolder, split: str, process: Process) -> BatchReader:
-        """Open one split for what the networks look at."""
+    def reader(
+        self, shards: ShardFolder, split: str, process: Process, *, with_glimpses: bool = True
+    ) -> BatchReader:
+        """Open one split for what the networks look at.
+
+        Args:
+            shards: To read from.
+            split: To read.
+            process: This one among its peers.
+            with_glimpses: Whether batches carry what the proposer looks at, if there is one.
+        """
+        with_glimpses = with_glimpses and self.config.selects
         content = BatchSpec(
             candidates=self.candidates,
-            looked_at=self.looked_at,
-            glimpse_px=self.glimpse_px if self.config.selects else None,
+            looked_at=self.looked_at if with_glimpses else (),
+            glimpse_px=self.glimpse_px if with_glimpses else None,
             crops=shards.manifest.spec.layout != "canvas",
             compiled=process.device.type == "cuda",  # where reading has to keep up
         )

@@ -10,6 +10,7 @@ PROPOSER_OPTIONS = (
     "proposer_lr", "balance",
 )  # fmt: skip
 GUMBEL_OPTIONS = (*PROPOSER_OPTIONS, "random_epochs", "tau_start", "tau_end")
+STAGED_OPTIONS = (*PROPOSER_OPTIONS, "explore_epochs", "fit_epochs")
 
 
 class Policy(NamedTuple):
@@ -19,7 +20,8 @@ class Policy(NamedTuple):
     `fixed_crop`: name of the crop that it always takes.
     `is_random`: it takes a random crop, and its score is the expectation over all.
     `averages`: it learns from random crops, and its prediction is the mean over all crops.
-    `is_fitted`: `srp-train distill` makes it from a finished run; `srp-train from` trains the rest.
+    `is_fitted`: its proposer is fitted to out-of-fold losses, in stages; see `choose/method.py`.
+    `takes_one`: in training, too, the classifier sees one crop that the proposer chose.
     `weighs_all`: its loss is an expectation over the crops, each classified by itself.
     `options`: fields of `TrainConfig` that some policies use and others would ignore.
     """
@@ -29,17 +31,18 @@ class Policy(NamedTuple):
     is_random: bool = False
     averages: bool = False
     is_fitted: bool = False
+    takes_one: bool = False
     weighs_all: bool = False
     options: tuple[str, ...] = ()
 
 
 POLICIES = {
     "blend": Policy(looks=True, options=GUMBEL_OPTIONS),
-    "straight-through": Policy(looks=True, options=GUMBEL_OPTIONS),
+    "straight-through": Policy(looks=True, takes_one=True, options=GUMBEL_OPTIONS),
     "expected": Policy(
         looks=True, weighs_all=True, options=(*PROPOSER_OPTIONS, "random_epochs", "num_draws")
     ),
-    "distilled": Policy(looks=True, is_fitted=True, options=PROPOSER_OPTIONS),
+    "distilled": Policy(looks=True, is_fitted=True, takes_one=True, options=STAGED_OPTIONS),
     "whole": Policy(fixed_crop="full"),
     "centre": Policy(fixed_crop="centre"),
     "random": Policy(is_random=True),
@@ -47,4 +50,3 @@ POLICIES = {
 }
 """By name, in the order of tables and charts."""
 DISTILLED = "distilled"
-TRAINED = tuple(name for name, policy in POLICIES.items() if not policy.is_fitted)

@@ -245,7 +245,7 @@ def looked_at(
     """
     if not config.selects:
         return ()
-    if config.proposer != "map":
+    if config.proposer_kind != "map":
         return candidates
     if FULL not in plan.names:
         raise ConfigError(
@@ -291,12 +291,12 @@ def make_proposer(
         "candidates": candidates,
         "has_prior": config.position_prior,
     }
-    channels = config.proposer_channels or suited_channels(config.proposer, glimpse_px)
-    if config.proposer == "map":
+    channels = config.proposer_channels or suited_channels(config.proposer_kind, glimpse_px)
+    if config.proposer_kind == "map":
         _check_cells(channels, glimpse_px)
         boxes = mirrored_boxes(plan, candidates)
         return MapProposer(channels=channels, boxes=boxes, **places)
-    kind = {"crops": CropProposer, "joint": JointProposer}[config.proposer]
+    kind = {"crops": CropProposer, "joint": JointProposer}[config.proposer_kind]
     return kind(
         channels=channels,
         glimpse_px=glimpse_px,

@@ -160,6 +160,16 @@ def evaluation_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str
     ).rstrip("\n")
 
 
+def choice_text(evaluation: Evaluation) -> str:
+    """Say in one sentence what the choice scores, and what the same classifier scores without."""
+    crops = dict(zip(evaluation.crops, evaluation.top1_crops, strict=True))
+    names = {"full": "the whole image", "centre": "the centre crop"}
+    others = [(text, crops[crop]) for crop, text in names.items() if crop in crops]
+    others.append(("a random crop", evaluation.top1_random))
+    scores = ", ".join(f"{text} {top1:.1f} %" for text, top1 in others)
+    return f"The chosen crop: {evaluation.top1:.1f} % right; with the same classifier, {scores}."
+
+
 def headroom_text(found: Headroom, shown: Sequence[Shown]) -> str:
     """Lay an estimate out for people, the verdict first, and what trainings showed last."""
     parts = (found.verdict, "", *_estimate_tables(found), *_shown_tables(shown, found.crops))

@@ -99,12 +99,13 @@ def shards_of(record: RunRecord, path: Path | None) -> ShardFolder:
     Raises:
         CheckpointError: If they are no longer there.
     """
-    if path:
-        return ShardFolder.open(path)
     try:
-        return ShardFolder.open(Path(record.shards))
+        shards = ShardFolder.open(path or Path(record.shards))
     except ConfigError as error:
+        if path:
+            raise
         raise CheckpointError(
             f"a run's shards must be at the path in its record; got none at {record.shards} (a "
             "relative path starts at the current folder). Name their folder with --shards."
         ) from error
+    return shards.with_dev() if record.config.dev else shards

@@ -63,6 +63,23 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """A stage before the run's own epochs.
+
+    Attributes:
+        name: `explore`, `judge` or `fit`.
+        seconds: Wall time, over every resume, s.
+        curves: Epochs of each classifier that was trained in it.
+        errors: Mean chance of an error on the chosen crops, after each pass of a fit.
+    """
+
+    name: str
+    seconds: float
+    curves: tuple[tuple[EpochRecord, ...], ...] = ()
+    errors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """What was trained on.
 
@@ -108,6 +125,7 @@ class RunRecord:
         commit: Commit of srp, with `+` if the working tree had changes.
         hardware: In words.
         world_size: Processes.
+        stages: Finished ones before the run's own epochs; of policies that have any.
         epochs: Finished ones.
         evaluation: After the last epoch, with the last weights; None until then.
         seconds: Wall time of all of it so far, over every resume.
@@ -129,6 +147,7 @@ class RunRecord:
     last: str = ""
     best: str = ""
     before: tuple[str, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
 
     @property
     def checkpoints(self) -> frozenset[str]:

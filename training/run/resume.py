@@ -9,7 +9,6 @@ from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError
 from training.config import TrainConfig, changed_options
 from training.data.processes import Process, wait_for_main
-from training.model.policies import POLICIES, TRAINED
 from training.run.checkpoint import (
     DIGEST,
     CheckpointMeta,
@@ -39,20 +38,16 @@ def open_record(
     """Start a run's record, or read the one to resume.
 
     Raises:
-        ConfigError: If there is a run that is not to be resumed, or the policy trains nothing.
+        ConfigError: If there is a run that is not to be resumed.
         CheckpointError: If what is there belongs to another run, or is damaged.
     """
-    if POLICIES[config.policy].is_fitted:
+    is_begun = paths.last.exists() or paths.fold(0).last.exists()
+    if is_begun and not resume:
         raise ConfigError(
-            f"a training must have one of the policies {', '.join(TRAINED)}; got {config.policy}, "
-            "which is fitted to a finished run. Use: srp-train distill RUN"
+            f"a run must not be overwritten; got one in {paths.folder} already. "
+            "Add --resume to go on with it, or name another --experiment."
         )
     if paths.last.exists():
-        if not resume:
-            raise ConfigError(
-                f"a run must not be overwritten; got one in {paths.folder} already. "
-                "Add --resume to go on with it, or name another --experiment."
-            )
         meta = read_meta(paths.last)
         check_fits(meta, shards.manifest, shards.path)
         record = load_record(paths.record)
@@ -62,6 +57,11 @@ def open_record(
             check_own(paths.best, read_meta(paths.best), record)
         # A kill between the two files leaves a record with an epoch that was not saved.
         return replace(record, epochs=record.epochs[: meta.epoch])
+    if is_begun and paths.record.exists():
+        record = load_record(paths.record)
+        if not record.epochs:  # it was stopped in a stage before its own epochs
+            _check_same(record, config, shards=shards, paths=paths, process=process)
+            return record
     return RunRecord(
         name=paths.folder.name,
         config=config,

@@ -21,7 +21,7 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: i
     `onecycle` warms up over its first 30 % and moves the momentum against the learning rate
     (Smith and Topin 2018). `cosine` and `step` hold the momentum and may be warmed up.
     """
-    total = config.epochs * steps_per_epoch
+    total = config.own_epochs * steps_per_epoch
     if config.sched == "onecycle":
         has_momentum = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
         return OneCycleLR(

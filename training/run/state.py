@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,6 +17,7 @@ from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process, parallel
 from training.data.shards import TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
+from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
 from training.run.schedule import make_scheduler
 
@@ -39,6 +40,8 @@ class RunState:
         glimpse_counterparts: The same for the glimpses that the proposer sees.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
+        choices_NWK: Log-probability of each crop of each training image in each of the ways to
+            mirror it, float32, on the CPU; None where the proposer chooses in the step.
     """
 
     config: TrainConfig
@@ -54,6 +57,7 @@ class RunState:
     glimpse_counterparts: Mirrored
     steps: int
     autocast: bool
+    choices_NWK: Tensor | None = None
 
     @property
     def images_per_step(self) -> int:
@@ -73,14 +77,15 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
             f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
             f"px in {shards.path}. Lower --shift."
         )
-    if config.holds_proposer and not config.initial_checkpoint:
+    is_fitted = POLICIES[config.policy].is_fitted
+    if config.holds_proposer and not is_fitted and not config.initial_checkpoint:
         raise ConfigError(
             "--proposer-lr 0 keeps the proposer's weights, which must be trained before; got no "
             "--initial-checkpoint. Give a run with a trained proposer, or raise --proposer-lr."
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
-    reader = model.reader(shards, "train", process)
+    reader = model.reader(shards, "train", process, with_glimpses=not config.chooses_ahead)
     batches = TrainingBatches(
         reader,
         batch_size=config.batch_size,
@@ -104,6 +109,12 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )
+
+
+def broken_weights(model: nn.Module) -> str | None:
+    """Name one of a model's tensors that are not all numbers, if there is one."""
+    state = model.state_dict().items()
+    return next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
 
 
 def training_rows(num_samples: int, fold: int | None) -> Indices:
@@ -130,11 +141,13 @@ def build_model(config: TrainConfig, shards: ShardFolder, process: Process) -> S
 
 
 def settled(config: TrainConfig, shards: ShardFolder) -> TrainConfig:
-    """Fill in the proposer's channels if none are given, so that the record says what was run."""
-    if config.proposer_channels is not None or not config.selects:
+    """Fill in the proposer and its channels if none are given: the record says what was run."""
+    if not config.selects:
         return config
-    channels = suited_channels(config.proposer, glimpse_side(config, shards))
-    return replace(config, proposer_channels=channels)
+    channels = config.proposer_channels
+    if channels is None:
+        channels = suited_channels(config.proposer_kind, glimpse_side(config, shards))
+    return replace(config, proposer=config.proposer_kind, proposer_channels=channels)
 
 
 def glimpse_side(config: TrainConfig, shards: ShardFolder) -> int:
@@ -157,6 +170,8 @@ def _parameters(
     model: SelectiveClassifier, config: TrainConfig
 ) -> nn.Module | list[dict[str, Any]]:
     """Give the optimizer the whole model, or groups where the proposer has its own rate."""
+    if config.holds_proposer:
+        return model.classifier
     if model.proposer is None or config.proposer_lr is None:
         return model
     return [
@@ -169,7 +184,7 @@ def _parameters(
 def _rates(model: SelectiveClassifier, config: TrainConfig) -> dict[nn.Module, float]:
     """Give the highest learning rate of each network."""
     rates: dict[nn.Module, float] = {model.classifier: config.lr}
-    if model.proposer is not None:
+    if model.proposer is not None and not config.holds_proposer:
         rates[model.proposer] = config.lr if config.proposer_lr is None else config.proposer_lr
     return rates
 

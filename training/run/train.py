@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,8 @@ from training.run.record import EpochPart, EpochRecord, RunRecord
 from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
 from training.run.signals import Stop, noted_signals
-from training.run.state import RunState, build_state, settled
+from training.run.state import RunState, broken_weights, build_state, settled
+from training.score.choices import mirrored_choices
 from training.score.classify import classify_crops, counting, evaluate_choice
 from training.score.metrics import summarise
 
@@ -54,6 +56,8 @@ def fit(
     process: Process,
     resume: bool = False,
     scored: bool = True,
+    begin: "Begin | None" = None,
+    stage: str = "training",
     progress: Progress = SILENT,
 ) -> RunRecord:
     """Train one run, or the rest of it, and evaluate its last weights on every crop.
@@ -65,6 +69,9 @@ def fit(
         process: This process among its peers.
         resume: Whether to continue from the run's last checkpoint, if it has one.
         scored: Whether to evaluate; without, the record stays open.
+        begin: Trains what the first step begins with; None takes the seed's weights, or those of
+            `initial_checkpoint`.
+        stage: Name of the steps, for the progress.
         progress: Shows images and epochs.
 
     Returns:
@@ -87,9 +94,15 @@ def fit(
         best, part = 0.0, None
         if paths.last.exists():
             best, part = load_last(state, paths, record)
+        elif begin is not None:
+            record = begin(state, record)
         elif config.initial_checkpoint:
             source = Path(config.initial_checkpoint)
             load_initial(source, state.model, with_proposer=config.holds_proposer)
+        if config.chooses_ahead and len(record.epochs) < config.own_epochs:
+            num_ways = 4 if config.vflip else 2
+            choices_NWK = mirrored_choices(state.model, shards, process, num_ways=num_ways)
+            state = replace(state, choices_NWK=choices_NWK)
         with noted_signals() as stop:
             training = Training(
                 state=state,
@@ -100,10 +113,15 @@ def fit(
                 part=part or EpochPart(epoch=len(record.epochs)),
                 since=started - record.seconds,
                 stop=stop,
+                stage=stage,
                 progress=progress,
             )
             training.run()
         return training.evaluate() if scored else training.record
+
+
+Begin = Callable[[RunState, RunRecord], RunRecord]
+"""Gives a new run's state the weights that it begins with; returns its record with the stages."""
 
 
 @dataclass(kw_only=True)
@@ -119,6 +137,7 @@ class Training:
         part: Finished steps of the unfinished epoch.
         since: Its start on the monotonic clock, as if it had never been interrupted.
         stop: Whether a signal asks to stop.
+        stage: Name of its steps, for the progress.
         progress: Shows images and epochs.
     """
 
@@ -130,25 +149,26 @@ class Training:
     part: EpochPart
     since: float
     stop: Stop
+    stage: str
     progress: Progress
 
     def run(self) -> None:
         """Train the epochs that are left, and save after each."""
         config = self.state.config
-        while len(self.record.epochs) < config.epochs:
+        while len(self.record.epochs) < config.own_epochs:
             self.epoch()
             if self.part.step < self.state.steps:
                 raise self._stopped()
             done = epoch_record(self.part, self.state)
             # The last weights are scored on every crop instead.
-            if done.epoch % config.val_interval == 0 and done.epoch < config.epochs:
+            if done.epoch % config.val_interval == 0 and done.epoch < config.own_epochs:
                 done = replace(done, val_top1=self._validate())
             self.record = replace(
                 self.record, epochs=(*self.record.epochs, done), seconds=self._seconds()
             )
             self.best = save_run(self.state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
-            self.progress.event("epoch", _line(done, config.epochs), **asdict(done))
+            self.progress.event("epoch", _line(done, self.stage, config.own_epochs), **asdict(done))
             if any_rank(bool(self.stop.wanted), self.state.process):
                 raise self._stopped()
 
@@ -239,10 +259,10 @@ class Training:
         state, epoch, num_images = self.state, self.part.epoch, step * self.state.images_per_step
         whole = state.steps * state.images_per_step
         self.progress.update(
-            "training",
+            self.stage,
             epoch * whole + num_images,
-            state.config.epochs * whole,
-            f"epoch {epoch + 1}/{state.config.epochs}, loss {loss / num_images:.3f}, "
+            state.config.own_epochs * whole,
+            f"epoch {epoch + 1}/{state.config.own_epochs}, loss {loss / num_images:.3f}, "
             f"top-1 {100 * hits / num_images:.1f} %",
         )
 
@@ -293,7 +313,7 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         step: Counted from 0 over the whole run; chance depends on it, the seed and the rank alone.
     """
     config, model, device = state.config, state.model, batch.labels_B.device
-    num_samples, total_steps = len(batch.labels_B), config.epochs * state.steps
+    num_samples, total_steps = len(batch.labels_B), config.own_epochs * state.steps
     generator = _seeded(config.seed, step, state.process.rank)
     draws = augment.draw(
         num_samples, hflip=config.hflip, vflip=config.vflip, shift=config.shift,
@@ -307,7 +327,7 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         draws,
         state.counterparts,
         state.glimpse_counterparts,
-        model.chosen_ahead(noise_BMK[:, 0], chooses=chooses),
+        _chosen_ahead(state, batch, draws, noise_BMK[:, 0], chooses=chooses),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):
         output: StepOutput = state.wrapped(
@@ -326,6 +346,16 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     state.optimizer.zero_grad()
     state.scheduler.step()
     return output
+
+
+def _chosen_ahead(
+    state: RunState, batch: Batch, draws: augment.Draws, noise_BK: Tensor, *, chooses: bool
+) -> Tensor | None:
+    """Choose the one crop of each image that is cut, on the CPU; None where the step chooses."""
+    if state.choices_NWK is None or not chooses:
+        return state.model.chosen_ahead(noise_BK, chooses=chooses)
+    choices_BK = state.choices_NWK[batch.indices_B.cpu(), draws.ways_B]
+    return (choices_BK + noise_BK).argmax(1)  # Gumbel-max: a draw from the proposer's softmax
 
 
 def _seeded(seed: int, step: int, rank: int) -> torch.Generator:
@@ -367,18 +397,12 @@ def epoch_record(part: EpochPart, state: RunState) -> EpochRecord:
     )
 
 
-def _line(done: EpochRecord, epochs: int) -> str:
+def _line(done: EpochRecord, stage: str, epochs: int) -> str:
     val = "" if done.val_top1 is None else f", val top-1 {done.val_top1:.2f} %"
     return (
-        f"epoch {done.epoch}/{epochs}: loss {done.train_loss:.4f}, "
+        f"{stage}, epoch {done.epoch}/{epochs}: loss {done.train_loss:.4f}, "
         f"train top-1 {done.train_top1:.2f} %{val}, {done.images_per_s:.0f} images/s"
     )
-
-
-def broken_weights(model: nn.Module) -> str | None:
-    """Name one of a model's tensors that are not all numbers, if there is one."""
-    state = model.state_dict().items()
-    return next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
 
 
 def _diverged(fault: str, epoch: int, step: int, keys: tuple[str, ...] = ()) -> DivergedError:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import ShardFolder
+from training.data import augment
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier, autocast
 from training.score.classify import EVALUATION_BATCH
@@ -41,6 +42,51 @@ def glimpse_batches(
         if batch.glimpses_BLSS is None:
             raise RuntimeError("a batch without glimpses")
         yield batch.glimpses_BLSS
+
+
+@torch.inference_mode()
+def choices_of(
+    model: SelectiveClassifier, shards: ShardFolder, process: Process, *, split: str
+) -> Tensor:
+    """Choose for each sample of a split without noise, float32 `(N, K)`; rows sum to 1."""
+    model.eval()
+    shown = glimpse_batches(model, shards, process, split=split)
+    return torch.cat([choose(model, glimpses_BLSS) for glimpses_BLSS in shown])
+
+
+@torch.inference_mode()
+def mirrored_choices(
+    model: SelectiveClassifier, shards: ShardFolder, process: Process, *, num_ways: int
+) -> Tensor:
+    """Score every training image in every way in which an epoch may mirror it.
+
+    A proposer that is not trained answers the same in each epoch, so one pass answers for all.
+
+    Args:
+        model: Its proposer scores.
+        shards: To read from.
+        process: This process.
+        num_ways: The first of `augment.Draws.ways_B` that occur, 1 to 4.
+
+    Returns:
+        Log-probabilities, float32 `(N, W, K)`, on the CPU; axis K as in the mirrored image.
+    """
+    if model.proposer is None:
+        raise RuntimeError("a choice without a proposer")
+    model.eval()
+    counterparts = augment.mirrored_candidates(shards.crop_layout, model.looked_at)
+    parts = []
+    for glimpses_BLSS in glimpse_batches(model, shards, process, split="train"):
+        ways = []
+        for way in range(num_ways):
+            ways_B = torch.full((len(glimpses_BLSS),), way)
+            draws = augment.Draws((ways_B & 1).bool(), (ways_B & 2).bool(), ways_B[:, None])
+            mirrored = augment.mirror(glimpses_BLSS.clone(), draws, counterparts)
+            with autocast(model.config, process.device):
+                proposal = model.proposer(mirrored, ways_B.to(process.device))
+            ways.append(proposal.scores_BK.float().log_softmax(1).cpu())
+        parts.append(torch.stack(ways, 1))
+    return torch.cat(parts)
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from training.model.estimators import take
 from training.model.policies import POLICIES
 from training.score.crop_logits import CropLogits
 
+SCORING = "scoring every crop"
 OnImages = Callable[[int], None]
 """Called with a number of images, on all ranks, that have passed."""
 
@@ -38,7 +39,7 @@ def classify_crops(
     split: str = "val",
     rows: Indices | None = None,
     with_canvas: bool = False,
-    stage: str = "scoring every crop",
+    stage: str = SCORING,
     progress: Progress = SILENT,
 ) -> CropLogits:
     """Classify every crop of some samples, and let the proposer choose.

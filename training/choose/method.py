@@ -1,0 +1,213 @@
+"""How a chooser is trained: four stages in one folder, `srp-train from SHARDS --policy distilled`.
+
+1. explore: a classifier on each half of the training images, on random crops.
+2. judge: every crop of every training image is classified by the one that has not seen the image.
+3. fit: a proposer learns from these losses which crop will be classified right.
+4. exploit: the first half's classifier is trained on all images, on the crops that are chosen.
+
+So the folds cost nothing extra: they are the first epochs of the classifier.
+"""
+
+import time
+from dataclasses import replace
+from itertools import accumulate
+
+from pipeline import ShardFolder
+from pipeline.common.errors import ConfigError, DivergedError
+from pipeline.common.progress import SILENT, Progress
+from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
+from training.choose.out_of_fold import JUDGING, out_of_fold_logits
+from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
+from training.data.processes import Process
+from training.model.classifier import candidate_indices
+from training.model.policies import POLICIES
+from training.run.checkpoint import load_weights
+from training.run.folder import RunPaths
+from training.run.record import EpochRecord, RunRecord, StageRecord
+from training.run.state import RunState, fold_rows
+from training.run.train import fit
+from training.score.classify import SCORING
+
+EXPLORED = "random"  # the policy of the classifiers that explore
+FORWARD = 3  # images that are only classified cost about as much as one that is trained on
+FITTED = 100  # as do so many that a proposer is fitted to
+EXPLORING = tuple(f"explore, half {fold + 1} of {FOLDS}" for fold in range(FOLDS))
+EXPLOITING = "exploit"
+ALL_STAGES = "all stages"  # weighted; its ETA is that of the run
+
+
+def train(
+    config: TrainConfig,
+    *,
+    shards: ShardFolder,
+    paths: RunPaths,
+    process: Process,
+    resume: bool = False,
+    progress: Progress = SILENT,
+) -> RunRecord:
+    """Train a run of any policy, or the rest of it, and evaluate it.
+
+    Arguments, result and errors are those of `training.run.train.fit`.
+    """
+    if not POLICIES[config.policy].is_fitted:
+        return fit(
+            config, shards=shards, paths=paths, process=process, resume=resume, progress=progress
+        )
+    _check(config, shards)
+    shown = StageProgress(progress, config, shards)
+
+    def begin(state: RunState, record: RunRecord) -> RunRecord:
+        return run_stages(state, record, shards=shards, paths=paths, progress=shown)
+
+    return fit(
+        config, shards=shards, paths=paths, process=process, resume=resume, begin=begin,
+        stage=EXPLOITING, progress=shown,
+    )  # fmt: skip
+
+
+def run_stages(
+    state: RunState, record: RunRecord, *, shards: ShardFolder, paths: RunPaths, progress: Progress
+) -> RunRecord:
+    """Explore, judge and fit; what an earlier call finished is not done again.
+
+    Args:
+        state: Gets the weights that its first step begins with.
+        record: Gets the stages; it is saved after each, and returned.
+        shards: To train on.
+        paths: Where the run's files go; locked by this process.
+        progress: Shows images and epochs.
+    """
+    started, earlier = time.monotonic(), record.seconds
+    config, process, folds = state.config, state.process, fold_paths(paths)
+    explored = explored_config(config)
+
+    def finished(stage: StageRecord) -> RunRecord:
+        names = [each.name for each in record.stages]
+        stages = record.stages if stage.name in names else (*record.stages, stage)
+        done = replace(record, stages=stages, seconds=earlier + time.monotonic() - started)
+        if process.is_main:
+            done.save(paths.record)
+        return done
+
+    curves = train_folds(paths, explored, shards=shards, process=process, progress=progress)
+    seconds = sum(epoch.seconds for curve in curves for epoch in curve)
+    record = finished(StageRecord(name="explore", seconds=seconds, curves=curves))
+    begun = time.monotonic()
+    unseen = out_of_fold_logits(
+        paths.out_of_fold, folds, explored, shards=shards, process=process, progress=progress
+    )
+    record = finished(StageRecord(name="judge", seconds=time.monotonic() - begun))
+    begun = time.monotonic()
+    load_weights(folds[0].last, state.model.classifier, "classifier.")
+    wanted = fit_config(config)
+    try:
+        errors = fit_to_losses(
+            state.model, unseen.losses_NK, wanted, shards=shards, process=process, progress=progress
+        )
+    except DivergedError as error:
+        raise DivergedError(
+            f"{error} The classifiers are kept. Train again under another --experiment with a "
+            f"--proposer-lr below {wanted.proposer_lr}."
+        ) from error
+    seconds = time.monotonic() - begun
+    return finished(StageRecord(name="fit", seconds=seconds, errors=tuple(errors)))
+
+
+def explored_config(config: TrainConfig) -> TrainConfig:
+    """Say how the classifiers of the folds are trained, but for their fold."""
+    if config.policy == EXPLORED:
+        return config
+    unused = (name for name in vars(config) if EXPLORED not in policies_using(name))
+    defaults = {name: getattr(TrainConfig, name) for name in unused}
+    return replace(config, policy=EXPLORED, epochs=config.num_explored, **defaults)
+
+
+def fit_config(config: TrainConfig) -> DistillConfig:
+    """Say how the proposer of a run is fitted."""
+    rate = DistillConfig.proposer_lr if config.proposer_lr is None else config.proposer_lr
+    return DistillConfig(
+        epochs=config.fit_epochs, proposer_lr=rate, balance=config.balance, seed=config.seed
+    )
+
+
+def fold_paths(paths: RunPaths) -> list[RunPaths]:
+    """Say where the classifiers of a run's folds lie."""
+    return [paths.fold(fold) for fold in range(FOLDS)]
+
+
+def train_folds(
+    paths: RunPaths,
+    config: TrainConfig,
+    *,
+    shards: ShardFolder,
+    process: Process,
+    progress: Progress = SILENT,
+) -> tuple[tuple[EpochRecord, ...], ...]:
+    """Train a classifier on the images outside of each fold; returns their curves.
+
+    Args:
+        paths: Of the run in whose folder they go.
+        config: That they share; its seed and epochs are theirs.
+        shards: To train on.
+        process: This one among its peers.
+        progress: Shows images and epochs.
+    """
+    curves = []
+    for fold, folder in enumerate(fold_paths(paths)):
+        # Validation would cost a third of its training, and decides nothing.
+        wanted = replace(config, fold=fold, val_interval=config.epochs)
+        record = fit(
+            wanted, shards=shards, paths=folder, process=process, resume=True, scored=False,
+            stage=EXPLORING[fold], progress=progress,
+        )  # fmt: skip
+        curves.append(record.epochs)
+    return tuple(curves)
+
+
+def _check(config: TrainConfig, shards: ShardFolder) -> None:
+    """Refuse what would end in an error only after the first stage."""
+    if config.own_epochs < 1:
+        raise ConfigError(
+            "--explore-epochs must be fewer than --epochs, or the classifier never sees a choice; "
+            f"got {config.num_explored} of {config.epochs}. Lower it."
+        )
+    if len(shards.manifest.classes) < 2:
+        raise ConfigError(
+            "--policy distilled needs at least two classes, or no crop is better than another; got "
+            f"{len(shards.manifest.classes)} in {shards.path}. Build shards of more classes."
+        )
+
+
+class StageProgress(Progress):
+    """Forwards a run's progress, and shows that of all its stages, weighted by their cost."""
+
+    def __init__(self, progress: Progress, config: TrainConfig, shards: ShardFolder) -> None:
+        """Weigh the stages."""
+        self._progress = progress
+        num_train, num_val = (shards.manifest.num_samples(name) for name in ("train", "val"))
+        num_crops = len(candidate_indices(config, shards.crop_layout))
+        halves = [num_train - len(fold_rows(num_train, fold)) for fold in range(FOLDS)]
+        costs = {
+            **{EXPLORING[k]: config.num_explored * half for k, half in enumerate(halves)},
+            **{JUDGING[k]: num_crops * (num_train - n) / FORWARD for k, n in enumerate(halves)},
+            FITTING: count_fitted(fit_config(config), num_train) / FITTED,
+            EXPLOITING: config.own_epochs * num_train,
+            SCORING: num_crops * num_val / FORWARD,
+        }
+        self._total = round(sum(costs.values()))
+        ends = accumulate(costs.values())
+        self._spans = {
+            name: (end - cost, cost) for (name, cost), end in zip(costs.items(), ends, strict=True)
+        }
+
+    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
+        """Forward it, and move the whole."""
+        self._progress.update(stage, done, total, figures)
+        if stage in self._spans:
+            before, cost = self._spans[stage]
+            at = min(self._total, round(before + cost * done / max(1, total)))
+            self._progress.update(ALL_STAGES, at, self._total)
+
+    def event(self, name: str, /, text: str = "", **fields: object) -> None:
+        """Forward it."""
+        self._progress.event(name, text, **fields)
