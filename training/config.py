@@ -356,7 +356,7 @@ def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
         ):
             if chosen not in users:
                 flag = flag_of(config, field)
-                *others, last = [name for name in users if name != DISTILLED]
+                *others, last = users
                 known = f"{', '.join(others)} or {last}" if others else last
                 raise ConfigError(
                     f"{flag} needs {option} {known}; got {option} {chosen}. Drop {flag}, or change "

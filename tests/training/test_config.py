@@ -25,7 +25,7 @@ from training.run.folder import RunPaths
         (
             "policy",
             "best",
-            "--policy must be one of blend, straight-through, expected, whole, centre,",
+            "--policy must be one of blend, straight-through, expected, distilled, whole,",
         ),
         ("sched", "linear", "--sched must be one of onecycle, cosine, step; got 'linear'."),
         ("device", "tpu", "--device must be one of auto, cpu, cuda; got 'tpu'."),
@@ -63,7 +63,7 @@ def test_a_value_that_cannot_work_is_refused_by_its_option(
     option: str, value: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        TrainConfig(**{option: value})
+        TrainConfig(**{"policy": "expected", option: value})
     assert str(caught.value).startswith(message)
 
 
@@ -79,6 +79,8 @@ OTHER = {
     "tau_start": 2.0,
     "tau_end": 0.7,
     "num_draws": 2,
+    "explore_epochs": 3,
+    "fit_epochs": 7,
 }
 
 
@@ -89,15 +91,21 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
 ) -> None:
     assert getattr(TrainConfig(), field) != OTHER[field]
     if policy in policies_using(field):
-        config = TrainConfig(policy=policy, **{field: OTHER[field]})
+        kind = {"proposer": "crops"} if field == "pad_glimpses" else {}  # a map is not padded
+        config = TrainConfig(**{"policy": policy, **kind, field: OTHER[field]})
         assert getattr(config, field) == OTHER[field]
         return
     with pytest.raises(ConfigError) as caught:
         TrainConfig(policy=policy, **{field: OTHER[field]})
     option = f"--{field.replace('_', '-')}"
     known = {
-        3: "blend, straight-through or expected", 2: "blend or straight-through", 1: "expected",
-    }[len(set(policies_using(field)) - {"distilled"})]  # fmt: skip
+        "num_draws": "expected",
+        "explore_epochs": "distilled",
+        "fit_epochs": "distilled",
+        "tau_start": "blend or straight-through",
+        "tau_end": "blend or straight-through",
+        "random_epochs": "blend, straight-through or expected",
+    }.get(field, "blend, straight-through, expected or distilled")
     assert str(caught.value) == (
         f"{option} needs --policy {known}; got --policy {policy}. Drop {option}, or change "
         "--policy."

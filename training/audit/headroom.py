@@ -9,6 +9,7 @@ fitted to the out-of-fold losses and knows no label of the images that it choose
 Axes: 2 classifiers, N samples of the validation split, K candidates, D differences.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -345,26 +346,15 @@ def estimate_headroom(
     chooser = build_model(proposer.config, shards, process)  # fails before anything is trained
     shown = StudyProgress(progress, parts)
     folds = [RunPaths(folder=folder / half.name) for half in halves]
-    records = []
+    classified = []
     for position, (half, paths) in enumerate(zip(halves, folds, strict=True)):
         shown.begin(position)
-        try:
-            records.append(
-                fit(half.config, shards=shards, paths=paths, process=process, resume=True,
-                    progress=shown)
-            )  # fmt: skip
-        except DivergedError as error:
-            raise DivergedError(
-                f"a small classifier must learn; got a loss or weights that are not finite in "
-                f"{paths.folder}. Use a --lr below {half.config.lr}."
-            ) from error
-    first, second = (
-        CropLogits.load(paths.logits, weights=(record.last,))
-        for paths, record in zip(folds, records, strict=True)
-    )
+        classified.append(_classified(half, paths, shards=shards, process=process, progress=shown))
+    first, second = classified
     shown.begin(len(halves))
     home = RunPaths(folder=folder)
-    with held_run(home, process):
+    is_read = home.out_of_fold.exists()
+    with contextlib.nullcontext() if is_read else held_run(home, process):
         unseen = out_of_fold_logits(
             home.out_of_fold, folds, halves[0].config, shards=shards, process=process,
             progress=shown,
@@ -379,3 +369,19 @@ def estimate_headroom(
         raise DivergedError(f"{error} {fix}") from error
     chosen_N = choices_of(chooser, shards, process, split="val").argmax(1).numpy()
     return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)
+
+
+def _classified(
+    half: PlannedRun, paths: RunPaths, *, shards: ShardFolder, process: Process, progress: Progress
+) -> CropLogits:
+    """Train the classifier of one half, unless it is finished; gives its validation logits."""
+    try:
+        record = fit(
+            half.config, shards=shards, paths=paths, process=process, resume=True, progress=progress
+        )
+    except DivergedError as error:
+        raise DivergedError(
+            f"a small classifier must learn; got a loss or weights that are not finite in "
+            f"{paths.folder}. Use a --lr below {half.config.lr}."
+        ) from error
+    return CropLogits.load(paths.logits, weights=(record.last,))

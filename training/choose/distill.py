@@ -4,9 +4,12 @@ The classifier was trained on random crops. Every training image is classified o
 that has not seen it; any proposer is then fitted to these out-of-fold logits in minutes.
 """
 
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
@@ -17,7 +20,7 @@ from training.choose.method import explored_config, fold_paths, train_folds
 from training.choose.out_of_fold import out_of_fold_logits
 from training.config import DistillConfig, TrainConfig, policies_using
 from training.data.processes import Process, require_one
-from training.model.classifier import candidate_indices
+from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.model.policies import DISTILLED, POLICIES
 from training.run.checkpoint import (
     CheckpointMeta,
@@ -36,7 +39,7 @@ from training.run.record import (
     describe_hardware,
     load_record,
 )
-from training.run.state import RunState, build_model, build_state, settled
+from training.run.state import build_model, settled
 from training.score.choices import choices_of
 from training.score.classify import classify_crops
 from training.score.crop_logits import CropLogits
@@ -84,24 +87,14 @@ def distill(
         _check_absent(paths)
         _check_shards(base, run, shards)
         columns = _columns(base, config, shards, run)
-        state = build_state(config, shards, process)  # fails before anything is trained
-        load_weights(run.last, state.model.classifier, "classifier.")
-        with held_run(run, process, option="RUN"):
-            unseen = _out_of_fold(run, base, shards=shards, process=process, progress=progress)
-            own = _own_logits(run, base, shards=shards, process=process, progress=progress)
-        started_fit = time.monotonic()
-        try:
-            errors = fit_to_losses(
-                state.model, unseen.losses_NK[:, columns], wanted, shards=shards, process=process,
-                progress=progress,
-            )  # fmt: skip
-        except DivergedError as error:
-            fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
-            raise DivergedError(f"{error} {fix}") from error
-        stage = StageRecord(
-            name="fit", seconds=time.monotonic() - started_fit, errors=tuple(errors)
-        )
-        chosen_NK = choices_of(state.model, shards, process, split="val")
+        model = build_model(config, shards, process)  # fails before anything is trained
+        load_weights(run.last, model.classifier, "classifier.")
+        unseen, own = _logits(run, base, shards=shards, process=process, progress=progress)
+        stage = _fit(
+            model, unseen.losses_NK[:, columns], wanted, shards=shards, process=process,
+            progress=progress,
+        )  # fmt: skip
+        chosen_NK = choices_of(model, shards, process, split="val")
         own_NKC = own.logits_NKC[:, columns]
         logits = replace(own, logits_NKC=own_NKC, probabilities_NK=chosen_NK)
         record = replace(
@@ -113,10 +106,25 @@ def distill(
             hardware=describe_hardware(process.device),
             epochs=(),
             stages=(stage,),
-            evaluation=summarise(logits, state.model),
+            evaluation=summarise(logits, model),
             seconds=time.monotonic() - started,
         )
-        return _save(state, logits, record, paths)
+        return _save(model, logits, record, paths)
+
+
+def _fit(
+    model: SelectiveClassifier, losses_NK: Tensor, wanted: DistillConfig, *, shards: ShardFolder,
+    process: Process, progress: Progress,
+) -> StageRecord:  # fmt: skip
+    started = time.monotonic()
+    try:
+        errors = fit_to_losses(
+            model, losses_NK, wanted, shards=shards, process=process, progress=progress
+        )
+    except DivergedError as error:
+        fix = "Nothing of it is saved. Fit it again with a lower --proposer-lr."
+        raise DivergedError(f"{error} {fix}") from error
+    return StageRecord(name="fit", seconds=time.monotonic() - started, errors=tuple(errors))
 
 
 def distilled_config(base: TrainConfig, wanted: DistillConfig) -> TrainConfig:
@@ -158,7 +166,9 @@ def _columns(base: RunRecord, config: TrainConfig, shards: ShardFolder, run: Run
     return [known.index(k) for k in wanted]
 
 
-def _save(state: RunState, logits: CropLogits, record: RunRecord, paths: RunPaths) -> RunRecord:
+def _save(
+    model: SelectiveClassifier, logits: CropLogits, record: RunRecord, paths: RunPaths
+) -> RunRecord:
     """Write the record last, since a folder with a record is complete."""
     meta = CheckpointMeta(
         config=record.config,
@@ -168,7 +178,7 @@ def _save(state: RunState, logits: CropLogits, record: RunRecord, paths: RunPath
         best_top1=0.0,
         fingerprint=record.data.fingerprint,
     )
-    data = pack_checkpoint(meta, model=state.model)
+    data = pack_checkpoint(meta, model=model)
     for path in (paths.best, paths.last):
         write_file(path, data)
     digest = digest_of(paths.last)
@@ -182,7 +192,7 @@ def _check(base: RunRecord, run: RunPaths) -> None:
     if base.evaluation is None:
         raise ConfigError(
             f"a run must be finished to be distilled; got {len(base.epochs)} of "
-            f"{base.config.epochs} epochs in {run.folder}. Go on with it: add --resume."
+            f"{base.config.own_epochs} epochs in {run.folder}. Go on with it: add --resume."
         )
     policy = POLICIES[base.config.policy]
     if (policy.looks and not policy.is_fitted) or base.config.fold is not None:
@@ -212,6 +222,18 @@ def _check_shards(base: RunRecord, run: RunPaths, shards: ShardFolder) -> None:
             "with --shards, or train one on these."
         )
     check_own(run.last, meta, base)
+
+
+def _logits(
+    run: RunPaths, base: RunRecord, *, shards: ShardFolder, process: Process, progress: Progress
+) -> tuple[CropLogits, CropLogits]:
+    """Give a run's logits of both splits; the run is locked if some have yet to be computed."""
+    is_read = run.out_of_fold.exists() and run.logits.exists()
+    with contextlib.nullcontext() if is_read else held_run(run, process, option="RUN"):
+        return (
+            _out_of_fold(run, base, shards=shards, process=process, progress=progress),
+            _own_logits(run, base, shards=shards, process=process, progress=progress),
+        )
 
 
 def _out_of_fold(

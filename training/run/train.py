@@ -34,6 +34,7 @@ from training.data.processes import (
 from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
+from training.model.policies import POLICIES
 from training.run.checkpoint import digest_of, load_initial
 from training.run.folder import RunPaths, written_run
 from training.run.record import EpochPart, EpochRecord, RunRecord
@@ -99,6 +100,8 @@ def fit(
         elif config.initial_checkpoint:
             source = Path(config.initial_checkpoint)
             load_initial(source, state.model, with_proposer=config.holds_proposer)
+        elif POLICIES[config.policy].is_fitted:
+            raise RuntimeError("a proposer that was not fitted; see training.choose.method")
         if config.chooses_ahead and len(record.epochs) < config.own_epochs:
             num_ways = 4 if config.vflip else 2
             choices_NWK = mirrored_choices(state.model, shards, process, num_ways=num_ways)
@@ -352,8 +355,10 @@ def _chosen_ahead(
     state: RunState, batch: Batch, draws: augment.Draws, noise_BK: Tensor, *, chooses: bool
 ) -> Tensor | None:
     """Choose the one crop of each image that is cut, on the CPU; None where the step chooses."""
-    if state.choices_NWK is None or not chooses:
+    if not (state.config.chooses_ahead and chooses):
         return state.model.chosen_ahead(noise_BK, chooses=chooses)
+    if state.choices_NWK is None:
+        raise RuntimeError("a held proposer whose choices are not known")
     choices_BK = state.choices_NWK[batch.indices_B.cpu(), draws.ways_B]
     return (choices_BK + noise_BK).argmax(1)  # Gumbel-max: a draw from the proposer's softmax
 

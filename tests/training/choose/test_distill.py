@@ -65,7 +65,7 @@ def test_every_image_is_classified_by_a_classifier_that_has_not_seen_it(
     distill: Callable[..., RunRecord], base: RunPaths, opened: ShardFolder, alone: Process
 ) -> None:
     distill("crops")
-    files = (base.last, base.fold(0).last, base.fold(1).last)
+    files = (base.fold(0).last, base.fold(1).last)
     weights = tuple(map(digest_of, files))
     unseen = CropLogits.load(base.out_of_fold, weights=weights, shape=(70, 6))
     assert unseen.labels_N.tolist() == list(opened.reader("train").labels)
@@ -138,7 +138,7 @@ def test_several_processes_are_refused(
 def test_what_cannot_be_distilled_is_refused(
     distill: Callable[..., RunRecord], finished: tuple[RunPaths, RunRecord], base: RunPaths
 ) -> None:
-    with pytest.raises(ConfigError, match=r"without a proposer on all images; got --policy strai"):
+    with pytest.raises(ConfigError, match=r"or with --policy distilled; got --policy strai"):
         distill("none", of=finished[0])
     distill("twice")
     with pytest.raises(
@@ -211,7 +211,11 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_trained(
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"candidates": "middle"}, r"--candidates must be in the shards; got 'middle'"),
         ({"glimpse_size": 1000}, r"glimpse size must fit the crop; got --glimpse-size 1000"),
-        ({"glimpse_size": 2}, r"a glimpse must be large enough for the proposer; got"),
+        ({"glimpse_size": 2}, r"a map must have at least 2 x 2 cells, or every crop has the same"),
+        (
+            {"glimpse_size": 2, "proposer": "crops"},
+            r"a glimpse must be large enough for the proposer; got",
+        ),
     )
     for options, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -235,12 +239,9 @@ def test_logits_of_other_weights_are_refused_and_made_again_once_deleted(
     train(tiny(policy="random", epochs=1, seed=7), other.folder)
     for path in (other.record, other.last, other.best):
         shutil.copyfile(path, run.folder / path.name)
-    for cached in (run.out_of_fold, run.logits):
-        with pytest.raises(CheckpointError, match=rf"got those of other checkpoints in {cached}"):
-            distill("of-the-other", of=run)
-        cached.unlink()
-        if cached == run.out_of_fold:
-            shutil.rmtree(run.fold(0).folder)
+    with pytest.raises(CheckpointError, match=rf"got those of other checkpoints in {run.logits}"):
+        distill("of-the-other", of=run)
+    run.logits.unlink()
     second = distill("of-the-other", of=run)
     assert first.evaluation is not None
     assert second.evaluation is not None
@@ -248,11 +249,6 @@ def test_logits_of_other_weights_are_refused_and_made_again_once_deleted(
     shutil.copyfile(other.last, run.fold(0).last)
     with pytest.raises(CheckpointError, match=r"got those of other checkpoints in .*out_of_fold"):
         distill("fold-of-another", of=run)
-
-
-def test_what_is_distilled_is_not_trained(train: Train, tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"got distilled, .* Use: srp-train distill RUN"):
-        train(tiny(policy="distilled"), tmp_path / "run")
 
 
 def test_the_command_prints_the_figures(
@@ -279,8 +275,8 @@ def test_two_fits_to_one_run_have_names_that_tell_them_apart(
         result = srp_train("distill", base.folder, *quick, *changed)
         assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {
-        "distilled-crops-s42", "distilled-crops-prior-s42", "distilled-crops-g24-s42",
-        "distilled-crops-five-s42", "distilled-crops-s7",
+        "distilled-map-s42", "distilled-map-prior-s42", "distilled-map-g24-s42",
+        "distilled-map-five-s42", "distilled-map-s7",
     }  # fmt: skip
     before = sorted(tmp_path.rglob("*"))
     again = srp_train("distill", base.folder, *quick)
@@ -292,15 +288,15 @@ def test_two_fits_to_one_run_have_names_that_tell_them_apart(
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({}, "distilled-crops"),
-        ({"proposer": "map", "seed": 3}, "distilled-map"),
-        ({"candidates": "full, centre"}, "distilled-crops-full-centre"),
+        ({}, "distilled-map"),
+        ({"proposer": "crops", "seed": 3}, "distilled-crops"),
+        ({"candidates": "full, centre"}, "distilled-map-full-centre"),
         ({"proposer": "map", "position_prior": True, "candidates": "full+five", "glimpse_size": 64},
          "distilled-map-prior-full+five-g64"),
         ({"proposer_channels": (4, 8), "proposer_lr": 0.1, "epochs": 3, "batch_size": 16},
-         "distilled-crops-c4-8-lr0.1-e3-b16"),
+         "distilled-map-c4-8-lr0.1-e3-b16"),
         ({"balance": 0.2, "weight_decay": 0.0, "vflip": 0.0},
-         "distilled-crops-balance0.2-wd0.0-vflip0.0"),
+         "distilled-map-balance0.2-wd0.0-vflip0.0"),
     ],
 )  # fmt: skip
 def test_an_arm_is_named_by_what_is_not_the_default(options: dict[str, Any], name: str) -> None:

@@ -10,11 +10,11 @@ from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError
 from pipeline.format.crops import place_crops
 from training.choose import fit_proposer as fitting
-from training.choose.fit_proposer import TARGET_TAU, fit_and_choose, fit_proposer
-from training.config import TrainConfig
+from training.choose.fit_proposer import TARGET_TAU, fit_proposer, fit_to_losses
+from training.config import DistillConfig, TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process
-from training.model.proposer import CropProposer, MapProposer, Proposal, make_proposer
+from training.model.proposer import CropProposer, MapProposer, Proposal, Proposer, make_proposer
 from training.run.state import build_model
 
 Tiny = Callable[..., TrainConfig]
@@ -42,42 +42,46 @@ def proposer_of(seed: int) -> CropProposer:
     )  # fmt: skip
 
 
-def fit(tiny: Tiny, *, seed: int = 1, **options: Any) -> tuple[CropProposer, list[float]]:
-    looked, losses = bright_crops(512, seed=0)
-    config = tiny(**{"epochs": 8, "batch_size": 64, "proposer_lr": 0.02, "seed": seed} | options)
-    proposer = proposer_of(seed)
-    means = fit_proposer(
-        proposer, looked, losses, config, counterparts=SWAPPED,
+def fit_to(
+    proposer: Proposer, looked: torch.Tensor, losses: torch.Tensor, *, seed: int = 1,
+    hflip: float = 0.5, **options: Any,
+) -> list[float]:  # fmt: skip
+    """Fit to the losses of four crops in a square."""
+    wanted = DistillConfig(**{"batch_size": 64, "proposer_lr": 0.02, "vflip": 0.0} | options)
+    return fit_proposer(
+        proposer, looked, losses, wanted, seed=seed, hflip=hflip, amp=False, counterparts=SWAPPED,
         glimpse_counterparts=SWAPPED, on_rows=ignore,
     )  # fmt: skip
+
+
+def fit(*, seed: int = 1, **options: Any) -> tuple[CropProposer, list[float]]:
+    looked, losses = bright_crops(512, seed=0)
+    proposer = proposer_of(seed)
+    means = fit_to(proposer, looked, losses, seed=seed, **{"epochs": 8} | options)
     return proposer.eval(), means
 
 
-def test_a_proposer_learns_which_crop_loses_least(tiny: Tiny) -> None:
-    proposer, means = fit(tiny)
+def test_a_proposer_learns_which_crop_loses_least() -> None:
+    proposer, means = fit()
     assert means[-1] < 0.3 < means[0]
     looked, losses = bright_crops(256, seed=1)
     chosen = proposer(looked).chosen_B
     assert (chosen == losses.argmin(1)).float().mean() > 0.95
 
 
-def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off(tiny: Tiny) -> None:
+def test_a_crop_that_is_right_more_often_beats_one_that_is_never_far_off() -> None:
     looked = torch.full((64, 4, 8, 8), 50, dtype=torch.uint8)
     looked[:, 0] = 200
     losses = torch.full((64, 4), 1.2)
     losses[:, 0] = 0.05
     losses[::4, 0] = 20.0  # a mean of 5.0, but right on three of four images
     proposer = proposer_of(0)
-    config = tiny(epochs=20, batch_size=64, proposer_lr=0.02, hflip=0.0)
-    means = fit_proposer(
-        proposer, looked, losses, config, counterparts=SWAPPED,
-        glimpse_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
+    means = fit_to(proposer, looked, losses, epochs=20, hflip=0.0)
     assert proposer.eval()(looked).chosen_B.eq(0).all()
     assert means[-1] == pytest.approx(0.25 + 0.75 * -math.expm1(-0.05), abs=1e-5)
 
 
-def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny: Tiny) -> None:
+def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again() -> None:
     looked, losses = bright_crops(512, seed=0)
     proposer = CropProposer(
         channels=(4,), glimpse_px=8, padded_px=8, num_held=4, candidates=(0, 1, 2, 3),
@@ -86,10 +90,7 @@ def test_a_proposer_that_is_sure_and_wrong_is_put_right_and_made_sure_again(tiny
     assert proposer.prior is not None
     with torch.no_grad():
         proposer.prior[2] = 30.0  # the expected error has no gradient from here
-    fit_proposer(
-        proposer, looked, losses, tiny(epochs=24, batch_size=16, proposer_lr=0.1),
-        counterparts=SWAPPED, glimpse_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
+    fit_to(proposer, looked, losses, epochs=24, batch_size=16, proposer_lr=0.1)
     looked, losses = bright_crops(256, seed=1)
     proposal = proposer.eval()(looked)
     assert (proposal.chosen_B == losses.argmin(1)).float().mean() > 0.95
@@ -104,10 +105,8 @@ def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
 ) -> None:
     plan = place_crops("full+five", canvas_px=48, crop_px=32)
     candidates = plan.indices("top-left,centre")  # no counterpart of the first is among them
-    config = tiny(
-        epochs=1, proposer="map", proposer_lr=0.02, hflip=hflip, vflip=vflip, batch_size=8
-    )
-    proposer = make_proposer(config, plan, candidates, glimpse_px=16)
+    wanted = DistillConfig(epochs=1, proposer_lr=0.02, vflip=vflip, batch_size=8)
+    proposer = make_proposer(tiny(proposer="map"), plan, candidates, glimpse_px=16)
     assert isinstance(proposer, MapProposer)
     told: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -118,7 +117,7 @@ def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
     proposer.register_forward_hook(note)
     looked = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
     fit_proposer(
-        proposer, looked, torch.rand(8, 2), config, on_rows=ignore,
+        proposer, looked, torch.rand(8, 2), wanted, seed=1, hflip=hflip, amp=False, on_rows=ignore,
         counterparts=mirrored_candidates(plan, candidates),
         glimpse_counterparts=mirrored_candidates(plan, plan.indices("full")),
     )  # fmt: skip
@@ -131,32 +130,29 @@ def test_a_map_is_fitted_by_where_each_mirrored_crop_lies(
     torch.testing.assert_close(scores_BK[:, 1], large[:, 8:40, 8:40].mean((1, 2)))
 
 
-def test_losses_are_not_changed_by_mirroring(tiny: Tiny) -> None:
+def test_losses_are_not_changed_by_mirroring() -> None:
     looked, losses = bright_crops(64, seed=0)
     before = looked.clone(), losses.clone()
-    fit_proposer(
-        proposer_of(0), looked, losses, tiny(epochs=1, batch_size=64, hflip=1.0, vflip=1.0),
-        counterparts=SWAPPED, glimpse_counterparts=SWAPPED, on_rows=ignore,
-    )  # fmt: skip
+    fit_to(proposer_of(0), looked, losses, epochs=1, hflip=1.0, vflip=1.0)
     assert torch.equal(looked, before[0])
     assert torch.equal(losses, before[1])
 
 
-def test_equal_seeds_give_equal_proposers(tiny: Tiny) -> None:
-    first, again, other = (fit(tiny, seed=seed, epochs=1)[0].state_dict() for seed in (1, 1, 2))
+def test_equal_seeds_give_equal_proposers() -> None:
+    first, again, other = (fit(seed=seed, epochs=1)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_a_rate_far_too_high_for_a_fit_ends_in_one_error(tiny: Tiny) -> None:
+def test_a_rate_far_too_high_for_a_fit_ends_in_one_error() -> None:
     with pytest.raises(DivergedError, match=r"at step \d+ of epoch \d+ of the proposer's fit\."):
-        fit(tiny, proposer_lr=1e3, weight_decay=1e3)
+        fit(proposer_lr=1e3, weight_decay=1e3)
 
 
 def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
     opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(policy="distilled", epochs=1)
+    config = tiny(policy="distilled", epochs=2, proposer="crops")
     model = build_model(config, opened, alone)
     given: list[torch.Tensor] = []
     monkeypatch.setattr(
@@ -164,7 +160,7 @@ def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
     )
     # So that buffers are used again.
     monkeypatch.setattr("training.score.choices.EVALUATION_BATCH", 8)
-    fit_and_choose(model, torch.zeros(70, 6), opened, process=alone)
+    fit_to_losses(model, torch.zeros(70, 6), DistillConfig(), shards=opened, process=alone)
     reader = opened.reader("train")
     for row in range(70):
         expected = torch.from_numpy(reader.read(row).small_glimpses[:, 0].copy())

@@ -153,7 +153,10 @@ def test_a_missing_folder_says_how_to_build_shards(
     [
         (("--policy", "whole", "--tau-end", "0.5"), "blend or straight-through"),  # the default
         (("--policy", "expected", "--tau-start", "2"), "blend or straight-through"),
-        (("--policy", "mean", "--no-pad-glimpses"), "blend, straight-through or expected"),
+        (
+            ("--policy", "mean", "--no-pad-glimpses"),
+            "blend, straight-through, expected or distilled",
+        ),
         (("--num-draws", "0"), "expected"),
     ],
 )
@@ -218,7 +221,8 @@ def test_bad_input_ends_in_one_line_that_names_the_option(
     srp_train: SrpTrain,
     tmp_path: Path,
 ) -> None:
-    command = ("from", scene_shards, "--output", tmp_path / "runs", *QUICK, *options)
+    quick = (*QUICK, "--epochs", 2)
+    command = ("from", scene_shards, "--output", tmp_path / "runs", *quick, *options)
     assert one_line(srp_train(*command)).startswith(message)
 
 

@@ -82,7 +82,7 @@ def training_words(shards: Path, output: Path, name: str) -> tuple[str, ...]:
     return (
         *("from", str(shards), "--output", str(output), "--experiment", name, "--epochs", "2"),
         *("--model", "test_resnet", "--batch-size", "2", "--lr", "0.02", "--no-amp"),
-        *("--device", "cpu"),
+        *("--device", "cpu", "--policy", "straight-through"),
     )
 
 

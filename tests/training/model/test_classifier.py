@@ -11,11 +11,11 @@ from training.config import TrainConfig
 from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, StepOutput
 from training.model.estimators import gumbel_noise, take
-from training.model.policies import TRAINED
+from training.model.policies import POLICIES
 
 PLAN = place_crops("full+five", canvas_px=48, crop_px=32)
 VARIANTS = [
-    *({"policy": policy} for policy in TRAINED),
+    *({"policy": name} for name, policy in POLICIES.items() if not policy.is_fitted),
     {"policy": "expected", "num_draws": 2},
     {"policy": "blend", "balance": 0.5, "pad_glimpses": True},
     {"policy": "straight-through", "channels_last": False, "candidates": "five"},

@@ -74,7 +74,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(
     opt: str, sched: str, opened: ShardFolder, tmp_path: Path
 ) -> None:
     warmup = 0 if sched == "onecycle" else 1
-    config = TrainConfig(epochs=3, sched=sched, warmup_epochs=warmup, lr=0.01)
+    config = TrainConfig(policy="random", epochs=3, sched=sched, warmup_epochs=warmup, lr=0.01)
     meta = meta_of(opened, config)
     unbroken, resumed = fresh(opt, config, seed=1), fresh(opt, config, seed=2)
     take_steps(unbroken, 7, seed=3)
@@ -202,7 +202,7 @@ def test_shards_of_another_layout_fit(opened: ShardFolder, scene_tensors: Path) 
 def test_a_save_that_fails_leaves_the_one_before_it(
     broken: str, opened: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrainConfig(epochs=3)
+    config = TrainConfig(policy="random", epochs=3)
     path, stepped = tmp_path / "last.safetensors", fresh("sgd", config, seed=1)
     meta = meta_of(opened, config)
     save(path, meta, stepped)

@@ -20,7 +20,7 @@ def make(opt: str = "sgd", **options: Any) -> tuple[torch.optim.Optimizer, LRSch
         "adagrad": lambda: torch.optim.Adagrad(parameters, lr=0.1),
     }
     optimizer = kinds[opt]()
-    config = TrainConfig(lr=0.1, **{"epochs": 4, **options})
+    config = TrainConfig(lr=0.1, **{"policy": "random", "epochs": 4, **options})
     return optimizer, make_scheduler(optimizer, config, STEPS)
 
 
@@ -47,7 +47,8 @@ def test_onecycle_rises_to_the_rate_at_three_tenths_and_falls_to_nothing() -> No
 def test_onecycle_works_for_an_optimizer_without_momentum_and_for_a_single_step() -> None:
     assert max(rates(*make("adagrad"), 40)) == pytest.approx(0.1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
-    assert len(rates(optimizer, make_scheduler(optimizer, TrainConfig(epochs=1), 1), 1)) == 1
+    config = TrainConfig(policy="random", epochs=1)
+    assert len(rates(optimizer, make_scheduler(optimizer, config, 1), 1)) == 1
 
 
 def test_cosine_starts_at_the_rate_and_ends_at_nothing() -> None:
@@ -97,8 +98,13 @@ def test_a_schedule_goes_on_exactly_after_a_round_trip_through_json(
     assert rates(resumed, resumed_scheduler, 40 - stop) == unbroken[stop:]
 
 
+def test_a_schedule_is_as_long_as_the_epochs_of_the_last_stage() -> None:
+    used = rates(*make(policy="distilled", epochs=6, explore_epochs=2), 40)
+    assert used == rates(*make(), 40)
+
+
 def test_the_temperature_goes_geometrically_from_start_to_end() -> None:
-    config = TrainConfig(tau_start=4.0, tau_end=0.25)
+    config = TrainConfig(policy="blend", tau_start=4.0, tau_end=0.25)
     at = [temperature(config, step=step, total_steps=5) for step in range(5)]
     assert at == pytest.approx([4, 2, 1, 0.5, 0.25])
     assert temperature(config, step=0, total_steps=1) == pytest.approx(4)

@@ -32,6 +32,7 @@ from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import RunState, build_model, build_state
 from training.run.train import train_step
+from training.score.choices import mirrored_choices
 from training.score.classify import classify_crops
 from training.score.crop_logits import NAMES, CropLogits
 
@@ -154,6 +155,9 @@ def test_the_norm_that_is_clipped_is_of_the_weights_that_are_trained(
     tiny: Tiny,
 ) -> None:
     state = build_state(tiny(clip_grad=1e-3, balance=5.0, **rates), opened, alone)
+    if state.config.chooses_ahead:
+        choices_NWK = mirrored_choices(state.model, opened, alone, num_ways=2)
+        state = replace(state, choices_NWK=choices_NWK)
     parts = (state.model.classifier, state.model.proposer)
     norms: list[float] = []
 
@@ -492,8 +496,9 @@ def test_the_progress_counts_every_image_and_ends_where_it_should(
     first, second, _ = record.epochs
     figures = f"loss {first.train_loss:.3f}, top-1 {first.train_top1:.1f} %"
     assert told[0] == ("training", 64, 192, f"epoch 1/3, {figures}")
-    line = f"epoch 2/3: loss {second.train_loss:.4f}, train top-1 {second.train_top1:.2f} %, "
-    line += f"val top-1 {second.val_top1:.2f} %, {second.images_per_s:.0f} images/s"
+    line = f"training, epoch 2/3: loss {second.train_loss:.4f}, "
+    line += f"train top-1 {second.train_top1:.2f} %, val top-1 {second.val_top1:.2f} %, "
+    line += f"{second.images_per_s:.0f} images/s"
     assert [now[:3] for now in told[2:]] == [
         ("training", 128, 192), ("validating", 29, 29), ("epoch", line, 2),
         ("training", 192, 192), told[6], ("scoring every crop", 29, 29),

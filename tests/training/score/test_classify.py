@@ -79,7 +79,7 @@ def test_they_equal_one_image_and_one_crop_at_a_time(
 def test_the_quick_score_of_a_policy_equals_that_of_its_logits(
     policy: str, opened: ShardFolder, alone: Process, tiny: Tiny
 ) -> None:
-    model = build_model(tiny(policy=policy), opened, alone)
+    model = build_model(tiny(policy=policy, epochs=2), opened, alone)
     quick = evaluate_choice(model, opened, process=alone, on_images=ignore)
     logits = classify_crops(model, opened, process=alone)
     hits = final_prediction(logits, policy) == logits.labels_N
