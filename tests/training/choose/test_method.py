@@ -232,6 +232,7 @@ def test_the_progress_of_all_stages_moves_forward_and_ends_at_its_total(unbroken
     ]  # fmt: skip
 
 
+@pytest.mark.quick("explore, half 2 of 2", "judge, half 1 of 2", "fit", "exploit")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_is_stopped_in_a_stage_is_resumed_to_the_same_end(
     stage: str, unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path

@@ -157,6 +157,7 @@ def test_a_missing_folder_says_how_to_build_shards(
             ("--policy", "mean", "--no-pad-glimpses"),
             "blend, straight-through, expected or distilled",
         ),
+        (("--policy", "random", "--fit-epochs", "60"), "distilled"),
         (("--num-draws", "0"), "expected"),
     ],
 )
@@ -425,3 +426,28 @@ def test_study_names_its_profiles(scene_shards: Path, srp_train: SrpTrain) -> No
 def test_the_shards_of_these_tests_are_what_they_say(opened: ShardFolder) -> None:
     assert opened.manifest.num_samples("train") == 70
     assert opened.manifest.num_samples("val") == 29
+
+
+def test_a_run_that_validates_on_dev_is_evaluated_on_it(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    words = (*QUICK, "--policy", "centre", "--dev", "--json")
+    trained = srp_train("from", scene_shards, "--output", tmp_path, *words)
+    assert trained.exit_code == 0, trained.output
+    num_train, num_dev = (
+        ShardFolder.open(scene_shards).with_dev().manifest.num_samples(split)
+        for split in ("train", "val")
+    )
+    assert num_train + num_dev == 70
+    run = tmp_path / "centre-s42"
+    record = load_record(run / "record.json")
+    assert (record.data.num_train, record.data.num_val) == (num_train, num_dev)
+    told = json.loads(trained.stdout)
+    assert told["num_samples"] == num_dev
+    for given in ((), ("--shards", scene_shards)):
+        again = json.loads(srp_train("evaluate", run, *given, "--device", "cpu", "--json").stdout)
+        assert (again["num_samples"], again["top1"]) == (num_dev, told["top1"])
+    resumed = srp_train(
+        "from", scene_shards, "--output", tmp_path, *words[:-2], "--resume", "--epochs", 1
+    )
+    assert "got --dev True there, False asked for in " in one_line(resumed)

@@ -23,7 +23,7 @@ from training.data.processes import (
     sum_over_ranks,
     wait_for_main,
 )
-from training.run.checkpoint import load_weights, read_meta
+from training.run.checkpoint import digest_of, load_weights, read_meta
 from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import build_model
@@ -163,6 +163,47 @@ def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
     assert [(e.train_loss, e.train_top1, e.val_top1) for e in ours.epochs] == [
         (e.train_loss, e.train_top1, e.val_top1) for e in theirs.epochs
     ]
+
+
+STAGED = ("--policy", "distilled", "--batch-size", "8", "--fit-epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def staged_together(
+    train_together: Callable[..., Ended], tmp_path_factory: pytest.TempPathFactory
+) -> RunPaths:
+    """A run of four stages that two real processes trained."""
+    output = tmp_path_factory.mktemp("staged")
+    done = train_together(output, "two", *STAGED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The chosen crop: ") == 1
+    return RunPaths(folder=output / "two")
+
+
+def test_two_processes_train_in_stages(staged_together: RunPaths, opened: ShardFolder) -> None:
+    record = load_record(staged_together.record)
+    assert [stage.name for stage in record.stages] == ["explore", "judge", "fit"]
+    assert (record.world_size, len(record.epochs)) == (2, 1)
+    folds = tuple(digest_of(staged_together.fold(fold).last) for fold in (0, 1))
+    unseen = CropLogits.load(staged_together.out_of_fold, weights=folds, shape=(70, 6))
+    assert tuple(unseen.labels_N.tolist()) == opened.reader("train").labels
+
+
+@pytest.mark.sweep  # twice two processes
+def test_two_processes_that_are_stopped_in_the_last_stage_resume_to_the_same_end(
+    staged_together: RunPaths, train_together: Callable[..., Ended]
+) -> None:
+    output = staged_together.folder.parent
+    stopped = train_together(output, "broken", *STAGED, at_step=3)  # the halves have two steps
+    assert stopped.returncode == 75, stopped.stderr
+    resumed = train_together(output, "broken", *STAGED, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    for file in ("last", "out_of_fold", "logits"):
+        first, second = (
+            load_file(getattr(run, file))
+            for run in (staged_together, RunPaths(folder=output / "broken"))
+        )
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), file
 
 
 def test_of_two_processes_the_sample_that_was_first_to_lose_no_number_is_named_and_it_alone(
