@@ -21,7 +21,6 @@ class Setting(NamedTuple):
     low: float | None
     high: float | None
     choices: tuple[str, ...]
-    unlisted: tuple[str, ...]
     shown: str | None
     multiple: bool
 
@@ -34,7 +33,6 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] = (),
-    unlisted: Sequence[str] = (),
     shown: str | None = None,
     multiple: bool = False,
 ) -> Any:
@@ -48,13 +46,10 @@ def setting(
         low: Smallest number accepted; of a tuple, for each.
         high: Largest number accepted.
         choices: Texts accepted; empty accepts all.
-        unlisted: Further ones, which a config may hold and no command offers.
         shown: Default in words, for the help.
         multiple: Whether the option may be repeated; the field is a tuple of all.
     """
-    kept = Setting(
-        text, tuple(flags.split()), low, high, tuple(choices), tuple(unlisted), shown, multiple
-    )
+    kept = Setting(text, tuple(flags.split()), low, high, tuple(choices), shown, multiple)
     return dataclasses.field(default=default, metadata={_KEY: kept})
 
 
@@ -120,5 +115,5 @@ def check_range(flag: str, value: Any, low: float | None, high: float | None) ->
 
 def _check_choice(flag: str, values: Iterable[str], kept: Setting) -> None:
     for value in values:
-        if value not in (*kept.choices, *kept.unlisted):
+        if value not in kept.choices:
             raise ConfigError(f"{flag} must be one of {', '.join(kept.choices)}; got {value!r}.")
