@@ -246,10 +246,10 @@ PUBLIC = {
         TrainingBatches
         build_state
         classify_crops
-        fit
         load_model
         load_record
         summarise
+        train
         train_step
     """,
 }

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from training.choose.method import train
     from training.config import TrainConfig
     from training.data.processes import Process
     from training.data.shards import Batch, TrainingBatches
@@ -17,18 +18,19 @@ if TYPE_CHECKING:
     from training.run.load import load_model
     from training.run.record import RunRecord, load_record
     from training.run.state import RunState, build_state
-    from training.run.train import fit, train_step
+    from training.run.train import train_step
     from training.score.classify import classify_crops
     from training.score.crop_logits import CropLogits
     from training.score.metrics import Evaluation, summarise
 
 __all__ = [
     "POLICIES", "Batch", "CropLogits", "Evaluation", "Process", "RunPaths", "RunRecord", "RunState",
-    "SelectiveClassifier", "TrainConfig", "TrainingBatches", "build_state", "classify_crops", "fit",
-    "load_model", "load_record", "summarise", "train_step",
+    "SelectiveClassifier", "TrainConfig", "TrainingBatches", "build_state", "classify_crops",
+    "load_model", "load_record", "summarise", "train", "train_step",
 ]  # fmt: skip
 
 _HOMES = {
+    "choose.method": ("train",),
     "config": ("TrainConfig",),
     "data.processes": ("Process",),
     "data.shards": ("Batch", "TrainingBatches"),
@@ -38,7 +40,7 @@ _HOMES = {
     "run.load": ("load_model",),
     "run.record": ("RunRecord", "load_record"),
     "run.state": ("RunState", "build_state"),
-    "run.train": ("fit", "train_step"),
+    "run.train": ("train_step",),
     "score.classify": ("classify_crops",),
     "score.crop_logits": ("CropLogits",),
     "score.metrics": ("Evaluation", "summarise"),

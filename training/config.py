@@ -197,6 +197,11 @@ class TrainConfig:
                 "--explore-epochs must be 1 or more, and no more than --epochs; got "
                 f"{self.num_explored} of {self.epochs}. Use --epochs 2 or more."
             )
+        if POLICIES[self.policy].is_fitted and self.fold is not None:
+            raise ConfigError(
+                f"--fold cannot be combined with --policy {self.policy}, which trains a classifier "
+                f"for each fold; got --fold {self.fold}. Drop --fold, or use --policy random."
+            )
         if self.pad_glimpses and self.proposer_kind == "map":
             raise ConfigError(
                 "--pad-glimpses needs a proposer that sees crops; got --proposer map. "

@@ -195,6 +195,11 @@ def _check(base: RunRecord, run: RunPaths) -> None:
             f"{base.config.own_epochs} epochs in {run.folder}. Go on with it: add --resume."
         )
     policy = POLICIES[base.config.policy]
+    if policy.is_fitted and not base.config.own_epochs:
+        raise ConfigError(
+            "what is distilled must be a classifier of its own; got one that was distilled already "
+            f"in {run.folder}. Name the run that it was made from."
+        )
     if (policy.looks and not policy.is_fitted) or base.config.fold is not None:
         raise ConfigError(
             "what is distilled must be a classifier trained without a proposer on all images, or "

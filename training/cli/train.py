@@ -50,8 +50,10 @@ def from_shards(
 ) -> None:
     """Train on SHARDS, and evaluate.
 
-    SHARDS is a folder that srp-data build-shards wrote, or one that holds one such folder. For
-    several processes:
+    SHARDS is a folder that srp-data build-shards wrote, or one that holds one such folder. The
+    default policy trains in four stages: classifiers of random crops on half of the images each,
+    their losses on the crops of the other half, a proposer fitted to these losses, and the
+    classifier on the crops that the proposer chooses. For several processes:
     torchrun --nproc-per-node 2 -m training from SHARDS
     """
     config = TrainConfig(**options)
@@ -135,10 +137,10 @@ def distill(
 ) -> None:  # fmt: skip
     """Fit a proposer to RUN's out-of-fold losses.
 
-    RUN is a classifier trained with --policy random. The first time, two classifiers are trained
-    on half of the images each, and each classifies the crops of the other half, which takes as long
-    as RUN did. Their logits are kept in RUN's folder: any other proposer, of any glimpse size, is
-    fitted to them in minutes.
+    RUN was trained with --policy distilled, whose folder holds these losses, or with --policy
+    random. Then, the first time, two classifiers are trained on half of the images each, and each
+    classifies the crops of the other half, which takes as long as RUN did. The logits are kept in
+    RUN's folder: any other proposer, of any glimpse size, is fitted to them in minutes.
     """
     from training.choose.distill import distill as distill_run
     from training.choose.distill import distilled_config
