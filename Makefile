@@ -23,10 +23,13 @@ PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo full || echo quick)
 # Where data/, shards/ and runs/ go.
 WORK ?= .
 
-SIZES_smoke := --canvas-size 96 --crop-size 64 --glimpse-size 16
-SIZES_quick := --canvas-size 168 --crop-size 112 --glimpse-size 32
-SIZES_full := --canvas-size 336 --crop-size 224 --glimpse-size 64
-SCENES_smoke := --train 40 --val 10
+SIZES_smoke := --canvas-size 80 --crop-size 32 --glimpse-size 32 --candidates full+grid3
+SIZES_quick := --canvas-size 168 --crop-size 112 --glimpse-size 32 --candidates full+five
+SIZES_full := --canvas-size 336 --crop-size 224 --glimpse-size 64 --candidates full+five
+# Drawn scenes of two kinds: choosing pays where objects are small, and not where they fill the image.
+SCENES := --train 300 --val 100 --size 80
+SCENES_small := --smallest 0.1 --largest 0.16
+SCENES_large := --smallest 0.6 --largest 0.9
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
@@ -101,8 +104,22 @@ reproduce: $(READY)
 	@[[ -n "$(SIZES_$(PROFILE))" ]] || {
 	  echo "error: PROFILE must be smoke, quick or full; got $(PROFILE)." >&2; exit 2; }
 	work='$(WORK)'
+	step() { echo "== $$1 ($$SECONDS s after the start)" >&2; }
+	# Usage: answer DATA PROFILE NOTE SIZES...
+	answer() {
+	  local name=$$2-$$(basename "$$1" .tgz)
+	  local shards="$$work/shards/$$name" runs="$$work/runs/$$name"
+	  step "$$name: shards"
+	  $(BIN)/srp-data build-shards "$$1" "$$shards" "$${@:4}"
+	  step "$$name: verify"
+	  $(BIN)/srp-data verify "$$shards"
+	  step "$$name: study"
+	  $(BIN)/srp-train study "$$shards" --profile "$$2" --output "$$runs"
+	  step "$$name: report"
+	  $(BIN)/srp-train report "$$runs" --shards "$$shards" --note "$$3"
+	  step "$$name: done"
+	}
 	data='$(DATA)'
-	note=''
 	if [[ -z "$$data" && "$(PROFILE)" != smoke ]]; then
 	  data=$$(ls -d "$$work"/data/imagenette2-320* "$$work"/data/imagenette2* 2> /dev/null \
 	    | grep -v '\.part$$' | head -n 1 || true)
@@ -111,26 +128,30 @@ reproduce: $(READY)
 	      && data="$$work/data/imagenette2-320.tgz" || true
 	  fi
 	fi
-	if [[ -z "$$data" ]]; then
-	  data="$$work/data/drawn-$(PROFILE)"
-	  note='embedded drawn scenes, not photographs'
-	  echo "*** This run uses the $$note. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
-	  [[ -d "$$data/train" ]] || $(BIN)/srp-data sample "$$data" $(SCENES_$(PROFILE))
+	if [[ -n "$$data" ]]; then
+	  answer "$$data" "$(PROFILE)" "$$(basename "$$data" .tgz)" $(SIZES_$(PROFILE))
+	  exit
 	fi
-	note="$${note:-$$(basename "$$data" .tgz)}"
-	name=$(PROFILE)-$$(basename "$$data" .tgz)
-	shards="$$work/shards/$$name"
-	runs="$$work/runs/$$name"
-	step() { echo "== $$1 ($$SECONDS s after the start)" >&2; }
-	step 'shards'
-	$(BIN)/srp-data build-shards "$$data" "$$shards" $(SIZES_$(PROFILE)) --candidates full+five
-	step 'verify'
-	$(BIN)/srp-data verify "$$shards"
-	step 'study'
-	$(BIN)/srp-train study "$$shards" --profile $(PROFILE) --output "$$runs"
-	step 'report'
-	$(BIN)/srp-train report "$$runs" --shards "$$shards" --note "$$note"
-	step 'done'
+	echo "*** This run uses drawn scenes, not photographs. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
+	scenes() {
+	  [[ -d "$$work/data/drawn-$$1/train" ]] \
+	    || $(BIN)/srp-data sample "$$work/data/drawn-$$1" $(SCENES) "$${@:2}"
+	  answer "$$work/data/drawn-$$1" smoke "drawn scenes, $$1 objects" $(SIZES_smoke) -j 1
+	}
+	# Two studies of one thread each take less time than one after the other with two.
+	export OMP_NUM_THREADS=1
+	mkdir -p "$$work"
+	log="$$work/drawn-large.log"
+	scenes large $(SCENES_large) > "$$log" 2>&1 & other=$$!
+	trap 'kill $$other 2> /dev/null || true' EXIT
+	scenes small $(SCENES_small)
+	step 'waiting for the second kind of scenes'
+	wait $$other || { tail -n 5 "$$log" >&2; exit 1; }
+	trap - EXIT
+	for kind in small large; do
+	  echo "$$kind objects: $$($(BIN)/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["answer"])' "$$work/runs/smoke-drawn-$$kind/report.json")"
+	  echo "  $$work/runs/smoke-drawn-$$kind/report.html"
+	done
 
 # Two processes of one thread each; the twenty slowest tests are printed.
 PYTEST := -m pytest -n 2 --dist worksteal --durations 20

@@ -19,11 +19,18 @@ class SceneConfig:
     train: int = setting(80, "Images of each class in train/.", low=1, high=100_000)
     val: int = setting(20, "Images of each class in val/.", low=1, high=100_000)
     size_px: int = setting(224, "Side of the square images, px.", flags="--size", low=32, high=4096)
+    smallest: float = setting(
+        0.2, "Longer side of the smallest object, as a fraction of --size.", low=0.05, high=0.9
+    )
+    largest: float = setting(
+        0.45, "Longer side of the largest object, as a fraction of --size.", low=0.05, high=0.9
+    )
     seed: int = setting(0, "Seed of every random choice.", low=0, high=MAX_SEED)
 
     def __post_init__(self) -> None:
         """Check the ranges before anything is written."""
         check_settings(self)
+        _check_sides(self.smallest, self.largest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +62,12 @@ class ScatterConfig:
     def __post_init__(self) -> None:
         """Check the ranges before anything is written."""
         check_settings(self)
-        if self.largest < self.smallest:
-            raise ConfigError(
-                f"--largest must be at least --smallest; got --largest {self.largest} for "
-                f"--smallest {self.smallest}. Raise --largest or lower --smallest."
-            )
+        _check_sides(self.smallest, self.largest)
+
+
+def _check_sides(smallest: float, largest: float) -> None:
+    if largest < smallest:
+        raise ConfigError(
+            f"--largest must be at least --smallest; got --largest {largest} for --smallest "
+            f"{smallest}. Raise --largest or lower --smallest."
+        )

@@ -23,7 +23,6 @@ from pipeline.datasets.writer import ObjectBox, Picture, write_pictures
 
 SUPERSAMPLE = 2  # scenes are drawn at this multiple of their size, then averaged: smooth edges
 STENCIL_PX = 256
-OBJECT_SIDE = (0.20, 0.45)  # longer side of the object's box over the side of the image
 OUTLINE = 0.035  # width over the longer side of the object
 MAX_TURN_DEG = 25.0
 JPEG_QUALITY = 90
@@ -118,20 +117,27 @@ _SQUARE = _bar(-1, -1, 1, 1)  # clutter: outlines, and the largest half breadth 
 DISTRACTORS = ((_SQUARE, 0.006), (_SQUARE, 0.08), (_SQUARE[:3], 0.08), (_disc(1), 0.08))
 
 
-def draw_scene(class_name: str, *, size_px: int, rng: Rng) -> tuple[Image.Image, ObjectBox]:
+def draw_scene(
+    class_name: str,
+    *,
+    size_px: int,
+    rng: Rng,
+    sides: tuple[float, float] = (SceneConfig.smallest, SceneConfig.largest),
+) -> tuple[Image.Image, ObjectBox]:
     """Draw one object of a class at random on a cluttered background.
 
     Args:
         class_name: One of `CLASSES`.
         size_px: Side of the image, px.
         rng: Source of all other choices.
+        sides: Shortest and longest of the object's longer side, as a fraction of the image's.
 
     Returns:
         The image, RGB, and the box of the object with its outline.
     """
     side = size_px * SUPERSAMPLE
     scene = _draw_background(size_px, rng)
-    fill, outline = _draw_masks(class_name, round(side * rng.uniform(*OBJECT_SIDE)), rng)
+    fill, outline = _draw_masks(class_name, round(side * rng.uniform(*sides)), rng)
     x, y = (int(rng.integers(side - extent + 1)) for extent in outline.size)
     fill_levels, outline_level = TONES[rng.integers(2)]
     scene.paste((outline_level,) * 3, (x, y), outline)
@@ -225,7 +231,8 @@ def draw_dataset(config: SceneConfig, *, progress: Progress = SILENT) -> int:
 
 def _make(path: Path, seeds: tuple[int, ...], config: SceneConfig) -> Picture:
     rng = np.random.default_rng(seeds)
-    scene, box = draw_scene(path.parent.name, size_px=config.size_px, rng=rng)
+    sides = (config.smallest, config.largest)
+    scene, box = draw_scene(path.parent.name, size_px=config.size_px, rng=rng, sides=sides)
     encoded = io.BytesIO()
     scene.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return Picture(encoded.getvalue(), box)

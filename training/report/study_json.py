@@ -6,6 +6,7 @@ from typing import Any
 
 from training.study.finished import Arm, Spread, differing_options
 from training.study.paired import paired_test
+from training.study.sentences import summarise_arms
 
 FORMAT = "srp-report/2"
 BASELINES = ("whole", "centre")  # policies that an arm that chooses is tested against
@@ -16,7 +17,7 @@ def study_json(arms: Sequence[Arm]) -> dict[str, Any]:
 
     Accuracies are top-1, %; `points` is the arm minus the other. `top1_oracle` takes the crop on
     which another seed's classifier loses least, and `skill` is measured against it; both are null
-    for one seed. `top1_any_right` is known in hindsight; `any_right_skill` is measured against it.
+    for one seed. `top1_any_right` is known in hindsight; `any_right_skill` is measured against it. `answer` is the page's first sentence.
     """
     records = [run.record for arm in arms for run in arm.runs]
     data = records[0].data
@@ -34,6 +35,7 @@ def study_json(arms: Sequence[Arm]) -> dict[str, Any]:
         },
         "hardware": sorted({record.hardware for record in records}),
         "commits": sorted({record.commit for record in records}),
+        "answer": summarise_arms(arms)[0],
         "arms": [_arm(arm, arms, options) for arm in arms],
     }
 

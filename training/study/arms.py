@@ -131,6 +131,14 @@ def expected_by_map(side: int) -> TrainConfig:
     return replace(by_map(side), policy="expected", num_draws=2, balance=0.3)
 
 
+def chooser() -> TrainConfig:
+    """Choose by a map that is fitted to out-of-fold losses, and train on its choices: the method.
+
+    `srp-train from SHARDS`. Of scattered Imagenette and of drawn scenes: `training/results`.
+    """
+    return TrainConfig(policy="distilled")
+
+
 def tuned(side: int, *, position_prior: bool = False) -> TrainConfig:
     """Train the classifier further on the choices of the map fitted to it; the map is frozen.
 

@@ -11,6 +11,7 @@ from training.study.arms import (
     blend,
     by_map,
     centre,
+    chooser,
     expected,
     expected_by_map,
     predecessor,
@@ -109,6 +110,17 @@ def compare(
             yield PlannedArm(name=f"expected-g{side}", config=expected(side))
 
 
+def first_look() -> Iterator[PlannedArm]:
+    """List the arms that answer the short question: whole, centre, the chooser, the predecessor."""
+    for name, config in (
+        ("whole", whole()),
+        ("centre", centre()),
+        ("chooser", chooser()),
+        ("predecessor-g16", predecessor(16)),
+    ):
+        yield PlannedArm(name=name, config=replace(config, model="test_resnet", lr=0.05))
+
+
 def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[PlannedArm]:
     """List the arms that show when choosing is worth it, on shards with `full+grid3`.
 
@@ -151,10 +163,8 @@ def _distilled(**options: Any) -> PlannedArm:
 
 
 PROFILES = {
-    # The drawn scenes at canvas 96, crop 64: shows that everything works, and no more.
-    "smoke": Profile(
-        epochs=2, seeds=(0,), arms=tuple(compare((16,), (16,), with_slow=False))
-    ),
+    # The drawn scenes at canvas 80, crop 32, with a small classifier: minutes on two cores.
+    "smoke": Profile(epochs=16, seeds=(0,), arms=tuple(first_look()), evaluations=1),
     # Imagenette at canvas 168, crop 112: the full sizes halved.
     "quick": Profile(
         epochs=2, seeds=(0,), arms=tuple(compare((16, 32, 64, 112), (16, 32), with_slow=False))

@@ -9,13 +9,13 @@ from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.common.settings import check_range
 from training.choose.distill import distill
+from training.choose.method import ALL_STAGES, train
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
-from training.run.train import fit
 from training.study.arms import BEGUN_LR
 from training.study.profiles import PlannedArm, Profile
 
@@ -103,7 +103,8 @@ def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRu
         return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
     shown = config.num_draws or num_crops if POLICIES[config.policy].weighs_all else 1
     trained = shown * config.epochs * num_train
-    scored = num_crops * num_val // FORWARD
+    num_judged = num_train if POLICIES[config.policy].is_fitted else 0
+    scored = num_crops * (num_val + num_judged) // FORWARD
     return PlannedRun(name=name, config=config, cost=trained + scored, base=base)
 
 
@@ -136,7 +137,7 @@ class StudyProgress(Progress):
     def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
         """Forward it; training also advances the study."""
         self._progress.update(stage, done, total, figures)
-        if stage == "training" and self._runs[self._position].distilled is None:
+        if stage in ("training", ALL_STAGES) and self._runs[self._position].distilled is None:
             self._move(done / total)
 
     def event(self, name: str, /, text: str = "", **fields: object) -> None:
@@ -215,7 +216,7 @@ def _finish(
         config = run.config
         if run.base is not None:
             config = replace(config, initial_checkpoint=str(output / run.base))
-        return fit(
+        return train(
             config, shards=shards, paths=paths, process=process, resume=True,
             progress=progress,
         )  # fmt: skip

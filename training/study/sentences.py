@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from training.run.record import DataRecord
 from training.study.finished import Arm, best_arm
-from training.study.paired import few_seeds, paired_test
+from training.study.paired import few_seeds, paired_test, write_p
 
 SIGNIFICANCE = 0.05
 # The classes of the data set that srp draws itself; `training` does not import its drawer.
@@ -60,7 +60,34 @@ def summarise_arms(arms: Sequence[Arm]) -> tuple[str, ...]:
         else f"Of {len(selecting)} arms that choose a crop, the most accurate is {best.name}: it"
     )
     head = f"{place} reaches {accuracy(best)} top-1 with {describe_cost(best)}."
-    return head, *verdicts, describe_skill(best), describe_noise([best, *baselines])
+    answer = answer_question(best, baselines, num_tried=len(selecting))
+    return answer, head, *verdicts, describe_skill(best), describe_noise([best, *baselines])
+
+
+def answer_question(best: Arm, baselines: Sequence[Arm], *, num_tried: int) -> str:
+    """Say whether choosing is worth it on this data, which the whole image decides.
+
+    Args:
+        best: The most accurate arm that chooses.
+        baselines: What it is compared with.
+        num_tried: Arms from which it was picked.
+    """
+    whole = next((arm for arm in baselines if arm.policy == "whole"), None)
+    test = None if whole is None else paired_test(best, whole)
+    if whole is None or test is None:
+        return (
+            "Whether choosing is worth it is not known: the whole image was not trained beside it."
+        )
+    test = test.times(num_tried)
+    figures = (
+        f"{best.name} {best.top1.mean:.1f} vs {whole.name} {whole.top1.mean:.1f} %, "
+        f"{test.points:+.1f} points, p {write_p(test.p)}"
+    )
+    if test.p >= SIGNIFICANCE:
+        return f"Choosing is not shown to be worth it here: {figures}."
+    if test.points < 0:
+        return f"Choosing is not worth it here; take the whole image: {figures}."
+    return f"Choosing is worth it here, at the same compute for each image: {figures}."
 
 
 def describe_cost(arm: Arm) -> str:
