@@ -17,7 +17,8 @@ def study_json(arms: Sequence[Arm]) -> dict[str, Any]:
 
     Accuracies are top-1, %; `points` is the arm minus the other. `top1_oracle` takes the crop on
     which another seed's classifier loses least, and `skill` is measured against it; both are null
-    for one seed. `top1_any_right` is known in hindsight; `any_right_skill` is measured against it. `answer` is the page's first sentence.
+    for one seed. `top1_any_right` is known in hindsight; `any_right_skill` is measured against it.
+    `answer` is the page's first sentence.
     """
     records = [run.record for arm in arms for run in arm.runs]
     data = records[0].data
