@@ -33,11 +33,11 @@ SEQUENCES = {  # by page: what is added to its commands so that they take second
     "README.md": {
         "srp-data build-shards": "--canvas-size 48 --crop-size 32 --glimpse-size 16 -j 1",
         "srp-train headroom": "--epochs 1 --batch-size 4 -j 1",
-        "srp-train from": "--epochs 1 --batch-size 4 --model test_resnet -j 1",
-        "srp-train distill": "--epochs 1 --batch-size 4 -j 1 --experiment distilled-map-s42",
+        "srp-train from": "--epochs 2 --batch-size 4 --model test_resnet -j 1",
+        "srp-train distill": "--epochs 1 --batch-size 4 -j 1",
     },
     "training/results/README.md": {
-        "srp-train from": "--epochs 1 -j 1",
+        "srp-train from": "--epochs 2 -j 1",
         "srp-train study": "--epochs 1 --seeds 0 -j 1",
     },
 }

@@ -1,5 +1,6 @@
 """From nothing to a report, by the command that a newcomer types."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from pipeline.verify.verify import verify_shards
 from training.run.record import load_record
 
 ROOT = Path(__file__).parents[1]
-FEW = "SCENES_smoke=--train 7 --val 2"
-ARMS = ("whole-s0", "centre-s0", "predecessor-g16-s0", "straight-through-g16-s0")
+FEW = "SCENES=--train 14 --val 3 --size 64"
+ARMS = ("whole-s0", "centre-s0", "chooser-s0", "predecessor-g16-s0")
+KINDS = ("small", "large")
 
 
 def reproduce(work: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -21,35 +23,49 @@ def reproduce(work: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What `make reproduce` leaves where there are no images, and what it prints."""
     folder = tmp_path_factory.mktemp("work")
-    done = reproduce(folder, "PROFILE=smoke", FEW)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "*** This run uses the embedded drawn scenes" in done.stderr
-    assert "total: 90 samples" in done.stdout
-    return folder
+    ended = reproduce(folder, "PROFILE=smoke", FEW)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "*** This run uses drawn scenes, not photographs." in ended.stderr
+    assert "total: 170 samples" in ended.stdout
+    return folder, ended.stdout
 
 
-def test_reproduce_ends_in_a_report_that_says_what_it_ran_on(work: Path) -> None:
-    page = (work / "runs/smoke-drawn-smoke/report.html").read_text(encoding="utf-8")
-    first_line = page[page.index("Ran on") :].split("</p>")[0]
-    assert "embedded drawn scenes" in first_line
-    assert "70 training and 20 validation images" in first_line
+@pytest.mark.sweep  # two studies; their parts are tested where they are
+@pytest.mark.timeout(300)
+def test_reproduce_ends_in_a_report_of_each_kind_that_answers_first(done: tuple[Path, str]) -> None:
+    work, printed = done
+    for kind in KINDS:
+        runs = work / f"runs/smoke-drawn-{kind}"
+        page = (runs / "report.html").read_text(encoding="utf-8")
+        first_line = page[page.index("Ran on") :].split("</p>")[0]
+        assert f"drawn scenes, {kind} objects" in first_line
+        assert "140 training and 30 validation images" in first_line
+        for arm in ARMS:
+            assert arm.removesuffix("-s0") in page
+        answer = json.loads((runs / "report.json").read_text())["answer"]
+        assert answer.startswith("Choosing is ")
+        assert f"{kind} objects: {answer}\n" in printed
+
+
+@pytest.mark.sweep
+def test_reproduce_leaves_a_finished_record_of_every_arm(done: tuple[Path, str]) -> None:
     for arm in ARMS:
-        assert arm.removesuffix("-s0") in page
-
-
-def test_reproduce_leaves_a_finished_record_of_every_arm(work: Path) -> None:
-    for arm in ARMS:
-        record = load_record(work / f"runs/smoke-drawn-smoke/{arm}/record.json")
-        assert len(record.epochs) == 2
+        record = load_record(done[0] / f"runs/smoke-drawn-small/{arm}/record.json")
+        assert len(record.epochs) == record.config.own_epochs == (8 if "chooser" in arm else 16)
         assert record.evaluation is not None
-        assert record.evaluation.num_samples == 20
+        assert record.evaluation.num_samples == 30
 
 
-@pytest.mark.sweep  # its parts are tested where they are
-def test_reproduce_again_trains_and_builds_nothing_and_writes_the_same_page(work: Path) -> None:
-    runs = work / "runs/smoke-drawn-smoke"
+@pytest.mark.sweep
+@pytest.mark.timeout(300)
+def test_reproduce_again_trains_and_builds_nothing_and_writes_the_same_page(
+    done: tuple[Path, str],
+) -> None:
+    work = done[0]
+    runs = work / "runs/smoke-drawn-small"
     kept = [*runs.glob("*/record.json"), *(work / "shards").glob("*/*.tar")]
     before = {path: path.stat().st_mtime_ns for path in kept}
     page = (runs / "report.html").read_bytes()

@@ -76,7 +76,8 @@ def answer_question(best: Arm, baselines: Sequence[Arm], *, num_tried: int) -> s
     test = None if whole is None else paired_test(best, whole)
     if whole is None or test is None:
         return (
-            "Whether choosing is worth it is not known: the whole image was not trained beside it."
+            "Whether choosing is worth it is not known: no run of the whole image with the same "
+            "seed is beside it."
         )
     test = test.times(num_tried)
     figures = (

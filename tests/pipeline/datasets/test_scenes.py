@@ -77,12 +77,29 @@ def test_the_box_is_exact_and_the_object_stands_out(name: str) -> None:
         np.testing.assert_allclose(np.array(box) * size_px, seen, atol=2)
 
 
+@pytest.mark.parametrize("sides", [(0.2, 0.45), (0.1, 0.16), (0.6, 0.9)])
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_objects_side_is_within_the_stated_range(name: str) -> None:
-    low, high = scenes.OBJECT_SIDE
-    for seed in range(10):
-        _, (x0, y0, x1, y1) = draw_scene(name, size_px=224, rng=np.random.default_rng(seed))
+def test_the_objects_side_is_within_the_range_that_was_asked_for(
+    name: str, sides: tuple[float, float]
+) -> None:
+    low, high = sides
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        _, (x0, y0, x1, y1) = draw_scene(name, size_px=224, rng=rng, sides=sides)
         assert low - 0.01 <= max(x1 - x0, y1 - y0) <= high + 0.01
+
+
+def test_a_data_set_takes_its_range_from_the_options(tmp_path: Path) -> None:
+    config = SceneConfig(
+        out=tmp_path / "out", train=2, val=1, size_px=96, smallest=0.3, largest=0.4
+    )
+    draw_dataset(config)
+    sides = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in read_boxes(config.out).values()]
+    assert 0.27 < min(sides) <= max(sides) < 0.43
+    with pytest.raises(
+        ConfigError, match=r"--largest must be at least --smallest; got --largest 0.1"
+    ):
+        SceneConfig(out=tmp_path, largest=0.1)
 
 
 def test_objects_lie_everywhere() -> None:

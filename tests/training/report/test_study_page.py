@@ -147,8 +147,12 @@ def test_better_and_worse_are_said_of_a_significant_paired_test_alone(make_run: 
     assert "points more accurate than whole" in better
     assert "McNemar mid-p, seed 0: p < 0.001" in better
     assert "points less accurate than whole" in worse
+    assert better.startswith("Choosing is worth it here, at the same compute for each image: ")
+    assert worse.startswith("Choosing is not worth it here; take the whole image: expected ")
     close = spoken(make_run, 0.5, 0.5, seed=0)
     unpaired = spoken(make_run, 1.0, 0.2, seed=1)
+    assert close.startswith("Choosing is not shown to be worth it here: ")
+    assert unpaired.startswith("Whether choosing is worth it is not known: no run of the whole ")
     assert "can be chance" in close
     assert "without a paired test" in unpaired
     assert not re.search("more accurate|less accurate", close + unpaired)

@@ -195,7 +195,7 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
 ) -> None:
     arms = (*DISTILLED.arms, PlannedArm(name="alone", config=TrainConfig(policy="random")))
     planned = plan_runs(replace(DISTILLED, arms=arms), opened, device="cpu", workers=1)
-    real, begun = runner.fit, []
+    real, begun = runner.train, []
 
     def fit_or_diverge(config: TrainConfig, *, paths: RunPaths, **rest: Any) -> RunRecord:
         begun.append(paths.folder.name)
@@ -204,7 +204,7 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
         small = replace(config, model="test_resnet", batch_size=16, amp=False)
         return real(small, paths=paths, **rest)
 
-    monkeypatch.setattr(runner, "fit", fit_or_diverge)
+    monkeypatch.setattr(runner, "train", fit_or_diverge)
     with pytest.raises(DivergedError) as caught:
         run_study(planned, shards=opened, output=tmp_path, process=alone)
     assert begun == ["random-s0", "alone-s0"]
