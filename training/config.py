@@ -108,7 +108,7 @@ class TrainConfig:
         shown="half of --epochs",
     )
     fit_epochs: int = setting(
-        20, "Passes of the fit of a proposer over the loss matrix.", low=1, high=MOST_EPOCHS
+        40, "Passes of the fit of a proposer over the loss matrix.", low=1, high=MOST_EPOCHS
     )
     epochs: int = setting(
         20, "Passes of the classifier over the training split.", low=1, high=MOST_EPOCHS
@@ -261,8 +261,8 @@ class DistillConfig:
     proposer_lr: float = like(
         TrainConfig, "proposer_lr", default=0.02, text="Highest learning rate of AdamW.", shown=None
     )
-    epochs: int = like(TrainConfig, "epochs", default=20, text="Passes over the loss matrix.")
-    batch_size: int = like(TrainConfig, "batch_size", default=128, text="Images per step.")
+    epochs: int = like(TrainConfig, "epochs", default=40, text="Passes over the loss matrix.")
+    batch_size: int = like(TrainConfig, "batch_size", text="Images per step.")
     balance: float = like(
         TrainConfig,
         "balance",
