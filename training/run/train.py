@@ -91,6 +91,7 @@ def fit(
         record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
         if record.evaluation is not None:
             return record
+        since = started - record.seconds  # before `begin` adds its own
         state = build_state(config, shards, process)
         best, part = 0.0, None
         if paths.last.exists():
@@ -114,7 +115,7 @@ def fit(
                 record=record,
                 best=best,
                 part=part or EpochPart(epoch=len(record.epochs)),
-                since=started - record.seconds,
+                since=since,
                 stop=stop,
                 stage=stage,
                 progress=progress,
