@@ -75,7 +75,9 @@ class ShardFolder:
                           if (part_of(key, DEV_PARTS, salt="dev") == 0) == is_dev]  # fmt: skip
                 if places:
                     kept.append(replace(_only(shard, places), split=split))
-        manifest = replace(self.manifest, shards=tuple(kept))
+        # Of its own, so that its runs are never compared with those of the whole training split.
+        fingerprint = hashlib.sha256(f"dev {self.manifest.fingerprint}".encode()).hexdigest()
+        manifest = replace(self.manifest, shards=tuple(kept), fingerprint=fingerprint)
         counts = [manifest.num_samples(split) for split in parts]
         if not all(counts):
             raise ConfigError(

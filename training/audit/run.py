@@ -1,13 +1,16 @@
 """Read the runs of an audit, and run the networks of one again."""
 
-from dataclasses import dataclass, replace
+import shlex
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from pipeline import ShardFolder
+from pipeline import FULL, ShardFolder
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
+from pipeline.common.settings import flag_of
 from training.audit.boxes import choose_on_boxes
 from training.audit.verdict import Audit, audit
+from training.config import policies_using
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
 from training.run.folder import RunPaths
@@ -15,6 +18,8 @@ from training.run.load import load_model
 from training.run.record import load_record
 from training.score.cost import measure_latency
 from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
+
+RIVAL = "whole"  # the policy that a choice must beat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,30 @@ def audit_run(
         shards=shards,
         process=process,
     )
+
+
+def rival_command(audited: Audited) -> str | None:
+    """Write the command that trains the whole image at equal cost; None where it stands beside.
+
+    It has the run's own options, as far as a classifier without a choice uses them.
+    """
+    config, folder = audited.run.record.config, audited.run.folder
+    stands = any(other.policy == RIVAL and config.seed in other.seeds for other in audited.others)
+    if stands or FULL not in audited.shards.crop_layout.names:
+        return None
+    words = ["srp-train", "from", str(audited.shards.path), "--policy", RIVAL, "--candidates", FULL]
+    for field in fields(config):
+        value, name = getattr(config, field.name), field.name
+        is_used = RIVAL in policies_using(name) and name not in ("policy", "candidates", "workers")
+        if value == field.default or not is_used:
+            continue
+        flag = flag_of(config, name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [flag, text]
+    return shlex.join([*words, "--output", str(folder.parent)])
 
 
 def _is_of(run: FinishedRun, shards: ShardFolder) -> bool:

@@ -90,10 +90,11 @@ def audit(
     RUN is a run that chooses. The chosen crop is compared with the whole image, the centre, the
     best fixed crop, a random one and the mean of all, of the same classifier; with the runs that
     do not choose in the same folder; and with an oracle. Runs of other seeds in that folder are
-    averaged. Prints the figures, and writes audit.json, audit.html, one file that loads nothing,
-    and its picture, audit.png.
+    averaged. Where no run of the whole image is among them, the command that trains one at equal
+    cost is printed. Prints the figures, and writes audit.json, audit.html, one file that loads
+    nothing, and its picture, audit.png.
     """
-    from training.audit.run import audit_run
+    from training.audit.run import audit_run, rival_command
     from training.data.processes import require_one, started
     from training.report.audit_page import write_audit
     from training.report.terminal import audit_text
@@ -114,3 +115,9 @@ def audit(
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else audit_text(found))
     for path in written:
         click.echo(f"wrote {path}", err=True)
+    if command := rival_command(audited):
+        click.echo(
+            "The strongest rival is missing: a classifier of its own for the whole image, at equal "
+            f"cost. Train it, then audit again: {command}",
+            err=True,
+        )

@@ -164,7 +164,7 @@ def _distilled(**options: Any) -> PlannedArm:
 
 PROFILES = {
     # The drawn scenes at canvas 80, crop 32, with a small classifier: minutes on two cores.
-    "smoke": Profile(epochs=16, seeds=(0,), arms=tuple(first_look()), evaluations=1),
+    "smoke": Profile(epochs=16, seeds=(0,), arms=tuple(first_look()), evaluations=4),
     # Imagenette at canvas 168, crop 112: the full sizes halved.
     "quick": Profile(
         epochs=2, seeds=(0,), arms=tuple(compare((16, 32, 64, 112), (16, 32), with_slow=False))

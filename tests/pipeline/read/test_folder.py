@@ -84,6 +84,9 @@ def test_dev_is_a_tenth_of_the_training_split_and_the_rest_is_trained_on(
     assert train == [key for key in keys if key not in in_val]  # in the order of the shards
     assert not set(keys_of(whole, "val")) & set(val + train)
     assert dev.splits == ("train", "val")
+    # Its runs are never compared with those of the whole split.
+    assert dev.manifest.fingerprint != whole.manifest.fingerprint
+    assert dev.manifest.fingerprint == whole.with_dev().manifest.fingerprint
     assert dev.manifest.num_samples("val") == len(val)
     assert all(len(shard.samples) for shard in dev.manifest.shards)
 

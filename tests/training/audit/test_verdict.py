@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from training.audit.verdict import Audit, audit
 from training.data.processes import Process
 from training.report.terminal import audit_text
 from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.run.record import RunRecord, load_record
 from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, FinishedRun, group_arms
 from training.study.paired import few_seeds, write_p
@@ -352,6 +353,25 @@ def test_the_command_says_the_verdict_first(
     written = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
     assert told | {"latency": None} == written | {"latency": None}
     assert not list(finished[0].folder.glob("audit.*"))
+
+
+def test_who_audits_without_the_whole_image_is_given_the_command_that_trains_it(
+    finished: tuple[RunPaths, RunRecord], srp_train: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished[0].folder, tmp_path / "runs with a space" / "chooser")
+    _, told = srp_train("audit", run, "--device", "cpu").stderr.split("then audit again: ")
+    program, *words = shlex.split(told)
+    assert program == "srp-train"
+    trained = srp_train(*words)
+    assert trained.exit_code == 0, trained.output
+    rival = load_record(run.parent / "whole-s42" / "record.json")
+    assert rival.config == replace(
+        finished[1].config, policy="whole", candidates="full", proposer=None,
+        proposer_channels=None, workers=rival.config.workers, device=rival.config.device,
+    )  # fmt: skip
+    again = srp_train("audit", run, "--device", "cpu")
+    assert "then audit again" not in again.stderr
+    assert "whole, a classifier of its own" in again.stdout
 
 
 def test_without_a_folder_page_json_and_picture_go_into_the_run(

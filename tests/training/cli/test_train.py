@@ -450,4 +450,4 @@ def test_a_run_that_validates_on_dev_is_evaluated_on_it(
     resumed = srp_train(
         "from", scene_shards, "--output", tmp_path, *words[:-2], "--resume", "--epochs", 1
     )
-    assert "got --dev True there, False asked for in " in one_line(resumed)
+    assert "got --dev True there, False asked for; shards of other images" in one_line(resumed)

@@ -67,7 +67,8 @@ def _panels(arms: Sequence[Arm]) -> list[tuple[str, list[Arm]]]:
 def _draw_curves(axes: Axes, arm: Arm, style: _Style) -> None:
     by_epoch: dict[int, list[float]] = {}
     for run in arm.runs:
-        known = [(epoch.epoch, epoch.val_top1) for epoch in run.record.epochs
+        before = run.record.config.num_explored  # epochs of the stages before these
+        known = [(before + epoch.epoch, epoch.val_top1) for epoch in run.record.epochs
                  if epoch.val_top1 is not None]  # fmt: skip
         for epoch, top1 in known:
             by_epoch.setdefault(epoch, []).append(top1)

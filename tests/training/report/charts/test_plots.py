@@ -1,6 +1,7 @@
 """Charts are equal bytes from equal runs, name their arms, and hold text, not markup."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from training.report.charts import plots
 from training.report.charts.accuracy import accuracy_by_macs, study_marks
@@ -23,6 +24,13 @@ def test_every_chart_is_the_same_bytes_again_and_names_its_arms(runs: list[Finis
     assert all(f">{arm.name}<" in plots.learning_curves(arms) for arm in arms)
     named = ("expected-g16", "whole", "oracle", "any crop right")
     assert all(f">{name}<" in by_macs(arms) for name in named)
+
+
+def test_the_curve_of_a_chooser_begins_after_the_epochs_that_explored(make_run: MakeRun) -> None:
+    chooser = make_run("chooser-s0", policy="distilled", seed=0)
+    config = replace(chooser.record.config, epochs=52, explore_epochs=50)
+    (arm,) = group_arms([replace(chooser, record=replace(chooser.record, config=config))])
+    assert ">52<" in plots.learning_curves([arm])
 
 
 def test_many_arms_get_a_panel_for_each_family_and_all_keep_their_names(make_run: MakeRun) -> None:
