@@ -64,19 +64,24 @@ def expected_names(*, workers: tuple[int, ...]) -> list[str]:
 
 
 @contextmanager
-def own_temp_dir(folder: Path) -> Iterator[Path]:
-    """Let this process and those it starts put temporary files into a folder of their own."""
+def own_temp_dir() -> Iterator[Path]:
+    """Let this process and those it starts put temporary files into a folder of their own.
+
+    The tests' own paths are too long for the sockets of processes.
+    """
     multiprocessing.util.get_temp_dir()  # the builds' server keeps its own till the tests end
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(folder))
-        patch.setenv("TMPDIR", str(folder))
-        yield folder
+    with (
+        tempfile.TemporaryDirectory(prefix="srp-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
-def temp_dir(tmp_path: Path) -> Iterator[Path]:
-    with own_temp_dir(tmp_path / "temp") as folder:
+def temp_dir() -> Iterator[Path]:
+    with own_temp_dir() as folder:
         yield folder
 
 
@@ -99,7 +104,7 @@ def measured(image_archive: Path, srp_data: Any, tmp_path_factory: pytest.TempPa
     """Everything that can be measured here, on the images of an archive."""
     folder = tmp_path_factory.mktemp("bench")
     path = folder / "figures.json"
-    with own_temp_dir(folder / "temp") as temp:
+    with own_temp_dir() as temp:
         result = srp_data("bench", "build", image_archive, *ONCE, "--workers=2", "--json", path)
         assert result.exit_code == 0, result.output
         return Bench(result, json.loads(path.read_text()), list(temp.iterdir()))
