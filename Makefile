@@ -142,8 +142,10 @@ reproduce: $(READY)
 	export OMP_NUM_THREADS=1
 	mkdir -p "$$work"
 	log="$$work/drawn-large.log"
+	set -m  # a process group of its own, so that it ends with all that it started
 	scenes large $(SCENES_large) > "$$log" 2>&1 & other=$$!
-	trap 'kill $$other 2> /dev/null || true' EXIT
+	set +m
+	trap 'kill -- -$$other 2> /dev/null || true' EXIT
 	scenes small $(SCENES_small)
 	step 'waiting for the second kind of scenes'
 	wait $$other || { tail -n 5 "$$log" >&2; exit 1; }

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline import CANDIDATES_TEXT
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
@@ -261,7 +259,7 @@ class DistillConfig:
     proposer_lr: float = like(
         TrainConfig, "proposer_lr", default=0.02, text="Highest learning rate of AdamW.", shown=None
     )
-    epochs: int = like(TrainConfig, "epochs", default=40, text="Passes over the loss matrix.")
+    epochs: int = like(TrainConfig, "fit_epochs", text="Passes over the loss matrix.")
     batch_size: int = like(TrainConfig, "batch_size", text="Images per step.")
     balance: float = like(
         TrainConfig,
@@ -379,30 +377,3 @@ def schedules_using(field: str) -> tuple[str, ...]:
     """Name the schedules that use a field of `TrainConfig`: all, or those that list it."""
     users = tuple(name for name, options in SCHEDULES.items() if field in options)
     return users or tuple(SCHEDULES)
-
-
-def config_from_json(fields: dict[str, Any]) -> TrainConfig:
-    """Read a config as a record has it.
-
-    What the policy or the schedule does not use is dropped: it decided nothing, and was once
-    accepted.
-
-    Raises:
-        ConfigError: If a field is not known or cannot work.
-    """
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    policy, sched = fields.get("policy", TrainConfig.policy), fields.get("sched", TrainConfig.sched)
-    used = {
-        name: value
-        for name, value in fields.items()
-        if policy in policies_using(name) and sched in schedules_using(name)
-    }
-    try:
-        if unknown := fields.keys() - known:
-            raise ConfigError(f"no option is called {', '.join(map(repr, sorted(unknown)))}")
-        return msgspec.convert(used, TrainConfig)
-    except (ConfigError, msgspec.ValidationError) as error:
-        raise ConfigError(
-            f"a run's config must fit this version of srp; got {error}. "
-            "Train the run again, or use the version that wrote it."
-        ) from error

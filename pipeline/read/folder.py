@@ -67,17 +67,19 @@ class ShardFolder:
         Raises:
             ConfigError: If one of the two would hold no sample.
         """
-        parts = {"train": False, "val": True}
-        kept = []
-        for split, is_dev in parts.items():
-            for shard in self.manifest.of_split("train"):
-                places = [place for place, key in enumerate(shard.samples.keys)
-                          if (part_of(key, DEV_PARTS, salt="dev") == 0) == is_dev]  # fmt: skip
-                if places:
-                    kept.append(replace(_only(shard, places), split=split))
+        parts: dict[str, list[ShardEntry]] = {"train": [], "val": []}
+        for shard in self.manifest.of_split("train"):
+            places: dict[str, list[int]] = {split: [] for split in parts}
+            for place, key in enumerate(shard.samples.keys):
+                is_dev = part_of(key, DEV_PARTS, salt="dev") == 0
+                places["val" if is_dev else "train"].append(place)
+            for split, own in places.items():
+                if own:
+                    parts[split].append(replace(_only(shard, own), split=split))
         # Of its own, so that its runs are never compared with those of the whole training split.
         fingerprint = hashlib.sha256(f"dev {self.manifest.fingerprint}".encode()).hexdigest()
-        manifest = replace(self.manifest, shards=tuple(kept), fingerprint=fingerprint)
+        kept = (*parts["train"], *parts["val"])
+        manifest = replace(self.manifest, shards=kept, fingerprint=fingerprint)
         counts = [manifest.num_samples(split) for split in parts]
         if not all(counts):
             raise ConfigError(

@@ -12,11 +12,11 @@ from training.config import (
     SCHEDULES,
     HeadroomConfig,
     TrainConfig,
-    config_from_json,
     policies_using,
 )
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
+from training.run.record import config_from_json
 
 
 @pytest.mark.parametrize(

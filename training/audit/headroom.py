@@ -26,6 +26,7 @@ from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.choose.distill import distilled_config
 from training.choose.fit_proposer import fit_to_losses
+from training.choose.method import FORWARD
 from training.choose.out_of_fold import out_of_fold_logits
 from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
@@ -37,7 +38,7 @@ from training.score.choices import choices_of
 from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, Spread
 from training.study.paired import COVERED
-from training.study.runner import FORWARD, PlannedRun, StudyProgress
+from training.study.runner import PlannedRun, StudyProgress
 
 RESAMPLES = 2000
 # Share of the errors of always naming the largest class that the classifiers must avoid: below it,

@@ -14,7 +14,7 @@ from pipeline.common.errors import DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.config import DistillConfig
 from training.data import augment
-from training.data.processes import Process, share_weights
+from training.data.processes import Process, share_tensors
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.proposer import Proposal, Proposer
@@ -178,5 +178,5 @@ def fit_to_losses(
         on_rows=counting(progress, FITTING, num_fitted),
     )
     model.proposer.requires_grad_(not model.config.holds_proposer)
-    share_weights(model.proposer, process)
+    share_tensors(model.proposer.state_dict().values(), process)
     return means

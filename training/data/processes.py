@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -153,20 +153,10 @@ def parallel(model: nn.Module, process: Process) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids)
 
 
-def share_buffers(model: nn.Module, process: Process) -> None:
-    """Give every process rank 0's buffers.
-
-    Running means of batch norms differ after a step; evaluation must use those that are saved.
-    """
+def share_tensors(tensors: Iterable[Tensor], process: Process) -> None:
+    """Give every process rank 0's values of some tensors, in place."""
     if process.world_size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def share_weights(model: nn.Module, process: Process) -> None:
-    """Give every process rank 0's weights and buffers."""
-    if process.world_size > 1:
-        for tensor in model.state_dict().values():
+        for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 

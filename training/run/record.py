@@ -13,7 +13,7 @@ import torch
 from pipeline import DataSpec, Manifest
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import TrainConfig, config_from_json
+from training.config import TrainConfig, policies_using, schedules_using
 from training.data.processes import cpu_capabilities
 from training.score.metrics import Evaluation
 
@@ -39,6 +39,19 @@ class EpochPart:
     def sums_of(self, rank: int) -> tuple[float, float]:
         """Give one rank's sums."""
         return self.sums[rank] if self.sums else (0.0, 0.0)
+
+    def finished(self, images_per_step: int) -> "EpochRecord":
+        """Turn the sums of a finished epoch into its figures."""
+        num_images = self.step * images_per_step
+        loss, hits = (sum(column) for column in zip(*self.sums, strict=True))
+        return EpochRecord(
+            epoch=self.epoch + 1,
+            train_loss=loss / num_images,
+            train_top1=100 * hits / num_images,
+            val_top1=None,
+            images_per_s=num_images / self.seconds,
+            seconds=self.seconds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +81,7 @@ class StageRecord:
 
     Attributes:
         name: `explore`, `judge` or `fit`.
-        seconds: Wall time, over every resume, s.
+        seconds: Time over every resume, s; of `explore`, that of the training steps.
         curves: Epochs of each classifier that was trained in it.
         errors: Mean chance of an error on the chosen crops, after each pass of a fit.
     """
@@ -191,6 +204,33 @@ def _record(fields: dict[str, Any]) -> RunRecord:
         evaluation["top1_any_right"] = evaluation.pop("top1_oracle")
     config = config_from_json(fields["config"])
     return msgspec.convert({**fields, "config": config}, RunRecord, from_attributes=True)
+
+
+def config_from_json(fields: dict[str, Any]) -> TrainConfig:
+    """Read a config as a record has it.
+
+    What the policy or the schedule does not use is dropped: it decided nothing, and was once
+    accepted.
+
+    Raises:
+        ConfigError: If a field is not known or cannot work.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    policy, sched = fields.get("policy", TrainConfig.policy), fields.get("sched", TrainConfig.sched)
+    used = {
+        name: value
+        for name, value in fields.items()
+        if policy in policies_using(name) and sched in schedules_using(name)
+    }
+    try:
+        if unknown := fields.keys() - known:
+            raise ConfigError(f"no option is called {', '.join(map(repr, sorted(unknown)))}")
+        return msgspec.convert(used, TrainConfig)
+    except (ConfigError, msgspec.ValidationError) as error:
+        raise ConfigError(
+            f"a run's config must fit this version of srp; got {error}. "
+            "Train the run again, or use the version that wrote it."
+        ) from error
 
 
 def current_commit() -> str:

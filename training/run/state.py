@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.common.errors import ConfigError
 from training.config import FOLDS, TrainConfig
-from training.data.augment import Mirrored, mirrored_candidates
+from training.data.augment import Draws, Mirrored, mirrored_candidates
 from training.data.processes import Process, parallel
-from training.data.shards import TrainingBatches
+from training.data.shards import Batch, TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
 from training.run.schedule import make_scheduler
+from training.score.choices import mirrored_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,17 @@ class RunState:
     def images_per_step(self) -> int:
         """Count the images of one step, over all ranks."""
         return self.config.batch_size * self.process.world_size
+
+    def chosen_ahead(
+        self, batch: Batch, draws: Draws, noise_BK: Tensor, *, chooses: bool
+    ) -> Tensor | None:
+        """Choose the crop of each image that is cut, on the CPU; None where the step chooses."""
+        if not (self.config.chooses_ahead and chooses):
+            return self.model.chosen_ahead(noise_BK, chooses=chooses)
+        if self.choices_NWK is None:
+            raise RuntimeError("a held proposer whose choices are not known")
+        choices_BK = self.choices_NWK[batch.indices_B.cpu(), draws.ways_B]
+        return (choices_BK + noise_BK).argmax(1)  # Gumbel-max: a draw from the proposer's softmax
 
 
 def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> RunState:
@@ -109,6 +121,13 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )
+
+
+def with_choices(state: RunState, shards: ShardFolder) -> RunState:
+    """Let a held proposer choose ahead, in all ways in which the run mirrors an image."""
+    num_ways = 4 if state.config.vflip else 2
+    choices_NWK = mirrored_choices(state.model, shards, state.process, num_ways=num_ways)
+    return replace(state, choices_NWK=choices_NWK)
 
 
 def broken_weights(model: nn.Module) -> str | None:

@@ -27,7 +27,7 @@ from training.data.processes import (
     Process,
     any_rank,
     gather_ranks,
-    share_buffers,
+    share_tensors,
     sum_over_ranks,
     wait_for_main,
 )
@@ -41,8 +41,7 @@ from training.run.record import EpochPart, EpochRecord, RunRecord
 from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
 from training.run.signals import Stop, noted_signals
-from training.run.state import RunState, broken_weights, build_state, settled
-from training.score.choices import mirrored_choices
+from training.run.state import RunState, broken_weights, build_state, settled, with_choices
 from training.score.classify import classify_crops, counting, evaluate_choice
 from training.score.metrics import summarise
 
@@ -104,9 +103,7 @@ def fit(
         elif POLICIES[config.policy].is_fitted:
             raise RuntimeError("a proposer that was not fitted; see training.choose.method")
         if config.chooses_ahead and len(record.epochs) < config.own_epochs:
-            num_ways = 4 if config.vflip else 2
-            choices_NWK = mirrored_choices(state.model, shards, process, num_ways=num_ways)
-            state = replace(state, choices_NWK=choices_NWK)
+            state = with_choices(state, shards)
         with noted_signals() as stop:
             training = Training(
                 state=state,
@@ -163,7 +160,7 @@ class Training:
             self.epoch()
             if self.part.step < self.state.steps:
                 raise self._stopped()
-            done = epoch_record(self.part, self.state)
+            done = self.part.finished(self.state.images_per_step)
             # The last weights are scored on every crop instead.
             if done.epoch % config.val_interval == 0 and done.epoch < config.own_epochs:
                 done = replace(done, val_top1=self._validate())
@@ -206,7 +203,8 @@ class Training:
             self._show(step, loss, hits)
             if wanted and not is_last:
                 break
-        share_buffers(state.model, process)
+        # Running means of batch norms differ by rank; evaluation must use those that are saved.
+        share_tensors(state.model.buffers(), process)
         if name := broken_weights(state.model):
             fault = f"weights must stay finite; got NaN or infinity in {name}"
             raise _diverged(fault, begun.epoch, step)
@@ -331,7 +329,7 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
         draws,
         state.counterparts,
         state.glimpse_counterparts,
-        _chosen_ahead(state, batch, draws, noise_BMK[:, 0], chooses=chooses),
+        state.chosen_ahead(batch, draws, noise_BMK[:, 0], chooses=chooses),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):
         output: StepOutput = state.wrapped(
@@ -350,18 +348,6 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     state.optimizer.zero_grad()
     state.scheduler.step()
     return output
-
-
-def _chosen_ahead(
-    state: RunState, batch: Batch, draws: augment.Draws, noise_BK: Tensor, *, chooses: bool
-) -> Tensor | None:
-    """Choose the one crop of each image that is cut, on the CPU; None where the step chooses."""
-    if not (state.config.chooses_ahead and chooses):
-        return state.model.chosen_ahead(noise_BK, chooses=chooses)
-    if state.choices_NWK is None:
-        raise RuntimeError("a held proposer whose choices are not known")
-    choices_BK = state.choices_NWK[batch.indices_B.cpu(), draws.ways_B]
-    return (choices_BK + noise_BK).argmax(1)  # Gumbel-max: a draw from the proposer's softmax
 
 
 def _seeded(seed: int, step: int, rank: int) -> torch.Generator:
@@ -387,20 +373,6 @@ class _Unchecked(NamedTuple):
 
 class _InterruptedValidationError(Exception):
     """A signal came during validation."""
-
-
-def epoch_record(part: EpochPart, state: RunState) -> EpochRecord:
-    """Turn the sums of a finished epoch into its figures."""
-    num_images = part.step * state.images_per_step
-    loss, hits = (sum(column) for column in zip(*part.sums, strict=True))
-    return EpochRecord(
-        epoch=part.epoch + 1,
-        train_loss=loss / num_images,
-        train_top1=100 * hits / num_images,
-        val_top1=None,
-        images_per_s=num_images / part.seconds,
-        seconds=part.seconds,
-    )
 
 
 def _line(done: EpochRecord, stage: str, epochs: int) -> str:

@@ -9,7 +9,8 @@ from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.common.settings import check_range
 from training.choose.distill import distill
-from training.choose.method import ALL_STAGES, train
+from training.choose.fit_proposer import count_fitted
+from training.choose.method import ALL_STAGES, FITTED, FORWARD, stage_costs, train
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
@@ -18,9 +19,6 @@ from training.run.folder import RunPaths
 from training.run.record import RunRecord
 from training.study.arms import BEGUN_LR
 from training.study.profiles import PlannedArm, Profile
-
-FITTING = 0.1  # classified images that fitting a proposer costs, for each image it is fitted to
-FORWARD = 4  # images that are only classified cost as much as one training image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +97,14 @@ def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRu
     num_crops = len(candidate_indices(config, shards.crop_layout))
     name = f"{arm.name}-s{config.seed}"
     if wanted is not None:
-        cost = round(FITTING * num_train * wanted.epochs / len(shards.crop_layout))
+        cost = round(count_fitted(wanted, num_train) / FITTED)
         return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
+    if POLICIES[config.policy].is_fitted:
+        cost = round(sum(stage_costs(config, shards).values()))
+        return PlannedRun(name=name, config=config, cost=cost, base=base)
     shown = config.num_draws or num_crops if POLICIES[config.policy].weighs_all else 1
     trained = shown * config.epochs * num_train
-    num_judged = num_train if POLICIES[config.policy].is_fitted else 0
-    scored = num_crops * (num_val + num_judged) // FORWARD
+    scored = num_crops * num_val // FORWARD
     return PlannedRun(name=name, config=config, cost=trained + scored, base=base)
 
 

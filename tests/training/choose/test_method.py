@@ -322,7 +322,7 @@ def test_the_crop_that_is_chosen_ahead_is_the_one_that_the_step_would_choose(
         flips = torch.full((len(rows),), bool(way & 1)), torch.full((len(rows),), bool(way & 2))
         draws = augment.Draws(*flips, torch.zeros(len(rows), 2, dtype=torch.int64))
         noise_BK = gumbel_noise((len(rows), len(model.candidates)), generator)
-        chosen_B = train_module._chosen_ahead(state, batch, draws, noise_BK, chooses=True)
+        chosen_B = state.chosen_ahead(batch, draws, noise_BK, chooses=True)
         crops = augment.cut(batch, state.crop_layout, model.candidates)
         places = state.counterparts, state.glimpse_counterparts
         every = augment.augment(crops, batch.glimpses_BLSS, draws, *places)

@@ -18,7 +18,7 @@ from pipeline.common.errors import ConfigError
 from training.data.processes import (
     Process,
     parallel,
-    share_buffers,
+    share_tensors,
     started,
     sum_over_ranks,
     wait_for_main,
@@ -40,7 +40,7 @@ def test_one_process_is_the_normal_case(alone: Process) -> None:
     model = nn.Linear(2, 2)
     assert parallel(model, alone) is model
     assert sum_over_ranks(torch.tensor([3.0]), alone).item() == 3
-    share_buffers(model, alone)
+    share_tensors(model.buffers(), alone)
     wait_for_main(alone)
 
 
