@@ -49,7 +49,7 @@ class TrainConfig:
     initial_checkpoint: str = setting(
         "",
         "Run, or a checkpoint of one, whose classifier to start with, and whose proposer if it "
-        "has the same shape.",
+        "has the same shape. Halves of the images begin with the same halves of it, if it has any.",
         shown="none",
     )
     proposer: str | None = setting(
@@ -151,7 +151,7 @@ class TrainConfig:
     channels_last: bool = setting(True, "Keep tensors channels last in memory.")
     fold: int | None = setting(
         None,
-        "Leave out every second training image, from the first (0) or the second (1).",
+        "Leave out half of the training images, 0 or 1; an image's key decides its half.",
         low=0,
         high=FOLDS - 1,
         shown="none",

@@ -10,15 +10,15 @@ import functools
 import hashlib
 import io
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.build.planning import assign_keys
 from pipeline.build.resume import open_new
 from pipeline.common.errors import ImageError, SourceError
 from pipeline.common.progress import SILENT, Progress
@@ -35,8 +35,6 @@ TILES = (5, 9)  # in a row of the background
 SCRAPS = (6, 14)  # patches pasted over it
 SCRAP_SIDE = (0.06, 0.3)  # over the canvas side; some are as large as an image
 JPEG_QUALITY = 92
-
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 Rng = np.random.Generator
 
@@ -84,11 +82,12 @@ def _makers(
     bank = [
         _read(in_order[index], BANK_PX, max_pixels=config.max_pixels) for index in lenders.tolist()
     ]
+    keys = assign_keys(image.path for image in in_order)
     for image in in_order:
-        # The digest keeps names apart that differ only in their suffix or in unsafe characters.
+        # Shards of the pictures have the keys of the images, so their folds are the same.
+        key = keys[image.path]
+        path = Path(image.split, image.class_name, f"{key.partition('/')[2] or key}.JPEG")
         digest = hashlib.sha256(image.path.encode()).hexdigest()
-        stem = _UNSAFE.sub("_", PurePosixPath(image.path).stem)[:80]
-        path = Path(image.split, image.class_name, f"{stem}-{digest[:8]}.JPEG")
         rng = np.random.default_rng((config.seed, int(digest[:16], 16)))
         yield path, functools.partial(_make, image, bank, config, rng)
 

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest as manifests
 from pipeline.format.crops import CropLayout
@@ -87,6 +90,17 @@ class ShardFolder:
                 f"{counts[1]} in dev, in {self.path}. Leave --dev out, or build more images."
             )
         return replace(self, manifest=manifest)
+
+    def fold_of(self, split: str, num_folds: int) -> NDArray[np.int64]:
+        """Assign each sample of a split to one of some folds, by its key alone.
+
+        So a photograph is in the same fold in all shards in which it has the same key.
+
+        Returns:
+            Int64 `(N,)`, in the order of the reader's index.
+        """
+        keys = (key for shard in self.manifest.of_split(split) for key in shard.samples.keys)
+        return np.array([part_of(key, num_folds, salt="fold") for key in keys], np.int64)
 
     def limited(self, num_samples: int) -> "ShardFolder":
         """Keep the first samples of each split, which a build draws at random.

@@ -32,7 +32,7 @@ from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
 from training.run.folder import RunPaths, held_run
-from training.run.state import build_model
+from training.run.state import build_model, training_rows
 from training.run.train import fit
 from training.score.choices import choices_of
 from training.score.crop_logits import CropLogits
@@ -287,7 +287,7 @@ def plan_parts(
 
 def _check_images(wanted: HeadroomConfig, shards: ShardFolder) -> None:
     num_train = shards.manifest.num_samples("train")
-    most = num_train // FOLDS
+    most = min(len(training_rows(shards, half)) for half in range(FOLDS))
     if most < wanted.batch_size:
         raise ConfigError(
             f"each half of the training images must fill a batch; got --batch-size "
@@ -314,7 +314,8 @@ def work_folder(output: Path, wanted: HeadroomConfig, shards: ShardFolder) -> Pa
 
     It lies one level deeper than runs, so that no report takes its parts for runs.
     """
-    asked = json.dumps([asdict(wanted), shards.manifest.fingerprint], sort_keys=True)
+    kind = "halves by key"  # of an estimate by an earlier version nothing may be reused
+    asked = json.dumps([asdict(wanted), shards.manifest.fingerprint, kind], sort_keys=True)
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     return output / "headroom" / f"{Path(wanted.model).name}-{digest}"
 

@@ -11,6 +11,7 @@ So the folds cost nothing extra: they are the first epochs of the classifier.
 import time
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
@@ -24,7 +25,7 @@ from training.model.policies import POLICIES
 from training.run.checkpoint import load_weights
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, StageRecord
-from training.run.state import RunState, fold_rows
+from training.run.state import RunState, training_rows
 from training.run.train import fit
 from training.score.classify import SCORING
 
@@ -33,6 +34,11 @@ EXPLORED = "random"  # the policy of the classifiers that explore
 # thread of an AMD EPYC with bfloat16: 3.7 and 26.
 FORWARD = 4  # images that are only classified
 FITTED = 25  # glimpses that a proposer is fitted to
+SEEN = (
+    "warning: the classifier in {start} may have seen the images that it will judge, and then the "
+    "choice is fitted to losses that are too low. Begin with a run of --policy distilled, whose "
+    "halves go on each by itself."
+)
 EXPLORING = tuple(f"explore, half {fold + 1} of {FOLDS}" for fold in range(FOLDS))
 EXPLOITING = "exploit"
 ALL_STAGES = "all stages"  # weighted; its ETA is that of the run
@@ -55,7 +61,7 @@ def train(
         return fit(
             config, shards=shards, paths=paths, process=process, resume=resume, progress=progress
         )
-    _check(config, shards)
+    _check(config, shards, process.world_size)
     shown = StageProgress(progress, config, shards)
 
     def begin(state: RunState, record: RunRecord) -> RunRecord:
@@ -149,15 +155,22 @@ def train_folds(
 
     Args:
         paths: Of the run in whose folder they go.
-        config: That they share; its seed and epochs are theirs.
+        config: That they share; its seed and epochs are theirs. Where it begins with a run that
+            has folds itself, each begins with the same fold of it, so that none has ever seen an
+            image that it judges.
         shards: To train on.
         process: This one among its peers.
         progress: Shows images and epochs.
     """
     curves = []
     for fold, folder in enumerate(fold_paths(paths)):
+        start = config.initial_checkpoint
+        if start and (begun := RunPaths(folder=Path(start)).fold(fold)).last.exists():
+            start = str(begun.folder)
+        elif start and not fold:
+            progress.event("unsound", SEEN.format(start=start))
         # Validation would cost a third of its training, and decides nothing.
-        wanted = replace(config, fold=fold, val_interval=config.epochs)
+        wanted = replace(config, fold=fold, val_interval=config.epochs, initial_checkpoint=start)
         record = fit(
             wanted, shards=shards, paths=folder, process=process, resume=True, scored=False,
             stage=EXPLORING[fold], progress=progress,
@@ -166,7 +179,7 @@ def train_folds(
     return tuple(curves)
 
 
-def _check(config: TrainConfig, shards: ShardFolder) -> None:
+def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
     """Refuse what would end in an error only after the first stage."""
     if config.own_epochs < 1:
         raise ConfigError(
@@ -178,16 +191,23 @@ def _check(config: TrainConfig, shards: ShardFolder) -> None:
             "--policy distilled needs at least two classes, or no crop is better than another; got "
             f"{len(shards.manifest.classes)} in {shards.path}. Build shards of more classes."
         )
+    fewest = min(len(training_rows(shards, fold)) for fold in range(FOLDS))
+    if fewest < config.batch_size * world_size:
+        raise ConfigError(
+            "--policy distilled trains on half of the images at a time, which must fill a step; got "
+            f"--batch-size {config.batch_size} on {world_size} processes for {fewest} images. "
+            "Lower --batch-size, or build more images."
+        )
 
 
-def stage_costs(config: TrainConfig, shards: ShardFolder) -> dict[str, float]:
+def stage_costs(
+    config: TrainConfig, *, num_train: int, num_val: int, num_crops: int
+) -> dict[str, float]:
     """Estimate what each stage costs, in images that are trained on, by its name."""
-    num_train, num_val = (shards.manifest.num_samples(name) for name in ("train", "val"))
-    num_crops = len(candidate_indices(config, shards.crop_layout))
-    left_out = [len(fold_rows(num_train, fold)) for fold in range(FOLDS)]
+    half = num_train / FOLDS
     return {
-        **{EXPLORING[k]: config.num_explored * (num_train - n) for k, n in enumerate(left_out)},
-        **{JUDGING[k]: num_crops * n / FORWARD for k, n in enumerate(left_out)},
+        **dict.fromkeys(EXPLORING, config.num_explored * half),
+        **dict.fromkeys(JUDGING, num_crops * half / FORWARD),
         FITTING: count_fitted(fit_config(config), num_train) / FITTED,
         EXPLOITING: config.own_epochs * num_train,
         SCORING: num_crops * num_val / FORWARD,
@@ -200,7 +220,9 @@ class StageProgress(Progress):
     def __init__(self, progress: Progress, config: TrainConfig, shards: ShardFolder) -> None:
         """Weigh the stages."""
         self._progress = progress
-        costs = stage_costs(config, shards)
+        num_train, num_val = (shards.manifest.num_samples(name) for name in ("train", "val"))
+        num_crops = len(candidate_indices(config, shards.crop_layout))
+        costs = stage_costs(config, num_train=num_train, num_val=num_val, num_crops=num_crops)
         self._total = round(sum(costs.values()))
         ends = accumulate(costs.values())
         self._spans = {

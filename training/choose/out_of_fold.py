@@ -51,7 +51,7 @@ def out_of_fold_logits(
     if path.exists():
         shape = (num_samples, len(model.candidates))
         return CropLogits.load(path, weights=weights, shape=shape)
-    rows = [fold_rows(num_samples, fold) for fold in range(len(folds))]
+    rows = [fold_rows(shards, fold) for fold in range(len(folds))]
     parts = []
     for fold, run in enumerate(folds):
         load_weights(run.last, model)

@@ -55,7 +55,7 @@ class RunPaths:
 
     def fold(self, fold: int) -> "RunPaths":
         """Give the run that leaves a fold of the training split out."""
-        return RunPaths(folder=self.folder / f"fold-{fold}")
+        return RunPaths(folder=self.folder / f"half-{fold}")
 
 
 @contextlib.contextmanager

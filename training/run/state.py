@@ -104,7 +104,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,
-        rows=training_rows(len(reader.reader), config.fold),
+        rows=training_rows(shards, config.fold),
     )
     return RunState(
         config=config,
@@ -136,15 +136,16 @@ def broken_weights(model: nn.Module) -> str | None:
     return next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
 
 
-def training_rows(num_samples: int, fold: int | None) -> Indices:
-    """List the samples to train on: all, or those outside of a fold."""
-    rows = np.arange(num_samples)
-    return rows if fold is None else np.delete(rows, fold_rows(num_samples, fold))
+def training_rows(shards: ShardFolder, fold: int | None) -> Indices:
+    """List the training samples of a run: all, or those outside of a fold."""
+    if fold is None:
+        return np.arange(shards.manifest.num_samples("train"))
+    return np.flatnonzero(shards.fold_of("train", FOLDS) != fold)
 
 
-def fold_rows(num_samples: int, fold: int) -> Indices:
-    """List the samples of one fold: those that its classifier has not seen."""
-    return np.arange(fold, num_samples, FOLDS)
+def fold_rows(shards: ShardFolder, fold: int) -> Indices:
+    """List the training samples of one fold: those that its classifier has not seen."""
+    return np.flatnonzero(shards.fold_of("train", FOLDS) == fold)
 
 
 def build_model(config: TrainConfig, shards: ShardFolder, process: Process) -> SelectiveClassifier:

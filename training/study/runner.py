@@ -100,7 +100,8 @@ def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRu
         cost = round(count_fitted(wanted, num_train) / FITTED)
         return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
     if POLICIES[config.policy].is_fitted:
-        cost = round(sum(stage_costs(config, shards).values()))
+        counts = {"num_train": num_train, "num_val": num_val, "num_crops": num_crops}
+        cost = round(sum(stage_costs(config, **counts).values()))
         return PlannedRun(name=name, config=config, cost=cost, base=base)
     shown = config.num_draws or num_crops if POLICIES[config.policy].weighs_all else 1
     trained = shown * config.epochs * num_train

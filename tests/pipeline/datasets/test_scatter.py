@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.build.planning import assign_keys
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.datasets.config import ScatterConfig
 from pipeline.datasets.scatter import Scattered, draw_scattered, scatter
@@ -50,6 +51,17 @@ def test_every_image_is_scattered_once_in_its_split_and_class(
         assert 0 <= y0 < y1 <= 1
         longer = max(x1 - x0, y1 - y0)
         assert ScatterConfig.smallest - 1 / SIZE_PX <= longer <= ScatterConfig.largest + 1 / SIZE_PX
+
+
+def test_shards_of_the_pictures_have_the_keys_of_the_images(
+    image_tree: Path, tmp_path: Path
+) -> None:
+    run(image_tree, tmp_path / "out")
+    keys = []
+    for source in (image_tree, tmp_path / "out"):
+        paths = [p.relative_to(source).as_posix() for p in source.glob("train/*/*.JPEG")]
+        keys.append(sorted(assign_keys(paths).values()))
+    assert keys[0] == keys[1] != []
 
 
 def test_equal_seeds_give_equal_bytes_with_any_number_of_threads(

@@ -109,6 +109,18 @@ def test_the_parts_of_two_partitions_are_independent() -> None:
     assert part_of("a", 10, salt="dev") == part_of("a", 10, salt="dev") < 10
 
 
+def test_a_sample_is_in_the_same_fold_in_all_shards_that_hold_its_key(tensor_shards: Path) -> None:
+    opened = ShardFolder.open(tensor_shards)
+    keys = [f"{number}.jpg" for number in range(2000)]
+    first = made_up(opened, keys, num_each=700)
+    other = made_up(opened, keys[500:][::-1], num_each=3).with_dev()
+    folds = dict(zip(keys_of(first, "train"), first.fold_of("train", 2).tolist(), strict=True))
+    again = dict(zip(keys_of(other, "train"), other.fold_of("train", 2).tolist(), strict=True))
+    assert len(again) > 1000
+    assert all(folds[key] == fold for key, fold in again.items())
+    assert 900 <= sum(folds.values()) <= 1100
+
+
 def test_a_reader_of_dev_reads_the_samples_of_its_keys(tensor_shards: Path) -> None:
     opened = ShardFolder.open(tensor_shards)
     dev, whole = opened.with_dev(), opened.reader("train")

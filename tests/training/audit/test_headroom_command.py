@@ -223,7 +223,7 @@ def test_too_large_a_batch_is_told_the_largest_that_works(
     result = srp_train("headroom", scene_shards, "--output", tmp_path)
     assert one_line(result) == (
         "each half of the training images must fill a batch; got --batch-size 64 for 70 images in "
-        f"{scene_shards}. Lower --batch-size to 35, and leave --limit out if it is given."
+        f"{scene_shards}. Lower --batch-size to 29, and leave --limit out if it is given."
     )
 
 

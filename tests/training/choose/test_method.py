@@ -31,7 +31,7 @@ from training.run import train as train_module
 from training.run.folder import RunPaths
 from training.run.load import evaluate_run
 from training.run.record import RunRecord, load_record
-from training.run.state import RunState, build_state, fold_rows
+from training.run.state import RunState, build_state, fold_rows, training_rows
 from training.score.choices import mirrored_choices
 from training.score.crop_logits import CropLogits
 
@@ -52,12 +52,16 @@ class Noted(Progress):
 
     def __init__(self, stage: str = "", act: Callable[[], None] = lambda: None) -> None:
         self.told: list[tuple[str, int, int]] = []
+        self.events: list[tuple[str, str]] = []
         self._stage, self._act = stage, act
 
     def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
         self.told.append((stage, done, total))
         if (stage, done) == (self._stage, total):
             self._act()
+
+    def event(self, name: str, /, text: str = "", **fields: object) -> None:
+        self.events.append((name, text))
 
     @property
     def whole(self) -> list[tuple[int, int]]:
@@ -177,7 +181,7 @@ def test_a_run_of_four_stages_leaves_its_record_and_the_files_of_its_folds(
     assert 0 < sum(stage.seconds for stage in record.stages) < record.seconds < unbroken.seconds
     assert {path.name for path in paths.folder.iterdir()} == {
         "record.json", "last.safetensors", "best.safetensors", "logits.safetensors",
-        "out_of_fold.safetensors", "fold-0", "fold-1",
+        "out_of_fold.safetensors", "half-0", "half-1",
     }  # fmt: skip
     for fold in (0, 1):
         found = load_record(paths.fold(fold).record)
@@ -191,9 +195,11 @@ def test_a_run_of_four_stages_leaves_its_record_and_the_files_of_its_folds(
     assert again.num_samples == opened.manifest.num_samples("val")
 
 
-def test_a_classifier_never_learns_from_an_image_that_it_judges(unbroken: Watched) -> None:
+def test_a_classifier_never_learns_from_an_image_that_it_judges(
+    unbroken: Watched, opened: ShardFolder
+) -> None:
     every = set(range(70))
-    assert unbroken.judged == [set(fold_rows(70, fold).tolist()) for fold in (0, 1)]
+    assert unbroken.judged == [set(fold_rows(opened, fold).tolist()) for fold in (0, 1)]
     for fold, judged in enumerate(unbroken.judged):
         left_out = load_record(unbroken.paths.fold(fold).record).config.fold
         learnt = {
@@ -209,7 +215,39 @@ def test_a_classifier_never_learns_from_an_image_that_it_judges(unbroken: Watche
     assert {row for batch in own for row in batch.indices_B.tolist()} - unbroken.judged[1]
 
 
-def test_the_last_stage_keeps_the_fitted_proposer_and_reads_no_glimpse(unbroken: Watched) -> None:
+def test_each_half_begins_with_the_same_half_of_a_run_in_stages(
+    unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    config = replace(unbroken.config, initial_checkpoint=str(unbroken.paths.folder), lr=0.0)
+    told = Noted()
+    staged(config, tmp_path / "run", progress=told)
+    for fold in (0, 1):
+        ours, theirs = (
+            load_file(paths.fold(fold).last)
+            for paths in (RunPaths(folder=tmp_path / "run"), unbroken.paths)
+        )
+        names = [n for n in ours if n.startswith("model.classifier.") and n.endswith("weight")]
+        assert names
+        assert all(torch.equal(ours[name], theirs[name]) for name in names)  # the rate is 0
+    assert "unsound" not in dict(told.events)
+
+
+def test_a_start_that_may_have_seen_the_judged_images_gets_a_warning(
+    unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    start = str(unbroken.paths.last)
+    told = Noted()
+    staged(replace(unbroken.config, initial_checkpoint=start), tmp_path / "run", progress=told)
+    assert [text for name, text in told.events if name == "unsound"] == [
+        f"warning: the classifier in {start} may have seen the images that it will judge, and then "
+        "the choice is fitted to losses that are too low. Begin with a run of --policy distilled, "
+        "whose halves go on each by itself."
+    ]
+
+
+def test_the_last_stage_keeps_the_fitted_proposer_and_reads_no_glimpse(
+    unbroken: Watched, opened: ShardFolder
+) -> None:
     weights = load_file(unbroken.paths.last)
     held = {
         name.removeprefix("model.proposer."): tensor
@@ -222,7 +260,9 @@ def test_the_last_stage_keeps_the_fitted_proposer_and_reads_no_glimpse(unbroken:
     before = load_file(unbroken.paths.fold(0).last)
     classifier = [name for name in before if name.startswith("model.classifier.")]
     assert any(not torch.equal(before[name], weights[name]) for name in classifier)
-    assert len(unbroken.steps) == 2 * 2 * 2 + 2 * 4  # steps of two halves, and of the whole
+    size = unbroken.config.batch_size
+    steps = [len(training_rows(opened, fold)) // size for fold in (0, 1, None)]
+    assert len(unbroken.steps) == 2 * sum(steps)  # two epochs of each half, and of the whole
     assert all(batch.glimpses_BLSS is None for _, batch in unbroken.steps)
 
 
@@ -379,8 +419,9 @@ def test_another_proposer_is_fitted_to_the_logits_of_such_a_run(
                                   "never sees a choice; got 2 of 2. Lower it."),
         (("--explore-epochs", 3), "--explore-epochs must be 1 or more, and no more than --epochs; "
                                   "got 3 of 2. Use --epochs 2 or more."),
-        (("-b", 40), "a step must not need more images than there are; got --batch-size 40 on 1 "
-                     "processes for 35 images. Lower --batch-size."),
+        (("-b", 40), "--policy distilled trains on half of the images at a time, which must fill a "
+                     "step; got --batch-size 40 on 1 processes for 29 images. Lower "
+                     "--batch-size, or build more images."),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
