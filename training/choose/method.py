@@ -194,8 +194,8 @@ def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
     fewest = min(len(training_rows(shards, fold)) for fold in range(FOLDS))
     if fewest < config.batch_size * world_size:
         raise ConfigError(
-            "--policy distilled trains on half of the images at a time, which must fill a step; got "
-            f"--batch-size {config.batch_size} on {world_size} processes for {fewest} images. "
+            "--policy distilled trains on half of the images at a time, which must fill a step; "
+            f"got --batch-size {config.batch_size} on {world_size} processes for {fewest} images. "
             "Lower --batch-size, or build more images."
         )
 
