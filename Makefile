@@ -23,9 +23,6 @@ PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo full || echo quick)
 # Where data/, shards/ and runs/ go.
 WORK ?= .
 
-SIZES_smoke := --canvas-size 80 --crop-size 32 --glimpse-size 32 --candidates full+grid3
-SIZES_quick := --canvas-size 168 --crop-size 112 --glimpse-size 32 --candidates full+five
-SIZES_full := --canvas-size 336 --crop-size 224 --glimpse-size 64 --candidates full+five
 # Drawn scenes of two kinds: choosing pays where objects are small, and not where they fill the image.
 SCENES := --train 300 --val 100 --size 80
 SCENES_small := --smallest 0.1 --largest 0.16
@@ -101,59 +98,86 @@ bench-load: bench-envs
 
 # Images -> shards -> training -> report. Every part goes on where an earlier call stopped.
 reproduce: $(READY)
-	@[[ -n "$(SIZES_$(PROFILE))" ]] || {
-	  echo "error: PROFILE must be smoke, quick or full; got $(PROFILE)." >&2; exit 2; }
-	work='$(WORK)'
+	@case '$(PROFILE)' in smoke | quick | full) ;; *)
+	  echo "error: PROFILE must be smoke, quick or full; got $(PROFILE)." >&2; exit 2 ;; esac
+	work='$(WORK)' folders=() options=()
 	step() { echo "== $$1 ($$SECONDS s after the start)" >&2; }
-	# Usage: answer DATA PROFILE NOTE SIZES...
-	answer() {
-	  local name=$$2-$$(basename "$$1" .tgz)
+	# Usage: choose DATA NAME PROFILE; sets crop and epochs to what this machine has time for.
+	choose() {
+	  step "$$2: sizes"
+	  local sizes
+	  sizes=$$($(BIN)/srp-train sizes "$$1" --profile "$$3" -o "$$work/runs/$$2-sizes.json")
+	  read -r crop epochs <<< "$$sizes"
+	}
+	# Usage: compare DATA NAME PROFILE NOTE CANVAS BUILD_OPTIONS -- STUDY_OPTIONS
+	compare() {
+	  local data=$$1 name=$$2 profile=$$3 note=$$4 canvas=$$5 build=()
+	  shift 5
+	  while [[ "$$1" != -- ]]; do build+=("$$1"); shift; done
+	  shift
 	  local shards="$$work/shards/$$name" runs="$$work/runs/$$name"
 	  step "$$name: shards"
-	  $(BIN)/srp-data build-shards "$$1" "$$shards" "$${@:4}"
+	  $(BIN)/srp-data build-shards "$$data" "$$shards" --canvas-size "$$canvas" --crop-size "$$crop" "$${build[@]}"
 	  step "$$name: verify"
 	  $(BIN)/srp-data verify "$$shards"
 	  step "$$name: study"
-	  $(BIN)/srp-train study "$$shards" --profile "$$2" --output "$$runs"
-	  step "$$name: report"
-	  $(BIN)/srp-train report "$$runs" --shards "$$shards" --note "$$3"
-	  step "$$name: done"
+	  $(BIN)/srp-train study "$$shards" --profile "$$profile" --epochs "$$epochs" --output "$$runs" "$$@"
+	  folders+=("$$runs")
+	  options+=(--shards "$$shards" --note "$$note")
+	}
+	# Usage: report; of all that was compared. Prints the answers.
+	report() {
+	  step report
+	  $(BIN)/srp-train report "$${folders[@]}" "$${options[@]}"
+	  local runs
+	  for runs in "$${folders[@]}"; do
+	    echo "$$(basename "$$runs"): $$($(BIN)/python -c \
+	      'import json, sys; print(json.load(open(sys.argv[1]))["answer"])' "$$runs/report.json")"
+	  done
+	  step done
 	}
 	data='$(DATA)'
 	if [[ -z "$$data" && "$(PROFILE)" != smoke ]]; then
 	  data=$$(ls -d "$$work"/data/imagenette2-320* "$$work"/data/imagenette2* 2> /dev/null \
-	    | grep -v '\.part$$' | head -n 1 || true)
+	    | grep -v -e '\.part$$' -e '-scattered' | head -n 1 || true)
 	  if [[ -z "$$data" ]]; then
 	    $(BIN)/srp-data download imagenette2-320 -o "$$work/data" \
 	      && data="$$work/data/imagenette2-320.tgz" || true
 	  fi
 	fi
-	if [[ -n "$$data" ]]; then
-	  answer "$$data" "$(PROFILE)" "$$(basename "$$data" .tgz)" $(SIZES_$(PROFILE))
+	if [[ -z "$$data" ]]; then
+	  echo "*** This run uses drawn scenes, not photographs. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
+	  draw() {
+	    [[ -d "$$work/data/drawn-$$1/train" ]] \
+	      || $(BIN)/srp-data sample "$$work/data/drawn-$$1" $(SCENES) "$${@:2}"
+	  }
+	  draw small $(SCENES_small)
+	  draw large $(SCENES_large)
+	  choose "$$work/data/drawn-small" smoke-drawn smoke
+	  for kind in small large; do
+	    compare "$$work/data/drawn-$$kind" "smoke-drawn-$$kind" smoke "drawn scenes, $$kind objects" \
+	      $$((crop * 5 / 2)) --glimpse-size "$$crop" --candidates full+grid3 --
+	  done
+	  report
 	  exit
 	fi
-	echo "*** This run uses drawn scenes, not photographs. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
-	scenes() {
-	  [[ -d "$$work/data/drawn-$$1/train" ]] \
-	    || $(BIN)/srp-data sample "$$work/data/drawn-$$1" $(SCENES) "$${@:2}"
-	  answer "$$work/data/drawn-$$1" smoke "drawn scenes, $$1 objects" $(SIZES_smoke) -j 1
-	}
-	# Two studies of one thread each take less time than one after the other with two.
-	export OMP_NUM_THREADS=1
-	mkdir -p "$$work"
-	log="$$work/drawn-large.log"
-	set -m  # a process group of its own, so that it ends with all that it started
-	scenes large $(SCENES_large) > "$$log" 2>&1 & other=$$!
-	set +m
-	trap 'kill -- -$$other 2> /dev/null || true' EXIT
-	scenes small $(SCENES_small)
-	step 'waiting for the second kind of scenes'
-	wait $$other || { tail -n 5 "$$log" >&2; exit 1; }
-	trap - EXIT
-	for kind in small large; do
-	  echo "$$kind objects: $$($(BIN)/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["answer"])' "$$work/runs/smoke-drawn-$$kind/report.json")"
-	  echo "  $$work/runs/smoke-drawn-$$kind/report.html"
-	done
+	base=$$(basename "$$data" .tgz)
+	name="$(PROFILE)-$$base"
+	choose "$$data" "$$name" "$(PROFILE)"
+	if [[ "$(PROFILE)" == full ]]; then
+	  compare "$$data" "$$name" full "$$base" $$((crop * 3 / 2)) --glimpse-size 64 --candidates full+five --
+	  report
+	  exit
+	fi
+	crops=(--glimpse-size "$$crop" --candidates full+grid3)
+	compare "$$data" "$$name" "$(PROFILE)" "$$base" $$((crop * 5 / 4)) "$${crops[@]}" --
+	# The same images, small and anywhere; every arm goes on from its own training on the first.
+	scattered="$$work/data/$$base-scattered-$$((crop * 2))"
+	step "$$name: scatter"
+	[[ -d "$$scattered/train" ]] || $(BIN)/srp-data scatter "$$data" "$$scattered" --size $$((crop * 2))
+	compare "$$scattered" "$$name-scattered" "$(PROFILE)" "$$base, scattered" $$((crop * 2)) "$${crops[@]}" -- \
+	  --initial-checkpoint "$$work/runs/$$name/{arm}-s{seed}"
+	report
 
 # Two processes of one thread each; the twenty slowest tests are printed.
 PYTEST := -m pytest -n 2 --dist worksteal --durations 20

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.build.config import BuildConfig
     from pipeline.common.errors import SrpError
     from pipeline.datasets.writer import BOX_HEADER, ObjectBox
-    from pipeline.format.crops import CANDIDATES_TEXT, FULL, Box, CropLayout
+    from pipeline.format.crops import CANDIDATES_TEXT, FULL, Box, CropLayout, place_crops
     from pipeline.format.manifest import Manifest
     from pipeline.format.sample import Sample
     from pipeline.format.spec import DataSpec
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         steps_per_epoch,
         training_batches,
     )
+    from pipeline.sources.folder import count_images
     from pipeline.stream.partition import Part
     from pipeline.stream.store import open_store
     from pipeline.stream.stream import SampleStream
@@ -36,7 +37,8 @@ __all__ = [
     "BOX_HEADER", "CANDIDATES_TEXT", "FULL", "ArrayBatch", "BatchLoader", "BatchSpec", "Box",
     "BuildConfig", "CropLayout", "DataSpec", "Indices", "Manifest", "ObjectBox", "Part", "Pixels",
     "Sample", "SampleStream", "ShardFolder", "ShardReader", "SrpError", "build_shards",
-    "evaluation_batches", "open_store", "steps_per_epoch", "training_batches", "verify_shards",
+    "count_images", "evaluation_batches", "open_store", "place_crops", "steps_per_epoch",
+    "training_batches", "verify_shards",
 ]  # fmt: skip
 
 _HOMES = {
@@ -44,7 +46,7 @@ _HOMES = {
     "build.config": ("BuildConfig",),
     "common.errors": ("SrpError",),
     "datasets.writer": ("BOX_HEADER", "ObjectBox"),
-    "format.crops": ("CANDIDATES_TEXT", "FULL", "Box", "CropLayout"),
+    "format.crops": ("CANDIDATES_TEXT", "FULL", "Box", "CropLayout", "place_crops"),
     "format.manifest": ("Manifest",),
     "format.sample": ("Sample",),
     "format.spec": ("DataSpec",),
@@ -53,6 +55,7 @@ _HOMES = {
     "read.folder": ("ShardFolder",),
     "read.loader": ("ArrayBatch", "BatchLoader"),
     "read.reader": ("ShardReader",),
+    "sources.folder": ("count_images",),
     "read.sampler": ("Indices", "evaluation_batches", "steps_per_epoch", "training_batches"),
     "stream.partition": ("Part",),
     "stream.store": ("open_store",),

@@ -226,8 +226,10 @@ PUBLIC = {
         ShardReader
         SrpError
         build_shards
+        count_images
         evaluation_batches
         open_store
+        place_crops
         steps_per_epoch
         training_batches
         verify_shards

@@ -12,7 +12,7 @@ from pipeline.verify.verify import verify_shards
 from training.run.record import load_record
 
 ROOT = Path(__file__).parents[1]
-FEW = "SCENES=--train 14 --val 3 --size 64"
+FEW = "SCENES=--train 20 --val 3 --size 64"
 ARMS = ("whole-s0", "centre-s0", "chooser-s0", "predecessor-g16-s0")
 KINDS = ("small", "large")
 
@@ -29,7 +29,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     ended = reproduce(folder, "PROFILE=smoke", FEW)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "*** This run uses drawn scenes, not photographs." in ended.stderr
-    assert "total: 170 samples" in ended.stdout
+    assert "total: 230 samples" in ended.stdout
     return folder, ended.stdout
 
 
@@ -42,12 +42,14 @@ def test_reproduce_ends_in_a_report_of_each_kind_that_answers_first(done: tuple[
         page = (runs / "report.html").read_text(encoding="utf-8")
         first_line = page[page.index("Ran on") :].split("</p>")[0]
         assert f"drawn scenes, {kind} objects" in first_line
-        assert "140 training and 30 validation images" in first_line
+        assert "200 training and 30 validation images" in first_line
         for arm in ARMS:
             assert arm.removesuffix("-s0") in page
         answer = json.loads((runs / "report.json").read_text())["answer"]
         assert answer.startswith("Choosing is ")
-        assert f"{kind} objects: {answer}\n" in printed
+        assert f"smoke-drawn-{kind}: {answer}\n" in printed
+        for other in KINDS:
+            assert f"<b>drawn scenes, {other} objects:</b> Choosing is " in page
 
 
 @pytest.mark.sweep

@@ -68,6 +68,17 @@ def open_source(source: Path, *, scratch: Path, progress: Progress = SILENT) -> 
     return _check(source, _list_archive(source, scratch, progress))
 
 
+def count_images(source: Path) -> dict[str, int]:
+    """Count a source's images by split; nothing is kept of an archive.
+
+    Raises:
+        SourceError: If the source is missing, damaged, hostile or has another layout.
+        OSError: If one of its folders cannot be listed.
+    """
+    listed = open_source(source, scratch=Path(os.devnull))
+    return {split: len(images) for split, images in listed.images.items()}
+
+
 def require_source(source: Path) -> None:
     """Check that a source exists, before anything is written.
 

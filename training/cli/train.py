@@ -14,6 +14,7 @@ from pipeline.common.options import Joined, options_of
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
 from training.cli.options import MACHINE, OUTPUT, PATH, RUN, RUN_SHARDS, rank_progress
+from training.cli.sizes import sizes
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main() -> None:
 main.add_command(evaluate)
 main.add_command(audit)
 main.add_command(headroom)
+main.add_command(sizes)
 
 
 @main.command("from", cls=Resumable)
@@ -215,27 +217,36 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
 
 
 @main.command()
-@click.argument("runs", type=PATH)
+@click.argument("runs", type=PATH, nargs=-1, required=True)
 @click.option(
     "--shards",
     type=PATH,
-    help="Folder of shards, for the contact sheets; only runs on it are shown.",
+    multiple=True,
+    help="Folder of shards, for the contact sheets; of a folder with runs on several only its own "
+    "are shown. May be repeated.",
 )
-@click.option("-o", "--output", type=PATH, help="Page to write.  [default: RUNS/report.html]")
-@click.option("--note", default="", help="Text about the data for the first line.")
-def report(runs: Path, shards: Path | None, output: Path | None, note: str) -> None:
+@click.option(
+    "-o", "--output", type=PATH, help="Page to write.  [default: report.html in each RUNS]"
+)
+@click.option(
+    "--note", multiple=True, help="Name of the data, for the first line; one for each RUNS."
+)
+def report(
+    runs: tuple[Path, ...], shards: tuple[Path, ...], output: Path | None, note: tuple[str, ...]
+) -> None:
     """Write one HTML page about runs.
 
-    RUNS is a folder of runs. The page is one file that loads nothing. A JSON file next to it holds
-    its figures. Only runs on the same shards are compared: if there are several data sets, each has
-    a page, named after its shards, or --shards picks one.
+    RUNS is a folder of runs; there may be several. The page is one file that loads nothing. A JSON
+    file next to it holds its figures. Only runs on the same shards are compared: each data set has
+    a page, which begins with the answers for all; several in one folder are named after their
+    shards.
     """
     from training.data.processes import require_one, started
     from training.report.study_page import write_study
 
     with started("cpu") as process:
         require_one(process, "a report")
-        for page in write_study(runs, shards=shards, out=output, data_note=note):
+        for page in write_study(runs, shards=shards, out=output, notes=note):
             click.echo(str(page))
 
 

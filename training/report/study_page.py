@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -54,6 +55,13 @@ class ClassRow:
     num_mistaken: int
 
 
+class Answer(NamedTuple):
+    """Whether choosing is worth it on a data set, whose name is empty where it is the only one."""
+
+    label: str
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyPage:
     """All that the template shows.
@@ -62,6 +70,7 @@ class StudyPage:
         data_line: The data in one sentence.
         is_drawn: Whether the images are srp's own drawings.
         summary: What came out, in sentences.
+        answers: The first sentence for each data set that is reported together with this one.
         data: Shared by all runs.
         arms: In order.
         best: The most accurate arm that chooses, if one chooses.
@@ -77,6 +86,7 @@ class StudyPage:
     data_line: str
     is_drawn: bool
     summary: tuple[str, ...]
+    answers: tuple[Answer, ...]
     data: DataRecord
     arms: tuple[Arm, ...]
     best: Arm | None
@@ -94,64 +104,129 @@ class StudyPage:
         return tuple(run for arm in self.arms for run in arm.runs)
 
 
+class Data(NamedTuple):
+    """The runs on one data set, and where their page goes.
+
+    `note` is what the user calls it; `shards` are opened for its contact sheet, if they were given.
+    """
+
+    runs: DataRuns
+    file: Path
+    note: str
+    shards: ShardFolder | None
+
+    @property
+    def label(self) -> str:
+        """The data set's name for people."""
+        return self.note or self.runs.name
+
+
 def write_study(
-    folder: Path, *, shards: Path | None, out: Path | None = None, data_note: str = ""
+    folders: Sequence[Path],
+    *,
+    shards: Sequence[Path] = (),
+    out: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[Path, ...]:
-    """Write a page about the runs on each data set of a folder, and its figures as JSON.
+    """Write a page about the runs on each data set of some folders, and its figures as JSON.
+
+    Each page begins with the answers for all of them.
 
     Args:
-        folder: Its subfolders are runs.
-        shards: For the contact sheet; None leaves it out. Of several data sets it picks its own.
-        out: File to write; `folder/report.html` by default. With several data sets the name of the
-            shards' folder is added to each page: `report-NAME.html`.
-        data_note: Name of the data, for the page's first line.
+        folders: Their subfolders are runs.
+        shards: For the contact sheets. Of several data sets in a folder they pick their own.
+        out: File to write; `report.html` in each folder by default. With several data sets the name
+            of the shards' folder is added to each page: `report-NAME.html`.
+        notes: Names of the folders' data, for the pages' first lines; none, or one for each folder.
 
     Returns:
         The pages' files.
 
     Raises:
-        ConfigError: If there is no finished run, none on the shards, or one note for several data
-            sets.
+        ConfigError: If there is no finished run, none on the shards, or not one note for each data
+            set.
         CheckpointError: If a record or a table is damaged.
     """
-    opened = None if shards is None else ShardFolder.open(shards)
-    found = _pick(read_runs(folder), folder, opened)
+    if notes and len(notes) != len(folders):
+        raise ConfigError(
+            f"--note must name the data of each RUNS; got {len(notes)} for {len(folders)}. Give "
+            "one for each, in their order."
+        )
+    opened = [ShardFolder.open(path) for path in shards]
+    found = {folder: _find(folder, opened, is_named=bool(notes)) for folder in folders}
+    data = _place(found, opened, out=out, notes=dict(zip(folders, notes, strict=False)))
+    for each in data:
+        with named_output(each.file, "-o/--output", kind="file"):
+            each.file.parent.mkdir(parents=True, exist_ok=True)
+        require_file(each.file, "-o/--output")
+    pages = [_make(each) for each in data]
+    answers = tuple(
+        Answer(each.label if len(data) > 1 else "", page.summary[0])
+        for each, page in zip(data, pages, strict=True)
+    )
+    for each, page in zip(data, pages, strict=True):
+        _write(replace(page, answers=answers), each.file)
+    return tuple(each.file for each in data)
+
+
+def _place(
+    found: dict[Path, list[DataRuns]],
+    opened: Sequence[ShardFolder],
+    *,
+    out: Path | None,
+    notes: dict[Path, str],
+) -> list[Data]:
+    """Decide where the page of each data set goes, and which shards are its own."""
+    every = [runs for group in found.values() for runs in group]
+    names, data = iter(_names(every)), []
+    for folder, group in found.items():
+        path = out or folder / "report.html"
+        for runs in group:
+            name = next(names)
+            file = (
+                path.with_stem(f"{path.stem}-{name}") if len(every if out else group) > 1 else path
+            )
+            own = _shards_of(runs, opened, is_only=len(every) == 1)
+            data.append(Data(runs, file, notes.get(folder, ""), own))
+    return data
+
+
+def _find(folder: Path, opened: Sequence[ShardFolder], *, is_named: bool) -> list[DataRuns]:
+    """Read a folder's finished runs, by data set; a name can be that of one alone.
+
+    Where it has runs on several, only those on the given shards are kept.
+    """
+    found = read_runs(folder)
+    if opened and len(found) > 1:
+        wanted = {each.manifest.fingerprint for each in opened}
+        own = tuple(runs for runs in found if runs.fingerprint in wanted)
+        if not own:
+            raise ConfigError(
+                f"--shards must be those of runs in {folder}, which are on {len(found)} data sets; "
+                f"got others in {', '.join(str(each.path) for each in opened)}. Name those of one, "
+                "or leave --shards out for a page each."
+            )
+        found = own
     shown = [runs for runs in found if runs.finished]
     if not shown:
         raise ConfigError(
             f"a report needs a finished run; got {sum(len(runs.unfinished) for runs in found)} "
             f"unfinished in {folder}. Finish one: type its command again with --resume."
         )
-    if data_note and len(shown) > 1:
+    if is_named and len(shown) > 1:
         raise ConfigError(
             f"--note must name one data set; got runs on {len(shown)} in {folder}. Pick one with "
             "--shards."
         )
-    path = out or folder / "report.html"
-    several = len(shown) > 1
-    pages = [path.with_stem(f"{path.stem}-{name}") if several else path for name in _names(shown)]
-    with named_output(path, "-o/--output", kind="file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    for page in pages:
-        require_file(page, "-o/--output")
-    for runs, page in zip(shown, pages, strict=True):
-        _write(runs, page, opened, data_note)
-    return tuple(pages)
+    return shown
 
 
-def _pick(
-    found: tuple[DataRuns, ...], folder: Path, shards: ShardFolder | None
-) -> tuple[DataRuns, ...]:
-    """Keep the runs on the given shards, if the folder has runs on others as well."""
-    if shards is None or len(found) == 1:
-        return found
-    own = tuple(runs for runs in found if runs.fingerprint == shards.manifest.fingerprint)
-    if not own:
-        raise ConfigError(
-            f"--shards must be those of runs in {folder}, which are on {len(found)} data sets; got "
-            f"others in {shards.path}. Name those of one, or leave --shards out for a page each."
-        )
-    return own
+def _shards_of(
+    runs: DataRuns, opened: Sequence[ShardFolder], *, is_only: bool
+) -> ShardFolder | None:
+    """Give the runs' own shards; others only where nothing else could be meant."""
+    own = [each for each in opened if each.manifest.fingerprint == runs.fingerprint]
+    return next(iter(own or (opened if is_only else ())), None)
 
 
 def _names(found: list[DataRuns]) -> list[str]:
@@ -163,10 +238,16 @@ def _names(found: list[DataRuns]) -> list[str]:
     ]
 
 
-def _write(runs: DataRuns, path: Path, shards: ShardFolder | None, data_note: str) -> None:
-    page = make_study_page(
-        runs.finished, unfinished=runs.unfinished, shards=shards, data_note=data_note
+def _make(data: Data) -> StudyPage:
+    return make_study_page(
+        data.runs.finished,
+        unfinished=data.runs.unfinished,
+        shards=data.shards,
+        data_note=data.note,
     )
+
+
+def _write(page: StudyPage, path: Path) -> None:
     write_file(path, fill_template(TEMPLATE, page).encode())
     text = json.dumps(study_json(page.arms), indent=1)
     write_file(path.with_suffix(".json"), (text + "\n").encode())
@@ -185,10 +266,12 @@ def make_study_page(
     best = best_arm(arm for arm in arms if arm.config.selects)
     run = max(runs, key=lambda run: run.evaluation.top1)
     sheet, sheet_note = _sheet(best, shards)
+    summary = summarise_arms(arms)
     return StudyPage(
         data_line=describe_data(data, data_note),
         is_drawn=is_drawn(data),
-        summary=summarise_arms(arms),
+        summary=summary,
+        answers=(Answer("", summary[0]),),
         data=data,
         arms=arms,
         best=best,

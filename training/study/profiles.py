@@ -59,12 +59,25 @@ class Profile:
         seeds: Each arm is run once with each.
         arms: Each after the arm that it is distilled from or begins with.
         evaluations: Validations of each run, spread over its epochs; 1 takes the last weights only.
+        batch_size: Images a step.
+        crops: Sides of the crops that it is made for, px, from the best to the cheapest; see
+            `training/study/sizes.py`. The candidates are `candidates`.
+        candidates: Crops of the shards that it is made for.
+        fewest_epochs: Of a round, where a machine is slow.
+        minutes: What all trainings should take at most; None has no limit.
+        num_data_sets: Data sets of the same size that `make reproduce` runs it on.
     """
 
     epochs: int
     seeds: tuple[int, ...]
     arms: tuple[PlannedArm, ...]
     evaluations: int = 10
+    batch_size: int = TrainConfig.batch_size
+    crops: tuple[int, ...] = ()
+    candidates: str = "full+grid3"
+    fewest_epochs: int = 1
+    minutes: float | None = None
+    num_data_sets: int = 1
 
     def only(self, names: tuple[str, ...]) -> "Profile":
         """Keep only these arms and those that they need.
@@ -86,39 +99,33 @@ class Profile:
         return replace(self, arms=tuple(arm for arm in self.arms if arm.name in wanted))
 
 
-def compare(
-    predecessor_glimpses: tuple[int, ...], glimpses: tuple[int, ...], *, with_slow: bool
-) -> Iterator[PlannedArm]:
-    """List the arms that are compared with the predecessor.
+def first_look(glimpse_px: int, **options: Any) -> Iterator[PlannedArm]:
+    """List the arms that answer the short question: whole, centre, the chooser, the predecessor.
 
     Args:
-        predecessor_glimpses: Glimpse sizes of the predecessor's arm, px.
-        glimpses: Glimpse sizes of the policies that are compared with it, px.
-        with_slow: Whether to include the arms that cost several times as much.
+        glimpse_px: The predecessor's, px.
+        options: Fields of every arm's config that differ from the defaults.
     """
-    yield PlannedArm(name="whole", config=whole())
-    yield PlannedArm(name="centre", config=centre())
-    if with_slow:
-        yield PlannedArm(name=RANDOM, config=random_crop())
-    for side in predecessor_glimpses:
-        yield PlannedArm(name=f"predecessor-g{side}", config=predecessor(side))
-    for side in glimpses:
-        yield PlannedArm(name=f"straight-through-g{side}", config=straight_through(side))
-    if with_slow:
-        for side in glimpses:
-            yield PlannedArm(name=f"blend-g{side}", config=blend(side))
-            yield PlannedArm(name=f"expected-g{side}", config=expected(side))
-
-
-def first_look() -> Iterator[PlannedArm]:
-    """List the arms that answer the short question: whole, centre, the chooser, the predecessor."""
     for name, config in (
         ("whole", whole()),
         ("centre", centre()),
         ("chooser", chooser()),
-        ("predecessor-g16", predecessor(16)),
+        (f"predecessor-g{glimpse_px}", predecessor(glimpse_px)),
     ):
-        yield PlannedArm(name=name, config=replace(config, model="test_resnet", lr=0.05))
+        yield PlannedArm(name=name, config=replace(config, **options))
+
+
+def compare(glimpses: tuple[int, ...]) -> Iterator[PlannedArm]:
+    """List the chooser, and the predecessor and the policies of its kind over glimpse sizes, px."""
+    yield PlannedArm(name="whole", config=whole())
+    yield PlannedArm(name="centre", config=centre())
+    yield PlannedArm(name="chooser", config=chooser())
+    yield PlannedArm(name=RANDOM, config=random_crop())
+    for side in glimpses:
+        yield PlannedArm(name=f"predecessor-g{side}", config=predecessor(side))
+        yield PlannedArm(name=f"straight-through-g{side}", config=straight_through(side))
+        yield PlannedArm(name=f"blend-g{side}", config=blend(side))
+        yield PlannedArm(name=f"expected-g{side}", config=expected(side))
 
 
 def choosing(side: int, smaller: tuple[int, ...]) -> Iterator[PlannedArm]:
@@ -163,16 +170,20 @@ def _distilled(**options: Any) -> PlannedArm:
 
 
 PROFILES = {
-    # The drawn scenes at canvas 80, crop 32, with a small classifier: minutes on two cores.
-    "smoke": Profile(epochs=16, seeds=(0,), arms=tuple(first_look()), evaluations=4),
-    # Imagenette at canvas 168, crop 112: the full sizes halved.
-    "quick": Profile(
-        epochs=2, seeds=(0,), arms=tuple(compare((16, 32, 64, 112), (16, 32), with_slow=False))
+    # Drawn scenes, with a small classifier: minutes on two cores.
+    "smoke": Profile(
+        epochs=16, fewest_epochs=10, seeds=(0,), evaluations=4, crops=(32,), minutes=5,
+        num_data_sets=2, arms=tuple(first_look(16, model="test_resnet", lr=0.05)),
     ),
-    # Imagenette at canvas 336, crop 224: the predecessor's own sizes.
+    # The short question for one's own images, as they are and scattered: for two cores.
+    "quick": Profile(
+        epochs=6, fewest_epochs=4, seeds=(0,), evaluations=3, crops=(64, 48, 32), minutes=32,
+        num_data_sets=2, arms=tuple(first_look(32)),
+    ),
+    # Canvas 336, crop 224: the predecessor's own sizes, for a GPU.
     "full": Profile(
-        epochs=20, seeds=(0, 1, 2),
-        arms=tuple(compare((32, 64, 128, 224), (32, 64, 128, 224), with_slow=True)),
+        epochs=20, fewest_epochs=20, seeds=(0, 1, 2), crops=(224,), candidates="full+five",
+        batch_size=128, arms=tuple(compare((32, 64, 128, 224))),
     ),
     # When choosing is worth it: Imagenette at canvas 168, scatter at canvas 224, both crop 112.
     "choosing": Profile(

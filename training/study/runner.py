@@ -79,6 +79,7 @@ def plan_runs(
                 arm.config,
                 epochs=count,
                 val_interval=max(1, count // profile.evaluations),
+                batch_size=profile.batch_size,
                 lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
                 initial_checkpoint=initial_checkpoint.replace("{seed}", str(seed)),
                 seed=seed,
@@ -91,22 +92,46 @@ def plan_runs(
 
 def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRun:
     wanted = arm.distilled and replace(arm.distilled, seed=config.seed)
-    base = arm.base and f"{arm.base}-s{config.seed}"
     _check_fits(wanted or config, shards)
-    num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
-    num_crops = len(candidate_indices(config, shards.crop_layout))
-    name = f"{arm.name}-s{config.seed}"
+    return PlannedRun(
+        name=f"{arm.name}-s{config.seed}",
+        config=config,
+        cost=run_cost(
+            config,
+            wanted,
+            num_train=shards.manifest.num_samples("train"),
+            num_val=shards.manifest.num_samples("val"),
+            num_crops=len(candidate_indices(config, shards.crop_layout)),
+        ),
+        distilled=wanted,
+        base=arm.base and f"{arm.base}-s{config.seed}",
+    )
+
+
+def run_cost(
+    config: TrainConfig,
+    wanted: DistillConfig | None,
+    *,
+    num_train: int,
+    num_val: int,
+    num_crops: int,
+) -> int:
+    """Estimate what a run costs, in images that pass the classifier forwards and backwards.
+
+    Args:
+        config: How its classifier is trained.
+        wanted: How a proposer is fitted to it; None trains it.
+        num_train: Images to train on.
+        num_val: Images to score.
+        num_crops: Candidates of each.
+    """
     if wanted is not None:
-        cost = round(count_fitted(wanted, num_train) / FITTED)
-        return PlannedRun(name=name, config=config, cost=cost, distilled=wanted, base=base)
+        return round(count_fitted(wanted, num_train) / FITTED)
     if POLICIES[config.policy].is_fitted:
         counts = {"num_train": num_train, "num_val": num_val, "num_crops": num_crops}
-        cost = round(sum(stage_costs(config, **counts).values()))
-        return PlannedRun(name=name, config=config, cost=cost, base=base)
+        return round(sum(stage_costs(config, **counts).values()))
     shown = config.num_draws or num_crops if POLICIES[config.policy].weighs_all else 1
-    trained = shown * config.epochs * num_train
-    scored = num_crops * num_val // FORWARD
-    return PlannedRun(name=name, config=config, cost=trained + scored, base=base)
+    return shown * config.epochs * num_train + num_crops * num_val // FORWARD
 
 
 def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> None:

@@ -39,7 +39,7 @@ def summarise_arms(arms: Sequence[Arm]) -> tuple[str, ...]:
     """Compare the best arm that chooses with the crops that need no choice.
 
     Returns:
-        Sentences, the first of which stands alone.
+        Sentences, the first of which is the answer, with its reason, and stands alone.
     """
     selecting = [arm for arm in arms if arm.config.selects]
     best = best_arm(selecting)
@@ -84,11 +84,22 @@ def answer_question(best: Arm, baselines: Sequence[Arm], *, num_tried: int) -> s
         f"{best.name} {best.top1.mean:.1f} vs {whole.name} {whole.top1.mean:.1f} %, "
         f"{test.points:+.1f} points, p {write_p(test.p)}"
     )
+    reason = give_reason(best, whole)
     if test.p >= SIGNIFICANCE:
-        return f"Choosing is not shown to be worth it here: {figures}."
+        return f"Choosing is not shown to be worth it here: {figures}. {reason}"
     if test.points < 0:
-        return f"Choosing is not worth it here; take the whole image: {figures}."
-    return f"Choosing is worth it here, at the same compute for each image: {figures}."
+        return f"Choosing is not worth it here; take the whole image: {figures}. {reason}"
+    return f"Choosing is worth it here, at the same compute for each image: {figures}. {reason}"
+
+
+def give_reason(best: Arm, whole: Arm) -> str:
+    """Compare what choosing adds to a random crop with what the whole image adds to it."""
+    random = best.top1_random.mean
+    chosen, instead = best.top1.mean - random, whole.top1.mean - random
+    return (
+        f"Where the classifier is right on {random:.1f} % of random crops, the choice adds "
+        f"{chosen:+.1f} points, and the whole image in place of a crop {instead:+.1f}."
+    )
 
 
 def describe_cost(arm: Arm) -> str:

@@ -206,7 +206,14 @@ def test_a_command_that_is_told_has_options_that_work_together(
             ("--glimpse-size", "64"),
             "glimpse size must fit the crop; got --glimpse-size 64 px for crops of 32 px in ",
         ),
-        (("--batch-size", "100"), "a step must not need more images than there are; got "),
+        (
+            ("--batch-size", "100"),
+            "--policy distilled trains on half of the images at a time, which ",
+        ),
+        (
+            ("--policy", "whole", "--candidates", "full", "--batch-size", "100"),
+            "a step must not need more images than there are; got ",
+        ),
         (("--candidates", "middle"), "--candidates must be in the shards; got 'middle', "),
         (("--lr", "-1"), "--lr must be at least 0; got -1.0."),
         (("--policy", "best"), "Invalid value for '--policy': 'best' is not one of "),
@@ -365,7 +372,7 @@ def test_evaluate_without_a_run_says_what_to_type(srp_train: SrpTrain, tmp_path:
     [
         "evaluate RUN", "audit RUN", "report RUNS", "distill RUN",
         "headroom SHARDS -b 16 --runs RUNS", "study SHARDS --profile smoke --output RUNS",
-        "from SHARDS --output RUNS --experiment whole-s0 --resume",
+        "from SHARDS -b 16 --output RUNS --experiment whole-s0 --resume",
     ],
 )  # fmt: skip
 def test_a_record_of_a_million_brackets_ends_every_command_in_one_line_that_names_it(
@@ -383,15 +390,25 @@ def test_a_record_of_a_million_brackets_ends_every_command_in_one_line_that_name
 @pytest.mark.parametrize(
     ("command", "option", "place", "why"),
     [
-        ("from SHARDS --experiment below --output", "--output", "file", "Not a directory"),
-        ("from SHARDS --experiment below --output", "--output", "n" * 300, "File name too long"),
+        ("from SHARDS -b 16 --experiment below --output", "--output", "file", "Not a directory"),
+        (
+            "from SHARDS -b 16 --experiment below --output",
+            "--output",
+            "n" * 300,
+            "File name too long",
+        ),
         ("distill BASE --experiment below --output", "--output", "file", "Not a directory"),
         ("study SHARDS --profile smoke --output", "--output", "file", "Not a directory"),
         ("headroom SHARDS -b 16 --runs RUNS --output", "--output", "file", "Not a directory"),
         ("audit RUN -o", "-o/--output", "file/below", "Not a directory"),
         ("report RUNS -o", "-o/--output", "file/below", "File exists"),
         ("report RUNS -o", "-o/--output", "folder", "Is a directory"),
-        ("from SHARDS --experiment below --output", "--output", "refused", "Permission denied"),
+        (
+            "from SHARDS -b 16 --experiment below --output",
+            "--output",
+            "refused",
+            "Permission denied",
+        ),
         ("audit RUN -o", "-o/--output", "refused", "Permission denied"),
         ("report RUNS -o", "-o/--output", "refused", "Permission denied"),
     ],

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def save(folder: Path, *runs: FinishedRun) -> Path:
 
 def only_page(folder: Path, **options: Any) -> Path:
     """Write the page about a folder whose runs are on one data set."""
-    (page,) = write_study(folder, **options)
+    (page,) = write_study([folder], **options)
     return page
 
 
@@ -61,7 +62,7 @@ def html(
 ) -> str:
     """The page about these runs."""
     folder = save(tmp_path_factory.mktemp("runs"), *runs)
-    return only_page(folder, shards=scene_shards).read_text(encoding="utf-8")
+    return only_page(folder, shards=[scene_shards]).read_text(encoding="utf-8")
 
 
 def render_page(page: StudyPage) -> str:
@@ -71,6 +72,34 @@ def render_page(page: StudyPage) -> str:
 def visible(html: str) -> str:
     """Take the markup off."""
     return re.sub(r"<[^>]+>", " ", html.split("<body>")[1])
+
+
+def test_pages_that_are_written_together_begin_with_the_answers_of_all(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    photos = replace(make_run("whole-s0", policy="whole").record.data, fingerprint="f" * 64)
+    for name, data in (("plain", {}), ("scattered", {"data": photos})):
+        save(
+            tmp_path / name,
+            make_run("chooser-s0", policy="expected", seed=0, accuracy=0.9, **data),
+            make_run("whole-s0", policy="whole", seed=0, **data),
+        )
+    folders = [tmp_path / "plain", tmp_path / "scattered"]
+    pages = write_study(folders, notes=["photos", "photos, scattered"])
+    assert pages == tuple(folder / "report.html" for folder in folders)
+    answers = []
+    for page in pages:
+        found = re.findall(r'<p class="summary">(.*?)</p>', page.read_text(encoding="utf-8"))
+        assert [text.split(":")[0] for text in found] == ["<b>photos", "<b>photos, scattered"]
+        answers.append(found)
+        own = json.loads(page.with_suffix(".json").read_text())["answer"]
+        assert own in [unescape(text.split("</b> ")[1]) for text in found]
+    assert answers[0] == answers[1]
+    with pytest.raises(ConfigError) as caught:
+        write_study(folders, notes=["photos"])
+    assert str(caught.value) == (
+        "--note must name the data of each RUNS; got 1 for 2. Give one for each, in their order."
+    )
 
 
 def test_the_first_line_says_what_the_data_is(runs: list[FinishedRun]) -> None:
@@ -114,7 +143,7 @@ def test_the_same_runs_give_the_same_page(
 ) -> None:
     out = tmp_path / "pages" / "again.html"
     folder = save(tmp_path / "runs", *runs[::-1])
-    assert only_page(folder, shards=scene_shards, out=out) == out
+    assert only_page(folder, shards=[scene_shards], out=out) == out
     assert out.read_text(encoding="utf-8") == html
 
 
@@ -248,7 +277,7 @@ def test_unfinished_runs_are_listed_with_their_epochs_and_in_no_figure(
     record = replace(begun.record, epochs=begun.record.epochs[:1], evaluation=None)
     (folder / "blend-s0").mkdir()
     record.save(folder / "blend-s0" / "record.json")
-    html = only_page(folder, shards=None).read_text(encoding="utf-8")
+    html = only_page(folder).read_text(encoding="utf-8")
     assert "blend-s0 (1 of 2 epochs)" in html
     assert html.count("blend") == 1
 
@@ -261,9 +290,9 @@ def test_the_page_says_how_it_was_made(html: str, runs: list[FinishedRun]) -> No
 
 def test_no_runs_end_in_one_line_that_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs runs; got none in .*srp-train from SHARDS"):
-        only_page(tmp_path, shards=None)
+        only_page(tmp_path)
     with pytest.raises(ConfigError, match="which does not exist"):
-        only_page(tmp_path / "none", shards=None)
+        only_page(tmp_path / "none")
 
 
 def test_unfinished_runs_alone_end_in_one_line(make_run: MakeRun, tmp_path: Path) -> None:
@@ -271,7 +300,7 @@ def test_unfinished_runs_alone_end_in_one_line(make_run: MakeRun, tmp_path: Path
     (tmp_path / "blend-s0").mkdir()
     replace(run.record, evaluation=None).save(tmp_path / "blend-s0" / "record.json")
     with pytest.raises(ConfigError, match=r"got 1 unfinished in .*--resume"):
-        only_page(tmp_path, shards=None)
+        only_page(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -331,11 +360,11 @@ def test_what_cannot_be_picked_from_a_mixed_folder_is_one_line(
     with pytest.raises(
         ConfigError, match=r"--note must name one data set; got runs on 2 in .*--sh"
     ):
-        write_study(mixed, shards=None, out=out, data_note="few")
+        write_study([mixed], out=out, notes=["few"])
     with pytest.raises(
         ConfigError, match=r"--shards must be those of runs in .*, which are on 2 dat"
     ):
-        write_study(mixed, shards=five_shards, out=out)
+        write_study([mixed], shards=[five_shards], out=out)
     assert not list(tmp_path.iterdir())
 
 
@@ -345,7 +374,7 @@ def test_data_sets_whose_shards_had_one_name_are_told_apart(
     other = replace(runs[0].record.data, fingerprint="0123456789")
     save(tmp_path, runs[0], make_run("whole-s7", data=other, policy="whole", seed=7))
     own = runs[0].record.data.fingerprint[:8]
-    assert [path.name for path in write_study(tmp_path, shards=None)] == [
+    assert [path.name for path in write_study([tmp_path])] == [
         f"report-shards-{own}.html", "report-shards-01234567.html",
     ]  # fmt: skip
 
@@ -357,9 +386,9 @@ def test_damaged_logits_are_named_and_lost_ones_only_cost_their_tests(
     logits = folder / "whole-s0" / "logits.safetensors"
     logits.write_bytes(logits.read_bytes()[:99])
     with pytest.raises(CheckpointError, match=r"a run's logits must .*whole-s0"):
-        only_page(folder, shards=None)
+        only_page(folder)
     logits.unlink()
-    html = only_page(folder, shards=None).read_text(encoding="utf-8")
+    html = only_page(folder).read_text(encoding="utf-8")
     assert "without a paired test" in html
 
 
@@ -368,7 +397,7 @@ def test_the_committed_records_make_a_report(tmp_path: Path) -> None:
     for path in results.glob("*-s42.json"):
         (tmp_path / path.stem).mkdir()
         shutil.copy(path, tmp_path / path.stem / "record.json")
-    html = only_page(tmp_path, shards=None).read_text(encoding="utf-8")
+    html = only_page(tmp_path).read_text(encoding="utf-8")
     for name in ("tuned-map-prior-g64", "distilled-map-prior-g64", "random", "whole-tuned"):
         assert f">{name}</th>" in html
     told = json.loads((results / "report.json").read_text(encoding="utf-8"))
