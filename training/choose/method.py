@@ -10,11 +10,10 @@ So the folds cost nothing extra: they are the first epochs of the classifier.
 
 import time
 from dataclasses import replace
-from itertools import accumulate
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
-from pipeline.common.progress import SILENT, Progress
+from pipeline.common.progress import SILENT, Progress, Weighted
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
 from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
@@ -56,7 +55,7 @@ def train(
             config, shards=shards, paths=paths, process=process, resume=resume, progress=progress
         )
     _check(config, shards)
-    shown = StageProgress(progress, config, shards)
+    shown = Weighted(progress, ALL_STAGES, stage_costs(config, shards))
 
     def begin(state: RunState, record: RunRecord) -> RunRecord:
         return run_stages(state, record, shards=shards, paths=paths, progress=shown)
@@ -184,37 +183,20 @@ def stage_costs(config: TrainConfig, shards: ShardFolder) -> dict[str, float]:
     """Estimate what each stage costs, in images that are trained on, by its name."""
     num_train, num_val = (shards.manifest.num_samples(name) for name in ("train", "val"))
     num_crops = len(candidate_indices(config, shards.crop_layout))
-    left_out = [len(fold_rows(num_train, fold)) for fold in range(FOLDS)]
     return {
-        **{EXPLORING[k]: config.num_explored * (num_train - n) for k, n in enumerate(left_out)},
-        **{JUDGING[k]: num_crops * n / FORWARD for k, n in enumerate(left_out)},
+        **fold_costs(config, shards),
         FITTING: count_fitted(fit_config(config), num_train) / FITTED,
         EXPLOITING: config.own_epochs * num_train,
         SCORING: num_crops * num_val / FORWARD,
     }
 
 
-class StageProgress(Progress):
-    """Forwards a run's progress, and shows that of all its stages, weighted by their cost."""
-
-    def __init__(self, progress: Progress, config: TrainConfig, shards: ShardFolder) -> None:
-        """Weigh the stages."""
-        self._progress = progress
-        costs = stage_costs(config, shards)
-        self._total = round(sum(costs.values()))
-        ends = accumulate(costs.values())
-        self._spans = {
-            name: (end - cost, cost) for (name, cost), end in zip(costs.items(), ends, strict=True)
-        }
-
-    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
-        """Forward it, and move the whole."""
-        self._progress.update(stage, done, total, figures)
-        if stage in self._spans:
-            before, cost = self._spans[stage]
-            at = min(self._total, round(before + cost * done / max(1, total)))
-            self._progress.update(ALL_STAGES, at, self._total)
-
-    def event(self, name: str, /, text: str = "", **fields: object) -> None:
-        """Forward it."""
-        self._progress.event(name, text, **fields)
+def fold_costs(config: TrainConfig, shards: ShardFolder) -> dict[str, float]:
+    """Estimate the same for a run's folds and their logits alone, which any run may have."""
+    num_train, epochs = shards.manifest.num_samples("train"), explored_config(config).epochs
+    num_crops = len(candidate_indices(config, shards.crop_layout))
+    left_out = [len(fold_rows(num_train, fold)) for fold in range(FOLDS)]
+    return {
+        **{EXPLORING[k]: epochs * (num_train - n) for k, n in enumerate(left_out)},
+        **{JUDGING[k]: num_crops * n / FORWARD for k, n in enumerate(left_out)},
+    }
