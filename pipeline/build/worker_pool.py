@@ -6,12 +6,9 @@ lock. The caller decides what becomes of its task.
 
 import contextlib
 import multiprocessing
-import os
-import pickle
 import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import Array, c_int64
@@ -21,6 +18,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
+from pipeline.common.child_process import (
+    end_with_parent,
+    held_interrupts,
+    sendable,
+    without_the_current_folder,
+)
 from pipeline.common.errors import SrpError
 from pipeline.common.progress import SILENT, Progress
 
@@ -56,20 +59,12 @@ def count_image() -> None:
     _counters[_own] += 1
 
 
-def _end_with_parent() -> None:
-    """Exit this worker when the build is killed, in a thread."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
 def _serve(work: Callable[[Any], Any], counters: "Array[c_int64]", pipe: Connection) -> None:
     """Run the tasks that come through the pipe, in a worker, until the pipe is closed."""
     global _counters, _own
     _counters = counters
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may have been started elsewhere
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
         pipe.send(None)  # ready
         while True:
@@ -81,12 +76,7 @@ def _outcome(work: Callable[[Any], Any], task: Any) -> tuple[Any, Exception | No
     try:
         return work(task), None
     except Exception as error:
-        error.add_note("".join(traceback.format_exception(error)))
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, made on this line
-        except Exception:
-            return None, RuntimeError("\n".join(error.__notes__))
-        return None, error
+        return None, sendable(error)
 
 
 @dataclass(kw_only=True)
@@ -116,44 +106,8 @@ def start_server(modules: Sequence[str]) -> None:
     """
     multiprocessing.set_forkserver_preload(list(modules))
     resource_tracker.ensure_running()  # first, since it would let interrupts through again
-    with held_interrupts(), _without_the_current_folder():
+    with held_interrupts(), without_the_current_folder():
         forkserver.ensure_running()
-
-
-@contextlib.contextmanager
-def _without_the_current_folder() -> Iterator[None]:
-    """Keep a user's numba.py or pipeline/ from being imported in place of ours."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
-
-
-@contextlib.contextmanager
-def held_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back until processes have started.
-
-    It reaches every process of the terminal, but only the build handles it: processes started here
-    inherit that it is blocked. Any thread of this process may still receive it.
-    """
-    held: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    if is_ours:
-        signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
-    try:
-        yield
-    finally:
-        if is_ours:
-            signal.signal(signal.SIGINT, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if held:
-            signal.raise_signal(signal.SIGINT)
 
 
 def run_tasks(

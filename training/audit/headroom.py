@@ -25,9 +25,9 @@ from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from training.choose.distill import distilled_config
-from training.choose.fit_proposer import fit_to_losses
-from training.choose.method import FORWARD
-from training.choose.out_of_fold import out_of_fold_logits
+from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
+from training.choose.method import FITTED, FORWARD
+from training.choose.out_of_fold import JUDGING, out_of_fold_logits
 from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
@@ -35,10 +35,11 @@ from training.run.folder import RunPaths, held_run
 from training.run.state import build_model, training_rows
 from training.run.train import fit
 from training.score.choices import choices_of
+from training.score.classify import SCORING
 from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, Spread
 from training.study.paired import COVERED
-from training.study.runner import PlannedRun, StudyProgress
+from training.study.planned import TRAINING, PlannedRun, StudyProgress
 
 RESAMPLES = 2000
 # Share of the errors of always naming the largest class that the classifiers must avoid: below it,
@@ -264,7 +265,10 @@ def plan_parts(
         PlannedRun(
             name=f"half-{half}",
             config=replace(base, fold=half, seed=wanted.seed + half),
-            cost=wanted.epochs * (num_train // FOLDS) + num_crops * num_val // FORWARD,
+            costs={
+                TRAINING: wanted.epochs * (num_train // FOLDS),
+                SCORING: num_crops * num_val / FORWARD,
+            },
         )
         for half in range(FOLDS)
     ]
@@ -279,7 +283,10 @@ def plan_parts(
         PlannedRun(
             name="proposer",
             config=proposer,
-            cost=num_crops * num_train // FORWARD,
+            costs={
+                **dict.fromkeys(JUDGING, num_crops * num_train / FOLDS / FORWARD),
+                FITTING: count_fitted(fitted, num_train) / FITTED,
+            },
             distilled=fitted,
         ),
     )
@@ -349,26 +356,28 @@ def estimate_headroom(
     shown = StudyProgress(progress, parts)
     folds = [RunPaths(folder=folder / half.name) for half in halves]
     classified = []
-    for position, (half, paths) in enumerate(zip(halves, folds, strict=True)):
-        shown.begin(position)
-        classified.append(_classified(half, paths, shards=shards, process=process, progress=shown))
+    for half, paths in zip(halves, folds, strict=True):
+        own = shown.begin(half)
+        classified.append(_classified(half, paths, shards=shards, process=process, progress=own))
+        shown.end(half.name)
     first, second = classified
-    shown.begin(len(halves))
+    own = shown.begin(proposer)
     home = RunPaths(folder=folder)
     is_read = home.out_of_fold.exists()
     with contextlib.nullcontext() if is_read else held_run(home, process):
         unseen = out_of_fold_logits(
             home.out_of_fold, folds, halves[0].config, shards=shards, process=process,
-            progress=shown,
+            progress=own,
         )  # fmt: skip
     try:
         fit_to_losses(
             chooser, unseen.losses_NK, proposer.distilled, shards=shards, process=process,
-            progress=shown,
+            progress=own,
         )  # fmt: skip
     except DivergedError as error:
         fix = f"The classifiers are kept, in {folder}. Use a lower --lr, or another --seed."
         raise DivergedError(f"{error} {fix}") from error
+    shown.end(proposer.name)
     chosen_N = choices_of(chooser, shards, process, split="val").argmax(1).numpy()
     return headroom((first, second), chooser.names, chosen_N, seed=proposer.config.seed)
 

@@ -112,6 +112,36 @@ def distill(
         return _save(model, logits, record, paths)
 
 
+def judge(
+    run: RunPaths,
+    *,
+    shards: ShardFolder,
+    process: Process,
+    workers: int,
+    progress: Progress = SILENT,
+) -> None:
+    """Make the logits that proposers are fitted to, unless they are there.
+
+    `distill` does so itself; a study does it first, so that distillations that run side by side
+    neither wait for the first nor make the same.
+
+    Args:
+        run: Finished run of the classifier.
+        shards: Shards of the run.
+        process: This process, alone.
+        workers: Threads that read samples.
+        progress: Shows images and epochs.
+
+    Raises:
+        DivergedError: If a loss stopped being a number.
+    """
+    base = load_record(run.record)
+    base = replace(base, config=replace(base.config, workers=workers))
+    _check(base, run)
+    _check_shards(base, run, shards)
+    _logits(run, base, shards=shards, process=process, progress=progress)
+
+
 def _fit(
     model: SelectiveClassifier, losses_NK: Tensor, wanted: DistillConfig, *, shards: ShardFolder,
     process: Process, progress: Progress,

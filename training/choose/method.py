@@ -10,12 +10,12 @@ So the folds cost nothing extra: they are the first epochs of the classifier.
 
 import time
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
-from pipeline.common.progress import SILENT, Progress
+from pipeline.common.progress import SILENT, Progress, Weighted
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
 from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
@@ -62,7 +62,7 @@ def train(
             config, shards=shards, paths=paths, process=process, resume=resume, progress=progress
         )
     _check(config, shards, process.world_size)
-    shown = StageProgress(progress, config, shards)
+    shown = Weighted(progress, ALL_STAGES, stage_costs(config, Counts.of(config, shards)))
 
     def begin(state: RunState, record: RunRecord) -> RunRecord:
         return run_stages(state, record, shards=shards, paths=paths, progress=shown)
@@ -200,43 +200,34 @@ def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
         )
 
 
-def stage_costs(
-    config: TrainConfig, *, num_train: int, num_val: int, num_crops: int
-) -> dict[str, float]:
+class Counts(NamedTuple):
+    """What a run's cost depends on: images to train on and to score, and the crops of each."""
+
+    num_train: int
+    num_val: int
+    num_crops: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, shards: ShardFolder) -> "Counts":
+        """Count what a run finds in shards."""
+        num_train, num_val = (shards.manifest.num_samples(split) for split in ("train", "val"))
+        return cls(num_train, num_val, len(candidate_indices(config, shards.crop_layout)))
+
+
+def stage_costs(config: TrainConfig, counts: Counts) -> dict[str, float]:
     """Estimate what each stage costs, in images that are trained on, by its name."""
-    half = num_train / FOLDS
     return {
-        **dict.fromkeys(EXPLORING, config.num_explored * half),
-        **dict.fromkeys(JUDGING, num_crops * half / FORWARD),
-        FITTING: count_fitted(fit_config(config), num_train) / FITTED,
-        EXPLOITING: config.own_epochs * num_train,
-        SCORING: num_crops * num_val / FORWARD,
+        **fold_costs(config, counts),
+        FITTING: count_fitted(fit_config(config), counts.num_train) / FITTED,
+        EXPLOITING: config.own_epochs * counts.num_train,
+        SCORING: counts.num_crops * counts.num_val / FORWARD,
     }
 
 
-class StageProgress(Progress):
-    """Forwards a run's progress, and shows that of all its stages, weighted by their cost."""
-
-    def __init__(self, progress: Progress, config: TrainConfig, shards: ShardFolder) -> None:
-        """Weigh the stages."""
-        self._progress = progress
-        num_train, num_val = (shards.manifest.num_samples(name) for name in ("train", "val"))
-        num_crops = len(candidate_indices(config, shards.crop_layout))
-        costs = stage_costs(config, num_train=num_train, num_val=num_val, num_crops=num_crops)
-        self._total = round(sum(costs.values()))
-        ends = accumulate(costs.values())
-        self._spans = {
-            name: (end - cost, cost) for (name, cost), end in zip(costs.items(), ends, strict=True)
-        }
-
-    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
-        """Forward it, and move the whole."""
-        self._progress.update(stage, done, total, figures)
-        if stage in self._spans:
-            before, cost = self._spans[stage]
-            at = min(self._total, round(before + cost * done / max(1, total)))
-            self._progress.update(ALL_STAGES, at, self._total)
-
-    def event(self, name: str, /, text: str = "", **fields: object) -> None:
-        """Forward it."""
-        self._progress.event(name, text, **fields)
+def fold_costs(config: TrainConfig, counts: Counts) -> dict[str, float]:
+    """Estimate the same for a run's folds and their logits alone, which any run may have."""
+    half = counts.num_train / FOLDS
+    return {
+        **dict.fromkeys(EXPLORING, explored_config(config).epochs * half),
+        **dict.fromkeys(JUDGING, counts.num_crops * half / FORWARD),
+    }

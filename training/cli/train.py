@@ -188,12 +188,21 @@ def distill(
 @click.option(
     "--initial-checkpoint",
     default="",
-    help="Run whose classifier every run begins with; {seed} is replaced by the run's seed.  "
-    "[default: none]",
+    help="Run whose classifier every run begins with; {seed} and {arm} are replaced by the run's "
+    "seed and the name of its arm.  [default: none]",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Runs that are trained side by side, each with its share of the CPUs. How many threads a "
+    "run has changes its figures in the last digits.  [default: CPUs this process may use; 1 on a "
+    "GPU or under torchrun]",
 )
 @AS_JSON
 @MACHINE
-def study(shards: Path, profile: str, output: Path, as_json: bool, **options: Any) -> None:
+def study(
+    shards: Path, profile: str, output: Path, as_json: bool, jobs: int | None, **options: Any
+) -> None:
     """Compare ways to choose on SHARDS.
 
     The profiles smoke, quick and full compare the predecessor, a better policy and fixed crops
@@ -208,7 +217,9 @@ def study(shards: Path, profile: str, output: Path, as_json: bool, **options: An
     opened = ShardFolder.open(shards)
     runs = plan_runs(PROFILES[profile], opened, **options)
     with started(options["device"]) as process, rank_progress(process.is_main) as progress:
-        records = run_study(runs, shards=opened, output=output, process=process, progress=progress)
+        records = run_study(
+            runs, shards=opened, output=output, process=process, jobs=jobs, progress=progress
+        )
     finished = [(r.name, r.evaluation.top1) for r in records if r.evaluation is not None]
     if process.is_main and as_json:
         click.echo(json.dumps({"folder": str(output), "top1": dict(finished)}, indent=1))

@@ -1,43 +1,33 @@
 """Run a study: every arm of a profile once with each seed, resumed where it stopped."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.common.settings import check_range
-from training.choose.distill import distill
-from training.choose.fit_proposer import count_fitted
-from training.choose.method import ALL_STAGES, FITTED, FORWARD, stage_costs, train
+from training.choose.distill import distill, judge
+from training.choose.fit_proposer import FITTING, count_fitted
+from training.choose.method import FITTED, FORWARD, Counts, fold_costs, stage_costs, train
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
-from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.run.record import RunRecord, load_record
+from training.score.classify import SCORING
 from training.study.arms import BEGUN_LR
+from training.study.jobs import Work, count_jobs, run_jobs
+from training.study.planned import (
+    TRAINING,
+    PlannedRun,
+    Queue,
+    StudyProgress,
+    most_expensive_first,
+)
 from training.study.profiles import PlannedArm, Profile
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """One arm with one seed.
-
-    Attributes:
-        name: Name of the run's folder.
-        config: What to train.
-        cost: About how many images pass the classifier forwards and backwards.
-        distilled: How to fit a proposer to the classifier of `base`; None trains `config`.
-        base: Name of the run whose networks it begins with, if any.
-    """
-
-    name: str
-    config: TrainConfig
-    cost: int
-    distilled: DistillConfig | None = None
-    base: str | None = None
 
 
 def plan_runs(
@@ -62,7 +52,7 @@ def plan_runs(
         seeds: Each arm is run once with each; None takes the profile's.
         epochs: Epochs of one round; None takes the profile's.
         initial_checkpoint: Whose classifier every run begins with, at a lower learning rate;
-            `{seed}` in it stands for the run's seed.
+            `{seed}` and `{arm}` in it stand for the run's.
 
     Raises:
         ConfigError: If there is no such arm or seed, the shards lack candidates, or they are too
@@ -72,8 +62,11 @@ def plan_runs(
     check_range("--epochs", epochs, 1, MOST_EPOCHS)
     round_epochs = epochs or profile.epochs
     runs = []
+    planned = (profile.only(arms) if arms else profile).arms
+    judged = {arm.base for arm in planned if arm.distilled is not None}
     for seed in seeds or profile.seeds:
-        for arm in (profile.only(arms) if arms else profile).arms:
+        for arm in planned:
+            source = initial_checkpoint.replace("{seed}", str(seed)).replace("{arm}", arm.name)
             count = arm.rounds * round_epochs
             config = replace(
                 arm.config,
@@ -81,57 +74,49 @@ def plan_runs(
                 val_interval=max(1, count // profile.evaluations),
                 batch_size=profile.batch_size,
                 lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
-                initial_checkpoint=initial_checkpoint.replace("{seed}", str(seed)),
+                initial_checkpoint=source,
                 seed=seed,
                 device=device,
                 workers=workers,
             )
-            runs.append(_run(arm, config, shards))
+            runs.append(_run(arm, config, shards, is_judged=arm.name in judged))
     return runs
 
 
-def _run(arm: PlannedArm, config: TrainConfig, shards: ShardFolder) -> PlannedRun:
+def _run(
+    arm: PlannedArm, config: TrainConfig, shards: ShardFolder, *, is_judged: bool
+) -> PlannedRun:
     wanted = arm.distilled and replace(arm.distilled, seed=config.seed)
     _check_fits(wanted or config, shards)
+    counts = Counts.of(config, shards)
     return PlannedRun(
         name=f"{arm.name}-s{config.seed}",
         config=config,
-        cost=run_cost(
-            config,
-            wanted,
-            num_train=shards.manifest.num_samples("train"),
-            num_val=shards.manifest.num_samples("val"),
-            num_crops=len(candidate_indices(config, shards.crop_layout)),
-        ),
+        costs=run_costs(wanted or config, counts)
+        | (fold_costs(config, counts) if is_judged else {}),
         distilled=wanted,
         base=arm.base and f"{arm.base}-s{config.seed}",
+        is_judged=is_judged,
     )
 
 
-def run_cost(
-    config: TrainConfig,
-    wanted: DistillConfig | None,
-    *,
-    num_train: int,
-    num_val: int,
-    num_crops: int,
-) -> int:
-    """Estimate what a run costs, in images that pass the classifier forwards and backwards.
+def run_costs(config: TrainConfig | DistillConfig, counts: Counts) -> dict[str, float]:
+    """Estimate what each stage of a run costs, in images that are trained on, by its name.
 
     Args:
-        config: How its classifier is trained.
-        wanted: How a proposer is fitted to it; None trains it.
-        num_train: Images to train on.
-        num_val: Images to score.
-        num_crops: Candidates of each.
+        config: How its classifier is trained, or how a proposer is fitted to it.
+        counts: Of its data.
     """
-    if wanted is not None:
-        return round(count_fitted(wanted, num_train) / FITTED)
-    if POLICIES[config.policy].is_fitted:
-        counts = {"num_train": num_train, "num_val": num_val, "num_crops": num_crops}
-        return round(sum(stage_costs(config, **counts).values()))
-    shown = config.num_draws or num_crops if POLICIES[config.policy].weighs_all else 1
-    return shown * config.epochs * num_train + num_crops * num_val // FORWARD
+    if isinstance(config, DistillConfig):
+        return {FITTING: count_fitted(config, counts.num_train) / FITTED}
+    policy = POLICIES[config.policy]
+    if policy.is_fitted:
+        return stage_costs(config, counts)
+    shown = config.num_draws or counts.num_crops if policy.weighs_all else 1
+    return {
+        TRAINING: shown * config.epochs * counts.num_train,
+        SCORING: counts.num_crops * counts.num_val / FORWARD,
+    }
 
 
 def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> None:
@@ -145,88 +130,82 @@ def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> Non
         )
 
 
-class StudyProgress(Progress):
-    """Forwards the progress of runs, and shows the study's, weighted by their cost."""
-
-    def __init__(self, progress: Progress, runs: Sequence[PlannedRun]) -> None:
-        """Show the first run as the next."""
-        self._progress, self._runs, self._position = progress, runs, 0
-
-    def begin(self, position: int) -> None:
-        """Announce the next run."""
-        self._position = position
-        name, number, total = self._runs[position].name, position + 1, len(self._runs)
-        self._move(0.0)
-        text = f"run {number}/{total}: {name}"
-        self._progress.event("run", text, name=name, position=number, total=total)
-
-    def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
-        """Forward it; training also advances the study."""
-        self._progress.update(stage, done, total, figures)
-        if stage in ("training", ALL_STAGES) and self._runs[self._position].distilled is None:
-            self._move(done / total)
-
-    def event(self, name: str, /, text: str = "", **fields: object) -> None:
-        """Forward it."""
-        self._progress.event(name, text, **fields)
-
-    def _move(self, share: float) -> None:
-        run, total = self._runs[self._position], sum(run.cost for run in self._runs)
-        before = sum(run.cost for run in self._runs[: self._position])
-        self._progress.update("study", round(before + share * run.cost), total, run.name)
-
-
 def run_study(
-    runs: list[PlannedRun],
+    runs: Sequence[PlannedRun],
     *,
     shards: ShardFolder,
     output: Path,
     process: Process,
+    jobs: int | None = 1,
     progress: Progress = SILENT,
 ) -> list[RunRecord]:
-    """Train and evaluate the runs that are not finished yet, in order.
+    """Train and evaluate the runs that are not finished yet.
+
+    On a CPU the figures of a run depend on torch's number of threads, in the last digits: a job
+    has its share of the CPUs. For the same `jobs`, those of a broken and an unbroken study agree.
 
     Args:
         runs: From `plan_runs`.
         shards: To train on.
         output: Each run gets a folder there.
-        process: This one.
-        progress: Shows the runs, their images and epochs.
+        process: This one. It trains the runs itself, in order, if there is one job.
+        jobs: Number of runs that are trained side by side; None takes that of `count_jobs`.
+        progress: Shows the runs.
 
     Returns:
         Every run's record.
 
     Raises:
-        ConfigError: If several processes would have to fit a proposer.
+        ConfigError: If several processes would have to fit a proposer, or have several jobs.
         DivergedError: After the last run, if the loss of any stopped being a number.
     """
     is_fitted = {run.name for run in runs if RunPaths(folder=output / run.name).record.exists()}
-    if any(run.distilled is not None and run.name not in is_fitted for run in runs):
+    judged = {run.base for run in runs if run.distilled is not None and run.name not in is_fitted}
+    if judged:
         require_one(process, "a study that fits proposers")
+    num_jobs = count_jobs(runs, process, wanted=jobs)
+    if num_jobs > 1:
+        require_one(process, "a study with several --jobs")
+    runs = [_prepared(run, num_jobs=num_jobs, is_judged=run.name in judged) for run in runs]
     shown = StudyProgress(progress, runs)
-    records = []
-    failed: dict[str, str] = {}
-    for position, run in enumerate(runs):
-        if run.base in failed:
-            failed[run.name] = f"skipped, since {run.base} is not finished"
-            continue
-        shown.begin(position)
-        try:
-            records.append(
-                _finish(
-                    run, shards=shards, output=output, process=process,
-                    progress=shown,
-                )
-            )  # fmt: skip
-        except DivergedError as error:  # one arm's failure is a result; the others go on
-            failed[run.name] = str(error)
-    if failed:
-        failures = " | ".join(f"{name} ({why})" for name, why in failed.items())
+    queue = Queue(runs if num_jobs == 1 else most_expensive_first(runs), shown)
+    work = partial(_finish, shards=shards, output=output)
+    while num_jobs == 1 and queue.ready:
+        _work_here(queue, queue.ready[0], work, process)
+    if num_jobs > 1:
+        for run in runs:
+            if _is_finished(run, output):  # which takes no worker
+                _work_here(queue, run, work, process)
+        run_jobs(queue, work, jobs=num_jobs, shown=shown)
+    if queue.failed:
+        why = " | ".join(
+            f"{run.name} ({queue.failed[run.name]})" for run in runs if run.name in queue.failed
+        )
         raise DivergedError(
-            f"{len(failed)} of {len(runs)} runs diverged, or needed one that diverged: {failures} "
+            f"{len(queue.failed)} of {len(runs)} runs diverged, or needed one that diverged: {why} "
             f"The other runs are finished, in {output}."
         )
-    return records
+    return [queue.records[run.name] for run in runs]
+
+
+def _prepared(run: PlannedRun, *, num_jobs: int, is_judged: bool) -> PlannedRun:
+    """Give a run its share of the reading threads; logits that nothing is fitted to stay unmade."""
+    config = replace(run.config, workers=max(1, run.config.workers // num_jobs))
+    return replace(run, config=config, is_judged=is_judged)
+
+
+def _is_finished(run: PlannedRun, output: Path) -> bool:
+    path = RunPaths(folder=output / run.name).record
+    return not run.is_judged and path.exists() and load_record(path).evaluation is not None
+
+
+def _work_here(queue: Queue, run: PlannedRun, work: Work, process: Process) -> None:
+    """Train a run in this process."""
+    shown = queue.begin(run)
+    try:
+        queue.finish(run, work(run, process=process, progress=shown))
+    except DivergedError as error:  # one arm's failure is a result; the others go on
+        queue.fail(run, error)
 
 
 def _finish(
@@ -237,17 +216,21 @@ def _finish(
     process: Process,
     progress: Progress,
 ) -> RunRecord:
+    """Train a run, or what is left of it; `jobs` calls this in its workers."""
     paths = RunPaths(folder=output / run.name)
-    if run.distilled is None or run.base is None:
-        config = run.config
-        if run.base is not None:
-            config = replace(config, initial_checkpoint=str(output / run.base))
-        return train(
-            config, shards=shards, paths=paths, process=process, resume=True,
+    if run.distilled is not None and run.base is not None:
+        return distill(
+            RunPaths(folder=output / run.base), run.distilled, shards=shards, paths=paths,
+            process=process, workers=run.config.workers, resume=True,
             progress=progress,
         )  # fmt: skip
-    return distill(
-        RunPaths(folder=output / run.base), run.distilled, shards=shards, paths=paths,
-        process=process, workers=run.config.workers, resume=True,
+    config = run.config
+    if run.base is not None:
+        config = replace(config, initial_checkpoint=str(output / run.base))
+    record = train(
+        config, shards=shards, paths=paths, process=process, resume=True,
         progress=progress,
     )  # fmt: skip
+    if run.is_judged:
+        judge(paths, shards=shards, process=process, workers=config.workers, progress=progress)
+    return record

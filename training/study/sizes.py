@@ -19,10 +19,11 @@ from pipeline import count_images, place_crops
 from pipeline.common.atomic_io import write_file
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
+from training.choose.method import Counts
 from training.data.processes import cpu_capabilities
 from training.model.classifier import SelectiveClassifier, autocast, candidate_indices
 from training.study.profiles import Profile
-from training.study.runner import run_cost
+from training.study.runner import run_costs
 
 STEPS, WARM_UP_STEPS = 10, 2
 # What decides the speed of a training on a CPU, by torch's names.
@@ -142,17 +143,12 @@ def _count_images(
 ) -> int:
     """Count what all runs on all data sets cost, in images trained on."""
     layout = place_crops(profile.candidates, canvas_px=2 * crop_px, crop_px=crop_px)
-    costs = (
-        run_cost(
-            replace(arm.config, epochs=arm.rounds * epochs),
-            arm.distilled,
-            num_train=num_train,
-            num_val=num_val,
-            num_crops=len(candidate_indices(arm.config, layout)),
-        )
-        for arm in profile.arms
-    )
-    return sum(costs) * len(profile.seeds) * profile.num_data_sets
+    costs = 0.0
+    for arm in profile.arms:
+        config = replace(arm.config, epochs=arm.rounds * epochs)
+        counts = Counts(num_train, num_val, len(candidate_indices(config, layout)))
+        costs += sum(run_costs(arm.distilled or config, counts).values())
+    return round(costs) * len(profile.seeds) * profile.num_data_sets
 
 
 def measure_rate(profile: Profile, crop_px: int, *, device: torch.device) -> float:

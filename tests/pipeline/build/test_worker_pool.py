@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -209,26 +207,6 @@ def test_an_interrupt_ends_workers_that_do_not_listen(
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-
-
-def test_an_interrupt_waits_until_processes_have_started_and_they_never_see_it() -> None:
-    blocked = "import signal as s; print(s.SIGINT in s.pthread_sigmask(s.SIG_BLOCK, ()))"
-    seen = []
-
-    def interrupt_and_go_on() -> None:
-        with worker_pool.held_interrupts():
-            signal.raise_signal(signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-            seen.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            interrupt_and_go_on()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert seen == ["True\n"]
 
 
 def test_without_tasks_no_process_is_started() -> None:

@@ -398,7 +398,7 @@ def test_a_record_of_a_million_brackets_ends_every_command_in_one_line_that_name
             "File name too long",
         ),
         ("distill BASE --experiment below --output", "--output", "file", "Not a directory"),
-        ("study SHARDS --profile smoke --output", "--output", "file", "Not a directory"),
+        ("study SHARDS --arms whole --output", "--output", "file", "Not a directory"),
         ("headroom SHARDS -b 16 --runs RUNS --output", "--output", "file", "Not a directory"),
         ("audit RUN -o", "-o/--output", "file/below", "Not a directory"),
         ("report RUNS -o", "-o/--output", "file/below", "File exists"),

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
+from training.choose.method import FORWARD
 from training.config import DistillConfig, TrainConfig
 from training.data.processes import Process
 from training.run import train as train_module
@@ -16,8 +18,9 @@ from training.run.folder import RunPaths
 from training.run.record import RunRecord, load_record
 from training.run.state import settled
 from training.study import runner
+from training.study.finished import FinishedRun
 from training.study.profiles import PROFILES, PlannedArm, Profile, compare
-from training.study.runner import PlannedRun, StudyProgress, plan_runs, run_study
+from training.study.runner import plan_runs, run_study
 
 
 def test_runs_are_all_arms_of_one_seed_before_the_next(opened: ShardFolder) -> None:
@@ -80,6 +83,24 @@ def test_a_profile_too_large_for_the_shards_is_refused_before_any_run(opened: Sh
 def test_shards_without_the_whole_image_are_refused_before_any_run(five_shards: Path) -> None:
     with pytest.raises(ConfigError, match="--candidates must be in the shards; got 'full'"):
         plan_runs(PROFILES["smoke"], ShardFolder.open(five_shards), device="cpu", workers=1)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_two_arms_of_a_profile_train_the_same(name: str) -> None:
+    arms = PROFILES[name].arms
+    # What several proposers are fitted to is made once for each base: see `PlannedRun.is_judged`.
+    trained = [(arm.config, arm.distilled, arm.begins_with, arm.rounds) for arm in arms]
+    assert all(trained.count(each) == 1 for each in trained)
+
+
+def test_a_run_that_proposers_are_fitted_to_costs_its_folds_as_well(opened: ShardFolder) -> None:
+    def cost(*arms: str) -> dict[str, float]:
+        runs = plan_runs(DISTILLED, opened, device="cpu", workers=1, arms=arms)
+        return {run.name: run.cost for run in runs}
+
+    plain, judged = cost("random")["random-s0"], cost("tuned")["random-s0"]
+    # An epoch of half the 70 images for each fold, and six crops of all of them, classified.
+    assert judged - plain == 70 + 6 * 70 / FORWARD
 
 
 def test_a_study_leaves_a_record_of_each_run_and_trains_none_twice(
@@ -169,8 +190,9 @@ def test_proposers_are_fitted_to_the_run_of_the_same_seed(
 
 
 def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_fitted(
-    opened: ShardFolder, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    opened: ShardFolder, alone: Process, make_run: Callable[..., FinishedRun], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     runs = plan_runs(DISTILLED, opened, device="cpu", workers=1)
     with pytest.raises(ConfigError) as caught:
         run_study(
@@ -181,13 +203,15 @@ def test_several_processes_are_refused_before_any_run_where_a_proposer_is_to_be_
         "place of torchrun and its options."
     )
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(runner, "_finish", lambda run, **_: run)
+    records = [make_run(run.name, policy="random").record for run in runs]
+    named = {record.name: record for record in records}
+    monkeypatch.setattr(runner, "_finish", lambda run, **_: named[run.name])
     for run in runs:
         if run.distilled is not None:
             (tmp_path / run.name).mkdir()
             RunPaths(folder=tmp_path / run.name).record.touch()
     done = run_study(runs, shards=opened, output=tmp_path, process=replace(alone, world_size=2))
-    assert list(done) == list(runs)  # all that is left to train may be trained by several
+    assert done == records  # all that is left to train may be trained by several
 
 
 def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
@@ -217,44 +241,17 @@ def test_what_a_diverged_run_is_needed_for_is_not_run_and_the_others_are(
     )
 
 
-def test_every_run_begins_with_the_classifier_of_its_seed(opened: ShardFolder) -> None:
-    runs = plan_runs(
-        DISTILLED, opened, device="cpu", workers=1, seeds=(5, 6), epochs=9,
-        initial_checkpoint="runs/small-s{seed}",
-    )  # fmt: skip
-    found = [run.config.initial_checkpoint for run in runs]
-    assert found == ["runs/small-s5"] * 3 + ["runs/small-s6"] * 3
-    assert {run.config.epochs for run in runs} == {9}
+def test_every_run_begins_with_the_classifier_of_its_seed_or_of_its_own_arm(
+    opened: ShardFolder,
+) -> None:
+    def begun(source: str) -> list[str]:
+        runs = plan_runs(
+            DISTILLED, opened, device="cpu", workers=1, seeds=(5, 6), epochs=9,
+            initial_checkpoint=source,
+        )  # fmt: skip
+        assert {run.config.epochs for run in runs} == {9}
+        return [run.config.initial_checkpoint for run in runs]
 
-
-def test_a_studys_bar_moves_by_the_cost_of_its_runs() -> None:
-    told: list[tuple[object, ...]] = []
-
-    class Told(Progress):
-        def update(self, *now: object) -> None:
-            told.append(now)
-
-        def event(self, name: str, /, text: str = "", **fields: object) -> None:
-            told.append((name, text))
-
-    config, fitted = TrainConfig(epochs=2), DistillConfig()
-    runs = [
-        PlannedRun(name="a", config=config, cost=100),
-        PlannedRun(name="b", config=config, cost=300, distilled=fitted),
-        PlannedRun(name="c", config=config, cost=400),
-    ]
-    shown = StudyProgress(Told(), runs)
-    shown.begin(0)
-    shown.update("training", 10, 20, "loss 1")
-    shown.begin(1)
-    shown.update("training", 20, 20)  # of the classifiers that a proposer is fitted to
-    shown.begin(2)
-    shown.update("training", 20, 20)
-    shown.update("validating", 1, 2)
-    assert told == [
-        ("study", 0, 800, "a"), ("run", "run 1/3: a"),
-        ("training", 10, 20, "loss 1"), ("study", 50, 800, "a"),
-        ("study", 100, 800, "b"), ("run", "run 2/3: b"), ("training", 20, 20, ""),
-        ("study", 400, 800, "c"), ("run", "run 3/3: c"),
-        ("training", 20, 20, ""), ("study", 800, 800, "c"), ("validating", 1, 2, ""),
-    ]  # fmt: skip
+    assert begun("runs/small-s{seed}") == ["runs/small-s5"] * 3 + ["runs/small-s6"] * 3
+    names = [f"{arm}-s{seed}" for seed in (5, 6) for arm in ("random", "distilled-map", "tuned")]
+    assert begun("runs/{arm}-s{seed}") == [f"runs/{name}" for name in names]
