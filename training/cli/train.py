@@ -205,9 +205,9 @@ def study(
 ) -> None:
     """Compare ways to choose on SHARDS.
 
-    The profiles smoke, quick and full compare the predecessor, a better policy and fixed crops
-    over glimpse sizes; choosing and choosing-64 fit proposers of every kind. Every run leaves a
-    record. The same command resumes a study.
+    The profiles smoke and quick ask the short question: the whole image, the centre, the chooser,
+    the predecessor. full compares the predecessor and its kind over glimpse sizes; choosing and
+    choosing-64 fit proposers of every kind. Every run leaves a record. The same command resumes a study.
     """
     from pipeline import ShardFolder
     from training.data.processes import started
