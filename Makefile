@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: reproduce test test-all lint format simd gpu-check bench-envs bench-load
+.PHONY: reproduce test test-all lint format constraints simd gpu-check bench-envs bench-load
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -219,6 +219,10 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+constraints: $(READY)
+	@$(BIN)/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-annotate \
+	  --no-header --upgrade pyproject.toml -o constraints.txt
 
 format: $(READY)
 	@$(BIN)/ruff check --fix .

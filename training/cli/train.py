@@ -207,7 +207,8 @@ def study(
 
     The profiles smoke and quick ask the short question: the whole image, the centre, the chooser,
     the predecessor. full compares the predecessor and its kind over glimpse sizes; choosing and
-    choosing-64 fit proposers of every kind. Every run leaves a record. The same command resumes a study.
+    choosing-64 fit proposers of every kind. Every run leaves a record. The same command resumes a
+    study.
     """
     from pipeline import ShardFolder
     from training.data.processes import started
