@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.format.spec import DataSpec
     from pipeline.pixels import Pixels
     from pipeline.read.collate import BatchSpec
-    from pipeline.read.folder import ShardFolder
     from pipeline.read.loader import ArrayBatch, BatchLoader
     from pipeline.read.reader import ShardReader
     from pipeline.read.sampler import (
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         steps_per_epoch,
         training_batches,
     )
+    from pipeline.stream.folder import ShardFolder
     from pipeline.stream.partition import Part
     from pipeline.stream.store import open_store
     from pipeline.stream.stream import SampleStream
@@ -50,10 +50,10 @@ _HOMES = {
     "format.spec": ("DataSpec",),
     "pixels": ("Pixels",),
     "read.collate": ("BatchSpec",),
-    "read.folder": ("ShardFolder",),
     "read.loader": ("ArrayBatch", "BatchLoader"),
     "read.reader": ("ShardReader",),
     "read.sampler": ("Indices", "evaluation_batches", "steps_per_epoch", "training_batches"),
+    "stream.folder": ("ShardFolder",),
     "stream.partition": ("Part",),
     "stream.store": ("open_store",),
     "stream.stream": ("SampleStream",),

@@ -176,7 +176,7 @@ def _check(config: TrainConfig, shards: ShardFolder) -> None:
     if len(shards.manifest.classes) < 2:
         raise ConfigError(
             "--policy distilled needs at least two classes, or no crop is better than another; got "
-            f"{len(shards.manifest.classes)} in {shards.path}. Build shards of more classes."
+            f"{len(shards.manifest.classes)} in {shards.place}. Build shards of more classes."
         )
 
 

@@ -95,7 +95,7 @@ class StudyPage:
 
 
 def write_study(
-    folder: Path, *, shards: Path | None, out: Path | None = None, data_note: str = ""
+    folder: Path, *, shards: str | Path | None, out: Path | None = None, data_note: str = ""
 ) -> tuple[Path, ...]:
     """Write a page about the runs on each data set of a folder, and its figures as JSON.
 
@@ -149,7 +149,7 @@ def _pick(
     if not own:
         raise ConfigError(
             f"--shards must be those of runs in {folder}, which are on {len(found)} data sets; got "
-            f"others in {shards.path}. Name those of one, or leave --shards out for a page each."
+            f"others in {shards.place}. Name those of one, or leave --shards out for a page each."
         )
     return own
 
