@@ -139,7 +139,7 @@ class FetchedShards:
     def _mapped(self, number: int) -> "_Mapped":
         found = self._maps.get(number)
         if found is None:
-            if self.limit_bytes is not None:  # whoever reads at random keeps one shard at a time
+            if self.limit_bytes is not None:  # reading at random keeps one shard at a time
                 self._maps.clear()
             found = self.fetch(number, threading.Event())
         return found
@@ -190,7 +190,8 @@ class FetchAhead:
         self._leaving: dict[int, list[int]] = {}
         for number, batch in needs.last.items():
             self._leaving.setdefault(batch, []).append(number)
-        self._held_bytes = 0  # of shards that are fetched, or are being fetched, and still needed
+        # Of shards that are fetched, or are being fetched, and still needed.
+        self._held_bytes = sum(map(fetched.size_of, self._ready))
         self._num_done = 0
         self._error: BaseException | None = None
         self._stop = threading.Event()
@@ -205,7 +206,7 @@ class FetchAhead:
             threading.Thread(target=self._work, name=f"srp-fetch-{number}", daemon=True).start()
 
     def stop(self) -> None:
-        """End the threads, and whoever waits for them; they need not have ended on return."""
+        """Ask the threads to end, and end all waiting for them at once."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()

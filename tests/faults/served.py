@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -161,6 +161,24 @@ def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.terminate()
         server.wait()
         remote_file._filesystem.cache_clear()
+
+
+def remove_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be an installation without the packages of S3 and Google Cloud Storage."""
+    registry = pytest.importorskip("fsspec.registry", reason=NO_REMOTE)
+    remote_file._filesystem.cache_clear()
+    for scheme, package in (("s3", "s3fs"), ("gs", "gcsfs")):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(registry._registry, scheme, raising=False)  # where it was used before
+
+
+def size_of(cache: Path) -> int:
+    """Add up the shards of a cache, which threads fill and empty meanwhile."""
+    size = 0
+    for path in cache.glob("*.tar"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 # What a request for a first shard may meet. Each is called with the handler, the shard's bytes and

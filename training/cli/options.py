@@ -13,7 +13,7 @@ from training.config import MACHINE_FIELDS, TrainConfig
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)
-SHARDS = click.argument("shards")  # a path or an address, in which two slashes are no one
+SHARDS = click.argument("shards")  # a Path would make one slash of an address's two
 RUN_SHARDS = click.option(
     "--shards", help="Folder or address of shards.  [default: where the run found them]"
 )

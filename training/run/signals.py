@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptedWaitError(Exception):
-    """A signal came while the process waited or validated."""
+    """A signal came while the process waited for a batch, or validated."""
 
 
 class Stop:

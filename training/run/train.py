@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -267,9 +268,22 @@ class Training:
         """Score the policy on the validation split, top-1 in %, unless a signal interrupts it."""
         process, shards = self.state.process, self.shards
         counter = counting(self.progress, "validating", shards.manifest.num_samples("val"))
+
+        def check_stop() -> None:
+            # Several processes validate to the end, since each waits for the others' figures.
+            if self.stop.wanted and process.world_size == 1:
+                raise InterruptedWaitError
+
+        def on_images(num_images: int) -> None:
+            check_stop()
+            counter(num_images)
+
+        awaited = partial(interruptible, stop=self.stop, process=process)
         try:
-            with interruptible(self.stop, process):
-                return evaluate_choice(self.state.model, shards, process=process, on_images=counter)
+            check_stop()
+            return evaluate_choice(
+                self.state.model, shards, process=process, on_images=on_images, awaited=awaited
+            )
         except InterruptedWaitError:
             raise self._stopped() from None
         except DownloadError as lost:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from pipeline.common.errors import DownloadError
 from training.data.processes import Process
@@ -29,10 +29,10 @@ class AwaitedBatches:
         self._batches, self._stop, self._process = batches, stop, process
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._batches)
+        batches = interruptible(self._batches, self._stop, self._process)
         while True:
             try:
-                with self._counted(), interruptible(self._stop, self._process):
+                with self._counted():
                     batch = next(batches, None)
             except InterruptedWaitError:
                 return
@@ -54,15 +54,16 @@ class AwaitedBatches:
             self.waited_s += time.monotonic() - started
 
 
-@contextmanager
-def interruptible(stop: Stop, process: Process) -> Iterator[None]:
-    """Let a signal end this context at once, unless other processes would go on without this one.
+def interruptible(batches: Iterable[Batch], stop: Stop, process: Process) -> Iterator[Batch]:
+    """Yield batches; a signal ends the wait for one, unless other processes would go on alone.
 
     Raises:
         InterruptedWaitError: If there was one.
     """
-    if process.world_size > 1:
-        yield
-        return
-    with stop.interrupting():
-        yield
+    coming = iter(batches)
+    while True:
+        with stop.interrupting() if process.world_size == 1 else nullcontext():
+            batch = next(coming, None)
+        if batch is None:
+            return
+        yield batch

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served import Web, announce_less, hang_up, interrupt_and_fall_silent
+from served import Web, announce_less, hang_up, interrupt_and_fall_silent, size_of
 
 from pipeline.common.errors import DownloadError, VerificationError
 from pipeline.read.collate import BatchSpec
@@ -49,10 +49,6 @@ def all_bytes(reader: ShardReader, order: np.ndarray = ORDER, workers: int = 2) 
         b"".join(array.tobytes() for array in batch.arrays if array is not None)
         for batch in loader(reader, workers).batches(order)
     ]
-
-
-def size_of(cache: Path) -> int:
-    return sum(path.stat().st_size for path in cache.glob("*.tar"))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import NO_REMOTE, announce_less, fall_silent, hang_up, s3_server
+from served import announce_less, fall_silent, hang_up, remove_backends, s3_server
 
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
 from pipeline.format import manifest as manifests
@@ -306,10 +306,7 @@ def test_a_cache_shared_by_processes_fetches_each_shard_once(
 def test_a_backend_that_is_not_installed_is_named_with_its_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("fsspec", reason=NO_REMOTE)
-    remote_file._filesystem.cache_clear()
-    for name in ("s3fs", "gcsfs"):
-        monkeypatch.setitem(sys.modules, name, None)
+    remove_backends(monkeypatch)
     for scheme in ("s3", "gs"):
         with pytest.raises(ConfigError, match=rf"of {scheme} needs packages.*'srp\[remote\]'$"):
             open_store(f"{scheme}://bucket/a").load_manifest()

@@ -3,15 +3,13 @@
 import json
 import shlex
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import Result
-from served import NO_REMOTE, Web, web_server
+from served import Web, remove_backends, web_server
 
-from pipeline.stream import remote_file
 from training.cli.train import main
 from training.run.record import load_record
 
@@ -104,9 +102,7 @@ def test_an_address_that_cannot_work_is_one_line_before_anything_is_made(
 def test_a_missing_backend_is_named_with_its_command(
     srp_train: SrpTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("fsspec", reason=NO_REMOTE)
-    remote_file._filesystem.cache_clear()
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+    remove_backends(monkeypatch)
     line = one_line(srp_train("from", "s3://bucket/a", "--output", tmp_path))
     assert line.startswith("an address of s3 needs packages that are not installed; got ")
     assert line.endswith(" Install them with: pip install 'srp[remote]'")
