@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.format.spec import DataSpec
     from pipeline.pixels import Pixels
     from pipeline.read.collate import BatchSpec
-    from pipeline.read.folder import ShardFolder
     from pipeline.read.loader import ArrayBatch, BatchLoader
     from pipeline.read.reader import ShardReader
     from pipeline.read.sampler import (
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         training_batches,
     )
     from pipeline.sources.folder import count_images
+    from pipeline.stream.folder import ShardFolder
     from pipeline.stream.partition import Part
     from pipeline.stream.store import open_store
     from pipeline.stream.stream import SampleStream
@@ -52,11 +52,11 @@ _HOMES = {
     "format.spec": ("DataSpec",),
     "pixels": ("Pixels",),
     "read.collate": ("BatchSpec",),
-    "read.folder": ("ShardFolder",),
     "read.loader": ("ArrayBatch", "BatchLoader"),
     "read.reader": ("ShardReader",),
     "sources.folder": ("count_images",),
     "read.sampler": ("Indices", "evaluation_batches", "steps_per_epoch", "training_batches"),
+    "stream.folder": ("ShardFolder",),
     "stream.partition": ("Part",),
     "stream.store": ("open_store",),
     "stream.stream": ("SampleStream",),

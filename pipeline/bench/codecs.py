@@ -20,7 +20,7 @@ from pipeline.format.codecs import Codec
 from pipeline.format.npy import decode_array
 from pipeline.format.spec import CODECS, JPEG_SUBSAMPLINGS
 from pipeline.pixels import Pixels
-from pipeline.read.folder import ShardFolder
+from pipeline.stream.folder import ShardFolder
 
 _CONTENDERS = {
     **{name: Codec(name) for name in CODECS if name not in ("raw", "jpeg")},
@@ -95,10 +95,10 @@ def _raw_canvases(shards: Path) -> Iterator[Pixels]:
     if suffix not in manifest.suffixes():
         raise ConfigError(
             f"SHARDS must hold raw canvases; got --layout {manifest.spec.layout} --codec "
-            f"{manifest.spec.codec} in {opened.path}. Build some with --codec raw --limit 500."
+            f"{manifest.spec.codec} in {opened.place}. Build some with --codec raw --limit 500."
         )
     for shard in manifest.shards:
-        with tarfile.open(opened.path / shard.name, "r:") as tar:
+        with tarfile.open(Path(opened.place) / shard.name, "r:") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.name.endswith(f".{suffix}") else None
                 if file:

@@ -20,9 +20,9 @@ from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.read.collate import BatchSpec
-from pipeline.read.folder import ShardFolder
 from pipeline.read.loader import BatchLoader
 from pipeline.read.sampler import training_batches
+from pipeline.stream.folder import ShardFolder
 
 SPLIT = "train"
 BATCH = 64
@@ -39,7 +39,7 @@ def bench_scale(config: ScaleBenchConfig, *, progress: Progress = SILENT) -> lis
     if known.spec.layout != "canvas" or not known.num_samples(SPLIT):
         raise ConfigError(
             "a bench of scale needs shards with --layout canvas and samples in train; got "
-            f"--layout {known.spec.layout} and {known.num_samples(SPLIT)} in {opened.path}."
+            f"--layout {known.spec.layout} and {known.num_samples(SPLIT)} in {opened.place}."
         )
     rows = []
     for number, size in enumerate(config.sizes):
@@ -60,7 +60,7 @@ def _multiply(opened: ShardFolder, out: Path, size: int) -> Row:
     while count < size:
         shard = real[len(shards) % len(real)]
         copied = replace(shard, name=f"{SPLIT}-{len(shards):06d}.tar")
-        (out / copied.name).symlink_to((opened.path / shard.name).resolve())
+        (out / copied.name).symlink_to((Path(opened.place) / shard.name).resolve())
         shards.append(copied)
         count += len(shard.samples)
     whole = replace(opened.manifest, num_sources={SPLIT: count}, rejects=(), shards=tuple(shards))

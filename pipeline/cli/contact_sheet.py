@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.common.atomic_io import write_file
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import Sample
-from pipeline.read.folder import ShardFolder
+from pipeline.stream.folder import ShardFolder
 
 TILE_PX = 112
 TEXT_PX = 16

@@ -1,1 +1,1 @@
-"""From local shards to batches, by index."""
+"""From mapped shards to batches, by index."""

@@ -75,14 +75,17 @@ class _Members:
         rows: Mapping[str, int],
         shapes: Mapping[str, Shape],
     ) -> None:
-        self._reader, self._rows, self._shapes = reader, rows, shapes
+        self._rows, self._shapes = rows, shapes
         self._located = reader.locate(indices_B)
+        shards = set(self._located.shards_B.tolist())
+        # Kept, so that their addresses stay valid even if the reader lets a shard go meanwhile.
+        self._shards = {number: reader.mapped.bytes_of(number) for number in shards}
 
     def bytes_of(self, name: str, sample: int) -> Pixels:
         """View the bytes of a sample's member."""
         start = int(self._located.offsets_MB[self._rows[name], sample])
         stop = start + int(self._located.sizes_MB[self._rows[name], sample])
-        return self._reader.mapped.bytes_of(int(self._located.shards_B[sample]))[start:stop]
+        return self._shards[int(self._located.shards_B[sample])][start:stop]
 
     def array(self, name: str, sample: int) -> Pixels:
         """View a sample's member that is `.npy`."""
@@ -90,8 +93,8 @@ class _Members:
 
     def addresses(self, name: str) -> Addresses:
         """Return the address of each sample's array in this process's memory."""
-        shards = self._located.shards_B.tolist()
-        bases = [self._reader.mapped.address_of(number) for number in shards]
+        starts = {number: shard.ctypes.data for number, shard in self._shards.items()}
+        bases = [starts[number] for number in self._located.shards_B.tolist()]
         offsets_B = self._located.offsets_MB[self._rows[name]]
         return np.asarray(np.array(bases, np.int64) + offsets_B + NPY_START)
 

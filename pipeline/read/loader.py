@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.pixels import Pixels
 from pipeline.read.collate import Arrays, BatchSpec, Collator
+from pipeline.read.memory_map import Ahead
 from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import Indices
 
@@ -68,24 +69,31 @@ class BatchLoader:
     def batches(self, index_batches: Collection[Indices]) -> Iterator[ArrayBatch]:
         """Read batches of the given samples, in order, a few in advance."""
         size = max(map(len, index_batches), default=0)
+        shard_batches = map(self.reader.shards_of, index_batches)
         pending: deque[tuple[Future[ArrayBatch], Arrays]] = deque()
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="srp-read") as pool:
+        with (
+            ThreadPoolExecutor(self._workers, thread_name_prefix="srp-read") as pool,
+            self.reader.mapped.ahead(shard_batches) as ahead,  # ends first: threads wait for it
+        ):
             try:
                 for indices_B in index_batches:
                     buffers = self._take(size)
-                    pending.append((pool.submit(self._read, indices_B, buffers), buffers))
+                    pending.append((pool.submit(self._read, indices_B, buffers, ahead), buffers))
                     if len(pending) > PREFETCH * self._workers:
-                        yield from self._hand_over(pending)
+                        yield from self._hand_over(pending, ahead)
                 while pending:
-                    yield from self._hand_over(pending)
+                    yield from self._hand_over(pending, ahead)
             finally:
                 for future, _ in pending:
                     future.cancel()
 
-    def _hand_over(self, pending: deque[tuple[Future[ArrayBatch], Arrays]]) -> Iterator[ArrayBatch]:
+    def _hand_over(
+        self, pending: deque[tuple[Future[ArrayBatch], Arrays]], ahead: Ahead
+    ) -> Iterator[ArrayBatch]:
         future, buffers = pending.popleft()
         yield future.result()
         self._spare.append(buffers)
+        ahead.done()
 
     def _take(self, size: int) -> Arrays:
         """Return buffers of this size, used ones if there are any."""
@@ -96,7 +104,8 @@ class BatchLoader:
                 return buffers
         return Arrays(*(None if shape is None else self._allocate(shape) for shape in shapes))
 
-    def _read(self, indices_B: Indices, buffers: Arrays) -> ArrayBatch:
+    def _read(self, indices_B: Indices, buffers: Arrays, ahead: Ahead) -> ArrayBatch:
+        ahead.wait(self.reader.shards_of(indices_B))
         count = len(indices_B)
         arrays = Arrays(*(None if buffer is None else buffer[:count] for buffer in buffers))
         self._collator.fill(indices_B, arrays)

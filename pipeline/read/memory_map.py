@@ -1,4 +1,7 @@
-"""Local shards as memory maps. The length of a file is checked before each use."""
+"""Shards as memory maps. The length of a file is checked before each use.
+
+`MappedShards` maps those of a local folder; `pipeline.stream.fetched` fetches others before.
+"""
 
 import mmap
 import os
@@ -6,11 +9,13 @@ import resource
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.index import ShardEntry
@@ -21,8 +26,60 @@ from pipeline.pixels import Pixels
 _SPARE_FILES = 64  # file descriptors that the rest of a process may still need
 
 
+class Ahead(Protocol):
+    """What happens to shards while batches that need them are read in order."""
+
+    def wait(self, shards_B: NDArray[np.int64]) -> None:
+        """Wait until the shards of a batch's samples are on this machine.
+
+        Raises:
+            CancelledError: If the reading has ended meanwhile.
+            DownloadError, VerificationError: If one of them cannot be fetched.
+        """
+
+    def done(self) -> None:
+        """Note that the oldest batch was used: shards that no later one needs may go."""
+
+
+class ShardBytes(Protocol):
+    """The bytes of some shards; `number` is a shard's position among them.
+
+    A view of them stays valid while it is referred to, whatever happens to the shard.
+    """
+
+    @property
+    def num_unmapped(self) -> int:
+        """Count the shards whose files are not open yet."""
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """Bytes that may be on this machine at once; None for all."""
+
+    def written_ns(self, number: int) -> int:
+        """Check a shard's file, and say when it was last written, by the system's clock, ns."""
+
+    def fix_of(self, number: int) -> str:
+        """Return the fix of an error in a shard's bytes."""
+
+    def bytes_of(self, number: int) -> Pixels:
+        """View a whole shard, uint8."""
+
+    def ahead(self, shard_batches: Iterable[NDArray[np.int64]]) -> AbstractContextManager[Ahead]:
+        """Prepare for batches in order, each given as the shards of its samples."""
+
+
+class _AllHere:
+    """Shards of a local folder."""
+
+    def wait(self, shards_B: NDArray[np.int64]) -> None:
+        """They are here."""
+
+    def done(self) -> None:
+        """They stay."""
+
+
 class MappedShards:
-    """The bytes of some shards, each mapped on first use.
+    """The bytes of some shards of a local folder, each mapped on first use.
 
     Safe to share among threads, and to send to other processes, which map the shards again.
     """
@@ -47,11 +104,10 @@ class MappedShards:
     def _set_up(self) -> None:
         """Initialise the state of this process."""
         self._maps: dict[int, Pixels] = {}
-        self._addresses: dict[int, int] = {}
         self._lock = threading.Lock()
-        with _LIVING_LOCK:
-            _allow_files(len(self._shards))
-            _LIVING.add(self)
+        reserve_files(self, len(self._shards))
+
+    limit_bytes = None
 
     @property
     def num_unmapped(self) -> int:
@@ -85,11 +141,9 @@ class MappedShards:
         mapped = self._maps.get(number)
         return self._map(number) if mapped is None else mapped
 
-    def address_of(self, number: int) -> int:
-        """Return the address of a shard's first byte in this process."""
-        if number not in self._addresses:
-            self._addresses[number] = self.bytes_of(number).ctypes.data
-        return self._addresses[number]
+    def ahead(self, shard_batches: Iterable[NDArray[np.int64]]) -> AbstractContextManager[Ahead]:
+        """Prepare nothing: all shards are here."""
+        return nullcontext(_AllHere())
 
     def _map(self, number: int) -> Pixels:
         with self._lock:
@@ -144,8 +198,19 @@ def _break_of(shard: ShardEntry, size: int) -> str:
 
 
 # The readers of this process. A shard is opened when it is first read, so more files will be open.
-_LIVING: "weakref.WeakSet[MappedShards]" = weakref.WeakSet()
+_LIVING: "weakref.WeakSet[ShardBytes]" = weakref.WeakSet()
 _LIVING_LOCK = threading.Lock()
+
+
+def reserve_files(mapped: ShardBytes, count: int) -> None:
+    """Raise this process's limit on open files for the shards of a new reader.
+
+    Raises:
+        ConfigError: If the system's limit is lower.
+    """
+    with _LIVING_LOCK:
+        _allow_files(count)
+        _LIVING.add(mapped)
 
 
 def _open_files() -> int:

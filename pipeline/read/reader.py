@@ -1,4 +1,4 @@
-"""Read any sample of local shards by its index, memory-mapped and checked against the manifest.
+"""Read any sample of shards by its index, memory-mapped and checked against the manifest.
 
 Nothing is unpickled. A cut or flipped shard is an error that names it, never a shorter epoch.
 
@@ -19,7 +19,8 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.npy import NPY_START, npy_header
 from pipeline.format.sample import LABEL, Sample, decode_sample
 from pipeline.format.ustar import TAR_BLOCK, tar_padding
-from pipeline.read.memory_map import MappedShards
+from pipeline.read.memory_map import MappedShards, ShardBytes
+from pipeline.read.sampler import Indices, Windows, window_bytes
 
 
 class Located(NamedTuple):
@@ -35,17 +36,19 @@ class Located(NamedTuple):
 
 
 class ShardReader:
-    """Reads any sample of some local shards by its index.
+    """Reads any sample of some shards by its index.
 
     Shards are memory-mapped on first use. Safe to share among threads, and to send to other
     processes, which map the shards again.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: Iterable[ShardEntry]) -> None:
-        """Check that every shard exists with its full length.
+    def __init__(
+        self, place: Path | ShardBytes, manifest: Manifest, shards: Iterable[ShardEntry]
+    ) -> None:
+        """Check that every shard of a folder exists with its full length.
 
         Args:
-            folder: Folder of the shards.
+            place: Folder of the shards, or their bytes.
             manifest: Its manifest.
             shards: Shards to read, usually `manifest.of_split(...)`; the index counts their
                 samples in order.
@@ -56,7 +59,9 @@ class ShardReader:
         """
         self.manifest = manifest
         self._shards = tuple(shards)
-        self.mapped = MappedShards(folder, self._shards)
+        self.mapped: ShardBytes = (
+            MappedShards(place, self._shards) if isinstance(place, Path) else place
+        )
         samples = [shard.samples for shard in self._shards]
         self._ends_S = np.cumsum([len(each) for each in samples], dtype=np.int64)
         self.labels_N = _joined([each.labels_N for each in samples])
@@ -131,7 +136,7 @@ class ShardReader:
         rows_B = np.asarray(indices_B, np.int64)
         if len(rows_B):
             self._check_indices(int(rows_B.min()), int(rows_B.max()))
-        shards_B = np.searchsorted(self._ends_S, rows_B, side="right")
+        shards_B = self.shards_of(rows_B)
         for number in set(shards_B.tolist()):
             self._notice_change(number)
         for index in rows_B[~self._is_checked_N[rows_B]].tolist():
@@ -145,6 +150,20 @@ class ShardReader:
             offsets.append(position_B + TAR_BLOCK)
             position_B = offsets[-1] + sizes[-1] + tar_padding(sizes[-1])
         return Located(shards_B, np.stack(offsets), np.stack(sizes))
+
+    def shards_of(self, indices_B: Indices) -> NDArray[np.int64]:
+        """Find the shard of each sample, as its position among the reader's shards."""
+        return np.searchsorted(self._ends_S, indices_B, side="right").astype(np.int64)
+
+    def windows(self, rows_N: Indices) -> Windows | None:
+        """Say which of some samples an epoch shuffles together; None shuffles all."""
+        sizes = [shard.num_bytes for shard in self._shards]
+        window = window_bytes(sizes, self.mapped.limit_bytes)
+        if window is None:
+            return None
+        return Windows(
+            shards_N=self.shards_of(rows_N), bytes_S=np.array(sizes), window_bytes=window
+        )
 
     def place_of(self, index: int) -> str:
         """Name a sample's place, for errors."""

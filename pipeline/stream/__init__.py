@@ -1,1 +1,1 @@
-"""Shards in a folder or at an address, read front to back as samples."""
+"""Shards in a folder or at an address: read front to back, or fetched and read by index."""

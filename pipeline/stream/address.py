@@ -58,6 +58,11 @@ def parse_address(text: str) -> Path | RemoteFolder:
     return _local(text, rest) if scheme == "file" else _remote(text, scheme, rest)
 
 
+def spelled(path: Path) -> str:
+    """Write a path so that `parse_address` takes it for one."""
+    return f"./{path}" if _SCHEME.match(str(path)) else str(path)
+
+
 def is_inner(address: str) -> bool:
     """Whether an IP address is this machine's or in a private network."""
     number = ipaddress.ip_address(address.partition("%")[0])

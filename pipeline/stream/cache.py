@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,17 @@ from pipeline.stream.address import COPY_AGAIN
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+# What the threads of this process fetch at the moment, bytes by path: not there yet, but soon.
+_ARRIVING: dict[Path, int] = {}
+
 Fetch = Callable[[], Generator[bytes, None, None]]
 """Yields a shard's bytes from the first one on; a new stream at each call."""
+
+
+def default_folder() -> Path:
+    """Give the folder that keeps shards where none is named, among the user's other caches."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "srp/shards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,11 @@ class ShardCache:
             raise ConfigError(
                 f"the cache must be a folder; got the file {self.folder}. Name another folder."
             )
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.limit_mib is None else self.limit_mib * 2**20
 
     def path_of(self, shard: ShardEntry) -> Path:
         """Give the path of a shard in the cache.
@@ -87,8 +102,12 @@ class ShardCache:
         with _locked(path.with_name(f".{shard.sha256}.lock"), stop):
             # Another process may remove it before it is open here; then fetch it again.
             while not (file := _open_whole(path, shard.num_bytes, stop)):
-                self._make_room(shard.num_bytes)
-                self._fetch(path, shard, fetch, address)
+                _ARRIVING[path] = shard.num_bytes
+                try:
+                    self._make_room()
+                    self._fetch(path, shard, fetch, address)
+                finally:
+                    del _ARRIVING[path]
         return file
 
     def _fetch(self, path: Path, shard: ShardEntry, fetch: Fetch, address: str) -> None:
@@ -109,17 +128,20 @@ class ShardCache:
                     f"from {address} (broken at or after offset 0). {COPY_AGAIN}"
                 )
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Remove the least recently used shards until there is room for one more."""
-        if self.limit_mib is None:
+    def _make_room(self) -> None:
+        """Remove the least recently used shards until there is room for those that arrive."""
+        if self.limit_bytes is None:
             return
         found = []
         for path in self.folder.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):  # another process removed it
                 if _SHA256.fullmatch(path.stem):
                     status = path.stat()
-                    found.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in found) + num_bytes - self.limit_mib * 2**20
+                    found.append((status.st_atime_ns, status.st_size, path))
+        arriving = sum(
+            size for path, size in _ARRIVING.copy().items() if path.parent == self.folder
+        )
+        excess = sum(size for _, size, _ in found) + arriving - self.limit_bytes
         for _, size, path in sorted(found):
             if excess <= 0:
                 return
@@ -163,7 +185,8 @@ def _open_whole(path: Path, num_bytes: int, stop: threading.Event) -> BinaryIO |
         status = os.fstat(file.fileno())
         if status.st_nlink and status.st_size == num_bytes:  # not removed meanwhile, not cut
             with contextlib.suppress(OSError):  # a cache may be read-only
-                os.utime(path)
+                # Its bytes keep their time, by which readers see that they did not change.
+                os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))
             return file
     except BaseException:
         release(file)

@@ -6,14 +6,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
-from pipeline.stream.address import COPY_AGAIN, RemoteFolder, parse_address
+from pipeline.stream.address import COPY_AGAIN, RemoteFolder, parse_address, spelled
 from pipeline.stream.cache import ShardCache, release
 from pipeline.stream.remote_file import RemoteFile
 
@@ -64,7 +64,7 @@ class Store(Protocol):
 
 def open_store(
     address: str | Path, *, cache: Path | None = None, cache_mib: int | None = None
-) -> Store:
+) -> "LocalStore | RemoteStore":
     """Name a folder of shards. Nothing is read yet.
 
     Args:
@@ -95,7 +95,7 @@ class LocalStore:
     @property
     def address(self) -> str:
         """The folder's path."""
-        return str(self.folder)
+        return spelled(self.folder)
 
     @property
     def fix(self) -> str:
@@ -187,43 +187,60 @@ class RemoteStore:
             DownloadError: If it cannot be fetched.
             VerificationError: If it is missing or is not what the manifest says.
         """
+        if self.cache:
+            file = self.open_kept(shard, stop=stop)
+            file.seek(start)
+            path = self.cache.path_of(shard)
+            return Source(
+                place=str(path), read=file.read, close=partial(release, file),
+                fix=lambda: fix_of_kept(path),
+            )  # fmt: skip
+        remote = self._file_of(shard, start=start, stop=stop)
         try:
-            if self.cache:
-                return self._open_kept(self.cache, shard, start=start, stop=stop)
-            remote = self._file_of(shard, start=start, stop=stop)
             remote.connect()
-        except FileNotFoundError as error:
-            if error.filename is not None:  # the cache's, not the store's
-                raise
-            raise VerificationError(
-                "every shard of the manifest must be there; got none at "
-                f"{self.folder.locate(shard.name)}. {COPY_AGAIN}"
-            ) from None
+        except FileNotFoundError:
+            raise self._missing(shard) from None
         return Source(
             place=remote.address, read=remote.read, close=remote.close, fix=lambda: COPY_AGAIN
         )
 
-    def _open_kept(
-        self, cache: ShardCache, shard: ShardEntry, *, start: int, stop: threading.Event
-    ) -> Source:
+    def open_kept(self, shard: ShardEntry, *, stop: threading.Event) -> BinaryIO:
+        """Open a shard in the cache, fetched before if it is not there; see `ShardCache.open`.
+
+        Raises:
+            DownloadError: If it cannot be fetched.
+            VerificationError: If it is missing or is not what the manifest says.
+        """
+        if self.cache is None:
+            raise RuntimeError("a store without a cache")
+
         def fetch() -> Generator[bytes, None, None]:
             with closing(self._file_of(shard, start=0, stop=stop)) as remote:
                 yield from remote.chunks()
 
-        file = cache.open(shard, fetch=fetch, address=self.folder.locate(shard.name), stop=stop)
-        file.seek(start)
-        path = cache.path_of(shard)
-        return Source(
-            place=str(path),
-            read=file.read,
-            close=partial(release, file),
-            fix=lambda: f"Remove {path} and run the command again.",
+        address = self.folder.locate(shard.name)
+        try:
+            return self.cache.open(shard, fetch=fetch, address=address, stop=stop)
+        except FileNotFoundError as error:
+            if error.filename is not None:  # the cache's, not the store's
+                raise
+            raise self._missing(shard) from None
+
+    def _missing(self, shard: ShardEntry) -> VerificationError:
+        return VerificationError(
+            "every shard of the manifest must be there; got none at "
+            f"{self.folder.locate(shard.name)}. {COPY_AGAIN}"
         )
 
     def _file_of(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> RemoteFile:
         return RemoteFile(
             self.folder, shard.name, num_bytes=shard.num_bytes, start=start, stop=stop
         )
+
+
+def fix_of_kept(path: Path) -> str:
+    """Return the fix of an error in a cached shard's bytes."""
+    return f"Remove {path} and run the command again."
 
 
 def _damaged(place: str, what: str) -> VerificationError:

@@ -7,7 +7,7 @@ from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format.spec import DataSpec
-from pipeline.read.folder import ShardFolder
+from pipeline.stream.folder import ShardFolder
 
 
 def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SILENT) -> BuildResult:
@@ -27,7 +27,7 @@ def repair(shards: Path, source: Path, *, workers: int, progress: Progress = SIL
     config = config_of(
         folder.manifest.spec,
         source=source,
-        out=folder.path,
+        out=Path(folder.place),
         workers=workers,
         max_rejects=len(folder.manifest.rejects),
     )

@@ -93,6 +93,12 @@ def small_shards(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def several_shards(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images on large canvases: several shards a split. Only read them."""
+    return _build(scenes, tmp_path_factory.mktemp("built") / "several", canvas_size=144)
+
+
+@pytest.fixture(scope="session")
 def opened(scene_shards: Path) -> ShardFolder:
     """The shards of the scenes, opened."""
     return ShardFolder.open(scene_shards)

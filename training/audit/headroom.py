@@ -298,7 +298,7 @@ def _check_images(wanted: HeadroomConfig, shards: ShardFolder) -> None:
     if most < wanted.batch_size:
         raise ConfigError(
             f"each half of the training images must fill a batch; got --batch-size "
-            f"{wanted.batch_size} for {num_train} images in {shards.path}. "
+            f"{wanted.batch_size} for {num_train} images in {shards.place}. "
             f"{f'Lower --batch-size to {most}' if most > 1 else 'Take more images'}, and leave "
             "--limit out if it is given."
         )
@@ -310,7 +310,7 @@ def _count_crops(config: TrainConfig, shards: ShardFolder) -> int:
     if len(chosen) < 2:
         raise ConfigError(
             "an estimate needs at least two candidates to choose among; got "
-            f"{', '.join(shards.crop_layout.names[k] for k in chosen)} in {shards.path}. "
+            f"{', '.join(shards.crop_layout.names[k] for k in chosen)} in {shards.place}. "
             "Name more in --candidates, or build shards with --candidates full+five."
         )
     return len(chosen)

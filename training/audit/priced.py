@@ -73,7 +73,7 @@ def evaluate_at_price(
     paths: RunPaths,
     *,
     price: float,
-    shards_path: Path | None,
+    shards_path: str | Path | None,
     candidates: str | None,
     checkpoint: str,
     workers: int,
@@ -134,12 +134,12 @@ def check_canvases(model: SelectiveClassifier, shards: ShardFolder) -> None:
     if spec.layout != "canvas":
         raise ConfigError(
             f"a priced canvas needs shards that hold canvases; got --layout {spec.layout} in "
-            f"{shards.path}. Build shards with --layout canvas."
+            f"{shards.place}. Build shards with --layout canvas."
         )
     if spec.canvas_size <= spec.crop_size:
         raise ConfigError(
             f"a priced canvas must be larger than a crop; got {spec.canvas_size} px in "
-            f"{shards.path}. Build shards with a larger --canvas-size."
+            f"{shards.place}. Build shards with a larger --canvas-size."
         )
     try:
         count_macs(model, image_px=spec.canvas_size)

@@ -99,7 +99,11 @@ def rival_command(audited: Audited) -> str | None:
     stands = any(other.policy == RIVAL and config.seed in other.seeds for other in audited.others)
     if stands or FULL not in audited.shards.crop_layout.names:
         return None
-    words = ["srp-train", "from", str(audited.shards.path), "--policy", RIVAL, "--candidates", FULL]
+    words = ["srp-train", "from", audited.shards.place, "--policy", RIVAL, "--candidates", FULL]
+    if audited.shards.cache is not None:
+        words += ["--cache", str(audited.shards.cache.folder)]
+        if audited.shards.cache.limit_mib is not None:
+            words += ["--cache-mib", str(audited.shards.cache.limit_mib)]
     for field in fields(config):
         value, name = getattr(config, field.name), field.name
         is_used = RIVAL in policies_using(name) and name not in ("policy", "candidates", "workers")

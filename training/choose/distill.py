@@ -33,6 +33,7 @@ from training.run.checkpoint import (
 )
 from training.run.folder import RunPaths, held_run, written_run
 from training.run.record import (
+    CacheRecord,
     RunRecord,
     StageRecord,
     current_commit,
@@ -101,7 +102,8 @@ def distill(
             base,
             name=paths.folder.name,
             config=config,
-            shards=str(shards.path),
+            shards=shards.place,
+            cache=CacheRecord.of(shards),
             commit=current_commit(),
             hardware=describe_hardware(process.device),
             epochs=(),
@@ -249,11 +251,11 @@ def _check_absent(paths: RunPaths) -> None:
 def _check_shards(base: RunRecord, run: RunPaths, shards: ShardFolder) -> None:
     """Check that the logits in a run's folder belong to its weights and to these shards."""
     meta = read_meta(run.last)
-    check_fits(meta, shards.manifest, shards.path)
+    check_fits(meta, shards.manifest, shards.place)
     if base.data.fingerprint != shards.manifest.fingerprint:
         raise CheckpointError(
             "a run must be distilled on the shards that it was trained on, because its "
-            f"logits belong to them; got others in {shards.path}. Name the run's own "
+            f"logits belong to them; got others in {shards.place}. Name the run's own "
             "with --shards, or train one on these."
         )
     check_own(run.last, meta, base)

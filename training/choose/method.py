@@ -189,7 +189,7 @@ def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
     if len(shards.manifest.classes) < 2:
         raise ConfigError(
             "--policy distilled needs at least two classes, or no crop is better than another; got "
-            f"{len(shards.manifest.classes)} in {shards.path}. Build shards of more classes."
+            f"{len(shards.manifest.classes)} in {shards.place}. Build shards of more classes."
         )
     fewest = min(len(training_rows(shards, fold)) for fold in range(FOLDS))
     if fewest < config.batch_size * world_size:

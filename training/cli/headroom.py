@@ -9,12 +9,12 @@ import msgspec
 
 from pipeline.common.console import AS_JSON, Resumable
 from pipeline.common.options import options_of
-from training.cli.options import MACHINE, PATH, rank_progress
+from training.cli.options import MACHINE, PATH, SHARDS, rank_progress
 from training.config import HeadroomConfig
 
 
 @click.command(cls=Resumable)
-@click.argument("shards", type=PATH)
+@SHARDS
 @click.option(
     "--output",
     type=PATH,
@@ -31,7 +31,7 @@ from training.config import HeadroomConfig
 @options_of(HeadroomConfig)
 @MACHINE
 def headroom(
-    shards: Path, output: Path, runs: Path | None, as_json: bool, workers: int, device: str,
+    shards: str, output: Path, runs: Path | None, as_json: bool, workers: int, device: str,
     **options: Any,
 ) -> None:  # fmt: skip
     """Estimate what choosing could gain on SHARDS.

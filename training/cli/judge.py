@@ -33,7 +33,7 @@ from training.config import NAMES
 @AS_JSON
 @MACHINE
 def evaluate(
-    run: Path, shards: Path | None, price: float | None, as_json: bool, device: str, **options: Any
+    run: Path, shards: str | None, price: float | None, as_json: bool, device: str, **options: Any
 ) -> None:
     """Score RUN on the validation split.
 
@@ -83,7 +83,7 @@ def evaluate(
 @AS_JSON
 @MACHINE
 def audit(
-    run: Path, shards: Path | None, output: Path | None, as_json: bool, device: str, **options: Any
+    run: Path, shards: str | None, output: Path | None, as_json: bool, device: str, **options: Any
 ) -> None:
     """Say whether choosing is worth it in RUN.
 

@@ -13,8 +13,9 @@ from training.config import MACHINE_FIELDS, TrainConfig
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)
+SHARDS = click.argument("shards")  # a Path would make one slash of an address's two
 RUN_SHARDS = click.option(
-    "--shards", type=PATH, help="Folder of shards.  [default: where the run found them]"
+    "--shards", help="Folder or address of shards.  [default: where the run found them]"
 )
 OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."

@@ -13,7 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
-from training.cli.options import MACHINE, OUTPUT, PATH, RUN, RUN_SHARDS, rank_progress
+from training.cli.options import MACHINE, OUTPUT, PATH, RUN, RUN_SHARDS, SHARDS, rank_progress
 from training.cli.sizes import sizes
 from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
 
@@ -41,18 +41,32 @@ main.add_command(sizes)
 
 
 @main.command("from", cls=Resumable)
-@click.argument("shards", type=PATH)
+@SHARDS
+@click.option(
+    "--cache",
+    type=PATH,
+    help="Folder that keeps shards of an address.  [default: srp/shards in XDG_CACHE_HOME or "
+    "~/.cache]",
+)
+@click.option(
+    "--cache-mib",
+    type=click.IntRange(1),
+    help="Size that the cache should not exceed, MiB. If the training split is larger, samples are "
+    "shuffled within windows of shards of half this size.  [default: no limit]",
+)
 @OUTPUT
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
 @click.option("--resume", is_flag=True, help="Continue from the run's last checkpoint, if any.")
 @AS_JSON
 @options_of(TrainConfig)
 def from_shards(
-    shards: Path, output: Path, experiment: str | None, resume: bool, as_json: bool, **options: Any
-) -> None:
+    shards: str, cache: Path | None, cache_mib: int | None, output: Path, experiment: str | None,
+    resume: bool, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
     """Train on SHARDS, and evaluate.
 
-    SHARDS is a folder that srp-data build-shards wrote, or one that holds one such folder. The
+    SHARDS is a folder that srp-data build-shards wrote, or one that holds one such folder, or its
+    address: http, https, s3 or gs. Shards of an address are fetched when they are needed. The
     default policy trains in four stages: classifiers of random crops on half of the images each,
     their losses on the crops of the other half, a proposer fitted to these losses, and the
     classifier on the crops that the proposer chooses. For several processes:
@@ -69,7 +83,7 @@ def from_shards(
     from training.data.processes import started
     from training.run.folder import RunPaths
 
-    opened = ShardFolder.open(shards)
+    opened = ShardFolder.open(shards, cache=cache, cache_mib=cache_mib)
     if config.dev:
         opened = opened.with_dev()
     with started(config.device) as process, rank_progress(process.is_main) as progress:
@@ -134,7 +148,7 @@ def _run_folder(output: Path, name: str) -> Path:
 @options_of(DistillConfig)
 @MACHINE
 def distill(
-    run: Path, shards: Path | None, output: Path, experiment: str | None, as_json: bool,
+    run: Path, shards: str | None, output: Path, experiment: str | None, as_json: bool,
     workers: int, device: str, **options: Any,
 ) -> None:  # fmt: skip
     """Fit a proposer to RUN's out-of-fold losses.
@@ -169,7 +183,7 @@ def distill(
 
 
 @main.command(cls=Resumable)
-@click.argument("shards", type=PATH)
+@SHARDS
 @click.option(
     "--profile",
     type=click.Choice(PROFILE_NAMES),
@@ -201,7 +215,7 @@ def distill(
 @AS_JSON
 @MACHINE
 def study(
-    shards: Path, profile: str, output: Path, as_json: bool, jobs: int | None, **options: Any
+    shards: str, profile: str, output: Path, as_json: bool, jobs: int | None, **options: Any
 ) -> None:
     """Compare ways to choose on SHARDS.
 
@@ -232,10 +246,9 @@ def study(
 @click.argument("runs", type=PATH, nargs=-1, required=True)
 @click.option(
     "--shards",
-    type=PATH,
     multiple=True,
-    help="Folder of shards, for the contact sheets; of a folder with runs on several only its own "
-    "are shown. May be repeated.",
+    help="Folder or address of shards, for the contact sheets; of a folder with runs on several "
+    "only its own are shown. May be repeated.",
 )
 @click.option(
     "-o", "--output", type=PATH, help="Page to write.  [default: report.html in each RUNS]"
@@ -244,7 +257,7 @@ def study(
     "--note", multiple=True, help="Name of the data, for the first line; one for each RUNS."
 )
 def report(
-    runs: tuple[Path, ...], shards: tuple[Path, ...], output: Path | None, note: tuple[str, ...]
+    runs: tuple[Path, ...], shards: tuple[str, ...], output: Path | None, note: tuple[str, ...]
 ) -> None:
     """Write one HTML page about runs.
 

@@ -106,9 +106,10 @@ class Position(TypedDict):
 class TrainingBatches:
     """One rank's batches; each pass is one epoch, or the rest of one that was broken off.
 
-    The shuffle is global and depends on the seed and the epoch alone. Ranks share no sample and
-    take the same number of steps. After `load_state_dict` exactly the rest follows, with any
-    number of reading threads and, where whole steps were seen, of ranks.
+    The shuffle is global and depends on the seed and the epoch alone, unless a cache cannot hold
+    all shards: see `pipeline.read.sampler`. Ranks share no sample and take the same number of
+    steps. After `load_state_dict` exactly the rest follows, with any number of reading threads and,
+    where whole steps were seen, of ranks.
 
     Lightning takes it as `train_dataloaders`, and saves and restores its position.
     """
@@ -140,6 +141,7 @@ class TrainingBatches:
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._rows = np.arange(len(reader.reader)) if rows is None else rows
+        self._windows = reader.reader.windows(self._rows)
         self._epoch = self._num_seen = 0
         self._steps = steps_per_epoch(len(self._rows), batch_size=batch_size, world_size=world_size)
 
@@ -171,6 +173,7 @@ class TrainingBatches:
             rank=self._rank,
             world_size=self._world_size,
             start=self._num_seen,
+            windows=self._windows,
         )
 
     def keys(self, rows: Iterable[int]) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def why_no_sheet(run: FinishedRun, shards: ShardFolder | None) -> str | None:
         return "No shards were named, so there are no pictures; add --shards SHARDS."
     if shards.manifest.fingerprint != run.record.data.fingerprint:
         return (
-            f"The shards in {shards.path} are not those of the runs, so there are no pictures; "
+            f"The shards in {shards.place} are not those of the runs, so there are no pictures; "
             "name the runs' own with --shards."
         )
     if run.logits is None:

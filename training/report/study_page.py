@@ -124,7 +124,7 @@ class Data(NamedTuple):
 def write_study(
     folders: Sequence[Path],
     *,
-    shards: Sequence[Path] = (),
+    shards: Sequence[str | Path] = (),
     out: Path | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[Path, ...]:
@@ -203,7 +203,7 @@ def _find(folder: Path, opened: Sequence[ShardFolder], *, is_named: bool) -> lis
         if not own:
             raise ConfigError(
                 f"--shards must be those of runs in {folder}, which are on {len(found)} data sets; "
-                f"got others in {', '.join(str(each.path) for each in opened)}. Name those of one, "
+                f"got others in {', '.join(each.place for each in opened)}. Name those of one, "
                 "or leave --shards out for a page each."
             )
         found = own

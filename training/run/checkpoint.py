@@ -293,7 +293,7 @@ def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
         )
 
 
-def check_fits(meta: CheckpointMeta, manifest: Manifest, shards: Path) -> None:
+def check_fits(meta: CheckpointMeta, manifest: Manifest, shards: str) -> None:
     """Check that shards hold what a checkpoint was trained on.
 
     Raises:

@@ -23,7 +23,7 @@ from training.score.metrics import Evaluation, summarise
 def evaluate_run(
     paths: RunPaths,
     *,
-    shards_path: Path | None,
+    shards_path: str | Path | None,
     candidates: str | None,
     checkpoint: str,
     workers: int,
@@ -79,7 +79,7 @@ def load_model(
     """
     weights = paths.best if checkpoint == "best" else paths.last
     meta = read_meta(weights)
-    check_fits(meta, shards.manifest, shards.path)
+    check_fits(meta, shards.manifest, shards.place)
     check_own(weights, meta, load_record(paths.record))
     config = replace(
         meta.config,
@@ -93,16 +93,24 @@ def load_model(
     return model
 
 
-def shards_of(record: RunRecord, path: Path | None) -> ShardFolder:
-    """Open the shards that are named, or those that a run was trained on, at their recorded path.
+def shards_of(record: RunRecord, place: str | Path | None) -> ShardFolder:
+    """Open the shards that are named, or those that a run was trained on, where its record says.
+
+    Shards of an address come through the cache of the training.
 
     Raises:
-        CheckpointError: If they are no longer there.
+        CheckpointError: If there is no longer such a folder.
+        ConfigError, DownloadError: If the shards at the address cannot be opened.
     """
+    cache = None if place else record.cache
     try:
-        shards = ShardFolder.open(path or Path(record.shards))
+        if cache is None:
+            shards = ShardFolder.open(place or record.shards)
+        else:
+            folder = Path(cache.folder)
+            shards = ShardFolder.open(record.shards, cache=folder, cache_mib=cache.limit_mib)
     except ConfigError as error:
-        if path:
+        if place or cache:
             raise
         raise CheckpointError(
             f"a run's shards must be at the path in its record; got none at {record.shards} (a "

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import torch
 
-from pipeline import DataSpec, Manifest
+from pipeline import DataSpec, Manifest, ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import TrainConfig, policies_using, schedules_using
@@ -29,12 +29,14 @@ class EpochPart:
         step: Steps done.
         sums: Losses and hits summed over the images, for each rank; empty before the first step.
         seconds: Time of the steps, s.
+        waited_s: The part of it in which rank 0 waited for its next batch, s.
     """
 
     epoch: int
     step: int = 0
     sums: tuple[tuple[float, float], ...] = ()
     seconds: float = 0.0
+    waited_s: float = 0.0
 
     def sums_of(self, rank: int) -> tuple[float, float]:
         """Give one rank's sums."""
@@ -51,6 +53,7 @@ class EpochPart:
             val_top1=None,
             images_per_s=num_images / self.seconds,
             seconds=self.seconds,
+            waited_s=self.waited_s,
         )
 
 
@@ -65,6 +68,8 @@ class EpochRecord:
         val_top1: Accuracy of the policy on the validation split, %; None if not evaluated.
         images_per_s: Rate of the training steps, all ranks together, without evaluation.
         seconds: Time of the training steps, s.
+        waited_s: The part of it in which rank 0 waited for its next batch, s; None in records of
+            old versions.
     """
 
     epoch: int
@@ -73,6 +78,22 @@ class EpochRecord:
     val_top1: float | None
     images_per_s: float
     seconds: float
+    waited_s: float | None = None
+
+    def line(self, stage: str, epochs: int) -> str:
+        """Write the epoch on one line.
+
+        Args:
+            stage: That it belongs to.
+            epochs: Of the stage.
+        """
+        val = "" if self.val_top1 is None else f", val top-1 {self.val_top1:.2f} %"
+        share = 100 * (self.waited_s or 0) / self.seconds
+        waited = f", waited for data {share:.0f} % of the time" if share >= 1 else ""
+        return (
+            f"{stage}, epoch {self.epoch}/{epochs}: loss {self.train_loss:.4f}, "
+            f"train top-1 {self.train_top1:.2f} %{val}, {self.images_per_s:.0f} images/s{waited}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +147,26 @@ class DataRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheRecord:
+    """What kept the shards of an address on this machine.
+
+    Attributes:
+        folder: Its path.
+        limit_mib: Size that it should not exceed, MiB; None keeps all.
+    """
+
+    folder: str
+    limit_mib: int | None
+
+    @classmethod
+    def of(cls, shards: ShardFolder) -> "CacheRecord | None":
+        """Take it from opened shards."""
+        if shards.cache is None:
+            return None
+        return cls(folder=str(shards.cache.folder), limit_mib=shards.cache.limit_mib)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """One run, finished or not.
 
@@ -133,12 +174,15 @@ class RunRecord:
         name: Name of the run's folder.
         config: As asked for.
         data: That it was trained on.
-        shards: Folder of the shards, relative to where training was started unless it was
-            typed in full.
+        shards: Address of the shards, or their folder, relative to where training was started
+            unless it was typed in full.
         commit: Commit of srp, with `+` if the working tree had changes.
         hardware: In words.
         world_size: Processes.
         stages: Finished ones before the run's own epochs; of policies that have any.
+        cache: Of the shards of an address; None for those of a folder.
+        window_mib: Shards whose samples were shuffled together, MiB, where the cache cannot hold
+            all; None where an epoch shuffles all samples.
         epochs: Finished ones.
         evaluation: After the last epoch, with the last weights; None until then.
         seconds: Wall time of all of it so far, over every resume.
@@ -161,6 +205,8 @@ class RunRecord:
     best: str = ""
     before: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()
+    cache: CacheRecord | None = None
+    window_mib: float | None = None
 
     @property
     def checkpoints(self) -> frozenset[str]:

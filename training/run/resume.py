@@ -22,6 +22,7 @@ from training.run.checkpoint import (
 )
 from training.run.folder import RunPaths
 from training.run.record import (
+    CacheRecord,
     DataRecord,
     EpochPart,
     RunRecord,
@@ -49,7 +50,7 @@ def open_record(
         )
     if paths.last.exists():
         meta = read_meta(paths.last)
-        check_fits(meta, shards.manifest, shards.path)
+        check_fits(meta, shards.manifest, shards.place)
         record = load_record(paths.record)
         _check_same(record, config, shards=shards, paths=paths, process=process)
         check_own(paths.last, meta, record)
@@ -66,7 +67,9 @@ def open_record(
         name=paths.folder.name,
         config=config,
         data=DataRecord.of(shards.manifest),
-        shards=str(shards.path),
+        shards=shards.place,
+        cache=CacheRecord.of(shards),
+        window_mib=shards.window_mib("train"),
         commit=current_commit(),
         hardware=describe_hardware(process.device),
         world_size=process.world_size,
@@ -85,7 +88,12 @@ def _check_same(
         for option, there, asked in changed_options(record.config, config)
     ]
     if record.data.fingerprint != shards.manifest.fingerprint:
-        changed.append(f"shards of other images or options in {shards.path}")
+        changed.append(f"shards of other images or options in {shards.place}")
+    window_mib = shards.window_mib("train")
+    if record.evaluation is None and record.window_mib != window_mib:
+        changed.append(
+            f"an order {_order(record.window_mib)} there, {_order(window_mib)} by --cache-mib now"
+        )
     if record.evaluation is None and record.world_size != process.world_size:
         changed.append(f"{record.world_size} processes there, {process.world_size} now")
     if changed:
@@ -93,6 +101,10 @@ def _check_same(
             f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
             f"{paths.folder}. Use the run's options, or name another --experiment."
         )
+
+
+def _order(window_mib: float | None) -> str:
+    return "of all shards" if window_mib is None else f"in windows of {window_mib:g} MiB"
 
 
 def load_last(

@@ -9,12 +9,17 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class InterruptedWaitError(Exception):
+    """A signal came while the process waited for a batch, or validated."""
+
+
 class Stop:
     """Whether a signal asks the process to stop; `wanted` is its number, or 0."""
 
     def __init__(self) -> None:
         """Begin without a signal."""
         self.wanted = 0
+        self._interrupts = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Remember a signal; a second Ctrl-C interrupts at once.
@@ -24,6 +29,22 @@ class Stop:
         if self.wanted == number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         self.wanted = self.wanted or number
+        if self._interrupts:
+            self._interrupts = False  # what unwinds is not interrupted again
+            raise InterruptedWaitError
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end this context at once: nothing in it need be finished.
+
+        Raises:
+            InterruptedWaitError: If there was one.
+        """
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
     if config.shift >= crop_px:
         raise ConfigError(
             f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
-            f"px in {shards.path}. Lower --shift."
+            f"px in {shards.place}. Lower --shift."
         )
     is_fitted = POLICIES[config.policy].is_fitted
     if config.holds_proposer and not is_fitted and not config.initial_checkpoint:
@@ -181,7 +181,7 @@ def glimpse_side(config: TrainConfig, shards: ShardFolder) -> int:
     if side > spec.crop_size:
         raise ConfigError(
             f"glimpse size must fit the crop; got --glimpse-size {side} px for crops of "
-            f"{spec.crop_size} px in {shards.path}. Lower --glimpse-size."
+            f"{spec.crop_size} px in {shards.place}. Lower --glimpse-size."
         )
     return side
 

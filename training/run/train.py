@@ -1,17 +1,15 @@
 """READ FIRST: one run, from shards to a record: `fit`, `Training.run`, `epoch`, `train_step`.
 
-Axes: R ranks, S steps since the loss was last checked, B samples, M draws of a crop, K candidates,
-L glimpses, H and W px, C channels.
+Axes: B samples, M draws of a crop, K candidates, L glimpses, H and W px, C channels, S glimpse px.
 """
 
-import json
 import math
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +17,11 @@ from torch import Tensor, nn
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
-from pipeline.common.errors import DivergedError, PreemptedRunError, StoppedRunError, few
+from pipeline.common.errors import (
+    DownloadError,
+    PreemptedRunError,
+    StoppedRunError,
+)
 from pipeline.common.progress import SILENT, Progress
 from training.config import TrainConfig
 from training.data import augment
@@ -36,12 +38,14 @@ from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.model.policies import POLICIES
 from training.run.checkpoint import digest_of, load_initial
+from training.run.divergence import UncheckedStep, diverged, loss_fault
 from training.run.folder import RunPaths, written_run
-from training.run.record import EpochPart, EpochRecord, RunRecord
+from training.run.record import EpochPart, RunRecord
 from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
-from training.run.signals import Stop, noted_signals
+from training.run.signals import InterruptedWaitError, Stop, noted_signals
 from training.run.state import RunState, broken_weights, build_state, settled, with_choices
+from training.run.waiting import AwaitedBatches, interruptible
 from training.score.classify import classify_crops, counting, evaluate_choice
 from training.score.metrics import summarise
 
@@ -157,7 +161,9 @@ class Training:
         """Train the epochs that are left, and save after each."""
         config = self.state.config
         while len(self.record.epochs) < config.own_epochs:
-            self.epoch()
+            lost = self.epoch()
+            if lost:
+                raise self._stopped_by(lost) from lost
             if self.part.step < self.state.steps:
                 raise self._stopped()
             done = self.part.finished(self.state.images_per_step)
@@ -169,12 +175,15 @@ class Training:
             )
             self.best = save_run(self.state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
-            self.progress.event("epoch", _line(done, self.stage, config.own_epochs), **asdict(done))
+            self.progress.event("epoch", done.line(self.stage, config.own_epochs), **asdict(done))
             if any_rank(bool(self.stop.wanted), self.state.process):
                 raise self._stopped()
 
-    def epoch(self) -> None:
+    def epoch(self) -> DownloadError | None:
         """Take the steps of the epoch that are left, to its end or to a stop between two steps.
+
+        Returns:
+            Why it ended early, if the shards cannot be fetched any more.
 
         Raises:
             DivergedError: If a loss or a weight stopped being a number.
@@ -184,36 +193,52 @@ class Training:
         sums = torch.tensor(begun.sums_of(process.rank), dtype=torch.float64, device=process.device)
         seen = begun.step * state.images_per_step
         state.batches.load_state_dict({"epoch": begun.epoch, "num_seen": seen})
-        unchecked: list[_Unchecked] = []
+        unchecked: list[UncheckedStep] = []
         started, step = time.monotonic(), begun.step
-        batches = state.batches if begun.step < state.steps else ()
+        rest = state.batches if begun.step < state.steps else ()
+        batches = AwaitedBatches(rest, self.stop, process)
         for step, batch in enumerate(batches, start=begun.step + 1):
             output = train_step(state, batch, step=begun.epoch * state.steps + step - 1)
             sums += torch.stack([output.losses_B.sum(), output.hits_B.sum()]).detach()
-            unchecked.append(_Unchecked(step, batch.indices_B, output.losses_B.detach()))
+            unchecked.append(UncheckedStep(step, batch.indices_B, output.losses_B.detach()))
             is_last = step == state.steps
             is_stopped_alone = self.stop.wanted and process.world_size == 1
             if step % CHECK_STEPS and not is_last and not is_stopped_alone:
                 continue
-            flagged = torch.cat([sums, sums.new_tensor([bool(self.stop.wanted)])])
-            loss, hits, wanted = sum_over_ranks(flagged, process).tolist()  # all stop together
-            if not math.isfinite(loss):
-                raise self._lost(unchecked)
-            unchecked.clear()
-            self._show(step, loss, hits)
-            if wanted and not is_last:
+            if self._check(step, sums, unchecked) and not is_last:
                 break
+        if unchecked:  # alone, while it waited, the process was stopped or lost the shards
+            self._check(step, sums, unchecked)
         # Running means of batch norms differ by rank; evaluation must use those that are saved.
         share_tensors(state.model.buffers(), process)
         if name := broken_weights(state.model):
             fault = f"weights must stay finite; got NaN or infinity in {name}"
-            raise _diverged(fault, begun.epoch, step)
+            raise diverged(fault, begun.epoch, step)
         self.part = EpochPart(
             epoch=begun.epoch,
             step=step,
             sums=tuple((float(loss), float(hits)) for loss, hits in gather_ranks(sums, process)),
             seconds=begun.seconds + time.monotonic() - started,
+            waited_s=begun.waited_s + batches.waited_s,
         )
+        return batches.lost
+
+    def _check(self, step: int, sums: Tensor, unchecked: list[UncheckedStep]) -> bool:
+        """Check the losses since the last check, and show the epoch so far.
+
+        Returns:
+            Whether a signal asks to stop, on any rank.
+
+        Raises:
+            DivergedError: If a loss is not finite.
+        """
+        flagged = torch.cat([sums, sums.new_tensor([bool(self.stop.wanted)])])
+        loss, hits, wanted = sum_over_ranks(flagged, self.state.process).tolist()
+        if not math.isfinite(loss):
+            raise loss_fault(unchecked, state=self.state, paths=self.paths, epoch=self.part.epoch)
+        unchecked.clear()
+        self._show(step, loss, hits)
+        return bool(wanted)
 
     def evaluate(self) -> RunRecord:
         """Evaluate the last weights on every crop, and close the record."""
@@ -241,20 +266,30 @@ class Training:
 
     def _validate(self) -> float:
         """Score the policy on the validation split, top-1 in %, unless a signal interrupts it."""
-        counter = counting(self.progress, "validating", self.shards.manifest.num_samples("val"))
+        process, shards = self.state.process, self.shards
+        counter = counting(self.progress, "validating", shards.manifest.num_samples("val"))
+
+        def check_stop() -> None:
+            # Several processes validate to the end, since each waits for the others' figures.
+            if self.stop.wanted and process.world_size == 1:
+                raise InterruptedWaitError
 
         def on_images(num_images: int) -> None:
-            # Several processes validate to the end, since each waits for the others' figures.
-            if self.stop.wanted and self.state.process.world_size == 1:
-                raise _InterruptedValidationError
+            check_stop()
             counter(num_images)
 
+        awaited = partial(interruptible, stop=self.stop, process=process)
         try:
+            check_stop()
             return evaluate_choice(
-                self.state.model, self.shards, process=self.state.process, on_images=on_images
+                self.state.model, shards, process=process, on_images=on_images, awaited=awaited
             )
-        except _InterruptedValidationError:
+        except InterruptedWaitError:
             raise self._stopped() from None
+        except DownloadError as lost:
+            if process.world_size > 1:
+                raise
+            raise self._stopped_by(lost) from lost
 
     def _show(self, step: int, loss: float, hits: float) -> None:
         """Show the mean loss and accuracy of the epoch so far."""
@@ -278,32 +313,13 @@ class Training:
             save_run(self.state, self.paths, self.record, self.best, part=self.part)
         where = f"step {self.part.step} of " if self.part.step else "the end of "
         epoch = self.part.epoch + bool(self.part.step)
+        place = f"at {where}epoch {epoch}, and saved," if epoch else "before the first step,"
         kind = StoppedRunError if self.stop.wanted == signal.SIGINT else PreemptedRunError
-        return kind(f"stopped at {where}epoch {epoch}, and saved, in {self.paths.folder}.")
+        return kind(f"stopped {place} in {self.paths.folder}.")
 
-    def _lost(self, unchecked: list["_Unchecked"]) -> DivergedError:
-        """Name the first step, over all ranks, and its samples whose losses are not finite.
-
-        One rank's NaN reaches the weights of all, so the losses of good samples become NaN one step
-        later.
-        """
-        process, epoch = self.state.process, self.part.epoch
-        losses_RSB = gather_ranks(torch.stack([each.losses_B for each in unchecked]), process)
-        rows_RSB = gather_ranks(torch.stack([each.rows_B for each in unchecked]), process)
-        is_bad_RSB = ~losses_RSB.isfinite()
-        bad_steps = is_bad_RSB.any(2).any(0).nonzero()[:, 0].tolist()
-        if not bad_steps:  # each is finite, their sum is not
-            fault = "the training loss must stay finite; got a sum that is not"
-            return _diverged(fault, epoch, unchecked[-1].step)
-        first = bad_steps[0]
-        is_bad_RB = is_bad_RSB[:, first]
-        keys = self.state.batches.keys(rows_RSB[:, first][is_bad_RB].tolist())
-        if process.is_main:
-            write_file(self.paths.diverged, json.dumps({"keys": keys}, indent=1).encode())
-        wait_for_main(process)  # torchrun kills the others once one has ended
-        bad = float(losses_RSB[:, first][is_bad_RB][0])
-        fault = f"the training loss must stay finite; got {bad} for {few(keys)}"
-        return _diverged(fault, epoch, unchecked[first].step, keys)
+    def _stopped_by(self, lost: DownloadError) -> DownloadError:
+        """Save what is done where the shards cannot be fetched any more, and say where."""
+        return DownloadError(f"{lost} Then continue with --resume: training {self._stopped()}")
 
 
 def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
@@ -361,32 +377,3 @@ def _set_train(state: RunState) -> None:
     state.model.train()
     if state.model.proposer is not None and state.config.holds_proposer:
         state.model.proposer.eval()  # a held proposer keeps the averages of its batch norms
-
-
-class _Unchecked(NamedTuple):
-    """A step whose loss has not been checked yet."""
-
-    step: int
-    rows_B: Tensor
-    losses_B: Tensor
-
-
-class _InterruptedValidationError(Exception):
-    """A signal came during validation."""
-
-
-def _line(done: EpochRecord, stage: str, epochs: int) -> str:
-    val = "" if done.val_top1 is None else f", val top-1 {done.val_top1:.2f} %"
-    return (
-        f"{stage}, epoch {done.epoch}/{epochs}: loss {done.train_loss:.4f}, "
-        f"train top-1 {done.train_top1:.2f} %{val}, {done.images_per_s:.0f} images/s"
-    )
-
-
-def _diverged(fault: str, epoch: int, step: int, keys: tuple[str, ...] = ()) -> DivergedError:
-    return DivergedError(
-        f"{fault} at step {step} of epoch {epoch + 1}. "
-        "The checkpoint before it is kept. Train again under another --experiment with a lower "
-        "--lr or with --clip-grad 1.",
-        keys=keys,
-    )

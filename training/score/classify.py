@@ -5,7 +5,7 @@ At evaluation there is no noise: the crop with the best score is chosen.
 Axes: N samples, B of a batch, K candidates, V views of an image, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -85,16 +85,29 @@ def classify_crops(
 
 @torch.inference_mode()
 def evaluate_choice(
-    model: SelectiveClassifier, shards: ShardFolder, *, process: Process, on_images: OnImages
+    model: SelectiveClassifier,
+    shards: ShardFolder,
+    *,
+    process: Process,
+    on_images: OnImages,
+    awaited: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> float:
-    """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch."""
+    """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch.
+
+    Args:
+        model: To run.
+        shards: To read the validation split from.
+        process: This one among its peers.
+        on_images: Called after each batch.
+        awaited: Yields the batches that it is given; it may end the wait for one.
+    """
     model.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=process.device)
     pieces = evaluation_batches(
         shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH, rank=process.rank,
         world_size=process.world_size,
     )  # fmt: skip
-    for batch in model.reader(shards, "val", process).batches(pieces):
+    for batch in awaited(model.reader(shards, "val", process).batches(pieces)):
         crops = augment.cut(batch, shards.crop_layout, model.candidates)
         with autocast(model.config, process.device):
             if POLICIES[model.config.policy].averages:

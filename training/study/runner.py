@@ -125,7 +125,7 @@ def _check_fits(config: TrainConfig | DistillConfig, shards: ShardFolder) -> Non
     if (config.glimpse_size or 0) > crop_px:
         raise ConfigError(
             f"--profile must fit the shards; got glimpses of {config.glimpse_size} px for crops "
-            f"of {crop_px} px in {shards.path}. Build shards with a larger --crop-size, or "
+            f"of {crop_px} px in {shards.place}. Build shards with a larger --crop-size, or "
             "choose a smaller profile."
         )
 

@@ -11,9 +11,9 @@ from pipeline.bench.loaders.protocol import Batch, Images, digests
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.read.collate import BatchSpec
-from pipeline.read.folder import ShardFolder
 from pipeline.read.loader import BatchLoader
 from pipeline.sources.folder import open_source
+from pipeline.stream.folder import ShardFolder
 
 SPLIT = "train"
 
@@ -35,7 +35,7 @@ def require_canvases(shards: ShardFolder) -> None:
     if (spec.layout, spec.candidates) != ("canvas", "five"):
         raise ConfigError(
             "a bench of loaders needs shards with --layout canvas and --candidates five; got "
-            f"--layout {spec.layout} and --candidates {spec.candidates} in {shards.path}. "
+            f"--layout {spec.layout} and --candidates {spec.candidates} in {shards.place}. "
             "Build others with srp-data build-shards."
         )
 

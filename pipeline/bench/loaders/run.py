@@ -19,7 +19,7 @@ from pipeline.bench.loaders.protocol import Answer, Task
 from pipeline.bench.loaders.registry import LOADERS, REFERENCE, Loader, Variant
 from pipeline.bench.results import Contender, Row, Turn, interleave
 from pipeline.common.progress import Progress
-from pipeline.read.folder import ShardFolder
+from pipeline.stream.folder import ShardFolder
 
 Measured = tuple[list[Row], dict[str, Any]]
 

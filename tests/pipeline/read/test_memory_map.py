@@ -30,10 +30,9 @@ def test_shards_are_mapped_anew_in_another_process(
     for number, record in enumerate(records):
         assert mapped.bytes_of(number).tobytes() == (tmp_path / record.name).read_bytes()
         assert mapped.bytes_of(number) is mapped.bytes_of(number)
-        assert mapped.address_of(number) == mapped.bytes_of(number).ctypes.data
     sent = pickle.loads(pickle.dumps(mapped))  # noqa: S301 - our own, as a DataLoader sends it
     assert sent.bytes_of(0).tobytes() == mapped.bytes_of(0).tobytes()
-    assert sent.address_of(0) != mapped.address_of(0)
+    assert sent.bytes_of(0).ctypes.data != mapped.bytes_of(0).ctypes.data
 
 
 @pytest.mark.parametrize("in_use", [False, True])

@@ -1,11 +1,18 @@
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from pipeline.read.sampler import evaluation_batches, steps_per_epoch, training_batches
+from pipeline.read.sampler import (
+    Windows,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+    window_bytes,
+)
 
 SIZES = {"num_samples": st.integers(30, 200), "batch_size": st.integers(1, 10)}
 
@@ -108,3 +115,74 @@ def test_the_rest_of_an_epoch_is_what_an_unbroken_one_would_have_seen(
     ]
     together = sorted(index for batches in others for index in batches.ravel().tolist())
     assert together == sorted(whole[start : start + len(together)])
+
+
+@st.composite
+def windowed(draw: st.DrawFn) -> tuple[Windows, int]:
+    """Shards of a few samples and bytes each, which no cache of twice the window can hold."""
+    counts = draw(st.lists(st.integers(0, 9), min_size=2, max_size=12).filter(any))
+    sizes = [draw(st.integers(1, 30)) for _ in counts]
+    shards_N = np.repeat(np.arange(len(counts)), counts)
+    window = draw(st.integers(1, max(1, sum(sizes) // 2)))
+    return Windows(shards_N=shards_N, bytes_S=np.array(sizes), window_bytes=window), sum(counts)
+
+
+@given(case=windowed(), batch_size=st.integers(1, 4), world_size=st.integers(1, 3), data=st.data())
+def test_a_windowed_epoch_gives_each_rank_equal_steps_no_sample_twice_and_resumes_anywhere(
+    case: tuple[Windows, int], batch_size: int, world_size: int, data: st.DataObject
+) -> None:
+    windows, num_samples = case
+    options = {"batch_size": batch_size, "seed": 3, "epoch": 1, "windows": windows}
+    ranks = [
+        training_batches(num_samples, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    steps = num_samples // (batch_size * world_size)
+    assert [len(batches) for batches in ranks] == [steps] * world_size
+    seen = [index for batches in ranks for index in batches.ravel().tolist()]
+    assert len(seen) == len(set(seen)) == steps * batch_size * world_size
+    assert set(seen) <= set(range(num_samples))
+    done = data.draw(st.integers(0, steps))
+    start = done * batch_size * world_size
+    for rank, batches in enumerate(ranks):
+        rest = training_batches(
+            num_samples, rank=rank, world_size=world_size, start=start, **options
+        )
+        assert rest.tolist() == batches[done:].tolist()
+    alone = training_batches(num_samples, **options | {"batch_size": batch_size * world_size})
+    assert np.concatenate(ranks, 1).tolist() == alone.tolist()
+
+
+@given(case=windowed(), epoch=st.integers(0, 3))
+def test_a_window_is_read_before_the_next_one_and_holds_no_more_than_it_may(
+    case: tuple[Windows, int], epoch: int
+) -> None:
+    windows, num_samples = case
+    order = training_batches(num_samples, batch_size=1, seed=0, epoch=epoch, windows=windows)[:, 0]
+    assert sorted(order.tolist()) == list(range(num_samples))
+    shards = windows.shards_N[order]
+    needed: dict[int, list[int]] = {}
+    for place, shard in enumerate(shards.tolist()):
+        needed.setdefault(shard, []).append(place)
+    # A shard is needed from its first sample to its last; those needed at once are one window.
+    for place in range(num_samples):
+        at_once = [s for s, places in needed.items() if places[0] <= place <= places[-1]]
+        size = sum(int(windows.bytes_S[shard]) for shard in at_once)
+        assert len(at_once) == 1 or size <= windows.window_bytes
+
+
+def test_windows_differ_from_epoch_to_epoch_and_mix_their_samples() -> None:
+    windows = Windows(shards_N=np.repeat(np.arange(6), 10), bytes_S=np.full(6, 5), window_bytes=10)
+    orders = [
+        training_batches(60, batch_size=1, seed=0, epoch=epoch, windows=windows)[:, 0]
+        for epoch in range(2)
+    ]
+    firsts = [sorted(set(windows.shards_N[order[:20]].tolist())) for order in orders]
+    assert [len(first) for first in firsts] == [2, 2]
+    assert firsts[0] != firsts[1]
+    assert len(set(windows.shards_N[orders[0][:10]].tolist())) == 2
+
+
+@pytest.mark.parametrize(("limit", "window"), [(None, None), (30, None), (29, 14), (2, 1)])
+def test_all_shards_are_one_window_where_they_fit(limit: int | None, window: int | None) -> None:
+    assert window_bytes([10, 10, 10], limit) == window

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from pipeline.stream.address import RemoteFolder, parse_address
+from pipeline.stream.address import RemoteFolder, parse_address, spelled
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,8 @@ def test_whatever_is_typed_is_a_path_or_an_address_of_the_list_or_refused(text: 
     if isinstance(place, RemoteFolder):
         assert place.address.startswith(("http://", "https://", "s3://", "gs://"))
         assert "::" not in place.address
+
+
+@pytest.mark.parametrize("path", ["shards", "my:shards", "s3:/a", "/data/a:b", "./a", "a/b::c"])
+def test_a_path_is_spelt_so_that_it_is_read_as_one(path: str) -> None:
+    assert parse_address(spelled(Path(path))) == Path(path)

@@ -180,6 +180,36 @@ def test_a_shard_in_use_stays_even_if_the_cache_is_too_small(tmp_path: Path) -> 
     assert not later.exists()
 
 
+def test_what_other_threads_fetch_meanwhile_has_its_room(tmp_path: Path) -> None:
+    cache = ShardCache(folder=tmp_path, limit_mib=2)
+    before = put(cache, bytes(MIB))
+    barrier = threading.Barrier(2)
+
+    def fetch_together(number: int) -> Path:
+        data = bytes([number]) * MIB
+
+        def fetch() -> Generator[bytes, None, None]:
+            barrier.wait()  # both have begun
+            yield data
+
+        shard = shard_of(data)
+        release(cache.open(shard, fetch=fetch, address="a", stop=threading.Event()))
+        return cache.path_of(shard)
+
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(fetch_together, (1, 2)))
+    assert [path.exists() for path in (before, *paths)] == [False, True, True]
+
+
+def test_the_bytes_of_a_shard_keep_their_time_when_it_is_used(tmp_path: Path) -> None:
+    cache = ShardCache(folder=tmp_path)
+    path = put(cache, b"abc")
+    os.utime(path, ns=(5, 7))
+    put(cache, b"abc")
+    assert path.stat().st_mtime_ns == 7
+    assert path.stat().st_atime_ns > 5
+
+
 def test_a_name_that_is_no_digest_never_becomes_a_path(tmp_path: Path) -> None:
     cache = ShardCache(folder=tmp_path / "cache")
     shard = ShardEntry(name="a.tar", split="train", num_bytes=3, sha256="../../escaped", samples=())

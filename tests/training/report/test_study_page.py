@@ -327,7 +327,7 @@ def test_each_data_set_of_a_folder_has_a_page_of_its_own(
     out = tmp_path / "page.html"
     result = srp_train("report", mixed, "-o", out)
     assert result.exit_code == 0, result.output
-    names = [opened.path.name, small_shards.name]
+    names = [Path(opened.place).name, small_shards.name]
     pages = [tmp_path / f"page-{name}.html" for name in (names[1], names[0])]
     assert result.stdout == "".join(f"{page}\n" for page in pages)
     small, scenes = (page.read_text(encoding="utf-8") for page in pages)

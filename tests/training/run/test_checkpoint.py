@@ -179,7 +179,7 @@ def test_weights_of_another_model_are_refused(
 
 def test_shards_of_another_spec_are_refused_by_what_differs(opened: ShardFolder) -> None:
     meta, manifest = meta_of(opened, TrainConfig()), opened.manifest
-    check_fits(meta, manifest, opened.path)
+    check_fits(meta, manifest, opened.place)
     smaller = replace(manifest.spec, canvas_size=40, crop_size=24)
     other = replace(manifest, spec=smaller, classes=("cat", "dog"))
     with pytest.raises(CheckpointError) as caught:

@@ -14,6 +14,7 @@ from training.run import record as records
 from training.run.folder import RunPaths
 from training.run.record import (
     DataRecord,
+    EpochRecord,
     RunRecord,
     current_commit,
     describe_hardware,
@@ -49,7 +50,7 @@ def test_a_record_says_what_was_run_on_what_and_what_came_out(
     assert record.data == DataRecord.of(opened.manifest)
     assert (record.data.num_train, record.data.num_val) == (70, 29)
     assert record.data.fingerprint == opened.manifest.fingerprint
-    assert record.shards == str(opened.path)
+    assert record.shards == opened.place
     assert record.world_size == 1
     assert [epoch.epoch for epoch in record.epochs] == [1, 2]
     assert record.seconds >= sum(epoch.seconds for epoch in record.epochs)
@@ -161,3 +162,31 @@ def test_the_hardware_is_named_with_what_decides_its_speed() -> None:
     text = describe_hardware(torch.device("cpu"))
     assert f"torch {torch.__version__}" in text
     assert f"{torch.get_num_threads()} threads" in text
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "told"),
+    [(None, ""), (0.0, ""), (0.09, ""), (0.11, "1 %"), (1.2, "12 %"), (10.0, "100 %")],
+)
+def test_the_line_of_an_epoch_says_how_long_it_waited_if_that_is_a_hundredth(
+    waited_s: float | None, told: str
+) -> None:
+    epoch = EpochRecord(
+        epoch=2, train_loss=0.5, train_top1=80.0, val_top1=None, images_per_s=40.0, seconds=10.0,
+        waited_s=waited_s,
+    )  # fmt: skip
+    line = "explore, epoch 2/3: loss 0.5000, train top-1 80.00 %, 40 images/s"
+    waited = f", waited for data {told} of the time" if told else ""
+    assert epoch.line("explore", 3) == line + waited
+
+
+def test_an_epoch_of_before_has_no_wait(
+    finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    fields = json.loads(finished[0].record.read_text())
+    assert all(epoch.pop("waited_s") > 0 for epoch in fields["epochs"])
+    del fields["cache"], fields["window_mib"]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(fields))
+    epochs = tuple(replace(epoch, waited_s=None) for epoch in finished[1].epochs)
+    assert load_record(path) == replace(finished[1], epochs=epochs)

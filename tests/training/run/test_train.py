@@ -56,7 +56,9 @@ class KillAfter(Progress):
 
 
 def without_times(record: RunRecord) -> RunRecord:
-    epochs = (replace(epoch, images_per_s=0.0, seconds=0.0) for epoch in record.epochs)
+    epochs = (
+        replace(epoch, images_per_s=0.0, seconds=0.0, waited_s=0.0) for epoch in record.epochs
+    )
     # Checkpoints hold the options of the machine; their tensors are compared by themselves.
     return replace(record, name="", seconds=0.0, epochs=tuple(epochs), last="", best="")
 
@@ -362,7 +364,7 @@ def test_a_run_is_not_resumed_on_other_images(
 ) -> None:
     other = replace(opened, manifest=replace(opened.manifest, fingerprint="another"))
     with pytest.raises(
-        ConfigError, match=f"got shards of other images or options in {opened.path}"
+        ConfigError, match=f"got shards of other images or options in {opened.place}"
     ):
         train(tiny(epochs=2), finished[0].folder, resume=True, shards=other)
 
@@ -499,6 +501,8 @@ def test_the_progress_counts_every_image_and_ends_where_it_should(
     line = f"training, epoch 2/3: loss {second.train_loss:.4f}, "
     line += f"train top-1 {second.train_top1:.2f} %, val top-1 {second.val_top1:.2f} %, "
     line += f"{second.images_per_s:.0f} images/s"
+    assert second.line("training", 3).startswith(line)
+    line = second.line("training", 3)
     assert [now[:3] for now in told[2:]] == [
         ("training", 128, 192), ("validating", 29, 29), ("epoch", line, 2),
         ("training", 192, 192), told[6], ("scoring every crop", 29, 29),

