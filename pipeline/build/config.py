@@ -20,7 +20,7 @@ class BuildConfig:
     crop_size: int = setting(224, "Side of every crop, px.", low=1)
     glimpse_size: int = setting(64, "Side of a glimpse before padding, px.", low=1)
     candidates: str = setting(
-        "five", f"Crops of each image: {CANDIDATES_TEXT}.", choices=CANDIDATE_SETS
+        "full+five", f"Crops of each image: {CANDIDATES_TEXT}.", choices=CANDIDATE_SETS
     )
     layout: str = setting(
         "canvas", "Store every crop, or the canvas once and cut when reading.", choices=LAYOUTS

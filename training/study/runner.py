@@ -29,6 +29,8 @@ from training.study.planned import (
 )
 from training.study.profiles import PlannedArm, Profile
 
+MIXED = 1.25  # one image made of all crops costs as much as so many; crops of 64 px, ResNet18
+
 
 def plan_runs(
     profile: Profile,
@@ -112,7 +114,9 @@ def run_costs(config: TrainConfig | DistillConfig, counts: Counts) -> dict[str, 
     policy = POLICIES[config.policy]
     if policy.is_fitted:
         return stage_costs(config, counts)
-    shown = config.num_draws or counts.num_crops if policy.weighs_all else 1
+    shown: float = config.num_draws or counts.num_crops if policy.weighs_all else 1
+    if policy.looks and not policy.weighs_all and not policy.takes_one:
+        shown = MIXED
     return {
         TRAINING: shown * config.epochs * counts.num_train,
         SCORING: counts.num_crops * counts.num_val / FORWARD,

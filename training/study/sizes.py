@@ -6,7 +6,7 @@ with which its fewest epochs fit its minutes.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -128,27 +128,36 @@ def choose_sizes(
     for crop_px in profile.crops:
         rate = rate_of(crop_px)
         for epochs in range(profile.epochs, profile.fewest_epochs - 1, -1):
-            images = _count_images(profile, epochs, crop_px, num_train=num_train, num_val=num_val)
+            costs = _costs(profile, epochs, crop_px, num_train=num_train, num_val=num_val)
+            images = profile.num_data_sets * _longest_share(costs, jobs)
             sizes = Sizes(
-                crop_px=crop_px, epochs=epochs, minutes=images / rate / jobs / 60,
-                images_per_s=rate, machine=machine,
+                crop_px=crop_px, epochs=epochs, minutes=images / rate / 60, images_per_s=rate,
+                machine=machine,
             )  # fmt: skip
             if profile.minutes is None or sizes.minutes <= profile.minutes:
                 return sizes
     return sizes
 
 
-def _count_images(
+def _costs(
     profile: Profile, epochs: int, crop_px: int, *, num_train: int, num_val: int
-) -> int:
-    """Count what all runs on all data sets cost, in images trained on."""
+) -> list[float]:
+    """Estimate what each run on one data set costs, in images trained on."""
     layout = place_crops(profile.candidates, canvas_px=2 * crop_px, crop_px=crop_px)
-    costs = 0.0
+    costs = []
     for arm in profile.arms:
         config = replace(arm.config, epochs=arm.rounds * epochs)
         counts = Counts(num_train, num_val, len(candidate_indices(config, layout)))
-        costs += sum(run_costs(arm.distilled or config, counts).values())
-    return round(costs) * len(profile.seeds) * profile.num_data_sets
+        costs.append(sum(run_costs(arm.distilled or config, counts).values()))
+    return costs * len(profile.seeds)
+
+
+def _longest_share(costs: Sequence[float], jobs: int) -> float:
+    """Give the work of the busiest of some processes, which take the most expensive run first."""
+    shares = [0.0] * jobs
+    for cost in sorted(costs, reverse=True):
+        shares[shares.index(min(shares))] += cost
+    return max(shares)
 
 
 def measure_rate(profile: Profile, crop_px: int, *, device: torch.device) -> float:

@@ -45,7 +45,9 @@ def test_a_slower_machine_gets_fewer_epochs_and_then_smaller_crops() -> None:
 
 def test_more_images_take_longer_and_more_processes_less() -> None:
     assert chosen(1000, num_train=20_000).minutes > chosen(1000).minutes
-    assert chosen(1000, jobs=4).minutes == pytest.approx(chosen(1000, jobs=2).minutes / 2)
+    one, two, many = (chosen(1000, jobs=jobs).minutes for jobs in (1, 2, 50))
+    assert one / 2 <= two < one
+    assert many == pytest.approx(chosen(1000, jobs=4).minutes)  # four runs: the longest decides
 
 
 def test_a_profile_without_a_limit_takes_its_own_epochs() -> None:
