@@ -100,8 +100,8 @@ class TrainConfig:
     explore_epochs: int | None = setting(
         None,
         "Epochs, of --epochs, in which --policy distilled trains a classifier on each half of the "
-        "images, on random crops.",
-        low=1,
+        "images, on random crops; with 0 the halves of --initial-checkpoint judge as they are.",
+        low=0,
         high=MOST_EPOCHS,
         shown="half of --epochs",
     )
@@ -190,7 +190,13 @@ class TrainConfig:
                 "--random-epochs must be fewer than --epochs, or no choice is learnt; got "
                 f"{self.random_epochs} of {self.epochs}. Lower it, or use --policy random."
             )
-        if POLICIES[self.policy].is_fitted and not 0 < self.num_explored <= self.epochs:
+        if POLICIES[self.policy].is_fitted and self.explore_epochs == 0:
+            if not self.initial_checkpoint:
+                raise ConfigError(
+                    "--explore-epochs 0 needs --initial-checkpoint, a run of --policy distilled "
+                    "whose halves judge the images; got none. Name one, or raise --explore-epochs."
+                )
+        elif POLICIES[self.policy].is_fitted and not 0 < self.num_explored <= self.epochs:
             raise ConfigError(
                 "--explore-epochs must be 1 or more, and no more than --epochs; got "
                 f"{self.num_explored} of {self.epochs}. Use --epochs 2 or more."
@@ -235,6 +241,11 @@ class TrainConfig:
         if not POLICIES[self.policy].is_fitted:
             return 0
         return self.epochs // 2 if self.explore_epochs is None else self.explore_epochs
+
+    @property
+    def borrows_folds(self) -> bool:
+        """Whether the classifiers that judge are those of the run that it begins with."""
+        return POLICIES[self.policy].is_fitted and not self.num_explored
 
     @property
     def own_epochs(self) -> int:

@@ -277,11 +277,11 @@ def _out_of_fold(
     run: RunPaths, base: RunRecord, *, shards: ShardFolder, process: Process, progress: Progress
 ) -> CropLogits:
     """Load a run's out-of-fold logits, or train a classifier for each fold and compute them."""
-    config = explored_config(base.config)
-    if not run.out_of_fold.exists():
+    config, folds = explored_config(base.config), fold_paths(run, base.config)
+    if not run.out_of_fold.exists() and not base.config.borrows_folds:
         train_folds(run, config, shards=shards, process=process, progress=progress)
     return out_of_fold_logits(
-        run.out_of_fold, fold_paths(run), config, shards=shards, process=process, progress=progress
+        run.out_of_fold, folds, config, shards=shards, process=process, progress=progress
     )
 
 

@@ -1,6 +1,7 @@
 """How a chooser is trained: four stages in one folder, `srp-train from SHARDS --policy distilled`.
 
-1. explore: a classifier on each half of the training images, on random crops.
+1. explore: a classifier on each half of the training images, on random crops. It is left out where
+   the run begins with another that has such halves, and they know the classes already.
 2. judge: every crop of every training image is classified by the one that has not seen the image.
 3. fit: a proposer learns from these losses which crop will be classified right.
 4. exploit: the first half's classifier is trained on all images, on the crops that are chosen.
@@ -22,7 +23,7 @@ from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
 from training.data.processes import Process
 from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES
-from training.run.checkpoint import load_weights
+from training.run.checkpoint import CLASSIFIER, load_initial
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, StageRecord
 from training.run.state import RunState, training_rows
@@ -86,7 +87,7 @@ def run_stages(
         progress: Shows images and epochs.
     """
     started, earlier = time.monotonic(), record.seconds
-    config, process, folds = state.config, state.process, fold_paths(paths)
+    config, process, folds = state.config, state.process, fold_paths(paths, state.config)
     explored = explored_config(config)
 
     def finished(stage: StageRecord) -> RunRecord:
@@ -97,16 +98,20 @@ def run_stages(
             done.save(paths.record)
         return done
 
-    curves = train_folds(paths, explored, shards=shards, process=process, progress=progress)
-    seconds = sum(epoch.seconds for curve in curves for epoch in curve)
-    record = finished(StageRecord(name="explore", seconds=seconds, curves=curves))
+    if not config.borrows_folds:
+        curves = train_folds(paths, explored, shards=shards, process=process, progress=progress)
+        seconds = sum(epoch.seconds for curve in curves for epoch in curve)
+        record = finished(StageRecord(name="explore", seconds=seconds, curves=curves))
+        start = folds[0].folder
+    else:  # its classifier of all images may go on: it has judged none
+        start = Path(config.initial_checkpoint)
+    load_initial(start, state.model, parts=(CLASSIFIER,))
     begun = time.monotonic()
     unseen = out_of_fold_logits(
         paths.out_of_fold, folds, explored, shards=shards, process=process, progress=progress
     )
     record = finished(StageRecord(name="judge", seconds=time.monotonic() - begun))
     begun = time.monotonic()
-    load_weights(folds[0].last, state.model.classifier, "classifier.")
     wanted = fit_config(config)
     try:
         errors = fit_to_losses(
@@ -127,7 +132,7 @@ def explored_config(config: TrainConfig) -> TrainConfig:
         return config
     unused = (name for name in vars(config) if EXPLORED not in policies_using(name))
     defaults = {name: getattr(TrainConfig, name) for name in unused}
-    return replace(config, policy=EXPLORED, epochs=config.num_explored, **defaults)
+    return replace(config, policy=EXPLORED, epochs=max(1, config.num_explored), **defaults)
 
 
 def fit_config(config: TrainConfig) -> DistillConfig:
@@ -138,9 +143,17 @@ def fit_config(config: TrainConfig) -> DistillConfig:
     )
 
 
-def fold_paths(paths: RunPaths) -> list[RunPaths]:
-    """Say where the classifiers of a run's folds lie."""
+def fold_paths(paths: RunPaths, config: TrainConfig) -> list[RunPaths]:
+    """Say where the classifiers of a run's folds lie: its own, or those that it begins with."""
+    if config.borrows_folds:
+        paths = RunPaths(folder=Path(config.initial_checkpoint))
     return [paths.fold(fold) for fold in range(FOLDS)]
+
+
+def has_folds(folder: str) -> bool:
+    """Whether a run has a classifier of each fold, which a run in stages does."""
+    run = RunPaths(folder=Path(folder))
+    return bool(folder) and all(run.fold(fold).last.exists() for fold in range(FOLDS))
 
 
 def train_folds(
@@ -163,12 +176,11 @@ def train_folds(
         progress: Shows images and epochs.
     """
     curves = []
-    for fold, folder in enumerate(fold_paths(paths)):
-        start = config.initial_checkpoint
-        if start and (begun := RunPaths(folder=Path(start)).fold(fold)).last.exists():
-            start = str(begun.folder)
-        elif start and not fold:
-            progress.event("unsound", SEEN.format(start=start))
+    begun = config.initial_checkpoint
+    if begun and not has_folds(begun):
+        progress.event("unsound", SEEN.format(start=begun))
+    for fold, folder in enumerate(fold_paths(paths, config)):
+        start = str(RunPaths(folder=Path(begun)).fold(fold).folder) if has_folds(begun) else begun
         # Validation would cost a third of its training, and decides nothing.
         wanted = replace(config, fold=fold, val_interval=config.epochs, initial_checkpoint=start)
         record = fit(
@@ -190,6 +202,12 @@ def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
         raise ConfigError(
             "--policy distilled needs at least two classes, or no crop is better than another; got "
             f"{len(shards.manifest.classes)} in {shards.place}. Build shards of more classes."
+        )
+    if config.borrows_folds and not has_folds(config.initial_checkpoint):
+        raise ConfigError(
+            "--explore-epochs 0 needs the halves of --initial-checkpoint, which a run of --policy "
+            f"distilled has; got none in {config.initial_checkpoint}. Name such a run, or raise "
+            "--explore-epochs."
         )
     fewest = min(len(training_rows(shards, fold)) for fold in range(FOLDS))
     if fewest < config.batch_size * world_size:
@@ -227,7 +245,8 @@ def stage_costs(config: TrainConfig, counts: Counts) -> dict[str, float]:
 def fold_costs(config: TrainConfig, counts: Counts) -> dict[str, float]:
     """Estimate the same for a run's folds and their logits alone, which any run may have."""
     half = counts.num_train / FOLDS
+    epochs = config.num_explored if POLICIES[config.policy].is_fitted else config.epochs
     return {
-        **dict.fromkeys(EXPLORING, explored_config(config).epochs * half),
+        **dict.fromkeys(EXPLORING, epochs * half),
         **dict.fromkeys(JUDGING, counts.num_crops * half / FORWARD),
     }

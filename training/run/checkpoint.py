@@ -1,7 +1,7 @@
 """One checkpoint: a safetensors file with JSON inside and its own SHA-256; nothing is unpickled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,9 @@ def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
         raise _damaged(path, error) from error
 
 
-def load_initial(path: Path, model: nn.Module, *, with_proposer: bool = False) -> None:
+def load_initial(
+    path: Path, model: nn.Module, *, parts: Sequence[str] = PARTS, with_proposer: bool = False
+) -> None:
     """Start with another run's classifier, which may be trained on other images and sizes.
 
     Its proposer is taken as well if all its weights have the same shapes.
@@ -199,6 +201,7 @@ def load_initial(path: Path, model: nn.Module, *, with_proposer: bool = False) -
     Args:
         path: Folder of a run, or one of its checkpoints.
         model: Changed in place.
+        parts: That are taken.
         with_proposer: Whether such a proposer is required.
 
     Raises:
@@ -209,7 +212,7 @@ def load_initial(path: Path, model: nn.Module, *, with_proposer: bool = False) -
     read_meta(file)  # tells a file that is no checkpoint from one that does not fit
     found = _below(_read(file)[1], "model.")
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for part in PARTS:
+    for part in parts:
         wanted = {name: shape for name, shape in own.items() if name.startswith(part)}
         given = {name: tensor for name, tensor in found.items() if name.startswith(part)}
         if {name: tensor.shape for name, tensor in given.items()} == wanted:

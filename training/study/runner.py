@@ -11,7 +11,15 @@ from pipeline.common.progress import SILENT, Progress
 from pipeline.common.settings import check_range
 from training.choose.distill import distill, judge
 from training.choose.fit_proposer import FITTING, count_fitted
-from training.choose.method import FITTED, FORWARD, Counts, fold_costs, stage_costs, train
+from training.choose.method import (
+    FITTED,
+    FORWARD,
+    Counts,
+    fold_costs,
+    has_folds,
+    stage_costs,
+    train,
+)
 from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.policies import POLICIES
@@ -77,12 +85,19 @@ def plan_runs(
                 batch_size=profile.batch_size,
                 lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
                 initial_checkpoint=source,
+                explore_epochs=_explored(arm.config, source),
                 seed=seed,
                 device=device,
                 workers=workers,
             )
             runs.append(_run(arm, config, shards, is_judged=arm.name in judged))
     return runs
+
+
+def _explored(config: TrainConfig, source: str) -> int | None:
+    """Let the halves of another study's run judge as they are: they know the classes."""
+    is_known = POLICIES[config.policy].is_fitted and has_folds(source)
+    return 0 if is_known else config.explore_epochs
 
 
 def _run(

@@ -232,6 +232,41 @@ def test_each_half_begins_with_the_same_half_of_a_run_in_stages(
     assert "unsound" not in dict(told.events)
 
 
+def test_halves_that_know_the_classes_judge_without_exploring(
+    unbroken: Watched, staged: Callable[..., RunRecord], opened: ShardFolder, tmp_path: Path
+) -> None:
+    """The logits are those of the other run's halves, and its last classifier goes on."""
+    begun = unbroken.paths
+    config = replace(
+        unbroken.config, initial_checkpoint=str(begun.folder), explore_epochs=0, epochs=2, lr=0.0
+    )
+    paths = RunPaths(folder=tmp_path / "run")
+    record = staged(config, paths.folder)
+    assert [stage.name for stage in record.stages] == ["judge", "fit"]
+    assert len(record.epochs) == 2
+    assert not paths.fold(0).folder.exists()
+    logits = [load_file(run.out_of_fold) for run in (paths, begun)]
+    assert torch.equal(logits[0]["logits_NKC"], logits[1]["logits_NKC"])
+    weights = [load_file(run.last) for run in (paths, begun)]
+    names = [n for n in weights[0] if n.startswith("model.classifier.") and n.endswith("weight")]
+    assert names
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in names)  # the rate is 0
+
+
+def test_halves_that_are_not_there_are_told_before_the_work(
+    unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    start = str(unbroken.paths.fold(0).folder)
+    config = replace(unbroken.config, initial_checkpoint=start, explore_epochs=0)
+    with pytest.raises(ConfigError) as caught:
+        staged(config, tmp_path / "run")
+    assert str(caught.value) == (
+        "--explore-epochs 0 needs the halves of --initial-checkpoint, which a run of --policy "
+        f"distilled has; got none in {start}. Name such a run, or raise --explore-epochs."
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_that_may_have_seen_the_judged_images_gets_a_warning(
     unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
 ) -> None:
@@ -413,6 +448,9 @@ def test_another_proposer_is_fitted_to_the_logits_of_such_a_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--explore-epochs", 0), "--explore-epochs 0 needs --initial-checkpoint, a run of "
+                                  "--policy distilled whose halves judge the images; got none. "
+                                  "Name one, or raise --explore-epochs."),
         (("--epochs", 1), "--explore-epochs must be 1 or more, and no more than --epochs; got 0 of "
                           "1. Use --epochs 2 or more."),
         (("--explore-epochs", 2), "--explore-epochs must be fewer than --epochs, or the classifier "

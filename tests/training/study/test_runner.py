@@ -75,6 +75,22 @@ def test_a_run_through_all_crops_costs_as_many_times_as_much(opened: ShardFolder
     assert 4 < cost["expected-g16-s0"] / cost["straight-through-g16-s0"] <= 5
 
 
+def test_an_arm_whose_start_has_halves_does_not_explore(
+    opened: ShardFolder, tmp_path: Path
+) -> None:
+    for name in ("chooser-s0/half-0", "chooser-s0/half-1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "last.safetensors").touch()
+    source = f"{tmp_path}/{{arm}}-s{{seed}}"
+    runs = plan_runs(PROFILES["smoke"], opened, device="cpu", workers=1, initial_checkpoint=source)
+    explored = {run.name: run.config.explore_epochs for run in runs}
+    assert explored.pop("chooser-s0") == 0
+    assert set(explored.values()) == {None}
+    (tmp_path / "chooser-s0/half-1/last.safetensors").unlink()
+    runs = plan_runs(PROFILES["smoke"], opened, device="cpu", workers=1, initial_checkpoint=source)
+    assert {run.config.explore_epochs for run in runs} == {None}
+
+
 def test_a_profile_too_large_for_the_shards_is_refused_before_any_run(opened: ShardFolder) -> None:
     with pytest.raises(ConfigError, match="--profile must fit the shards; got glimpses of 64 px"):
         plan_runs(PROFILES["full"], opened, device="cpu", workers=1)
