@@ -37,8 +37,7 @@ class RunState:
         scheduler: Changes the learning rate after every step.
         batches: The training split on the process's device.
         crop_layout: The candidates that the shards hold.
-        counterparts: Which crop takes each candidate's place in a mirrored image.
-        glimpse_counterparts: The same for the glimpses that the proposer sees.
+        glimpse_counterparts: Which glimpse takes each one's place in a mirrored image.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
         choices_NWK: Log-probability of each crop of each training image in each of the ways to
@@ -54,7 +53,6 @@ class RunState:
     scheduler: LRScheduler
     batches: TrainingBatches
     crop_layout: CropLayout
-    counterparts: Mirrored
     glimpse_counterparts: Mirrored
     steps: int
     autocast: bool
@@ -73,7 +71,7 @@ class RunState:
             return self.model.chosen_ahead(noise_BK, chooses=chooses)
         if self.choices_NWK is None:
             raise RuntimeError("a held proposer whose choices are not known")
-        choices_BK = self.choices_NWK[batch.indices_B.cpu(), draws.ways_B]
+        choices_BK = self.choices_NWK[batch.indices_B, draws.ways_B]
         return (choices_BK + noise_BK).argmax(1)  # Gumbel-max: a draw from the proposer's softmax
 
 
@@ -116,7 +114,6 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         scheduler=make_scheduler(optimizer, config, len(batches)),
         batches=batches,
         crop_layout=shards.crop_layout,
-        counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
         glimpse_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
