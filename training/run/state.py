@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import CropLayout, Indices, ShardFolder
@@ -21,6 +26,9 @@ from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
 from training.run.schedule import make_scheduler
 from training.score.choices import mirrored_choices
+
+FUSED = (SGD, Adam, AdamW)
+"""Optimizers whose step torch has as one loop over the weights, on a CPU and on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +225,7 @@ def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimize
             f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
             'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
         )
+    is_fused = get_optimizer_class(config.opt, bind_defaults=False) in FUSED
     try:
         optimizer: Optimizer = create_optimizer_v2(
             _parameters(model, config),
@@ -224,6 +233,7 @@ def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimize
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            **({"fused": True} if is_fused else {}),
         )
     except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise ConfigError(

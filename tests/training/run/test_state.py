@@ -77,6 +77,7 @@ def test_optimizers_take_their_names_from_timm(
 ) -> None:
     state = build_state(tiny(opt=opt, lr=0.01), opened, alone)
     assert type(state.optimizer).__name__.lower() == opt
+    assert state.optimizer.defaults.get("fused") == {"adagrad": None}.get(opt, True)
 
 
 @pytest.mark.parametrize(
