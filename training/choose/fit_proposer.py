@@ -15,6 +15,7 @@ from pipeline.common.progress import SILENT, Progress
 from training.config import DistillConfig
 from training.data import augment
 from training.data.processes import Process, share_tensors
+from training.data.shards import send
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.proposer import Proposal, Proposer
@@ -93,11 +94,11 @@ def fit_proposer(
             draws = augment.draw(
                 len(rows_B), hflip=hflip, vflip=wanted.vflip, shift=0, generator=generator
             )
-            rows_B = rows_B.to(device)
+            rows_B = send(rows_B, device)
             looked = augment.mirror(glimpses_NLSS[rows_B], draws, glimpse_counterparts)
             errors = augment.mirror(errors_NK[rows_B], draws, counterparts)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                proposal = proposer(looked, draws.ways_B.to(device))
+                proposal = proposer(looked, send(draws.ways_B, device))
             loss = _loss(proposal, errors, past=epoch / wanted.epochs, balance=wanted.balance)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -31,7 +31,8 @@ class Batch(NamedTuple):
     Pixels are uint8, RGB, channels last as on disk, so that one crop is already in the memory
     format in which convolutions are fastest. There are either `crops_BKHWC`, or `canvases_BCC3`
     and `resized_BRHWC`, from which `training.data.augment.cut` makes the crops. `glimpses_BLSS` are
-    gray without padding, or None where no proposer looks. `indices_B` are positions in the split.
+    gray without padding, or None where no proposer looks. `indices_B` are positions in the split;
+    they stay on the CPU, so that a step looks up what is known of its samples without waiting.
     """
 
     crops_BKHWC: Tensor | None
@@ -42,9 +43,21 @@ class Batch(NamedTuple):
     indices_B: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to a device."""
-        tensors = (None if t is None else t.to(device, non_blocking=True) for t in self)
-        return Batch(*tensors)  # type: ignore[arg-type]
+        """Copy all but `indices_B` to a device."""
+        carried = {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+        del carried["indices_B"]
+        return self._replace(**{name: send(tensor, device) for name, tensor in carried.items()})
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to a device, and wait for nothing.
+
+    To a GPU it is copied from pinned memory: a copy from other memory waits until the GPU has
+    done all that it was told before.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class BatchReader:

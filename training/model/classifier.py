@@ -39,6 +39,9 @@ class StepOutput(NamedTuple):
 class SelectiveClassifier(nn.Module):
     """Chooses a crop by its glimpse, and classifies it."""
 
+    mean_C: Tensor
+    std_C: Tensor
+
     def __init__(
         self, config: TrainConfig, *, plan: CropLayout, num_classes: int, glimpse_px: int
     ) -> None:
@@ -61,6 +64,9 @@ class SelectiveClassifier(nn.Module):
         self.looked_at = looked_at(config, plan, self.candidates)
         self.names = tuple(plan.names[k] for k in self.candidates)
         self.classifier = _classifier(config, num_classes, plan.crop_px)
+        for name, values_C in (("mean_C", config.mean), ("std_C", config.std)):
+            values = torch.tensor(values_C, dtype=torch.float32) * 255
+            self.register_buffer(name, values, persistent=False)
         self.proposer = None
         if config.selects:
             proposer = make_proposer(config, plan, self.candidates, glimpse_px=glimpse_px)
@@ -166,7 +172,7 @@ class SelectiveClassifier(nn.Module):
 
     def logits(self, images_BHWC: Tensor) -> Tensor:
         """Classify images in 0 to 255, float32 `(B, classes)`."""
-        inputs = augment.normalise(images_BHWC, self.config.mean, self.config.std)
+        inputs = augment.normalise(images_BHWC, self.mean_C, self.std_C)
         if not self.config.channels_last:
             inputs = inputs.contiguous()
         logits_BC: Tensor = self.classifier(inputs).float()

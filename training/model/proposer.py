@@ -40,6 +40,8 @@ class Proposal(NamedTuple):
 class Proposer(nn.Module):
     """Scores the candidates of a sample by its glimpses."""
 
+    candidates_K: Tensor
+
     def __init__(self, *, num_held: int, candidates: tuple[int, ...], has_prior: bool) -> None:
         """Begin without a preference for any place.
 
@@ -49,7 +51,7 @@ class Proposer(nn.Module):
             has_prior: Whether each candidate has a learnt score of its own, whatever it shows.
         """
         super().__init__()
-        self._candidates = list(candidates)
+        self.register_buffer("candidates_K", torch.tensor(candidates), persistent=False)
         self.prior = nn.Parameter(torch.zeros(num_held)) if has_prior else None
 
     def forward(self, glimpses_BLSS: Tensor, ways_B: Tensor | None = None) -> Proposal:
@@ -63,7 +65,7 @@ class Proposer(nn.Module):
         """
         scores_BK = self.score_glimpses(glimpses_BLSS.float() / 255, ways_B)
         if self.prior is not None:
-            scores_BK = scores_BK + self.prior[self._candidates]
+            scores_BK = scores_BK + self.prior[self.candidates_K]
         return Proposal.of(scores_BK)
 
     def score_glimpses(self, gray_BLSS: Tensor, ways_B: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ class UncheckedStep(NamedTuple):
     """A step whose loss has not been checked yet."""
 
     step: int
-    rows_B: Tensor
+    rows_B: Tensor  # on the CPU
     losses_B: Tensor
 
 
@@ -35,7 +35,8 @@ def loss_fault(
     """
     process = state.process
     losses_RSB = gather_ranks(torch.stack([each.losses_B for each in unchecked]), process)
-    rows_RSB = gather_ranks(torch.stack([each.rows_B for each in unchecked]), process)
+    rows_SB = torch.stack([each.rows_B for each in unchecked]).to(process.device)
+    rows_RSB = gather_ranks(rows_SB, process)
     is_bad_RSB = ~losses_RSB.isfinite()
     bad_steps = is_bad_RSB.any(2).any(0).nonzero()[:, 0].tolist()
     if not bad_steps:  # each is finite, their sum is not

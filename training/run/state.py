@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import CropLayout, Indices, ShardFolder
@@ -21,6 +26,9 @@ from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
 from training.run.schedule import make_scheduler
 from training.score.choices import mirrored_choices
+
+FUSED = (SGD, Adam, AdamW)
+"""Optimizers whose step torch has as one loop over the weights, on a CPU and on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +45,7 @@ class RunState:
         scheduler: Changes the learning rate after every step.
         batches: The training split on the process's device.
         crop_layout: The candidates that the shards hold.
-        counterparts: Which crop takes each candidate's place in a mirrored image.
-        glimpse_counterparts: The same for the glimpses that the proposer sees.
+        glimpse_counterparts: Which glimpse takes each one's place in a mirrored image.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
         choices_NWK: Log-probability of each crop of each training image in each of the ways to
@@ -54,7 +61,6 @@ class RunState:
     scheduler: LRScheduler
     batches: TrainingBatches
     crop_layout: CropLayout
-    counterparts: Mirrored
     glimpse_counterparts: Mirrored
     steps: int
     autocast: bool
@@ -73,7 +79,7 @@ class RunState:
             return self.model.chosen_ahead(noise_BK, chooses=chooses)
         if self.choices_NWK is None:
             raise RuntimeError("a held proposer whose choices are not known")
-        choices_BK = self.choices_NWK[batch.indices_B.cpu(), draws.ways_B]
+        choices_BK = self.choices_NWK[batch.indices_B, draws.ways_B]
         return (choices_BK + noise_BK).argmax(1)  # Gumbel-max: a draw from the proposer's softmax
 
 
@@ -116,7 +122,6 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         scheduler=make_scheduler(optimizer, config, len(batches)),
         batches=batches,
         crop_layout=shards.crop_layout,
-        counterparts=mirrored_candidates(shards.crop_layout, model.candidates),
         glimpse_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
@@ -220,6 +225,7 @@ def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimize
             f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
             'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
         )
+    is_fused = get_optimizer_class(config.opt, bind_defaults=False) in FUSED
     try:
         optimizer: Optimizer = create_optimizer_v2(
             _parameters(model, config),
@@ -227,6 +233,7 @@ def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimize
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            **({"fused": True} if is_fused else {}),
         )
     except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise ConfigError(

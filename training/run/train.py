@@ -33,7 +33,7 @@ from training.data.processes import (
     sum_over_ranks,
     wait_for_main,
 )
-from training.data.shards import Batch
+from training.data.shards import Batch, send
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.model.policies import POLICIES
@@ -339,22 +339,22 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     )  # fmt: skip
     noise_BMK = gumbel_noise((num_samples, *model.noise_shape), generator)
     chooses = step >= config.random_epochs * state.steps
-    shown = augment.augment(
-        augment.cut(batch, state.crop_layout, model.candidates),
-        batch.glimpses_BLSS,
-        draws,
-        state.counterparts,
-        state.glimpse_counterparts,
-        state.chosen_ahead(batch, draws, noise_BMK[:, 0], chooses=chooses),
-    )
+    ahead_B = state.chosen_ahead(batch, draws, noise_BMK[:, 0], chooses=chooses)
+    crops_BMHWC = augment.cut(
+        batch, state.crop_layout, model.candidates, draws=draws,
+        wanted_BM=None if ahead_B is None else ahead_B[:, None],
+    )  # fmt: skip
+    glimpses_BLSS = batch.glimpses_BLSS
+    if glimpses_BLSS is not None:
+        glimpses_BLSS = augment.mirror(glimpses_BLSS, draws, state.glimpse_counterparts)
     with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):
         output: StepOutput = state.wrapped(
-            shown.crops_BKHWC,
-            shown.glimpses_BLSS,
+            crops_BMHWC,
+            glimpses_BLSS,
             batch.labels_B,
-            noise_BMK.to(device, non_blocking=True),
+            send(noise_BMK, device),
             temperature(config, step=step, total_steps=total_steps),
-            ways_B=draws.ways_B.to(device, non_blocking=True),
+            ways_B=send(draws.ways_B, device),
             chooses=chooses,
         )
     output.loss.backward()  # type: ignore[no-untyped-call]

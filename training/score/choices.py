@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline import ShardFolder
 from training.data import augment
 from training.data.processes import Process
+from training.data.shards import send
 from training.model.classifier import SelectiveClassifier, autocast
 from training.score.classify import EVALUATION_BATCH
 
@@ -81,9 +82,9 @@ def mirrored_choices(
         for way in range(num_ways):
             ways_B = torch.full((len(glimpses_BLSS),), way)
             draws = augment.Draws((ways_B & 1).bool(), (ways_B & 2).bool(), ways_B[:, None])
-            mirrored = augment.mirror(glimpses_BLSS.clone(), draws, counterparts)
+            mirrored = augment.mirror(glimpses_BLSS, draws, counterparts)
             with autocast(model.config, process.device):
-                proposal = model.proposer(mirrored, ways_B.to(process.device))
+                proposal = model.proposer(mirrored, send(ways_B, process.device))
             ways.append(proposal.scores_BK.float().log_softmax(1).cpu())
         parts.append(torch.stack(ways, 1))
     return torch.cat(parts)

@@ -18,7 +18,6 @@ from training.data import augment
 from training.data.processes import Process, sum_over_ranks
 from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, autocast
-from training.model.estimators import take
 from training.model.policies import POLICIES
 from training.score.crop_logits import CropLogits
 
@@ -69,7 +68,7 @@ def classify_crops(
     on_images = counting(progress, stage, num_samples)
     batches = model.reader(shards, split, process).batches([rows_N[place_B] for place_B in places])
     for place_B, batch in zip(places, batches, strict=True):
-        views = augment.cut(batch, shards.crop_layout, model.candidates)
+        views = augment.cut(batch, shards.crop_layout, model.candidates).unbind(1)
         if with_canvas and batch.canvases_BCC3 is not None:
             views = (*views, batch.canvases_BCC3)
         with autocast(model.config, device):
@@ -108,14 +107,17 @@ def evaluate_choice(
         world_size=process.world_size,
     )  # fmt: skip
     for batch in awaited(model.reader(shards, "val", process).batches(pieces)):
-        crops = augment.cut(batch, shards.crop_layout, model.candidates)
         with autocast(model.config, process.device):
             if POLICIES[model.config.policy].averages:
+                crops = augment.cut(batch, shards.crop_layout, model.candidates).unbind(1)
                 logits_BKC = torch.stack([model.logits(crop) for crop in crops], 1)
                 predicted_B = logits_BKC.softmax(2).mean(1).argmax(1)
             else:
-                chosen_B = _choice(model, batch).argmax(1)
-                predicted_B = model.logits(take(torch.stack(crops, 1), chosen_B)).argmax(1)
+                chosen_B1 = _choice(model, batch).argmax(1, keepdim=True).cpu()
+                crops_B1HWC = augment.cut(
+                    batch, shards.crop_layout, model.candidates, wanted_BM=chosen_B1
+                )
+                predicted_B = model.logits(crops_B1HWC[:, 0]).argmax(1)
         counts[0] += (predicted_B == batch.labels_B).sum()
         counts[1] += len(predicted_B)
         on_images(len(predicted_B) * process.world_size)

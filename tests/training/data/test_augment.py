@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pipeline.format import cutting
-from pipeline.format.crops import place_crops
+from pipeline.format.crops import CropLayout, place_crops
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import resize
 from training.data import augment
@@ -15,12 +16,24 @@ from training.data.shards import Batch
 
 PLAN = place_crops("full+five", canvas_px=48, crop_px=32)
 ALL = tuple(range(len(PLAN)))
+Sides = tuple[int, int]
 
 
-def views_of(canvas: Pixels) -> augment.Views:
-    """Cut one canvas as the pipeline does."""
+def batch_of(
+    crops_BKHWC: Tensor | None = None,
+    *,
+    canvases_BCC3: Tensor | None = None,
+    resized_BRHWC: Tensor | None = None,
+) -> Batch:
+    (num_samples, *_), *_ = (t.shape for t in (crops_BKHWC, canvases_BCC3) if t is not None)
+    numbers_B = torch.arange(num_samples)
+    return Batch(crops_BKHWC, canvases_BCC3, resized_BRHWC, None, numbers_B, numbers_B)
+
+
+def views_of(canvas: Pixels) -> tuple[Tensor, Tensor]:
+    """Cut one canvas as the pipeline does: crops and glimpses."""
     originals = cutting.original_crops(canvas, cutting.resized_crops(canvas, PLAN), PLAN, ALL)
-    return augment.Views(
+    return (
         torch.from_numpy(np.stack(originals).transpose(0, 2, 3, 1).copy())[None],
         torch.from_numpy(cutting.glimpses(originals, 16)[:, 0])[None],
     )
@@ -75,10 +88,9 @@ def test_a_mirrored_crop_shows_what_lies_in_its_box_of_the_mirrored_canvas(
 ) -> None:
     plan = place_crops("five", canvas_px=canvas_px, crop_px=32)
     canvas, chosen = smooth_canvas(1, canvas_px), plan.indices(names)
-    cut = [torch.tensor(cutting.cut(canvas, plan.boxes[k]))[None] for k in chosen]
-    counterparts = augment.mirrored_candidates(plan, chosen)
+    crops = np.stack([cutting.cut(canvas, plan.boxes[k]) for k in chosen])
     draws = draws_of([bool(way & 1)], [bool(way & 2)])
-    shown = augment.augment(tuple(cut), None, draws, counterparts, counterparts).crops_BKHWC[0]
+    shown = augment.cut(batch_of(torch.tensor(crops)[None]), plan, chosen, draws=draws)[0]
     turned = canvas[:: -1 if way & 2 else 1, :: -1 if way & 1 else 1]
     lies = augment.mirrored_boxes(plan, chosen)[way]
     for position, k in enumerate(chosen):
@@ -92,23 +104,17 @@ def test_a_mirrored_crop_shows_what_lies_in_its_box_of_the_mirrored_canvas(
 
 
 @pytest.mark.parametrize("chosen", ["full+five", "five", "centre,full", "bottom-right"])
-def test_crops_are_cut_from_canvases_as_views_with_the_pixels_of_the_materialised(
-    chosen: str,
-) -> None:
+def test_crops_that_are_cut_from_canvases_have_the_pixels_of_the_materialised(chosen: str) -> None:
     canvases = [smooth_canvas(seed) for seed in range(3)]
     resized = [cutting.resized_crops(canvas, PLAN).transpose(0, 2, 3, 1) for canvas in canvases]
     wanted = PLAN.indices(chosen)
-    expected = torch.cat([views_of(canvas).crops_BKHWC for canvas in canvases])[:, list(wanted)]
-    numbers = torch.zeros(3)
-    carried = Batch(
-        None, torch.tensor(np.stack(canvases)), torch.tensor(np.stack(resized)),
-        None, numbers, numbers,
-    )  # fmt: skip
-    for batch in (carried, Batch(expected, None, None, None, numbers, numbers)):
-        cut = augment.cut(batch, PLAN, wanted)
-        assert torch.equal(torch.stack(cut, 1), expected)
-        memory = {t.untyped_storage().data_ptr() for t in batch if t is not None}
-        assert {crop.untyped_storage().data_ptr() for crop in cut} <= memory
+    expected = torch.cat([views_of(canvas)[0] for canvas in canvases])[:, list(wanted)]
+    carried = batch_of(
+        canvases_BCC3=torch.tensor(np.stack(canvases)),
+        resized_BRHWC=torch.tensor(np.stack(resized)),
+    )
+    for batch in (carried, batch_of(expected)):
+        assert torch.equal(augment.cut(batch, PLAN, wanted), expected)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -118,100 +124,120 @@ def test_a_mirrored_batch_equals_what_is_cut_from_the_mirrored_canvas(
     seed: int, flip: bool, vflip: bool
 ) -> None:
     canvas = smooth_canvas(seed)
-    shown, counterparts = views_of(canvas), augment.mirrored_candidates(PLAN, ALL)
-    draws = draws_of([flip], [vflip])
-    mirrored = augment.augment(
-        shown.crops_BKHWC.unbind(1), shown.glimpses_BLSS, draws, counterparts, counterparts
-    )
+    crops, glimpses = views_of(canvas)
+    draws, counterparts = draws_of([flip], [vflip]), augment.mirrored_candidates(PLAN, ALL)
     turned = canvas[:: -1 if vflip else 1, :: -1 if flip else 1]
-    expected = views_of(np.ascontiguousarray(turned))
-    assert torch.equal(mirrored.crops_BKHWC, expected.crops_BKHWC)
-    assert mirrored.glimpses_BLSS is not None
-    assert expected.glimpses_BLSS is not None
-    assert torch.equal(mirrored.glimpses_BLSS, expected.glimpses_BLSS)
+    expected_crops, expected_glimpses = views_of(np.ascontiguousarray(turned))
+    assert torch.equal(augment.cut(batch_of(crops), PLAN, ALL, draws=draws), expected_crops)
+    assert torch.equal(augment.mirror(glimpses, draws, counterparts), expected_glimpses)
+
+
+def by_slices(pixels: Pixels, corner: Sides, *, way: int, shift: Sides, side: int) -> Pixels:
+    """Mirror one picture as a whole, repeat its edges and cut a window that the shift moves."""
+    turned = pixels[:: -1 if way & 2 else 1, :: -1 if way & 1 else 1]
+    margin = max(map(abs, shift))
+    padded = np.pad(turned, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    y, x = (margin + at - move for at, move in zip(corner, shift, strict=True))
+    return padded[y : y + side, x : x + side]
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[CropLayout, tuple[int, ...], int]:
+    """A layout, some of its candidates in any order, and how many images."""
+    names = draw(st.sampled_from(["five", "full+grid3", "full+strips"]))
+    crop_px = draw(st.integers(2, 7))
+    plan = place_crops(names, canvas_px=crop_px + draw(st.integers(1, 6)), crop_px=crop_px)
+    chosen = draw(st.lists(st.sampled_from(range(len(plan))), min_size=1, unique=True))
+    return plan, tuple(chosen), draw(st.integers(1, 4))
+
+
+@given(cut=cuts(), carries_crops=st.booleans(), data=st.data())
+def test_a_cut_equals_slices_of_the_mirrored_picture_whose_edges_are_repeated(
+    cut: tuple[CropLayout, tuple[int, ...], int], carries_crops: bool, data: st.DataObject
+) -> None:
+    (plan, chosen, num_samples), side = cut, cut[0].crop_px
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+
+    def noise(*shape: int) -> Pixels:
+        return rng.integers(0, 256, (num_samples, *shape, 3), dtype=np.uint8)
+
+    def several(values: st.SearchStrategy[int]) -> list[int]:
+        return data.draw(st.lists(values, min_size=num_samples, max_size=num_samples))
+
+    crops = noise(len(chosen), side, side)
+    canvases = noise(plan.canvas_px, plan.canvas_px)
+    resized = noise(len(plan.resized), side, side)
+    batch = (
+        batch_of(torch.tensor(crops))
+        if carries_crops
+        else batch_of(canvases_BCC3=torch.tensor(canvases), resized_BRHWC=torch.tensor(resized))
+    )
+    ways, shift = several(st.integers(0, 3)), st.integers(1 - side, side - 1)
+    shifts = list(zip(several(shift), several(shift), strict=True))
+    draws = augment.Draws(
+        torch.tensor(ways).bitwise_and(1).bool(), torch.tensor(ways).bitwise_and(2).bool(),
+        torch.tensor(shifts),
+    )  # fmt: skip
+    counterparts = ((*range(len(chosen)),), *augment.mirrored_candidates(plan, chosen))
+    lies = augment.mirrored_boxes(plan, chosen)
+    expected = np.empty_like(crops)
+    for image, (way, moved) in enumerate(zip(ways, shifts, strict=True)):
+        for place, taker in enumerate(counterparts[way]):
+            x0, y0, *_ = (round(edge * plan.canvas_px) for edge in lies[way][place])
+            pixels, corner = canvases[image], (y0, x0)
+            if carries_crops:
+                pixels, corner = crops[image, taker], (0, 0)
+            elif not plan.is_cut(chosen[taker]):
+                pixels, corner = resized[image, plan.resized.index(chosen[taker])], (0, 0)
+            expected[image, place] = by_slices(pixels, corner, way=way, shift=moved, side=side)
+    before = [None if tensor is None else tensor.clone() for tensor in batch]
+    shown = augment.cut(batch, plan, chosen, draws=draws)
+    assert np.array_equal(shown.numpy(), expected)
+    wanted = data.draw(st.lists(st.sampled_from(range(len(chosen))), min_size=1, max_size=3))
+    wanted_BM = torch.tensor([np.roll(wanted, image).tolist() for image in range(num_samples)])
+    some = augment.cut(batch, plan, chosen, draws=draws, wanted_BM=wanted_BM)
+    assert torch.equal(some, shown[torch.arange(num_samples)[:, None], wanted_BM])
+    for tensor, copy in zip(batch, before, strict=True):
+        assert tensor is copy or torch.equal(tensor, copy)
+
+
+def test_a_shift_shows_the_pixels_of_the_canvas_around_a_crop() -> None:
+    canvas, centre = smooth_canvas(3), PLAN.indices("centre")
+    batch = batch_of(
+        canvases_BCC3=torch.tensor(canvas)[None], resized_BRHWC=torch.empty(1, 0, 32, 32, 3)
+    )
+    shown = augment.cut(batch, PLAN, centre, draws=draws_of([False], [False], shift=3))
+    x0, y0, x1, y1 = (edge - 3 for edge in PLAN.boxes[centre[0]])
+    assert np.array_equal(shown[0, 0].numpy(), canvas[y0:y1, x0:x1])
+
+
+def test_a_batch_without_pixels_is_our_own_mistake() -> None:
+    numbers_B = torch.arange(1)
+    with pytest.raises(RuntimeError, match="a batch without pixels"):
+        augment.cut(Batch(None, None, None, None, numbers_B, numbers_B), PLAN, ALL)
 
 
 def test_mirroring_twice_changes_nothing_and_once_the_chosen_images_alone(
     make_batch: Callable[..., Batch],
 ) -> None:
-    images = make_batch(4).crops_BKHWC
+    glimpses_BLSS = make_batch(4).glimpses_BLSS
+    assert glimpses_BLSS is not None
     draws = draws_of([True, False, True, False], [False, False, True, True])
     counterparts = augment.mirrored_candidates(PLAN, ALL)
-    once = augment.mirror(images.clone(), draws, counterparts)
-    assert torch.equal(augment.mirror(once.clone(), draws, counterparts), images)
-    assert [torch.equal(*pair) for pair in zip(once, images, strict=True)] == [0, 1, 0, 0]
+    once = augment.mirror(glimpses_BLSS, draws, counterparts)
+    assert torch.equal(augment.mirror(once, draws, counterparts), glimpses_BLSS)
+    same = [torch.equal(*pair) for pair in zip(once, glimpses_BLSS, strict=True)]
+    assert same == [False, True, False, False]
 
 
 def test_a_number_of_each_crop_goes_where_its_crop_goes(make_batch: Callable[..., Batch]) -> None:
-    images = make_batch(4).crops_BKHWC
+    batch = make_batch(4)
     draws = draws_of([True, False, True, False], [False, False, True, True])
-    counterparts = augment.mirrored_candidates(PLAN, ALL)
-    brightest = images.float().mean((2, 3, 4))
-    moved = augment.mirror(brightest.clone(), draws, counterparts)
-    mirrored = augment.mirror(images.clone(), draws, counterparts)
+    assert batch.crops_BKHWC is not None
+    brightest = batch.crops_BKHWC.float().mean((2, 3, 4))
+    moved = augment.mirror(brightest, draws, augment.mirrored_candidates(PLAN, ALL))
+    mirrored = augment.cut(batch, PLAN, ALL, draws=draws)
     torch.testing.assert_close(moved, mirrored.float().mean((2, 3, 4)))
-
-
-def test_augmenting_leaves_the_batch_as_it_is(make_batch: Callable[..., Batch]) -> None:
-    batch = make_batch(3)
-    before = [None if tensor is None else tensor.clone() for tensor in batch]
-    draws = draws_of([True, True, False], [False, True, False], shift=1)
-    shown = augment.augment(
-        augment.cut(batch, PLAN, ALL),
-        batch.glimpses_BLSS,
-        draws,
-        *2 * [augment.mirrored_candidates(PLAN, ALL)],
-    )
-    assert not torch.equal(shown.crops_BKHWC, batch.crops_BKHWC)
-    assert not torch.equal(shown.glimpses_BLSS, batch.glimpses_BLSS)
-    for tensor, copy in zip(batch, before, strict=True):
-        assert tensor is copy or torch.equal(tensor, copy)
-
-
-def test_a_batch_without_glimpses_is_mirrored_too(make_batch: Callable[..., Batch]) -> None:
-    crops_BKHWC = make_batch(2).crops_BKHWC
-    draws, stay = draws_of([True, True], [False, False]), augment.Mirrored(ALL, ALL, ALL)
-    mirrored = augment.augment(crops_BKHWC.unbind(1), None, draws, stay, stay)
-    assert mirrored.glimpses_BLSS is None
-    assert torch.equal(mirrored.crops_BKHWC, crops_BKHWC.flip(3))
-
-
-def test_a_crop_that_is_chosen_ahead_is_the_one_that_would_be_taken_of_all(
-    make_batch: Callable[..., Batch],
-) -> None:
-    batch, counterparts = make_batch(8), augment.mirrored_candidates(PLAN, ALL)
-    generator = torch.Generator().manual_seed(1)
-    draws = augment.draw(8, hflip=0.5, vflip=0.5, shift=3, generator=generator)
-    assert 0 < draws.flips_B.sum() < 8
-    assert 0 < (draws.flips_B & draws.vflips_B).sum() < draws.vflips_B.sum()
-    chosen = torch.tensor([0, 1, 2, 3, 4, 5, 1, 2])
-    crops = augment.cut(batch, PLAN, ALL)
-    rest = (batch.glimpses_BLSS, draws, counterparts, counterparts)
-    every = augment.augment(crops, *rest)
-    one = augment.augment(crops, *rest, chosen)
-    assert one.crops_BKHWC.shape == (8, 1, 32, 32, 3)
-    assert torch.equal(one.crops_BKHWC[:, 0], every.crops_BKHWC[torch.arange(8), chosen])
-    assert one.glimpses_BLSS is not None
-    assert every.glimpses_BLSS is not None
-    assert torch.equal(one.glimpses_BLSS, every.glimpses_BLSS)
-
-
-@given(
-    seed=st.integers(0, 99),
-    shifts=st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=1, max_size=4),
-)
-def test_shifting_equals_a_loop_over_pixels(seed: int, shifts: list[tuple[int, int]]) -> None:
-    height, width = 6, 7
-    shape = (len(shifts), 2, height, width, 3)
-    crops = np.random.default_rng(seed).integers(0, 256, shape, "u1")
-    shifted = augment.shift(torch.from_numpy(crops), torch.tensor(shifts))
-    expected = crops.copy()
-    for image, (down, right) in enumerate(shifts):
-        for y in range(height):
-            for x in range(width):
-                if 0 <= y - down < height and 0 <= x - right < width:
-                    expected[image, :, y, x] = crops[image, :, y - down, x - right]
-    assert np.array_equal(shifted.numpy(), expected)
 
 
 def test_draws_come_from_the_generator_and_keep_to_their_ranges() -> None:
@@ -239,7 +265,7 @@ def test_normalised_images_are_the_formulas_and_lie_channels_last(
 ) -> None:
     mean, std = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
     images = make_batch(3).crops_BKHWC[:, 1]
-    inputs = augment.normalise(images, mean, std)
+    inputs = augment.normalise(images, 255 * torch.tensor(mean), 255 * torch.tensor(std))
     assert inputs.shape == (3, 3, 32, 32)
     assert inputs.dtype == torch.float32
     assert inputs.is_contiguous(memory_format=torch.channels_last)
