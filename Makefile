@@ -27,6 +27,8 @@ WORK ?= .
 SCENES := --train 300 --val 100 --size 80
 SCENES_small := --smallest 0.1 --largest 0.16
 SCENES_large := --smallest 0.6 --largest 0.9
+# Photographs with a longer side of so much of the canvas's.
+SCATTERED := --smallest 0.35 --largest 0.5
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
@@ -171,10 +173,11 @@ reproduce: $(READY)
 	fi
 	crops=(--glimpse-size "$$crop" --candidates full+grid3)
 	compare "$$data" "$$name" "$(PROFILE)" "$$base" $$((crop * 5 / 4)) "$${crops[@]}" --
-	# The same images, small and anywhere; every arm goes on from its own training on the first.
+	# The same images, small and anywhere, though large enough to be found within minutes; every arm
+	# goes on from its own training on the first.
 	scattered="$$work/data/$$base-scattered-$$((crop * 2))"
 	step "$$name: scatter"
-	[[ -d "$$scattered/train" ]] || $(BIN)/srp-data scatter "$$data" "$$scattered" --size $$((crop * 2))
+	[[ -d "$$scattered/train" ]] || $(BIN)/srp-data scatter "$$data" "$$scattered" --size $$((crop * 2)) $(SCATTERED)
 	compare "$$scattered" "$$name-scattered" "$(PROFILE)" "$$base, scattered" $$((crop * 2)) "$${crops[@]}" -- \
 	  --initial-checkpoint "$$work/runs/$$name/{arm}-s{seed}"
 	report

@@ -177,7 +177,7 @@ PROFILES = {
     ),
     # The short question for one's own images, as they are and scattered: for two cores.
     "quick": Profile(
-        epochs=6, fewest_epochs=4, seeds=(0,), evaluations=3, crops=(64, 48, 32), minutes=35,
+        epochs=6, fewest_epochs=4, seeds=(0,), evaluations=3, crops=(64, 48, 32), minutes=30,
         num_data_sets=2, arms=tuple(first_look(32)),
     ),
     # Canvas 336, crop 224: the predecessor's own sizes, for a GPU.
