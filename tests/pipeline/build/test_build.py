@@ -62,9 +62,9 @@ def test_real_photos_come_out_as_torchvision_sees_them(
         path = tmp_path / "images" / ("val" if index % 3 else "train") / "c" / f"{index}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    sizes = {"canvas_size": 336, "crop_size": 224, "glimpse_size": 64}
+    source, sizes = tmp_path / "images", {"canvas_size": 336, "crop_size": 224, "glimpse_size": 64}
     built = [
-        samples(out, make_shards(tmp_path / "images", out, layout=layout, **sizes).manifest)
+        samples(out, make_shards(source, out, layout=layout, candidates="five", **sizes).manifest)
         for layout, out in (("tensors", tmp_path / "tensors"), ("canvas", tmp_path / "canvas"))
     ]
     for path, sample in built[0].items():

@@ -13,10 +13,10 @@ def make(**options: Any) -> BuildConfig:
     return BuildConfig(source=Path("in"), out=Path("out"), **options)
 
 
-def test_the_defaults_are_the_predecessors() -> None:
+def test_the_defaults_are_the_predecessors_sizes_and_its_later_crops() -> None:
     config = make()
     assert (config.canvas_size, config.crop_size, config.glimpse_size) == (336, 224, 64)
-    assert config.candidates == "five"
+    assert config.candidates == "full+five"  # which the default policy of training needs
     assert config.max_rejects == 0
 
 
