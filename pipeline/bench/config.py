@@ -59,6 +59,7 @@ class BenchConfig:
             canvas_size=self.canvas_size,
             crop_size=self.crop_size,
             glimpse_size=self.glimpse_size,
+            candidates="five",  # which the predecessor cuts as well
             seed=self.seed,
             **options,
         )
