@@ -32,7 +32,7 @@ from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
 from training.run.folder import RunPaths, held_run
-from training.run.state import build_model, training_rows
+from training.run.state import build_model, smallest_half
 from training.run.train import fit
 from training.score.choices import choices_of
 from training.score.classify import SCORING
@@ -294,7 +294,7 @@ def plan_parts(
 
 def _check_images(wanted: HeadroomConfig, shards: ShardFolder) -> None:
     num_train = shards.manifest.num_samples("train")
-    most = min(len(training_rows(shards, half)) for half in range(FOLDS))
+    most = smallest_half(shards)
     if most < wanted.batch_size:
         raise ConfigError(
             f"each half of the training images must fill a batch; got --batch-size "

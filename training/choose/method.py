@@ -26,7 +26,7 @@ from training.model.policies import POLICIES
 from training.run.checkpoint import CLASSIFIER, load_initial
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, StageRecord
-from training.run.state import RunState, training_rows
+from training.run.state import RunState, smallest_half
 from training.run.train import fit
 from training.score.classify import SCORING
 
@@ -177,10 +177,11 @@ def train_folds(
     """
     curves = []
     begun = config.initial_checkpoint
-    if begun and not has_folds(begun):
+    goes_on = has_folds(begun)
+    if begun and not goes_on:
         progress.event("unsound", SEEN.format(start=begun))
     for fold, folder in enumerate(fold_paths(paths, config)):
-        start = str(RunPaths(folder=Path(begun)).fold(fold).folder) if has_folds(begun) else begun
+        start = str(RunPaths(folder=Path(begun)).fold(fold).folder) if goes_on else begun
         # Validation would cost a third of its training, and decides nothing.
         wanted = replace(config, fold=fold, val_interval=config.epochs, initial_checkpoint=start)
         record = fit(
@@ -209,7 +210,7 @@ def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
             f"distilled has; got none in {config.initial_checkpoint}. Name such a run, or raise "
             "--explore-epochs."
         )
-    fewest = min(len(training_rows(shards, fold)) for fold in range(FOLDS))
+    fewest = smallest_half(shards)
     if fewest < config.batch_size * world_size:
         raise ConfigError(
             "--policy distilled trains on half of the images at a time, which must fill a step; "

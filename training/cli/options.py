@@ -9,7 +9,7 @@ import click
 from pipeline.common.console import shown_progress
 from pipeline.common.options import options_of
 from pipeline.common.progress import SILENT, Progress
-from training.config import MACHINE_FIELDS, TrainConfig
+from training.config import MACHINE_FIELDS, PROFILE_NAMES, TrainConfig
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)
@@ -21,6 +21,14 @@ OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
 )
 MACHINE = options_of(TrainConfig, *MACHINE_FIELDS)
+DEVICE = options_of(TrainConfig, "device")
+PROFILE = click.option(
+    "--profile",
+    type=click.Choice(PROFILE_NAMES),
+    default="quick",
+    show_default=True,
+    help="How much to run.",
+)
 
 
 @contextmanager

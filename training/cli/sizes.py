@@ -9,25 +9,18 @@ import click
 from pipeline.common.atomic_io import named_output, require_file
 from pipeline.common.console import AS_JSON, note
 from pipeline.common.errors import ConfigError
-from training.cli.options import PATH
-from training.config import PROFILE_NAMES
+from training.cli.options import DEVICE, PATH, PROFILE
 
 
 @click.command()
 @click.argument("source", type=PATH)
-@click.option(
-    "--profile", type=click.Choice(PROFILE_NAMES), default="quick", show_default=True,
-    help="What will be run.",
-)  # fmt: skip
+@PROFILE
 @click.option(
     "-o", "--output", type=PATH,
     help="File that keeps the sizes; where it exists, they are read from it.  [default: none]",
 )  # fmt: skip
 @AS_JSON
-@click.option(
-    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True,
-    help="Device; auto takes a GPU if there is one.",
-)  # fmt: skip
+@DEVICE
 def sizes(source: Path, profile: str, output: Path | None, as_json: bool, device: str) -> None:
     """Choose a study's crops and epochs for this machine.
 
@@ -54,7 +47,7 @@ def sizes(source: Path, profile: str, output: Path | None, as_json: bool, device
         require_one(process, "a choice of sizes")
         chosen = None if output is None else load_sizes(output)
         if chosen is None:
-            chosen = measure_sizes(planned, source, device=process.device, tell=note)
+            chosen = measure_sizes(planned, source, process=process, tell=note)
             if output is not None:
                 chosen.save(output)
         else:

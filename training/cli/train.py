@@ -13,9 +13,18 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
-from training.cli.options import MACHINE, OUTPUT, PATH, RUN, RUN_SHARDS, SHARDS, rank_progress
+from training.cli.options import (
+    MACHINE,
+    OUTPUT,
+    PATH,
+    PROFILE,
+    RUN,
+    RUN_SHARDS,
+    SHARDS,
+    rank_progress,
+)
 from training.cli.sizes import sizes
-from training.config import PROFILE_NAMES, DistillConfig, TrainConfig, check_used
+from training.config import DistillConfig, TrainConfig, check_used
 
 if TYPE_CHECKING:
     from training.run.record import RunRecord
@@ -184,13 +193,7 @@ def distill(
 
 @main.command(cls=Resumable)
 @SHARDS
-@click.option(
-    "--profile",
-    type=click.Choice(PROFILE_NAMES),
-    default="quick",
-    show_default=True,
-    help="How much to run.",
-)
+@PROFILE
 @OUTPUT
 @click.option(
     "--arms", type=Joined(str), help="Arms to run, with the arms they need.  [default: all]"

@@ -155,6 +155,11 @@ def write_study(
     opened = [ShardFolder.open(path) for path in shards]
     found = {folder: _find(folder, opened, is_named=bool(notes)) for folder in folders}
     data = _place(found, opened, out=out, notes=dict(zip(folders, notes, strict=False)))
+    if len({each.file for each in data}) < len(data):
+        raise ConfigError(
+            f"-o/--output must be one page for each RUNS; got {out} for several on the same "
+            "shards. Leave it out: each has its own."
+        )
     for each in data:
         with named_output(each.file, "-o/--output", kind="file"):
             each.file.parent.mkdir(parents=True, exist_ok=True)

@@ -148,6 +148,12 @@ def training_rows(shards: ShardFolder, fold: int | None) -> Indices:
     return np.flatnonzero(shards.fold_of("train", FOLDS) != fold)
 
 
+def smallest_half(shards: ShardFolder) -> int:
+    """Count the samples of the classifier that has the fewest, because its fold has the most."""
+    folds_N = shards.fold_of("train", FOLDS)
+    return len(folds_N) - int(np.bincount(folds_N, minlength=FOLDS).max())
+
+
 def fold_rows(shards: ShardFolder, fold: int) -> Indices:
     """List the training samples of one fold: those that its classifier has not seen."""
     return np.flatnonzero(shards.fold_of("train", FOLDS) == fold)

@@ -57,10 +57,15 @@ def count_jobs(runs: Sequence[PlannedRun], process: Process, *, wanted: int | No
         process: This one.
         wanted: None takes one a usable CPU, and one alone on a GPU or among several processes.
     """
-    is_shared = process.world_size > 1 or process.device.type == "cuda"
-    most = wanted or (1 if is_shared else num_usable())
+    most = wanted or default_jobs(process)
     bases = {run.base for run in runs}  # a run and its base are never trained at the same time
     return min(most, sum(run.name not in bases for run in runs))
+
+
+def default_jobs(process: Process) -> int:
+    """Say how many runs a study trains side by side, if it has as many."""
+    is_shared = process.world_size > 1 or process.device.type == "cuda"
+    return 1 if is_shared else num_usable()
 
 
 @dataclass(frozen=True)

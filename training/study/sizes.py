@@ -20,8 +20,9 @@ from pipeline.common.atomic_io import write_file
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
 from training.choose.method import Counts
-from training.data.processes import cpu_capabilities
+from training.data.processes import Process, cpu_capabilities
 from training.model.classifier import SelectiveClassifier, autocast, candidate_indices
+from training.study.jobs import default_jobs
 from training.study.profiles import Profile
 from training.study.runner import run_costs
 
@@ -71,24 +72,24 @@ def load_sizes(path: Path) -> Sizes | None:
 
 
 def measure_sizes(
-    profile: Profile, source: Path, *, device: torch.device, tell: Callable[[str], None]
+    profile: Profile, source: Path, *, process: Process, tell: Callable[[str], None]
 ) -> Sizes:
     """Count a source's images, and choose what fits by timing the machine.
 
     Args:
         profile: What is run.
         source: Folder of images, or a .tgz of one.
-        device: Of the trainings.
+        process: This one.
         tell: Gets what was found, line by line.
 
     Raises:
         SourceError: If the source cannot be used.
     """
-    counts, machine = count_images(source), describe_machine(device)
+    counts, machine = count_images(source), describe_machine(process.device)
     tell(f"machine: {machine}")
 
     def rate_of(crop_px: int) -> float:
-        rate = measure_rate(profile, crop_px, device=device)
+        rate = measure_rate(profile, crop_px, device=process.device)
         model = profile.arms[0].config.model
         tell(f"{model}, crops of {crop_px} px: {rate:.0f} images/s of one process")
         return rate
@@ -97,7 +98,7 @@ def measure_sizes(
         profile,
         num_train=counts["train"],
         num_val=counts["val"],
-        jobs=1 if device.type == "cuda" else num_usable(),
+        jobs=default_jobs(process),
         machine=machine,
         rate_of=rate_of,
     )
@@ -171,9 +172,9 @@ def measure_rate(profile: Profile, crop_px: int, *, device: torch.device) -> flo
     model = SelectiveClassifier(config, plan=layout, num_classes=10, glimpse_px=crop_px)
     classifier = model.to(device).classifier
     optimizer = torch.optim.SGD(classifier.parameters(), lr=1e-3, momentum=0.9)
-    num_images = min(config.batch_size, max(8, 64**3 // crop_px**2))  # large ones take minutes
-    if device.type == "cuda":
-        num_images = config.batch_size
+    num_images = config.batch_size
+    if device.type == "cpu":  # on which large ones take minutes
+        num_images = min(num_images, max(8, 64**3 // crop_px**2))
     shape = (num_images, crop_px, crop_px, 3)
     generator = torch.Generator().manual_seed(0)
     crops = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)

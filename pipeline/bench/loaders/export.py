@@ -36,7 +36,7 @@ def require_canvases(shards: ShardFolder) -> None:
         raise ConfigError(
             "a bench of loaders needs shards with --layout canvas and --candidates five; got "
             f"--layout {spec.layout} and --candidates {spec.candidates} in {shards.place}. "
-            "Build others with srp-data build-shards."
+            "Build others with srp-data build-shards --candidates five."
         )
 
 

@@ -102,6 +102,21 @@ def test_pages_that_are_written_together_begin_with_the_answers_of_all(
     )
 
 
+def test_one_page_for_several_folders_on_the_same_shards_is_refused(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    folders = [save(tmp_path / name, make_run("whole-s0", policy="whole")) for name in "ab"]
+    out = tmp_path / "page.html"
+    with pytest.raises(ConfigError) as caught:
+        write_study(folders, out=out)
+    assert str(caught.value) == (
+        f"-o/--output must be one page for each RUNS; got {out} for several on the same shards. "
+        "Leave it out: each has its own."
+    )
+    assert list(tmp_path.glob("*.html")) == []
+    assert write_study(folders) == tuple(folder / "report.html" for folder in folders)
+
+
 def test_the_first_line_says_what_the_data_is(runs: list[FinishedRun]) -> None:
     html = render_page(make_study_page(runs, data_note="Imagewoof"))
     first = re.search(r"<p[^>]*>(.*?)</p>", html.split("</h1>")[1])

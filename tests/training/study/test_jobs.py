@@ -226,18 +226,24 @@ def test_a_run_that_diverged_is_a_result_and_what_waits_for_it_is_skipped(
     assert queue.records == {"c": record}
 
 
-def test_a_worker_that_is_killed_ends_the_study_in_one_line_and_the_other_runs_are_saved(
-    study: Study, tmp_path: Path
-) -> None:
+def kill_beside_a(tmp_path: Path, number: int) -> Work:
+    """Work in which every run but `a` sends its own worker a signal, outside of a training."""
+
     def work(run: PlannedRun, **_: object) -> RunRecord:
         if run.name == "a":
             return save_when_stopped(tmp_path, run)
         until(lambda: "a trains" in names(tmp_path))
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
         raise AssertionError
 
+    return work
+
+
+def test_a_worker_that_is_killed_ends_the_study_in_one_line_and_the_other_runs_are_saved(
+    study: Study, tmp_path: Path
+) -> None:
     with pytest.raises(SrpError) as caught:
-        study(work, [planned("a"), planned("b")])
+        study(kill_beside_a(tmp_path, signal.SIGKILL), [planned("a"), planned("b")])
     assert str(caught.value) == (
         "a worker of the study died while it trained b; got SIGKILL (out of memory?). Run the same "
         "command again with a lower --jobs; what is saved is kept."
@@ -249,15 +255,8 @@ def test_a_worker_that_is_killed_ends_the_study_in_one_line_and_the_other_runs_a
 def test_a_worker_that_gets_sigterm_alone_stops_the_study_as_if_all_had(
     study: Study, tmp_path: Path
 ) -> None:
-    def work(run: PlannedRun, **_: object) -> RunRecord:
-        if run.name == "a":
-            return save_when_stopped(tmp_path, run)
-        until(lambda: "a trains" in names(tmp_path))
-        os.kill(os.getpid(), signal.SIGTERM)  # where no training notes it
-        raise AssertionError
-
     with pytest.raises(PreemptedRunError) as caught:
-        study(work, [planned("a"), planned("b")])
+        study(kill_beside_a(tmp_path, signal.SIGTERM), [planned("a"), planned("b")])
     assert str(caught.value) == "stopped b, a, and saved what is done."
     assert names(tmp_path) == {"a trains", "a saved"}
 
