@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,6 +69,12 @@ def _fast_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let Ctrl-C reach the tests, and what they start, where a shell runs them in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 Encode = Callable[..., bytes]

@@ -86,7 +86,7 @@ def test_every_printed_command_parses_and_is_run_or_has_a_reason(
 def data(tmp_path: Path) -> Path:
     """Drawn scenes under the names that the pages give to the reader's images."""
     draw_dataset(SceneConfig(out=tmp_path / "my-images", train=2, val=1, size_px=64))
-    draw_dataset(SceneConfig(out=tmp_path / "imagenette2", train=14, val=2, size_px=96))
+    draw_dataset(SceneConfig(out=tmp_path / "imagenette2", train=18, val=2, size_px=96))
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data/imagenette2.tgz", "w:gz") as archive:
         archive.add(tmp_path / "imagenette2", arcname="imagenette2")

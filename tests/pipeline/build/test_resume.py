@@ -47,8 +47,6 @@ def start_build(source: Path, out: Path) -> subprocess.Popen[bytes]:
         cwd=repo,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # Whoever runs the tests in the background may have set Ctrl-C aside.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

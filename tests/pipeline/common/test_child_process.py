@@ -19,13 +19,9 @@ def test_an_interrupt_waits_until_processes_have_started_and_they_never_see_it()
             os.kill(os.getpid(), signal.SIGINT)
             seen.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            interrupt_and_go_on()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_and_go_on()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert seen == ["True\n"]
 
 
