@@ -188,7 +188,9 @@ class MapProposer(Proposer):
 
     def saliency(self, gray_BSS: Tensor) -> Tensor:
         """Map how much each place is worth looking at, float32 `(B, M, N)`, in logits."""
-        features = self.features(gray_BSS[:, None])
+        # oneDNN computes the gradient of a convolution of one channel three times as fast so.
+        gray = gray_BSS[:, None].to(memory_format=torch.channels_last)
+        features = self.features(gray)
         with torch.autocast(gray_BSS.device.type, enabled=False):
             saliency: Tensor = self.score(features.float())[:, 0]
         return saliency
