@@ -103,7 +103,7 @@ class TrainConfig:
         "images, on random crops; with 0 the halves of --initial-checkpoint judge as they are.",
         low=0,
         high=MOST_EPOCHS,
-        shown="half of --epochs",
+        shown="0 where --initial-checkpoint has halves, else half of --epochs",
     )
     fit_epochs: int = setting(
         40, "Passes of the fit of a proposer over the loss matrix.", low=1, high=MOST_EPOCHS

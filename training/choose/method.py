@@ -62,6 +62,7 @@ def train(
         return fit(
             config, shards=shards, paths=paths, process=process, resume=resume, progress=progress
         )
+    config = settled(config)
     _check(config, shards, process.world_size)
     shown = Weighted(progress, ALL_STAGES, stage_costs(config, Counts.of(config, shards)))
 
@@ -148,6 +149,18 @@ def fold_paths(paths: RunPaths, config: TrainConfig) -> list[RunPaths]:
     if config.borrows_folds:
         paths = RunPaths(folder=Path(config.initial_checkpoint))
     return [paths.fold(fold) for fold in range(FOLDS)]
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """Decide whether to explore, which depends on what the run begins with.
+
+    Halves that know the classes judge better as they are, and the classifier of all images is a
+    better start than a half of it.
+    """
+    is_open = POLICIES[config.policy].is_fitted and config.explore_epochs is None
+    if is_open and has_folds(config.initial_checkpoint):
+        return replace(config, explore_epochs=0)
+    return config
 
 
 def has_folds(folder: str) -> bool:

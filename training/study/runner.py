@@ -16,7 +16,7 @@ from training.choose.method import (
     FORWARD,
     Counts,
     fold_costs,
-    has_folds,
+    settled,
     stage_costs,
     train,
 )
@@ -85,19 +85,12 @@ def plan_runs(
                 batch_size=profile.batch_size,
                 lr=min(arm.config.lr, BEGUN_LR) if initial_checkpoint else arm.config.lr,
                 initial_checkpoint=source,
-                explore_epochs=_explored(arm.config, source),
                 seed=seed,
                 device=device,
                 workers=workers,
             )
-            runs.append(_run(arm, config, shards, is_judged=arm.name in judged))
+            runs.append(_run(arm, settled(config), shards, is_judged=arm.name in judged))
     return runs
-
-
-def _explored(config: TrainConfig, source: str) -> int | None:
-    """Let the halves of another study's run judge as they are: they know the classes."""
-    is_known = POLICIES[config.policy].is_fitted and has_folds(source)
-    return 0 if is_known else config.explore_epochs
 
 
 def _run(

@@ -238,10 +238,11 @@ def test_halves_that_know_the_classes_judge_without_exploring(
     """The logits are those of the other run's halves, and its last classifier goes on."""
     begun = unbroken.paths
     config = replace(
-        unbroken.config, initial_checkpoint=str(begun.folder), explore_epochs=0, epochs=2, lr=0.0
+        unbroken.config, initial_checkpoint=str(begun.folder), explore_epochs=None, epochs=2, lr=0.0
     )
     paths = RunPaths(folder=tmp_path / "run")
     record = staged(config, paths.folder)
+    assert record.config.explore_epochs == 0
     assert [stage.name for stage in record.stages] == ["judge", "fit"]
     assert len(record.epochs) == 2
     assert not paths.fold(0).folder.exists()
