@@ -8,11 +8,13 @@ export PYTHONDONTWRITEBYTECODE :=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: reproduce test test-all lint format constraints simd gpu-check bench-envs bench-load
+.PHONY: reproduce speedrun test test-all lint format constraints simd gpu-check gpu-folder bench-envs bench-load
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SRP_DATA := $(BIN)/srp-data
+SRP_TRAIN := $(BIN)/srp-train
 
 # Images: a folder with train/ and val/, or a .tgz of one. Empty looks for Imagenette in data/,
 # then downloads it, then falls back on drawn scenes.
@@ -94,21 +96,32 @@ bench-load: bench-envs
 	@[[ -n '$(SHARDS)' ]] || {
 	  echo "error: make bench-load needs shards: make bench-load SHARDS=/path/to/shards" >&2; exit 2; }
 	data='$(DATA)'
-	$(BIN)/srp-data bench load '$(SHARDS)' $${data:+--source "$$data"} \
+	$(SRP_DATA) bench load '$(SHARDS)' $${data:+--source "$$data"} \
 	  --python ffcv=$(FFCV)/python --python litdata=$(PEERS)/python \
 	  --python mosaicml=$(PEERS)/python $(BENCH_OPTIONS)
+
+# Sets data to Imagenette in data/, downloaded if it is not there; to nothing without a network.
+define FIND_IMAGENETTE
+find_imagenette() {
+  data=$$(ls -d '$(WORK)'/data/imagenette2-320* '$(WORK)'/data/imagenette2* 2> /dev/null \
+    | grep -v -e '\.part$$' -e '-scattered' | head -n 1 || true)
+  [[ -z "$$data" ]] || return 0
+  $(SRP_DATA) download imagenette2-320 -o '$(WORK)/data' && data='$(WORK)/data/imagenette2-320.tgz' || true
+}
+endef
 
 # Images -> shards -> training -> report. Every part goes on where an earlier call stopped.
 reproduce: $(READY)
 	@case '$(PROFILE)' in smoke | quick | full) ;; *)
 	  echo "error: PROFILE must be smoke, quick or full; got $(PROFILE)." >&2; exit 2 ;; esac
+	$(FIND_IMAGENETTE)
 	work='$(WORK)' folders=() options=()
 	step() { echo "== $$1 ($$SECONDS s after the start)" >&2; }
 	# Usage: choose DATA NAME PROFILE; sets crop and epochs to what this machine has time for.
 	choose() {
 	  step "$$2: sizes"
 	  local sizes
-	  sizes=$$($(BIN)/srp-train sizes "$$1" --profile "$$3" -o "$$work/runs/$$2-sizes.json")
+	  sizes=$$($(SRP_TRAIN) sizes "$$1" --profile "$$3" -o "$$work/runs/$$2-sizes.json")
 	  read -r crop epochs <<< "$$sizes"
 	}
 	# Usage: compare DATA NAME PROFILE NOTE CANVAS BUILD_OPTIONS -- STUDY_OPTIONS
@@ -119,18 +132,18 @@ reproduce: $(READY)
 	  shift
 	  local shards="$$work/shards/$$name" runs="$$work/runs/$$name"
 	  step "$$name: shards"
-	  $(BIN)/srp-data build-shards "$$data" "$$shards" --canvas-size "$$canvas" --crop-size "$$crop" "$${build[@]}"
+	  $(SRP_DATA) build-shards "$$data" "$$shards" --canvas-size "$$canvas" --crop-size "$$crop" "$${build[@]}"
 	  step "$$name: verify"
-	  $(BIN)/srp-data verify "$$shards"
+	  $(SRP_DATA) verify "$$shards"
 	  step "$$name: study"
-	  $(BIN)/srp-train study "$$shards" --profile "$$profile" --epochs "$$epochs" --output "$$runs" "$$@"
+	  $(SRP_TRAIN) study "$$shards" --profile "$$profile" --epochs "$$epochs" --output "$$runs" "$$@"
 	  folders+=("$$runs")
 	  options+=(--shards "$$shards" --note "$$note")
 	}
 	# Usage: report; of all that was compared. Prints the answers.
 	report() {
 	  step report
-	  $(BIN)/srp-train report "$${folders[@]}" "$${options[@]}"
+	  $(SRP_TRAIN) report "$${folders[@]}" "$${options[@]}"
 	  local runs
 	  for runs in "$${folders[@]}"; do
 	    echo "$$(basename "$$runs"): $$($(BIN)/python -c \
@@ -139,19 +152,12 @@ reproduce: $(READY)
 	  step done
 	}
 	data='$(DATA)'
-	if [[ -z "$$data" && "$(PROFILE)" != smoke ]]; then
-	  data=$$(ls -d "$$work"/data/imagenette2-320* "$$work"/data/imagenette2* 2> /dev/null \
-	    | grep -v -e '\.part$$' -e '-scattered' | head -n 1 || true)
-	  if [[ -z "$$data" ]]; then
-	    $(BIN)/srp-data download imagenette2-320 -o "$$work/data" \
-	      && data="$$work/data/imagenette2-320.tgz" || true
-	  fi
-	fi
+	[[ -n "$$data" || '$(PROFILE)' == smoke ]] || find_imagenette
 	if [[ -z "$$data" ]]; then
 	  echo "*** This run uses drawn scenes, not photographs. For Imagenette: make reproduce DATA=/path/to/it ***" >&2
 	  draw() {
 	    [[ -d "$$work/data/drawn-$$1/train" ]] \
-	      || $(BIN)/srp-data sample "$$work/data/drawn-$$1" $(SCENES) "$${@:2}"
+	      || $(SRP_DATA) sample "$$work/data/drawn-$$1" $(SCENES) "$${@:2}"
 	  }
 	  draw small $(SCENES_small)
 	  draw large $(SCENES_large)
@@ -177,10 +183,23 @@ reproduce: $(READY)
 	# goes on from its own training on the first.
 	scattered="$$work/data/$$base-scattered-$$((crop * 2))"
 	step "$$name: scatter"
-	[[ -d "$$scattered/train" ]] || $(BIN)/srp-data scatter "$$data" "$$scattered" --size $$((crop * 2)) $(SCATTERED)
+	[[ -d "$$scattered/train" ]] || $(SRP_DATA) scatter "$$data" "$$scattered" --size $$((crop * 2)) $(SCATTERED)
 	compare "$$scattered" "$$name-scattered" "$(PROFILE)" "$$base, scattered" $$((crop * 2)) "$${crops[@]}" -- \
 	  --initial-checkpoint "$$work/runs/$$name/{arm}-s{seed}"
 	report
+
+# The best short training that is known: the whole image at 128 px, 5 epochs.
+SPEEDRUN := --policy whole --candidates full --epochs 5 --seed 0 --experiment speedrun --resume
+
+speedrun: $(READY)
+	@$(FIND_IMAGENETTE)
+	data='$(DATA)'
+	[[ -n "$$data" ]] || find_imagenette
+	[[ -n "$$data" ]] || {
+	  echo "error: make speedrun needs Imagenette: make speedrun DATA=/path/to/it" >&2; exit 2; }
+	$(SRP_DATA) build-shards "$$data" '$(WORK)/shards/speedrun' --canvas-size 160 --crop-size 128 \
+	  --glimpse-size 32 --candidates full
+	$(SRP_TRAIN) from '$(WORK)/shards/speedrun' --output '$(WORK)/runs' $(SPEEDRUN)
 
 # Two processes of one thread each; the twenty slowest tests are printed.
 PYTEST := -m pytest -n 2 --dist worksteal --durations 20
@@ -198,7 +217,7 @@ define BENCH_DATA
 data='$(DATA)'
 if [[ -z "$$data" ]]; then
   data='$(WORK)/data/drawn-bench'
-  [[ -d "$$data/train" ]] || $(BIN)/srp-data sample "$$data" --train 100 --val 2
+  [[ -d "$$data/train" ]] || $(SRP_DATA) sample "$$data" --train 100 --val 2
 fi
 endef
 
@@ -208,15 +227,14 @@ DECODING := $(addprefix tests/pipeline/,decode pixels format/test_cutting.py bui
 simd: $(READY) $(SIMD_READY)
 	@$(SIMD)/python $(PYTEST) -m 'not sweep' $(DECODING)
 	$(BENCH_DATA)
-	$(BIN)/srp-data bench build "$$data" --images 200 --beside $(SIMD)/python $(BENCH_OPTIONS)
+	$(SRP_DATA) bench build "$$data" --images 200 --beside $(SIMD)/python $(BENCH_OPTIONS)
 
+# On a machine without a network: python3 tests/gpu/gpu_check.py, and what gpu-folder made.
 gpu-check: $(READY)
-	@nvidia-smi -L 2> /dev/null || { echo "error: make gpu-check needs an NVIDIA GPU and its driver." >&2; exit 2; }
-	$(BIN)/python -c 'from nvidia.dali.backend import GetCUDADeviceCount as n; exit(not n())' || {
-	  echo "error: make gpu-check needs a GPU that DALI can use: a driver for CUDA 13." >&2; exit 2; }
-	$(BIN)/python -m pytest -m gpu
-	$(BENCH_DATA)
-	$(BIN)/srp-data bench build "$$data"
+	@$(BIN)/python tests/gpu/gpu_check.py --work '$(WORK)/runs/gpu-check' $(if $(DATA),--data '$(DATA)')
+
+gpu-folder: $(READY)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python tests/gpu/gpu_folder.py '$(DATA)'
 
 lint: $(READY)
 	@$(BIN)/ruff check .

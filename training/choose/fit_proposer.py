@@ -77,10 +77,8 @@ def fit_proposer(
     """
     device = next(proposer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    rate = wanted.proposer_lr
-    optimizer = torch.optim.AdamW(
-        proposer.parameters(), lr=rate, weight_decay=wanted.weight_decay, fused=True
-    )
+    rate, decay = wanted.proposer_lr, wanted.weight_decay
+    optimizer = torch.optim.AdamW(proposer.parameters(), rate, weight_decay=decay, fused=True)
     steps = _count_steps(wanted, len(losses_NK))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=rate, total_steps=wanted.epochs * steps
