@@ -29,7 +29,8 @@ DATA, TRAIN = ("-m", "pipeline.cli.main"), ("-m", "training")
 SPEEDRUN = """
 import os, sys
 data, work = sys.argv[1:]
-programs = f"SRP_DATA={sys.executable} -m pipeline.cli.main", f"SRP_TRAIN={sys.executable} -m training"
+run = sys.executable + " -m "
+programs = f"SRP_DATA={run}pipeline.cli.main", f"SRP_TRAIN={run}training"
 os.execvp("make", ("make", "speedrun", "READY=", *programs, f"DATA={data}", f"WORK={work}"))
 """
 FIND = """
