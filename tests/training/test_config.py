@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
-from training.config import (
-    SCHEDULES,
-    HeadroomConfig,
-    TrainConfig,
-    policies_using,
-)
+from training.audit.config import HeadroomConfig
+from training.config import SCHEDULES, TrainConfig, policies_using
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import config_from_json
