@@ -3,6 +3,7 @@
 Options that timm's train.py has carry timm's names.
 """
 
+import ast
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class TrainConfig:
         None, f"Crops to choose among. {NAMES}", shown="those of the shards"
     )
     model: str = setting("resnet18", "Classifier, by its name in timm.")
+    model_kwargs: tuple[str, ...] = setting(
+        (),
+        "Argument of the classifier in timm, NAME=VALUE: stem_type=deep, aa_layer=blurpool or "
+        "avg_down=True. May be repeated.",
+        shown="none",
+        multiple=True,
+    )
     initial_checkpoint: str = setting(
         "",
         "Run, or a checkpoint of one, whose classifier to start with, and whose proposer if it "
@@ -178,6 +186,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges, choices and what must fit together, before anything is read."""
         check_settings(self)
+        named_values("--model-kwargs", self.model_kwargs)
         if self.num_draws == 1:
             raise ConfigError(
                 "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
@@ -250,6 +259,31 @@ class TrainConfig:
     def own_epochs(self) -> int:
         """Epochs of the run's own curve: all, or the last stage's."""
         return self.epochs - self.num_explored
+
+
+def named_values(flag: str, words: Iterable[str]) -> dict[str, Any]:
+    """Read NAME=VALUE as timm does: a value is a Python literal, or else a text.
+
+    Args:
+        flag: The option that they were typed after.
+        words: As they were typed.
+
+    Raises:
+        ConfigError: If one is of another form, or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (equals and name.isidentifier()) or name in values:
+            raise ConfigError(
+                f"{flag} must be NAME=VALUE, and each name once; got {word!r}. Correct it, or "
+                "leave it out."
+            )
+        try:
+            values[name] = ast.literal_eval(text)
+        except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+            values[name] = text
+    return values
 
 
 def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from training.audit.config import HeadroomConfig
-from training.config import SCHEDULES, TrainConfig, policies_using
+from training.config import SCHEDULES, TrainConfig, named_values, policies_using
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import config_from_json
@@ -52,6 +52,8 @@ from training.run.record import config_from_json
         ("epochs", 10**18, f"--epochs must be at most 1000000; got {10**18}."),
         ("batch_size", 10**18, f"--batch-size must be at most 1000000; got {10**18}."),
         ("seed", 10**30, f"--seed must be at most {2**32 - 1}; got {10**30}."),
+        ("model_kwargs", ("deep",), "--model-kwargs must be NAME=VALUE, and each name once; got "),
+        ("model_kwargs", ("a=1", "a=2"), "--model-kwargs must be NAME=VALUE, and each name once;"),
         ("workers", 10**9, "--workers must be at most 1024; got 1000000000."),
     ],
 )
@@ -175,8 +177,19 @@ def test_the_largest_seed_works_and_an_estimate_has_one_more() -> None:
 
 
 def test_a_config_survives_json_with_its_tuples() -> None:
-    config = TrainConfig(policy="blend", proposer_channels=(4, 8), mean=(0.1, 0.2, 0.3), lr=0.3)
+    config = TrainConfig(
+        policy="blend", proposer_channels=(4, 8), mean=(0.1, 0.2, 0.3), lr=0.3,
+        model_kwargs=("stem_type=deep", "avg_down=1"),
+    )  # fmt: skip
     assert config_from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_values_are_literals_of_python_or_else_texts() -> None:
+    words = ("a=1", "b=0.5", "c=True", "d=deep", "e=(1, 2)", "f=", "g=x=y", "h='1'", "i=1e-3")
+    assert named_values("--model-kwargs", words) == {
+        "a": 1, "b": 0.5, "c": True, "d": "deep", "e": (1, 2), "f": "", "g": "x=y", "h": "1",
+        "i": 1e-3,
+    }  # fmt: skip
 
 
 def test_a_config_of_another_version_is_refused_with_the_field_it_lacks_a_name_for() -> None:

@@ -219,9 +219,9 @@ def load_initial(
             model.load_state_dict(given, strict=False)
         elif part == CLASSIFIER:
             raise CheckpointError(
-                "--initial-checkpoint must hold a classifier of the same --model and number of "
-                f"classes; got another in {file}. Use a run with the same --model on the same "
-                "classes."
+                "--initial-checkpoint must hold a classifier of the same --model, --model-kwargs "
+                f"and number of classes; got another in {file}. Use a run with the same on the "
+                "same classes."
             )
         elif with_proposer:
             raise CheckpointError(
