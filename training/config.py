@@ -22,6 +22,8 @@ SCHEDULES = {
     "step": ("momentum", "warmup_epochs", "decay_epochs", "decay_rate"),
 }
 """Each schedule of the learning rate, with the fields that some use and others would ignore."""
+NEEDS = {"model_ema_decay": "model_ema", "model_ema_warmup": "model_ema"}
+"""Fields that some other field, which is off by default, would ignore."""
 FOLDS = 2  # parts of the training split, each left out by the classifier that judges its images
 PROPOSERS = ("crops", "joint", "map")
 PROFILE_NAMES = ("smoke", "quick", "full", "choosing", "choosing-64")
@@ -144,6 +146,19 @@ class TrainConfig:
     )
     decay_epochs: int = setting(30, "Epochs between the decays of step.", low=1, high=MOST_EPOCHS)
     decay_rate: float = setting(0.1, "Factor of each decay of step.", low=0, high=1)
+    model_ema: bool = setting(
+        False,
+        "Validate, save and use a moving average of the weights and of what batch norms average.",
+    )
+    model_ema_decay: float = setting(
+        0.99,
+        "Part of that average that a step keeps: 0.99 averages about 100 steps.",
+        low=0,
+        high=1,
+    )
+    model_ema_warmup: bool = setting(
+        False, "Keep less in the first steps: after step n at most 1 - n^(-2/3)."
+    )
     smoothing: float = setting(0.1, "Label smoothing.", low=0, high=1)
     hflip: float = setting(0.5, "Probability of mirroring left to right.", low=0, high=1)
     vflip: float = setting(0.0, "Probability of mirroring upside down.", low=0, high=1)
@@ -305,12 +320,15 @@ def _is_same(name: str, one: Any, other: Any) -> bool:
 
 
 def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
-    """Reject fields that were set and that the config's policy or schedule would ignore.
+    """Reject fields that were set and that the config's other fields would ignore.
 
     Raises:
         ConfigError: If there is one; it names the policies, or the schedules, that use it.
     """
     for field in fields:
+        if field in NEEDS and not getattr(config, NEEDS[field]):
+            flag, needed = flag_of(config, field), flag_of(config, NEEDS[field])
+            raise ConfigError(f"{flag} needs {needed}; got none. Add {needed}, or drop {flag}.")
         for option, chosen, users in (
             ("--policy", config.policy, policies_using(field)),
             ("--sched", config.sched, schedules_using(field)),

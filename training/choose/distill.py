@@ -24,6 +24,8 @@ from training.data.processes import Process, require_one
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.model.policies import DISTILLED, POLICIES
 from training.run.checkpoint import (
+    CLASSIFIER,
+    MODEL,
     CheckpointMeta,
     check_fits,
     check_own,
@@ -90,7 +92,7 @@ def distill(
         _check_shards(base, run, shards)
         columns = _columns(base, config, shards, run)
         model = build_model(config, shards, process)  # fails before anything is trained
-        load_weights(run.last, model.classifier, "classifier.")
+        load_weights(run.last, model.classifier, MODEL + CLASSIFIER)
         unseen, own = _logits(run, base, shards=shards, process=process, progress=progress)
         stage = _fit(
             model, unseen.losses_NK[:, columns], wanted, shards=shards, process=process,

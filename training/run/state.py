@@ -24,6 +24,7 @@ from training.data.shards import Batch, TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
+from training.run.average import begin_average
 from training.run.schedule import make_scheduler
 from training.score.choices import mirrored_choices
 
@@ -39,6 +40,7 @@ class RunState:
         config: As asked for.
         process: This process among its peers.
         model: With its own weights.
+        average: A moving average of the model's weights; None where the run keeps none.
         wrapped: The same model, with gradients averaged over the processes.
         optimizer: Changes the weights.
         trained: The weights that it changes: those of networks whose rate is not 0.
@@ -55,6 +57,7 @@ class RunState:
     config: TrainConfig
     process: Process
     model: SelectiveClassifier
+    average: SelectiveClassifier | None
     wrapped: nn.Module
     optimizer: Optimizer
     trained: tuple[nn.Parameter, ...]
@@ -65,6 +68,11 @@ class RunState:
     steps: int
     autocast: bool
     choices_NWK: Tensor | None = None
+
+    @property
+    def scored(self) -> SelectiveClassifier:
+        """Give the networks that are validated, saved and used: the average, if there is one."""
+        return self.model if self.average is None else self.average
 
     @property
     def images_per_step(self) -> int:
@@ -116,6 +124,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         config=config,
         process=process,
         model=model,
+        average=begin_average(model, config),
         wrapped=parallel(model, process),
         optimizer=optimizer,
         trained=_trained(model, config),
