@@ -124,6 +124,12 @@ class TrainConfig:
         64, "Images per step and process.", flags="-b --batch-size", low=2, high=1_000_000
     )
     opt: str = setting("sgd", "Optimizer, by its name in timm.")
+    opt_kwargs: tuple[str, ...] = setting(
+        (),
+        "Argument of the optimizer in timm, NAME=VALUE: nesterov=True. May be repeated.",
+        shown="none",
+        multiple=True,
+    )
     lr: float = setting(0.1, "Highest learning rate.", low=0, high=MOST_RATE)
     proposer_lr: float | None = setting(
         None, "Highest learning rate of the proposer.", low=0, high=MOST_RATE, shown="--lr"
@@ -201,7 +207,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges, choices and what must fit together, before anything is read."""
         check_settings(self)
-        named_values("--model-kwargs", self.model_kwargs)
+        for field in ("model_kwargs", "opt_kwargs"):
+            named_values(flag_of(self, field), getattr(self, field))
         if self.num_draws == 1:
             raise ConfigError(
                 "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
@@ -299,6 +306,14 @@ def named_values(flag: str, words: Iterable[str]) -> dict[str, Any]:
         except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
             values[name] = text
     return values
+
+
+def not_taken(flag: str, words: Iterable[str], taker: str, error: Exception) -> ConfigError:
+    """Make the error of values that a thing of timm's does not take."""
+    return ConfigError(
+        f"{flag} must be what {taker} takes in timm; got {' '.join(words)}, which ends in "
+        f"{type(error).__name__}: {' '.join(str(error).split())}. Correct it, or leave it out."
+    )
 
 
 def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -53,6 +53,7 @@ from training.run.record import config_from_json
         ("batch_size", 10**18, f"--batch-size must be at most 1000000; got {10**18}."),
         ("seed", 10**30, f"--seed must be at most {2**32 - 1}; got {10**30}."),
         ("model_kwargs", ("deep",), "--model-kwargs must be NAME=VALUE, and each name once; got "),
+        ("opt_kwargs", ("=1",), "--opt-kwargs must be NAME=VALUE, and each name once; got '=1'. "),
         ("model_kwargs", ("a=1", "a=2"), "--model-kwargs must be NAME=VALUE, and each name once;"),
         ("workers", 10**9, "--workers must be at most 1024; got 1000000000."),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import BatchSpec, CropLayout, ShardFolder
 from pipeline.common.errors import ConfigError
-from training.config import TrainConfig, named_values
+from training.config import TrainConfig, named_values, not_taken
 from training.data import augment
 from training.data.processes import Process, cpu_capabilities
 from training.data.shards import BatchReader
@@ -257,11 +257,8 @@ def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Modul
     ) as error:  # fmt: skip
         if not arguments:  # a tag, such as resnet18.a1_in1k, that timm does not have
             raise _unknown_model(config.model) from error
-        raise ConfigError(
-            f"--model-kwargs must be what {config.model} takes in timm; got "
-            f"{' '.join(config.model_kwargs)}, which ends in {type(error).__name__}: "
-            f"{' '.join(str(error).split())}. Correct it, or leave it out."
-        ) from error
+        words = config.model_kwargs
+        raise not_taken("--model-kwargs", words, config.model, error) from error
     _check_takes(model, config.model, crop_px, num_classes)
     return model.to(memory_format=_layout(config))
 

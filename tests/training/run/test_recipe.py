@@ -25,6 +25,7 @@ from training.run.state import RunState
 Tiny = Callable[..., TrainConfig]
 RECIPES: dict[str, dict[str, Any]] = {
     "model-kwargs": {"model_kwargs": ("aa_layer=blurpool", "drop_path_rate=0.2")},
+    "muon": {"opt": "muon", "lr": 0.01, "opt_kwargs": ("fallback_lr_scale=0.5", "momentum=0.95")},
     "model-ema": {"model_ema": True, "model_ema_warmup": True},
 }
 POLICIES: list[dict[str, Any]] = [
