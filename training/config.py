@@ -3,7 +3,6 @@
 Options that timm's train.py has carry timm's names.
 """
 
-import ast
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from pipeline import CANDIDATES_TEXT
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import check_settings, flag_of, setting
+from pipeline.common.settings import check_settings, flag_of, named_values, setting
 from training.model.policies import DISTILLED, POLICIES
 
 SCHEDULES = {
@@ -22,7 +21,12 @@ SCHEDULES = {
     "step": ("momentum", "warmup_epochs", "decay_epochs", "decay_rate"),
 }
 """Each schedule of the learning rate, with the fields that some use and others would ignore."""
-NEEDS = {"model_ema_decay": "model_ema", "model_ema_warmup": "model_ema"}
+NEEDS = {
+    "model_ema_decay": "model_ema",
+    "model_ema_warmup": "model_ema",
+    "ratio": "scale",
+    "scale_off_epochs": "scale",
+}
 """Fields that some other field, which is off by default, would ignore."""
 FOLDS = 2  # parts of the training split, each left out by the classifier that judges its images
 PROPOSERS = ("crops", "joint", "map")
@@ -167,8 +171,35 @@ class TrainConfig:
     )
     smoothing: float = setting(0.1, "Label smoothing.", low=0, high=1)
     hflip: float = setting(0.5, "Probability of mirroring left to right.", low=0, high=1)
+    alternating_flip: bool = setting(
+        False,
+        "Mirror each image left to right in every other epoch instead; chance decides the first.",
+    )
     vflip: float = setting(0.0, "Probability of mirroring upside down.", low=0, high=1)
     shift: int = setting(4, "Largest shift of the classifier's input, px.", low=0, high=MOST_PX)
+    scale: tuple[float, float] | None = setting(
+        None,
+        "Show the classifier a random window of the canvas, mirrored but not shifted, in place of "
+        "the crop: least and most of the canvas's area that is in it.",
+        low=1e-3,
+        high=1,
+        shown="off",
+    )
+    ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "Least and most of a window's width / height.", low=0.01, high=100,
+        shown="0.75,1.333",
+    )  # fmt: skip
+    scale_off_epochs: int = setting(
+        0, "Last epochs without --scale: on the crop of the evaluation.", low=0, high=MOST_EPOCHS
+    )
+    start_size: int | None = setting(
+        None,
+        "Side of the classifier's first inputs, px; in multiples of 8 it grows to the crop's over "
+        "three quarters of the epochs.",
+        low=8,
+        high=MOST_PX,
+        shown="the crop's",
+    )
     mean: tuple[float, float, float] = setting(
         IMAGENET_MEAN, "Subtracted from RGB in 0 to 1.", low=0, high=1
     )
@@ -207,8 +238,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges, choices and what must fit together, before anything is read."""
         check_settings(self)
-        for field in ("model_kwargs", "opt_kwargs"):
-            named_values(flag_of(self, field), getattr(self, field))
+        _check_recipe(self)
         if self.num_draws == 1:
             raise ConfigError(
                 "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
@@ -283,37 +313,26 @@ class TrainConfig:
         return self.epochs - self.num_explored
 
 
-def named_values(flag: str, words: Iterable[str]) -> dict[str, Any]:
-    """Read NAME=VALUE as timm does: a value is a Python literal, or else a text.
-
-    Args:
-        flag: The option that they were typed after.
-        words: As they were typed.
-
-    Raises:
-        ConfigError: If one is of another form, or a name comes twice.
-    """
-    values: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not (equals and name.isidentifier()) or name in values:
+def _check_recipe(config: TrainConfig) -> None:
+    """Check the optional parts of a recipe."""
+    for field in ("model_kwargs", "opt_kwargs"):
+        named_values(flag_of(config, field), getattr(config, field))
+    if config.alternating_flip and config.hflip != TrainConfig.hflip:
+        raise ConfigError(
+            "--alternating-flip mirrors each image in every other epoch, whatever --hflip says; "
+            f"got --hflip {config.hflip}. Drop one of both."
+        )
+    for field in ("scale", "ratio"):
+        bounds = getattr(config, field) or (0, 0)
+        if bounds[0] > bounds[1]:
             raise ConfigError(
-                f"{flag} must be NAME=VALUE, and each name once; got {word!r}. Correct it, or "
-                "leave it out."
+                f"--{field} must be MIN,MAX; got {bounds[0]},{bounds[1]}. Turn them round."
             )
-        try:
-            values[name] = ast.literal_eval(text)
-        except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
-            values[name] = text
-    return values
-
-
-def not_taken(flag: str, words: Iterable[str], taker: str, error: Exception) -> ConfigError:
-    """Make the error of values that a thing of timm's does not take."""
-    return ConfigError(
-        f"{flag} must be what {taker} takes in timm; got {' '.join(words)}, which ends in "
-        f"{type(error).__name__}: {' '.join(str(error).split())}. Correct it, or leave it out."
-    )
+    if config.scale_off_epochs >= config.epochs:
+        raise ConfigError(
+            "--scale-off-epochs must be fewer than --epochs, or no window is drawn; got "
+            f"{config.scale_off_epochs} of {config.epochs}. Lower it, or drop --scale."
+        )
 
 
 def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
@@ -341,9 +360,6 @@ def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
         ConfigError: If there is one; it names the policies, or the schedules, that use it.
     """
     for field in fields:
-        if field in NEEDS and not getattr(config, NEEDS[field]):
-            flag, needed = flag_of(config, field), flag_of(config, NEEDS[field])
-            raise ConfigError(f"{flag} needs {needed}; got none. Add {needed}, or drop {flag}.")
         for option, chosen, users in (
             ("--policy", config.policy, policies_using(field)),
             ("--sched", config.sched, schedules_using(field)),
@@ -356,6 +372,9 @@ def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
                     f"{flag} needs {option} {known}; got {option} {chosen}. Drop {flag}, or change "
                     f"{option}."
                 )
+        if field in NEEDS and not getattr(config, NEEDS[field]):
+            flag, needed = flag_of(config, field), flag_of(config, NEEDS[field])
+            raise ConfigError(f"{flag} needs {needed}; got none. Add {needed}, or drop {flag}.")
 
 
 def policies_using(field: str) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
+from pipeline.common.settings import named_values
 from training.audit.config import HeadroomConfig
-from training.config import SCHEDULES, TrainConfig, named_values, policies_using
+from training.config import SCHEDULES, TrainConfig, policies_using
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import config_from_json
@@ -53,6 +54,11 @@ from training.run.record import config_from_json
         ("batch_size", 10**18, f"--batch-size must be at most 1000000; got {10**18}."),
         ("seed", 10**30, f"--seed must be at most {2**32 - 1}; got {10**30}."),
         ("model_kwargs", ("deep",), "--model-kwargs must be NAME=VALUE, and each name once; got "),
+        ("scale", (0.5, 0.4), "--scale must be MIN,MAX; got 0.5,0.4. Turn them round."),
+        ("scale", (0.0, 1.0), "--scale must be at least 0.001; got 0.0."),
+        ("ratio", (2.0, 1.0), "--ratio must be MIN,MAX; got 2.0,1.0. Turn them round."),
+        ("scale_off_epochs", 20, "--scale-off-epochs must be fewer than --epochs, or no window "),
+        ("start_size", 7, "--start-size must be at least 8; got 7."),
         ("opt_kwargs", ("=1",), "--opt-kwargs must be NAME=VALUE, and each name once; got '=1'. "),
         ("model_kwargs", ("a=1", "a=2"), "--model-kwargs must be NAME=VALUE, and each name once;"),
         ("workers", 10**9, "--workers must be at most 1024; got 1000000000."),
@@ -80,6 +86,9 @@ OTHER = {
     "num_draws": 2,
     "explore_epochs": 3,
     "fit_epochs": 7,
+    "scale": (0.5, 1.0),
+    "ratio": (0.5, 2.0),
+    "scale_off_epochs": 2,
 }
 
 
@@ -90,7 +99,8 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
 ) -> None:
     assert getattr(TrainConfig(), field) != OTHER[field]
     if policy in policies_using(field):
-        kind = {"proposer": "crops"} if field == "pad_glimpses" else {}  # a map is not padded
+        kind: dict[str, Any] = {"proposer": "crops"} if field == "pad_glimpses" else {}
+        kind |= {"scale": (0.5, 1.0)} if field in ("ratio", "scale_off_epochs") else {}
         config = TrainConfig(**{"policy": policy, **kind, field: OTHER[field]})
         assert getattr(config, field) == OTHER[field]
         return
@@ -99,6 +109,7 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
     option = f"--{field.replace('_', '-')}"
     known = {
         "num_draws": "expected",
+        **dict.fromkeys(("scale", "ratio", "scale_off_epochs"), "whole or centre"),
         "explore_epochs": "distilled",
         "fit_epochs": "distilled",
         "tau_start": "blend or straight-through",

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from pipeline import BatchSpec, CropLayout, ShardFolder
 from pipeline.common.errors import ConfigError
-from training.config import TrainConfig, named_values, not_taken
+from pipeline.common.settings import named_values, not_taken
+from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process, cpu_capabilities
 from training.data.shards import BatchReader
+from training.data.windows import input_sides
 from training.model import estimators
 from training.model.policies import POLICIES
 from training.model.proposer import Proposal, looked_at, make_proposer
@@ -259,7 +261,9 @@ def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Modul
             raise _unknown_model(config.model) from error
         words = config.model_kwargs
         raise not_taken("--model-kwargs", words, config.model, error) from error
-    _check_takes(model, config.model, crop_px, num_classes)
+    sides = (crop_px,) if config.start_size is None else input_sides(config.start_size, crop_px)
+    for side in sides:
+        _check_takes(model, config.model, side, num_classes)
     return model.to(memory_format=_layout(config))
 
 
@@ -290,7 +294,7 @@ def _unknown_model(name: str) -> ConfigError:
 
 
 def _check_takes(classifier: nn.Module, name: str, crop_px: int, num_classes: int) -> None:
-    """Show a classifier one black crop, since some are made for one size of image."""
+    """Show a classifier one black input, since some are made for one size of image."""
     try:
         with torch.no_grad():
             logits = classifier.eval()(torch.zeros(1, 3, crop_px, crop_px))
@@ -298,7 +302,7 @@ def _check_takes(classifier: nn.Module, name: str, crop_px: int, num_classes: in
         raise ConfigError(
             f"--model must take images of the crop's size; got {error} from {name!r} at "
             f"{crop_px} px. Take another --model, such as resnet18, or build shards with the "
-            "--crop-size that it takes."
+            "--crop-size that it takes. With --start-size it must take smaller ones too."
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         raise ConfigError(

@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.common.errors import ConfigError
-from training.config import FOLDS, TrainConfig, named_values, not_taken
+from pipeline.common.settings import named_values, not_taken
+from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
 from training.data.processes import Process, parallel
 from training.data.shards import Batch, TrainingBatches
@@ -29,6 +30,7 @@ from training.run.average import begin_average
 from training.run.schedule import make_scheduler
 from training.score.choices import mirrored_choices
 
+FLIPS = 2**32  # beside a seed, so that no other chance is drawn from the same
 FUSED = (SGD, Adam, AdamW)
 """Optimizers whose step torch has as one loop over the weights, on a CPU and on a GPU."""
 
@@ -51,6 +53,8 @@ class RunState:
         glimpse_counterparts: Which glimpse takes each one's place in a mirrored image.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
+        first_flips_N: Whether each training image is mirrored in even epochs, counted from 0, bool,
+            on the CPU; None where chance decides anew in each step.
         choices_NWK: Log-probability of each crop of each training image in each of the ways to
             mirror it, float32, on the CPU; None where the proposer chooses in the step.
     """
@@ -68,6 +72,7 @@ class RunState:
     glimpse_counterparts: Mirrored
     steps: int
     autocast: bool
+    first_flips_N: Tensor | None = None
     choices_NWK: Tensor | None = None
 
     @property
@@ -104,6 +109,17 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
             f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
             f"px in {shards.place}. Lower --shift."
         )
+    if config.scale is not None and shards.manifest.spec.layout != "canvas":
+        raise ConfigError(
+            "--scale takes windows of canvases; got --layout "
+            f"{shards.manifest.spec.layout} in {shards.place}. Build shards with --layout canvas, "
+            "or drop --scale."
+        )
+    if config.start_size is not None and config.start_size >= crop_px:
+        raise ConfigError(
+            f"--start-size must be below the crop's side; got {config.start_size} px for crops of "
+            f"{crop_px} px in {shards.place}. Lower it, or drop it."
+        )
     is_fitted = POLICIES[config.policy].is_fitted
     if config.holds_proposer and not is_fitted and not config.initial_checkpoint:
         raise ConfigError(
@@ -135,7 +151,15 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         glimpse_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
+        first_flips_N=_first_flips(config, shards),
     )
+
+
+def _first_flips(config: TrainConfig, shards: ShardFolder) -> Tensor | None:
+    if not config.alternating_flip:
+        return None
+    chance = np.random.default_rng((config.seed, FLIPS))
+    return torch.from_numpy(chance.random(shards.manifest.num_samples("train")) < 0.5)
 
 
 def with_choices(state: RunState, shards: ShardFolder) -> RunState:

@@ -37,6 +37,7 @@ from training.data.shards import Batch, send
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.model.policies import POLICIES
+from training.run import views
 from training.run.average import decay_at, move_average
 from training.run.checkpoint import digest_of, load_initial
 from training.run.divergence import UncheckedStep, diverged, loss_fault
@@ -334,17 +335,11 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     config, model, device = state.config, state.model, batch.labels_B.device
     num_samples, total_steps = len(batch.labels_B), config.own_epochs * state.steps
     generator = _seeded(config.seed, step, state.process.rank)
-    draws = augment.draw(
-        num_samples, hflip=config.hflip, vflip=config.vflip, shift=config.shift,
-        generator=generator,
-    )  # fmt: skip
+    draws = views.draw(state, batch, generator, step=step)
     noise_BMK = gumbel_noise((num_samples, *model.noise_shape), generator)
     chooses = step >= config.random_epochs * state.steps
     ahead_B = state.chosen_ahead(batch, draws, noise_BMK[:, 0], chooses=chooses)
-    crops_BMHWC = augment.cut(
-        batch, state.crop_layout, model.candidates, draws=draws,
-        wanted_BM=None if ahead_B is None else ahead_B[:, None],
-    )  # fmt: skip
+    crops_BMHWC = views.view(state, batch, draws, ahead_B, generator, step=step)
     glimpses_BLSS = batch.glimpses_BLSS
     if glimpses_BLSS is not None:
         glimpses_BLSS = augment.mirror(glimpses_BLSS, draws, state.glimpse_counterparts)

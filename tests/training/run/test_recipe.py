@@ -27,11 +27,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "model-kwargs": {"model_kwargs": ("aa_layer=blurpool", "drop_path_rate=0.2")},
     "muon": {"opt": "muon", "lr": 0.01, "opt_kwargs": ("fallback_lr_scale=0.5", "momentum=0.95")},
     "model-ema": {"model_ema": True, "model_ema_warmup": True},
+    "alternating-flip": {"alternating_flip": True},
+    "start-size": {"start_size": 16},
 }
-POLICIES: list[dict[str, Any]] = [
-    {"policy": "straight-through", "epochs": 2},
-    {"policy": "distilled", "epochs": 4, "explore_epochs": 2, "fit_epochs": 1},
-]
+SCALE = {"scale": (0.4, 1.0), "ratio": (0.8, 1.25), "scale_off_epochs": 1}
+STEPPED = {"policy": "straight-through", "epochs": 2}
+STAGED = {"policy": "distilled", "epochs": 4, "explore_epochs": 2, "fit_epochs": 1}
+CASES = {
+    **{
+        f"{name}-{p['policy']}": p | recipe
+        for name, recipe in RECIPES.items()
+        for p in (STEPPED, STAGED)
+    },
+    "scale-whole": {"policy": "whole", "epochs": 3, **SCALE},
+    "scale-centre": {"policy": "centre", "epochs": 3, **SCALE, "start_size": 24},
+}
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, at_step: int) -> None:
@@ -46,13 +56,12 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, at_step: int) 
     monkeypatch.setattr(train_module, "train_step", signalled)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda options: options["policy"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("case", CASES)
 def test_a_run_of_each_recipe_is_resumed_bit_for_bit_and_scored_again_alike(
-    recipe: str, policy: dict[str, Any], opened: ShardFolder, alone: Process, tiny: Tiny,
+    case: str, opened: ShardFolder, alone: Process, tiny: Tiny,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    config = tiny(**policy, **RECIPES[recipe])
+    config = tiny(**CASES[case])
 
     def run(name: str, *, resume: bool = False) -> RunRecord:
         paths = RunPaths(folder=tmp_path / name)
