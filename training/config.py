@@ -4,7 +4,6 @@ Options that timm's train.py has carry timm's names.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from pipeline import CANDIDATES_TEXT
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import check_settings, flag_of, like, setting
+from pipeline.common.settings import check_settings, flag_of, named_values, setting
 from training.model.policies import DISTILLED, POLICIES
 
 SCHEDULES = {
@@ -22,6 +21,13 @@ SCHEDULES = {
     "step": ("momentum", "warmup_epochs", "decay_epochs", "decay_rate"),
 }
 """Each schedule of the learning rate, with the fields that some use and others would ignore."""
+NEEDS = {
+    "model_ema_decay": "model_ema",
+    "model_ema_warmup": "model_ema",
+    "ratio": "scale",
+    "scale_off_epochs": "scale",
+}
+"""Fields that some other field, which is off by default, would ignore."""
 FOLDS = 2  # parts of the training split, each left out by the classifier that judges its images
 PROPOSERS = ("crops", "joint", "map")
 PROFILE_NAMES = ("smoke", "quick", "full", "choosing", "choosing-64")
@@ -46,6 +52,13 @@ class TrainConfig:
         None, f"Crops to choose among. {NAMES}", shown="those of the shards"
     )
     model: str = setting("resnet18", "Classifier, by its name in timm.")
+    model_kwargs: tuple[str, ...] = setting(
+        (),
+        "Argument of the classifier in timm, NAME=VALUE: stem_type=deep, aa_layer=blurpool or "
+        "avg_down=True. May be repeated.",
+        shown="none",
+        multiple=True,
+    )
     initial_checkpoint: str = setting(
         "",
         "Run, or a checkpoint of one, whose classifier to start with, and whose proposer if it "
@@ -115,6 +128,12 @@ class TrainConfig:
         64, "Images per step and process.", flags="-b --batch-size", low=2, high=1_000_000
     )
     opt: str = setting("sgd", "Optimizer, by its name in timm.")
+    opt_kwargs: tuple[str, ...] = setting(
+        (),
+        "Argument of the optimizer in timm, NAME=VALUE: nesterov=True. May be repeated.",
+        shown="none",
+        multiple=True,
+    )
     lr: float = setting(0.1, "Highest learning rate.", low=0, high=MOST_RATE)
     proposer_lr: float | None = setting(
         None, "Highest learning rate of the proposer.", low=0, high=MOST_RATE, shown="--lr"
@@ -137,10 +156,50 @@ class TrainConfig:
     )
     decay_epochs: int = setting(30, "Epochs between the decays of step.", low=1, high=MOST_EPOCHS)
     decay_rate: float = setting(0.1, "Factor of each decay of step.", low=0, high=1)
+    model_ema: bool = setting(
+        False,
+        "Validate, save and use a moving average of the weights and of what batch norms average.",
+    )
+    model_ema_decay: float = setting(
+        0.99,
+        "Part of that average that a step keeps: 0.99 averages about 100 steps.",
+        low=0,
+        high=1,
+    )
+    model_ema_warmup: bool = setting(
+        False, "Keep less in the first steps: after step n at most 1 - n^(-2/3)."
+    )
     smoothing: float = setting(0.1, "Label smoothing.", low=0, high=1)
     hflip: float = setting(0.5, "Probability of mirroring left to right.", low=0, high=1)
+    alternating_flip: bool = setting(
+        False,
+        "Mirror each image left to right in every other epoch instead; chance decides the first.",
+    )
     vflip: float = setting(0.0, "Probability of mirroring upside down.", low=0, high=1)
     shift: int = setting(4, "Largest shift of the classifier's input, px.", low=0, high=MOST_PX)
+    scale: tuple[float, float] | None = setting(
+        None,
+        "Show the classifier a random window of the canvas, mirrored but not shifted, in place of "
+        "the crop: least and most of the canvas's area that is in it.",
+        low=1e-3,
+        high=1,
+        shown="off",
+    )
+    ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "Least and most of a window's width / height.", low=0.01, high=100,
+        shown="0.75,1.333",
+    )  # fmt: skip
+    scale_off_epochs: int = setting(
+        0, "Last epochs without --scale: on the crop of the evaluation.", low=0, high=MOST_EPOCHS
+    )
+    start_size: int | None = setting(
+        None,
+        "Side of the classifier's first inputs, px; in multiples of 8 it grows to the crop's over "
+        "three quarters of the epochs.",
+        low=8,
+        high=MOST_PX,
+        shown="the crop's",
+    )
     mean: tuple[float, float, float] = setting(
         IMAGENET_MEAN, "Subtracted from RGB in 0 to 1.", low=0, high=1
     )
@@ -179,6 +238,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges, choices and what must fit together, before anything is read."""
         check_settings(self)
+        _check_recipe(self)
         if self.num_draws == 1:
             raise ConfigError(
                 "--num-draws must be 0 (exact) or at least 2, since each draw is compared with "
@@ -253,90 +313,26 @@ class TrainConfig:
         return self.epochs - self.num_explored
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """One `srp-train distill RUN` command: what a proposer is fitted with."""
-
-    candidates: str | None = like(
-        TrainConfig,
-        "candidates",
-        text=f"Crops to choose among, some of the run's. {NAMES}",
-        shown="those of the run",
-    )
-    proposer: str = like(TrainConfig, "proposer", default="map", shown=None)
-    position_prior: bool = like(TrainConfig, "position_prior")
-    glimpse_size: int | None = like(TrainConfig, "glimpse_size")
-    proposer_channels: tuple[int, ...] | None = like(TrainConfig, "proposer_channels")
-    proposer_lr: float = like(
-        TrainConfig, "proposer_lr", default=0.02, text="Highest learning rate of AdamW.", shown=None
-    )
-    epochs: int = like(TrainConfig, "fit_epochs", text="Passes over the loss matrix.")
-    batch_size: int = like(TrainConfig, "batch_size", text="Images per step.")
-    balance: float = like(
-        TrainConfig,
-        "balance",
-        text="Weight of the entropy of the batch's mean choice, falling to 0 over the epochs.",
-    )
-    weight_decay: float = like(
-        TrainConfig, "weight_decay", default=0.01, text="Weight decay of AdamW."
-    )
-    vflip: float = like(TrainConfig, "vflip", default=0.5)  # it keeps a map from overfitting
-    seed: int | None = like(
-        TrainConfig,
-        "seed",
-        default=None,
-        text="Seed of weights, order and mirroring.",
-        shown="that of the run",
-    )
-
-    def __post_init__(self) -> None:
-        """Check ranges and choices."""
-        check_settings(self)
-
-    @property
-    def arm(self) -> str:
-        """Name the arm by its proposer and by all that is not the default, the seed aside.
-
-        So two fits to one run go to folders of different names.
-        """
-        shorts = {
-            "candidates": "", "glimpse_size": "g", "proposer_channels": "c", "proposer_lr": "lr",
-            "epochs": "e", "batch_size": "b", "balance": "balance", "weight_decay": "wd",
-            "vflip": "vflip",
-        }  # fmt: skip
-        parts = [DISTILLED, self.proposer, *(["prior"] if self.position_prior else [])]
-        for name, short in shorts.items():
-            value = getattr(self, name)
-            if value != getattr(type(self), name):
-                joined = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                parts.append(short + re.sub(r"[^\w.+-]+", "-", joined))
-        return "-".join(parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadroomConfig:
-    """One `srp-train headroom SHARDS` command: what an estimate is made with."""
-
-    candidates: str | None = like(TrainConfig, "candidates")
-    model: str = like(
-        TrainConfig, "model", default="test_resnet", text="Small classifier, by its name in timm."
-    )
-    epochs: int = like(
-        TrainConfig, "epochs", default=8, text="Passes of each classifier over its images."
-    )
-    batch_size: int = like(TrainConfig, "batch_size", text="Images per step.")
-    lr: float = like(TrainConfig, "lr")
-    limit: int = setting(10_000, "Largest number of images of each split.", low=1, high=10**9)
-    seed: int = like(
-        TrainConfig,
-        "seed",
-        text="Seed of weights, order, augmentation and resamples.",
-        high=MOST_SEED - FOLDS + 1,  # each classifier has its own
-    )
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_settings(self)
+def _check_recipe(config: TrainConfig) -> None:
+    """Check the optional parts of a recipe."""
+    for field in ("model_kwargs", "opt_kwargs"):
+        named_values(flag_of(config, field), getattr(config, field))
+    if config.alternating_flip and config.hflip != TrainConfig.hflip:
+        raise ConfigError(
+            "--alternating-flip mirrors each image in every other epoch, whatever --hflip says; "
+            f"got --hflip {config.hflip}. Drop one of both."
+        )
+    for field in ("scale", "ratio"):
+        bounds = getattr(config, field) or (0, 0)
+        if bounds[0] > bounds[1]:
+            raise ConfigError(
+                f"--{field} must be MIN,MAX; got {bounds[0]},{bounds[1]}. Turn them round."
+            )
+    if config.scale_off_epochs >= config.epochs:
+        raise ConfigError(
+            "--scale-off-epochs must be fewer than --epochs, or no window is drawn; got "
+            f"{config.scale_off_epochs} of {config.epochs}. Lower it, or drop --scale."
+        )
 
 
 def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
@@ -358,7 +354,7 @@ def _is_same(name: str, one: Any, other: Any) -> bool:
 
 
 def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
-    """Reject fields that were set and that the config's policy or schedule would ignore.
+    """Reject fields that were set and that the config's other fields would ignore.
 
     Raises:
         ConfigError: If there is one; it names the policies, or the schedules, that use it.
@@ -376,6 +372,9 @@ def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
                     f"{flag} needs {option} {known}; got {option} {chosen}. Drop {flag}, or change "
                     f"{option}."
                 )
+        if field in NEEDS and not getattr(config, NEEDS[field]):
+            flag, needed = flag_of(config, field), flag_of(config, NEEDS[field])
+            raise ConfigError(f"{flag} needs {needed}; got none. Add {needed}, or drop {flag}.")
 
 
 def policies_using(field: str) -> tuple[str, ...]:

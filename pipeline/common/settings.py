@@ -4,6 +4,7 @@
 import click: a config works without it.
 """
 
+import ast
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -117,3 +118,36 @@ def _check_choice(flag: str, values: Iterable[str], kept: Setting) -> None:
     for value in values:
         if value not in kept.choices:
             raise ConfigError(f"{flag} must be one of {', '.join(kept.choices)}; got {value!r}.")
+
+
+def named_values(flag: str, words: Iterable[str]) -> dict[str, Any]:
+    """Read NAME=VALUE as timm does: a value is a Python literal, or else a text.
+
+    Args:
+        flag: The option that they were typed after.
+        words: As they were typed.
+
+    Raises:
+        ConfigError: If one is of another form, or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (equals and name.isidentifier()) or name in values:
+            raise ConfigError(
+                f"{flag} must be NAME=VALUE, and each name once; got {word!r}. Correct it, or "
+                "leave it out."
+            )
+        try:
+            values[name] = ast.literal_eval(text)
+        except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+            values[name] = text
+    return values
+
+
+def not_taken(flag: str, words: Iterable[str], taker: str, error: Exception) -> ConfigError:
+    """Make the error of values that a thing of timm's does not take."""
+    return ConfigError(
+        f"{flag} must be what {taker} takes in timm; got {' '.join(words)}, which ends in "
+        f"{type(error).__name__}: {' '.join(str(error).split())}. Correct it, or leave it out."
+    )

@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
-from training.config import (
-    SCHEDULES,
-    HeadroomConfig,
-    TrainConfig,
-    policies_using,
-)
+from pipeline.common.settings import named_values
+from training.audit.config import HeadroomConfig
+from training.config import SCHEDULES, TrainConfig, policies_using
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths
 from training.run.record import config_from_json
@@ -56,6 +53,14 @@ from training.run.record import config_from_json
         ("epochs", 10**18, f"--epochs must be at most 1000000; got {10**18}."),
         ("batch_size", 10**18, f"--batch-size must be at most 1000000; got {10**18}."),
         ("seed", 10**30, f"--seed must be at most {2**32 - 1}; got {10**30}."),
+        ("model_kwargs", ("deep",), "--model-kwargs must be NAME=VALUE, and each name once; got "),
+        ("scale", (0.5, 0.4), "--scale must be MIN,MAX; got 0.5,0.4. Turn them round."),
+        ("scale", (0.0, 1.0), "--scale must be at least 0.001; got 0.0."),
+        ("ratio", (2.0, 1.0), "--ratio must be MIN,MAX; got 2.0,1.0. Turn them round."),
+        ("scale_off_epochs", 20, "--scale-off-epochs must be fewer than --epochs, or no window "),
+        ("start_size", 7, "--start-size must be at least 8; got 7."),
+        ("opt_kwargs", ("=1",), "--opt-kwargs must be NAME=VALUE, and each name once; got '=1'. "),
+        ("model_kwargs", ("a=1", "a=2"), "--model-kwargs must be NAME=VALUE, and each name once;"),
         ("workers", 10**9, "--workers must be at most 1024; got 1000000000."),
     ],
 )
@@ -81,6 +86,9 @@ OTHER = {
     "num_draws": 2,
     "explore_epochs": 3,
     "fit_epochs": 7,
+    "scale": (0.5, 1.0),
+    "ratio": (0.5, 2.0),
+    "scale_off_epochs": 2,
 }
 
 
@@ -91,7 +99,8 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
 ) -> None:
     assert getattr(TrainConfig(), field) != OTHER[field]
     if policy in policies_using(field):
-        kind = {"proposer": "crops"} if field == "pad_glimpses" else {}  # a map is not padded
+        kind: dict[str, Any] = {"proposer": "crops"} if field == "pad_glimpses" else {}
+        kind |= {"scale": (0.5, 1.0)} if field in ("ratio", "scale_off_epochs") else {}
         config = TrainConfig(**{"policy": policy, **kind, field: OTHER[field]})
         assert getattr(config, field) == OTHER[field]
         return
@@ -100,6 +109,7 @@ def test_what_a_policy_would_ignore_is_refused_with_the_policies_that_use_it(
     option = f"--{field.replace('_', '-')}"
     known = {
         "num_draws": "expected",
+        **dict.fromkeys(("scale", "ratio", "scale_off_epochs"), "whole or centre"),
         "explore_epochs": "distilled",
         "fit_epochs": "distilled",
         "tau_start": "blend or straight-through",
@@ -179,8 +189,19 @@ def test_the_largest_seed_works_and_an_estimate_has_one_more() -> None:
 
 
 def test_a_config_survives_json_with_its_tuples() -> None:
-    config = TrainConfig(policy="blend", proposer_channels=(4, 8), mean=(0.1, 0.2, 0.3), lr=0.3)
+    config = TrainConfig(
+        policy="blend", proposer_channels=(4, 8), mean=(0.1, 0.2, 0.3), lr=0.3,
+        model_kwargs=("stem_type=deep", "avg_down=1"),
+    )  # fmt: skip
     assert config_from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_values_are_literals_of_python_or_else_texts() -> None:
+    words = ("a=1", "b=0.5", "c=True", "d=deep", "e=(1, 2)", "f=", "g=x=y", "h='1'", "i=1e-3")
+    assert named_values("--model-kwargs", words) == {
+        "a": 1, "b": 0.5, "c": True, "d": "deep", "e": (1, 2), "f": "", "g": "x=y", "h": "1",
+        "i": 1e-3,
+    }  # fmt: skip
 
 
 def test_a_config_of_another_version_is_refused_with_the_field_it_lacks_a_name_for() -> None:

@@ -15,14 +15,17 @@ from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
+from training.choose.config import DistillConfig
 from training.choose.fit_proposer import fit_to_losses
 from training.choose.method import explored_config, fold_paths, train_folds
 from training.choose.out_of_fold import out_of_fold_logits
-from training.config import DistillConfig, TrainConfig, policies_using
+from training.config import TrainConfig, policies_using
 from training.data.processes import Process, require_one
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.model.policies import DISTILLED, POLICIES
 from training.run.checkpoint import (
+    CLASSIFIER,
+    MODEL,
     CheckpointMeta,
     check_fits,
     check_own,
@@ -89,7 +92,7 @@ def distill(
         _check_shards(base, run, shards)
         columns = _columns(base, config, shards, run)
         model = build_model(config, shards, process)  # fails before anything is trained
-        load_weights(run.last, model.classifier, "classifier.")
+        load_weights(run.last, model.classifier, MODEL + CLASSIFIER)
         unseen, own = _logits(run, base, shards=shards, process=process, progress=progress)
         stage = _fit(
             model, unseen.losses_NK[:, columns], wanted, shards=shards, process=process,

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError
 from pipeline.common.progress import SILENT, Progress
-from training.config import DistillConfig
+from training.choose.config import DistillConfig
 from training.data import augment
 from training.data.processes import Process, share_tensors
 from training.data.shards import send

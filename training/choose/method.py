@@ -17,9 +17,10 @@ from typing import NamedTuple
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress, Weighted
+from training.choose.config import DistillConfig
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
-from training.config import FOLDS, DistillConfig, TrainConfig, policies_using
+from training.config import FOLDS, TrainConfig, policies_using
 from training.data.processes import Process
 from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES

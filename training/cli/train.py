@@ -11,6 +11,7 @@ import click
 from pipeline.common.console import AS_JSON, Commands, Resumable
 from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
+from training.choose.config import DistillConfig
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
 from training.cli.options import (
@@ -24,7 +25,7 @@ from training.cli.options import (
     rank_progress,
 )
 from training.cli.sizes import sizes
-from training.config import DistillConfig, TrainConfig, check_used
+from training.config import TrainConfig, check_used
 
 if TYPE_CHECKING:
     from training.run.record import RunRecord

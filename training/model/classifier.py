@@ -4,23 +4,30 @@ Axes: B samples, K candidates, L that the proposer sees, M crops through the cla
 C channels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 from pipeline import BatchSpec, CropLayout, ShardFolder
 from pipeline.common.errors import ConfigError
+from pipeline.common.settings import named_values, not_taken
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process, cpu_capabilities
 from training.data.shards import BatchReader
+from training.data.windows import input_sides
 from training.model import estimators
 from training.model.policies import POLICIES
 from training.model.proposer import Proposal, looked_at, make_proposer
 
+AA_LAYERS = {"avgpool": nn.AvgPool2d, "blurpool": BlurPool2d}
+"""What timm's models take as `aa_layer`, by name."""
+SHARDS_DECIDE = ("num_classes", "in_chans")  # arguments of a model that are not the user's
+READS_FILES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 ESTIMATORS = {"blend": estimators.blend, "straight-through": estimators.straight_through}
 
 
@@ -243,12 +250,34 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 def _classifier(config: TrainConfig, num_classes: int, crop_px: int) -> nn.Module:
     if not timm.is_model(config.model):
         raise _unknown_model(config.model)
+    arguments = _model_arguments(config)
     try:
-        model: nn.Module = timm.create_model(config.model, num_classes=num_classes)
-    except RuntimeError as error:  # a tag, such as resnet18.a1_in1k, that timm does not have
-        raise _unknown_model(config.model) from error
-    _check_takes(model, config.model, crop_px)
+        model: nn.Module = timm.create_model(config.model, num_classes=num_classes, **arguments)
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        if not arguments:  # a tag, such as resnet18.a1_in1k, that timm does not have
+            raise _unknown_model(config.model) from error
+        words = config.model_kwargs
+        raise not_taken("--model-kwargs", words, config.model, error) from error
+    sides = (crop_px,) if config.start_size is None else input_sides(config.start_size, crop_px)
+    for side in sides:
+        _check_takes(model, config.model, side, num_classes)
     return model.to(memory_format=_layout(config))
+
+
+def _model_arguments(config: TrainConfig) -> dict[str, Any]:
+    """Read `--model-kwargs`, with layers for their names."""
+    arguments = named_values("--model-kwargs", config.model_kwargs)
+    if own := arguments.keys() & {*SHARDS_DECIDE, *READS_FILES}:
+        raise ConfigError(
+            "--model-kwargs must leave the classes, the channels and the weights to srp; got "
+            f"{', '.join(sorted(own))}. Leave it out; for weights, use --initial-checkpoint."
+        )
+    if "aa_layer" in arguments:
+        arguments["aa_layer"] = AA_LAYERS.get(str(arguments["aa_layer"]), arguments["aa_layer"])
+    return arguments
 
 
 def _layout(config: TrainConfig) -> torch.memory_format:
@@ -264,15 +293,20 @@ def _unknown_model(name: str) -> ConfigError:
     )
 
 
-def _check_takes(classifier: nn.Module, name: str, crop_px: int) -> None:
-    """Show a classifier one black crop, since some are made for one size of image."""
+def _check_takes(classifier: nn.Module, name: str, crop_px: int, num_classes: int) -> None:
+    """Show a classifier one black input, since some are made for one size of image."""
     try:
         with torch.no_grad():
-            classifier.eval()(torch.zeros(1, 3, crop_px, crop_px))
+            logits = classifier.eval()(torch.zeros(1, 3, crop_px, crop_px))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"--model must take images of the crop's size; got {error} from {name!r} at "
             f"{crop_px} px. Take another --model, such as resnet18, or build shards with the "
-            "--crop-size that it takes."
+            "--crop-size that it takes. With --start-size it must take smaller ones too."
         ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        raise ConfigError(
+            f"--model must give a number for each of {num_classes} classes; got something else "
+            f"from {name!r}. Leave out --model-kwargs, or take another --model, such as resnet18."
+        )
     classifier.train()

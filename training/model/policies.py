@@ -10,6 +10,7 @@ PROPOSER_OPTIONS = (
     "proposer_lr", "balance",
 )  # fmt: skip
 GUMBEL_OPTIONS = (*PROPOSER_OPTIONS, "random_epochs", "tau_start", "tau_end")
+WINDOW_OPTIONS = ("scale", "ratio", "scale_off_epochs")
 STAGED_OPTIONS = (*PROPOSER_OPTIONS, "explore_epochs", "fit_epochs")
 
 
@@ -43,8 +44,8 @@ POLICIES = {
         looks=True, weighs_all=True, options=(*PROPOSER_OPTIONS, "random_epochs", "num_draws")
     ),
     "distilled": Policy(looks=True, is_fitted=True, takes_one=True, options=STAGED_OPTIONS),
-    "whole": Policy(fixed_crop="full"),
-    "centre": Policy(fixed_crop="centre"),
+    "whole": Policy(fixed_crop="full", options=WINDOW_OPTIONS),
+    "centre": Policy(fixed_crop="centre", options=WINDOW_OPTIONS),
     "random": Policy(is_random=True),
     "mean": Policy(averages=True),
 }

@@ -29,6 +29,8 @@ from training.run.record import EpochPart, RunRecord, config_from_json
 FORMAT = "srp-checkpoint/2"
 FORMATS = "srp-checkpoint/"  # every version's begins so
 DIGEST = "srp_sha256"
+MODEL = "model."  # before the names of the weights that are used
+RAW = "raw."  # before those that training goes on with, where MODEL's are their average
 CLASSIFIER = "classifier."  # before the names of its tensors
 PARTS = (CLASSIFIER, "proposer.")
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -63,12 +65,22 @@ def pack_checkpoint(
     meta: CheckpointMeta,
     *,
     model: nn.Module,
+    average: nn.Module | None = None,
     optimizer: Optimizer | None = None,
     scheduler: LRScheduler | None = None,
 ) -> bytes:
-    """Lay a checkpoint out, with its own SHA-256 in it; without an optimizer, weights alone."""
+    """Lay a checkpoint out, with its own SHA-256 in it; without an optimizer, weights alone.
+
+    Where there is an average, it holds the weights that are used, and the model those that the
+    optimizer goes on with.
+    """
     state = {} if optimizer is None else _optimizer_state(model, optimizer)
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    networks = {MODEL: model} if average is None else {MODEL: average, RAW: model}
+    tensors = {
+        f"{prefix}{name}": value
+        for prefix, network in networks.items()
+        for name, value in network.state_dict().items()
+    }
     for name, value in state.items():
         if isinstance(value, Tensor):  # a group's is shared by its weights, which no file may do
             is_shared = name.startswith("param_groups.")
@@ -173,20 +185,20 @@ def digest_of(path: Path) -> str:
         return ""
 
 
-def load_weights(path: Path, model: nn.Module, part: str = "") -> None:
+def load_weights(path: Path, model: nn.Module, part: str = MODEL) -> None:
     """Load a checkpoint's weights into a model of the same config, or into a part of one.
 
     Args:
         path: The checkpoint.
         model: Changed in place.
-        part: Part of the checkpoint's model, with a dot at its end.
+        part: Which of the checkpoint's weights, with a dot at its end: `RAW`, or a part of `MODEL`.
 
     Raises:
         CheckpointError: If they do not fit.
     """
     _, tensors = _read(path)
     try:
-        model.load_state_dict(_below(tensors, f"model.{part}"))
+        model.load_state_dict(_below(tensors, part))
     except RuntimeError as error:
         raise _damaged(path, error) from error
 
@@ -210,7 +222,7 @@ def load_initial(
     """
     file = RunPaths(folder=path).last if path.is_dir() else path
     read_meta(file)  # tells a file that is no checkpoint from one that does not fit
-    found = _below(_read(file)[1], "model.")
+    found = _below(_read(file)[1], MODEL)
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for part in parts:
         wanted = {name: shape for name, shape in own.items() if name.startswith(part)}
@@ -219,9 +231,9 @@ def load_initial(
             model.load_state_dict(given, strict=False)
         elif part == CLASSIFIER:
             raise CheckpointError(
-                "--initial-checkpoint must hold a classifier of the same --model and number of "
-                f"classes; got another in {file}. Use a run with the same --model on the same "
-                "classes."
+                "--initial-checkpoint must hold a classifier of the same --model, --model-kwargs "
+                f"and number of classes; got another in {file}. Use a run with the same on the "
+                "same classes."
             )
         elif with_proposer:
             raise CheckpointError(

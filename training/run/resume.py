@@ -11,6 +11,7 @@ from training.config import TrainConfig, changed_options
 from training.data.processes import Process, wait_for_main
 from training.run.checkpoint import (
     DIGEST,
+    RAW,
     CheckpointMeta,
     check_fits,
     check_own,
@@ -113,7 +114,9 @@ def load_last(
     """Load the last checkpoint; returns the best validation accuracy and the unfinished epoch."""
     meta = read_meta(paths.last)
     load_optimizer(paths.last, state.model, state.optimizer, state.scheduler)
-    load_weights(paths.last, state.model)
+    load_weights(paths.last, state.scored)
+    if state.average is not None:
+        load_weights(paths.last, state.model, RAW)
     if meta.epoch != len(record.epochs):
         raise ConfigError(
             f"a run's record and checkpoint must agree; got {len(record.epochs)} and "
@@ -156,7 +159,11 @@ def save_run(
             fingerprint=record.data.fingerprint,
         )
         data = pack_checkpoint(
-            meta, model=state.model, optimizer=state.optimizer, scheduler=state.scheduler
+            meta,
+            model=state.model,
+            average=state.average,
+            optimizer=state.optimizer,
+            scheduler=state.scheduler,
         )
         written = (paths.best, paths.last) if is_best else (paths.last,)
         _name(record, paths, data, written=written).save(paths.record)

@@ -1,6 +1,7 @@
 """Everything that one run holds in memory, built from its config and its shards."""
 
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.common.errors import ConfigError
+from pipeline.common.settings import named_values, not_taken
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
 from training.data.processes import Process, parallel
@@ -24,9 +26,11 @@ from training.data.shards import Batch, TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
+from training.run.average import begin_average
 from training.run.schedule import make_scheduler
 from training.score.choices import mirrored_choices
 
+FLIPS = 2**32  # beside a seed, so that no other chance is drawn from the same
 FUSED = (SGD, Adam, AdamW)
 """Optimizers whose step torch has as one loop over the weights, on a CPU and on a GPU."""
 
@@ -39,6 +43,7 @@ class RunState:
         config: As asked for.
         process: This process among its peers.
         model: With its own weights.
+        average: A moving average of the model's weights; None where the run keeps none.
         wrapped: The same model, with gradients averaged over the processes.
         optimizer: Changes the weights.
         trained: The weights that it changes: those of networks whose rate is not 0.
@@ -48,6 +53,8 @@ class RunState:
         glimpse_counterparts: Which glimpse takes each one's place in a mirrored image.
         steps: A rank's steps an epoch.
         autocast: Whether to compute in bfloat16.
+        first_flips_N: Whether each training image is mirrored in even epochs, counted from 0, bool,
+            on the CPU; None where chance decides anew in each step.
         choices_NWK: Log-probability of each crop of each training image in each of the ways to
             mirror it, float32, on the CPU; None where the proposer chooses in the step.
     """
@@ -55,6 +62,7 @@ class RunState:
     config: TrainConfig
     process: Process
     model: SelectiveClassifier
+    average: SelectiveClassifier | None
     wrapped: nn.Module
     optimizer: Optimizer
     trained: tuple[nn.Parameter, ...]
@@ -64,7 +72,13 @@ class RunState:
     glimpse_counterparts: Mirrored
     steps: int
     autocast: bool
+    first_flips_N: Tensor | None = None
     choices_NWK: Tensor | None = None
+
+    @property
+    def scored(self) -> SelectiveClassifier:
+        """Give the networks that are validated, saved and used: the average, if there is one."""
+        return self.model if self.average is None else self.average
 
     @property
     def images_per_step(self) -> int:
@@ -95,6 +109,17 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
             f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
             f"px in {shards.place}. Lower --shift."
         )
+    if config.scale is not None and shards.manifest.spec.layout != "canvas":
+        raise ConfigError(
+            "--scale takes windows of canvases; got --layout "
+            f"{shards.manifest.spec.layout} in {shards.place}. Build shards with --layout canvas, "
+            "or drop --scale."
+        )
+    if config.start_size is not None and config.start_size >= crop_px:
+        raise ConfigError(
+            f"--start-size must be below the crop's side; got {config.start_size} px for crops of "
+            f"{crop_px} px in {shards.place}. Lower it, or drop it."
+        )
     is_fitted = POLICIES[config.policy].is_fitted
     if config.holds_proposer and not is_fitted and not config.initial_checkpoint:
         raise ConfigError(
@@ -116,6 +141,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         config=config,
         process=process,
         model=model,
+        average=begin_average(model, config),
         wrapped=parallel(model, process),
         optimizer=optimizer,
         trained=_trained(model, config),
@@ -125,7 +151,15 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         glimpse_counterparts=mirrored_candidates(shards.crop_layout, model.looked_at),
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
+        first_flips_N=_first_flips(config, shards),
     )
+
+
+def _first_flips(config: TrainConfig, shards: ShardFolder) -> Tensor | None:
+    if not config.alternating_flip:
+        return None
+    chance = np.random.default_rng((config.seed, FLIPS))
+    return torch.from_numpy(chance.random(shards.manifest.num_samples("train")) < 0.5)
 
 
 def with_choices(state: RunState, shards: ShardFolder) -> RunState:
@@ -200,15 +234,19 @@ def glimpse_side(config: TrainConfig, shards: ShardFolder) -> int:
 def _parameters(
     model: SelectiveClassifier, config: TrainConfig
 ) -> nn.Module | list[dict[str, Any]]:
-    """Give the optimizer the whole model, or groups where the proposer has its own rate."""
-    if config.holds_proposer:
-        return model.classifier
-    if model.proposer is None or config.proposer_lr is None:
-        return model
+    """Give the optimizer the whole model, or groups where not all weights are treated alike."""
+    is_muon = _is_muon(config)
+    if not is_muon:
+        if config.holds_proposer:
+            return model.classifier
+        if model.proposer is None or config.proposer_lr is None:
+            return model
     return [
         {**group, "lr": rate}
         for part, rate in _rates(model, config).items()
-        for group in param_groups_weight_decay(part, config.weight_decay)
+        for group in param_groups_weight_decay(
+            part, config.weight_decay, fallback_list=_ends(part) if is_muon else ()
+        )
     ]
 
 
@@ -231,19 +269,53 @@ def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimize
             f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
             'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
         )
-    is_fused = get_optimizer_class(config.opt, bind_defaults=False) in FUSED
+    options = {"momentum": config.momentum, "lr": config.lr, **_optimizer_arguments(config)}
     try:
+        if config.opt_kwargs:  # some optimizers look at their arguments only in a step
+            weight = nn.Parameter(torch.zeros(4, 4))
+            weight.grad = torch.zeros(4, 4)
+            create_optimizer_v2([weight], config.opt, **options).step()
         optimizer: Optimizer = create_optimizer_v2(
-            _parameters(model, config),
-            opt=config.opt,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            **({"fused": True} if is_fused else {}),
+            _parameters(model, config), config.opt, weight_decay=config.weight_decay, **options
         )
-    except (ValueError, TypeError, AssertionError, ImportError) as error:
+    except (
+        AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        if config.opt_kwargs:
+            words = config.opt_kwargs
+            raise not_taken("--opt-kwargs", words, config.opt, error) from error
         raise ConfigError(
             f"--opt must work with the other options; got {error} for {config.opt!r}. "
             "Change --momentum or --weight-decay, or try sgd, momentum or adamw."
         ) from error
     return optimizer
+
+
+def _optimizer_arguments(config: TrainConfig) -> dict[str, Any]:
+    """Read `--opt-kwargs`, and add the fused step to what has one."""
+    arguments = named_values("--opt-kwargs", config.opt_kwargs)
+    ours = set(signature(create_optimizer_v2).parameters) - {"momentum", "foreach"}
+    if own := arguments.keys() & ours:
+        raise ConfigError(
+            "--opt-kwargs must leave groups of weights and what has an option of its own to srp; "
+            f"got {', '.join(sorted(own))}. Leave it out."
+        )
+    is_fused = get_optimizer_class(config.opt, bind_defaults=False) in FUSED
+    return {"fused": True, **arguments} if is_fused else arguments
+
+
+def _is_muon(config: TrainConfig) -> bool:
+    """Whether weights that are no matrices, and the ends, need Muon's own AdamW."""
+    return bool(get_optimizer_class(config.opt, bind_defaults=False).__name__ == "Muon")
+
+
+def _ends(part: nn.Module) -> list[str]:
+    """Give patterns of the names in a classifier's first and last layer; none for a proposer.
+
+    Muon is for the matrices in between (Jordan 2024).
+    """
+    known = getattr(part, "pretrained_cfg", {})
+    found = [known.get("first_conv") or (), known.get("classifier") or ()]
+    names = [name for each in found for name in ([each] if isinstance(each, str) else each)]
+    return [f"{name}.*" for name in names]

@@ -37,6 +37,8 @@ from training.data.shards import Batch, send
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.model.policies import POLICIES
+from training.run import views
+from training.run.average import decay_at, move_average
 from training.run.checkpoint import digest_of, load_initial
 from training.run.divergence import UncheckedStep, diverged, loss_fault
 from training.run.folder import RunPaths, written_run
@@ -210,7 +212,7 @@ class Training:
         if unchecked:  # alone, while it waited, the process was stopped or lost the shards
             self._check(step, sums, unchecked)
         # Running means of batch norms differ by rank; evaluation must use those that are saved.
-        share_tensors(state.model.buffers(), process)
+        share_tensors((*state.model.buffers(), *state.scored.buffers()), process)
         if name := broken_weights(state.model):
             fault = f"weights must stay finite; got NaN or infinity in {name}"
             raise diverged(fault, begun.epoch, step)
@@ -244,9 +246,9 @@ class Training:
         """Evaluate the last weights on every crop, and close the record."""
         state, paths = self.state, self.paths
         logits = classify_crops(
-            state.model, self.shards, process=state.process, progress=self.progress
+            state.scored, self.shards, process=state.process, progress=self.progress
         )
-        evaluation = summarise(logits, state.model)
+        evaluation = summarise(logits, state.scored)
         last = replace(self.record.epochs[-1], val_top1=evaluation.top1)
         self.record = replace(
             self.record,
@@ -282,7 +284,7 @@ class Training:
         try:
             check_stop()
             return evaluate_choice(
-                self.state.model, shards, process=process, on_images=on_images, awaited=awaited
+                self.state.scored, shards, process=process, on_images=on_images, awaited=awaited
             )
         except InterruptedWaitError:
             raise self._stopped() from None
@@ -333,17 +335,11 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
     config, model, device = state.config, state.model, batch.labels_B.device
     num_samples, total_steps = len(batch.labels_B), config.own_epochs * state.steps
     generator = _seeded(config.seed, step, state.process.rank)
-    draws = augment.draw(
-        num_samples, hflip=config.hflip, vflip=config.vflip, shift=config.shift,
-        generator=generator,
-    )  # fmt: skip
+    draws = views.draw(state, batch, generator, step=step)
     noise_BMK = gumbel_noise((num_samples, *model.noise_shape), generator)
     chooses = step >= config.random_epochs * state.steps
     ahead_B = state.chosen_ahead(batch, draws, noise_BMK[:, 0], chooses=chooses)
-    crops_BMHWC = augment.cut(
-        batch, state.crop_layout, model.candidates, draws=draws,
-        wanted_BM=None if ahead_B is None else ahead_B[:, None],
-    )  # fmt: skip
+    crops_BMHWC = views.view(state, batch, draws, ahead_B, generator, step=step)
     glimpses_BLSS = batch.glimpses_BLSS
     if glimpses_BLSS is not None:
         glimpses_BLSS = augment.mirror(glimpses_BLSS, draws, state.glimpse_counterparts)
@@ -357,13 +353,21 @@ def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
             ways_B=send(draws.ways_B, device),
             chooses=chooses,
         )
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    _descend(state, output.loss, step=step)
+    return output
+
+
+def _descend(state: RunState, loss: Tensor, *, step: int) -> None:
+    """Change the weights by a loss's gradient, then their rate and their average."""
+    config = state.config
+    loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_grad is not None:
         nn.utils.clip_grad_norm_(state.trained, config.clip_grad)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.scheduler.step()
-    return output
+    if state.average is not None:
+        move_average(state.average, state.model, decay=decay_at(config, step))
 
 
 def _seeded(seed: int, step: int, rank: int) -> torch.Generator:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pipeline.common.errors import DivergedError, few
 from pipeline.common.progress import Progress, Weighted
-from training.config import DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import TrainConfig
 from training.run.record import RunRecord
 
 TRAINING = "training"  # the stage in which `fit` takes its steps

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.common.errors import ConfigError
-from training.config import DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import TrainConfig
 from training.study.arms import (
     BEGUN_LR,
     blend,

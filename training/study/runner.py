@@ -9,6 +9,7 @@ from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.common.settings import check_range
+from training.choose.config import DistillConfig
 from training.choose.distill import distill, judge
 from training.choose.fit_proposer import FITTING, count_fitted
 from training.choose.method import (
@@ -20,7 +21,7 @@ from training.choose.method import (
     stage_costs,
     train,
 )
-from training.config import MOST_EPOCHS, MOST_SEED, DistillConfig, TrainConfig
+from training.config import MOST_EPOCHS, MOST_SEED, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.policies import POLICIES
 from training.run.folder import RunPaths

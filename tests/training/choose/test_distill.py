@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.choose import distill as distill_module
-from training.config import DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import digest_of, load_weights
 from training.run.folder import RunPaths

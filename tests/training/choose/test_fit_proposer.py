@@ -10,8 +10,9 @@ from pipeline import ShardFolder
 from pipeline.common.errors import DivergedError
 from pipeline.format.crops import place_crops
 from training.choose import fit_proposer as fitting
+from training.choose.config import DistillConfig
 from training.choose.fit_proposer import TARGET_TAU, fit_proposer, fit_to_losses
-from training.config import DistillConfig, TrainConfig
+from training.config import TrainConfig
 from training.data.augment import Mirrored, mirrored_candidates
 from training.data.processes import Process
 from training.model.proposer import CropProposer, MapProposer, Proposal, Proposer, make_proposer

@@ -21,7 +21,8 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.progress import Progress
 from training.choose import distill as distill_module
 from training.choose import method, out_of_fold
-from training.config import DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process
 from training.data.shards import Batch

@@ -75,6 +75,21 @@ def test_numbers_joined_by_commas_become_tuples() -> None:
     assert context.params["mean"] == (0.0, 0.5, 1.0)
 
 
+def test_an_option_that_is_repeated_is_read_again_with_the_run(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    words = ("--model-kwargs", "aa_layer=blurpool", "--model-kwargs", "drop_rate=0.1")
+    command = ("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "whole", *words)
+    trained = srp_train(*command, "--json")
+    assert trained.exit_code == 0, trained.output
+    config = load_record(tmp_path / "whole-s42/record.json").config
+    assert config.model_kwargs == ("aa_layer=blurpool", "drop_rate=0.1")
+    again = srp_train("evaluate", tmp_path / "whole-s42", "--json", "--device", "cpu")
+    first, second = (json.loads(result.stdout) for result in (trained, again))
+    for figure in ("top1", "confusion", "classifier_macs"):
+        assert first[figure] == second[figure]
+
+
 def test_every_command_has_a_summary_that_fits_its_line(srp_train: SrpTrain) -> None:
     listing = srp_train("--help").stdout
     assert all(f"  {name} " in listing for name in main.commands)

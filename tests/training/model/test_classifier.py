@@ -2,7 +2,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
@@ -12,6 +14,7 @@ from training.data.shards import Batch
 from training.model.classifier import SelectiveClassifier, StepOutput
 from training.model.estimators import gumbel_noise, take
 from training.model.policies import POLICIES
+from training.score.cost import count_macs
 
 PLAN = place_crops("full+five", canvas_px=48, crop_px=32)
 VARIANTS = [
@@ -162,6 +165,65 @@ def test_channels_last_changes_the_memory_and_not_the_result(
     last = make_model(tiny(channels_last=True)).eval()
     first = make_model(tiny(channels_last=False)).eval()
     torch.testing.assert_close(last.logits(images), first.logits(images))
+
+
+ARGUMENTS = ("stem_type=deep", "stem_width=32", "aa_layer=blurpool", "avg_down=True")
+
+
+def test_arguments_of_the_model_reach_timm(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny(policy="whole", model="resnet18", model_kwargs=ARGUMENTS)
+    found = make_model(config).classifier
+    wanted = timm.create_model(
+        "resnet18", num_classes=10, stem_type="deep", stem_width=32, aa_layer=BlurPool2d,
+        avg_down=True,
+    )  # fmt: skip
+    assert str(found) == str(wanted)
+    text = make_model(tiny(policy="whole", model="resnet18", model_kwargs=("aa_layer=avgpool",)))
+    assert isinstance(text.classifier.maxpool, nn.AvgPool2d)
+
+
+def test_the_cost_of_a_model_with_arguments_is_that_of_its_layers(
+    tiny: Callable[..., TrainConfig],
+) -> None:
+    model = make_model(tiny(policy="whole", model="resnet18", model_kwargs=ARGUMENTS))
+    by_hand: list[int] = []
+
+    def count(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            by_hand.append(made.numel() * layer.weight[0].numel())
+        elif isinstance(layer, BlurPool2d):  # one filter of 3 x 3 for each channel
+            by_hand.append(made.numel() * 9)
+
+    for layer in model.modules():
+        layer.register_forward_hook(count)
+    assert count_macs(model) == (0, sum(by_hand))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("stem_typ=deep",),
+            "--model-kwargs must be what resnet18 takes in timm; got stem_typ=deep, which ends in "
+            "TypeError: ResNet.__init__() got an unexpected keyword argument 'stem_typ'. ",
+        ),
+        (("aa_layer=[1]",), "--model-kwargs must be what resnet18 takes in timm; got aa_layer="),
+        (("output_stride=7",), "--model-kwargs must be what resnet18 takes in timm; got output_"),
+        (
+            ("pretrained=True", "num_classes=3"),
+            "--model-kwargs must leave the classes, the channels and the weights to srp; got "
+            "num_classes, pretrained. Leave it out; for weights, use --initial-checkpoint.",
+        ),
+        (("features_only=True",), "--model must give a number for each of 10 classes; got somethi"),
+    ],
+)
+def test_arguments_that_the_model_does_not_take_are_told_in_one_line(
+    words: tuple[str, ...], message: str, tiny: Callable[..., TrainConfig]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_model(tiny(policy="whole", model="resnet18", model_kwargs=words))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from training.config import TrainConfig
 from training.data.processes import Process
 from training.model.classifier import uses_bfloat16
 from training.run.state import build_model, build_state, glimpse_side
+from training.run.train import train_step
 
 Tiny = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -80,6 +81,43 @@ def test_optimizers_take_their_names_from_timm(
     assert state.optimizer.defaults.get("fused") == {"adagrad": None}.get(opt, True)
 
 
+@pytest.mark.parametrize("proposer_lr", [None, 0.05])
+@pytest.mark.parametrize("opt", ["muon", "nmuon", "adamuon"])
+def test_muon_takes_the_matrices_between_the_ends_of_the_classifier(
+    opt: str, proposer_lr: float | None, opened: ShardFolder, alone: Process, tiny: Tiny
+) -> None:
+    config = tiny(opt=opt, lr=0.02, proposer_lr=proposer_lr, weight_decay=0.1)
+    state = build_state(config, opened, alone)
+    train_step(state, next(iter(state.batches)), step=0)
+    by_muon = {
+        name
+        for name, weight in state.model.named_parameters()
+        if state.optimizer.state[weight]["use_muon"]
+    }
+    inner = {name for name in by_muon if name.startswith("classifier.layer")}
+    convolutions = {
+        name
+        for name, weight in state.model.classifier.named_parameters(prefix="classifier")
+        if weight.ndim == 4 and ".layer" in name
+    }
+    assert inner == convolutions
+    assert not {name for name in by_muon if ".conv1.0." in name or ".fc." in name}
+    assert all(dict(state.model.named_parameters())[name].ndim == 4 for name in by_muon)
+    rates = {group["initial_lr"] for group in state.optimizer.param_groups}
+    assert len(rates) == (1 if proposer_lr is None else 2)
+
+
+def test_arguments_of_the_optimizer_reach_timm(
+    opened: ShardFolder, alone: Process, tiny: Tiny
+) -> None:
+    words = ("nesterov=False", "dampening=0.5")
+    plain, changed = (
+        build_state(tiny(opt_kwargs=given), opened, alone).optimizer for given in ((), words)
+    )
+    assert changed.defaults == {**plain.defaults, "nesterov": False, "dampening": 0.5}
+    assert changed.defaults["fused"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -97,6 +135,21 @@ def test_optimizers_take_their_names_from_timm(
             {"batch_size": 71},
             "a step must not need more images than there are; got --batch-size 71 on 1 processes "
             "for 70 images. Lower --batch-size.",
+        ),
+        (
+            {"opt_kwargs": ("nesterof=True",)},
+            "--opt-kwargs must be what sgd takes in timm; got nesterof=True, which ends in "
+            "TypeError: SGD.__init__() got an unexpected keyword argument 'nesterof'. Correct it,",
+        ),
+        (
+            {"opt": "muon", "opt_kwargs": ("ns_coefficients=best",)},
+            "--opt-kwargs must be what muon takes in timm; got ns_coefficients=best, which ends in "
+            "ValueError: ",
+        ),
+        (
+            {"opt_kwargs": ("layer_decay=0.7", "lr=1")},
+            "--opt-kwargs must leave groups of weights and what has an option of its own to srp; "
+            "got layer_decay, lr. Leave it out.",
         ),
         ({"glimpse_size": 33}, "glimpse size must fit the crop; got --glimpse-size 33 px for "),
         (

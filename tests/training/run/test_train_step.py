@@ -25,6 +25,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"random_epochs": 1, "epochs": 2},
     {"policy": "blend", "proposer": "joint"},
     {"policy": "expected"},
+    {"policy": "whole", "scale": (0.3, 1.0), "model_ema": True},
+    {"policy": "random", "alternating_flip": True, "start_size": 16, "epochs": 4},
     {"policy": "expected", "num_draws": 2},
     {"proposer_lr": 0.0, "initial_checkpoint": "there"},  # its choices are known before
 ]

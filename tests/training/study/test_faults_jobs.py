@@ -17,7 +17,8 @@ from warm import Program, WarmPython
 
 from pipeline import ShardFolder
 from pipeline.common.progress import Progress
-from training.config import DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import TrainConfig
 from training.data.processes import Process
 from training.run.record import RunRecord, load_record
 from training.study import jobs, runner

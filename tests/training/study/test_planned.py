@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 from pipeline.common.errors import DivergedError
 from pipeline.common.progress import SILENT, Progress
-from training.config import DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import TrainConfig
 from training.study.finished import FinishedRun
 from training.study.planned import PlannedRun, Queue, StudyProgress, most_expensive_first
 

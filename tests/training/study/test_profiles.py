@@ -3,7 +3,8 @@ from operator import attrgetter
 import pytest
 
 from pipeline.format.crops import place_crops
-from training.config import PROFILE_NAMES, PROPOSERS, DistillConfig, TrainConfig
+from training.choose.config import DistillConfig
+from training.config import PROFILE_NAMES, PROPOSERS, TrainConfig
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.score.cost import count_macs
 from training.study.arms import tuned

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
+from training.choose.config import DistillConfig
 from training.choose.method import FORWARD
-from training.config import DistillConfig, TrainConfig
+from training.config import TrainConfig
 from training.data.processes import Process
 from training.run import train as train_module
 from training.run.folder import RunPaths
