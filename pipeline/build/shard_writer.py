@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from isal import isal_zlib
 
-from pipeline.common.atomic_io import atomic_write
+from pipeline.common.atomic_io import whole_write
 from pipeline.format.index import SampleEntry, SampleIndex, ShardEntry
 from pipeline.format.npy import Member
 from pipeline.format.sample import PlannedShard
@@ -46,7 +46,8 @@ def write_shard(
 ) -> ShardEntry:
     """Write one shard under its final name.
 
-    The file appears complete or not at all, also after a power cut.
+    The file appears complete or not at all, also after a power cut. Its folder is synced once, when
+    the build is published.
 
     Args:
         folder: Folder of the shard.
@@ -58,7 +59,7 @@ def write_shard(
     Returns:
         Its entry for the manifest.
     """
-    with atomic_write(folder / spec.name, num_bytes=num_bytes) as file:
+    with whole_write(folder / spec.name, num_bytes=num_bytes) as file:
         return _write_tar(file, spec, samples, suffixes)
 
 
