@@ -3,7 +3,7 @@
 All read the same images from memory, on one thread, except DALI, which decodes a batch ahead;
 builds read them from files and write shards. The predecessor resized and cropped each image twice,
 once for the originals and once for the glimpses. The limits do less than any build must: decode,
-and decode with one resize.
+decode with one resize, and the same with the canvas alone hashed, written and synced.
 """
 
 import io
@@ -27,12 +27,15 @@ from pipeline.bench.results import Contender, Difference, Row, Turn
 from pipeline.build.build import build_shards, data_spec
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
+from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.common.errors import ConfigError, ImageError, SourceError
 from pipeline.common.progress import Progress
 from pipeline.decode import open_decoder
 from pipeline.decode.pillow import pillow_name
 from pipeline.decode.rules import FORMATS, Decoder, Views, is_plain_jpeg, opened
 from pipeline.format.cutting import cut
+from pipeline.format.npy import encode_array
+from pipeline.format.sample import PlannedShard
 from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import gray, is_exact, resize_exactly
@@ -40,6 +43,7 @@ from pipeline.sources.folder import open_source
 
 DECODE = "libjpeg-turbo: decode"
 DECODE_RESIZE = "libjpeg-turbo: decode, one resize"
+WRITTEN = "libjpeg-turbo: decode, one resize, written"  # hashed and synced, too
 PILLOW_RESIZE = f"{pillow_name()}: decode, one resize"
 PREDECESSOR = "torchvision as the predecessor ran it"
 DECODERS = (("pillow", "cpu"), ("dali", "cpu"), ("dali", "gpu"))  # and their devices
@@ -69,7 +73,7 @@ def bench_build(config: BenchConfig, *, progress: Progress) -> Measured:
         spec = data_spec(config.build(source=config.source, out=Path(scratch)))
         images = _gather(config, spec, Path(scratch), progress)
         contenders = [
-            *_baselines(images.files, spec),
+            *_baselines(images.files, spec, Path(scratch)),
             *_decoders(config, images, spec, Path(scratch)),
         ]
         if config.beside:
@@ -145,7 +149,7 @@ def _turns(name: str, work: Callable[[bytes], object], files: Sequence[bytes]) -
     return Contender(row=Row(name=name), measure=measure)
 
 
-def _baselines(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
+def _baselines(files: Sequence[bytes], spec: DataSpec, scratch: Path) -> Iterator[Contender]:
     """Measure the predecessor, and what no build of the same library can beat."""
     side = spec.canvas_size
 
@@ -156,12 +160,23 @@ def _baselines(files: Sequence[bytes], spec: DataSpec) -> Iterator[Contender]:
     def decode(data: bytes) -> Any:
         return simplejpeg.decode_jpeg(data, "RGB")
 
+    def write() -> Turn:
+        canvases = (encode_array(resize_exactly(decode(data), side)) for data in files)
+        samples = (EncodedSample(f"{n}", 0, {"npy": canvas}) for n, canvas in enumerate(canvases))
+        shard = PlannedShard(split="limit", index=0, keys=())
+        start = time.perf_counter()
+        write_shard(scratch, shard, samples, suffixes=("npy",))
+        rate = len(files) / (time.perf_counter() - start)
+        (scratch / shard.name).unlink()
+        return Turn(rate)
+
     if find_spec("torchvision"):
         from pipeline.bench.predecessor import make_transforms
 
         yield _turns(PREDECESSOR, make_transforms(spec), files)
     yield _turns(DECODE, decode, files)
     yield _turns(DECODE_RESIZE, lambda data: resize_exactly(decode(data), side), files)
+    yield Contender(row=Row(name=WRITTEN), measure=write, against=(DECODE_RESIZE,))
     yield _turns(PILLOW_RESIZE, in_pillow, files)
 
 
@@ -220,7 +235,7 @@ def _builds(
         yield Contender(
             row=Row(name=f"{named}{workers}"),
             measure=partial(measure, workers),
-            against=(f"{named}1" if workers > 1 else f"{_called(spec)}: views",),
+            against=(f"{named}1",) if workers > 1 else (WRITTEN, PILLOW_RESIZE),
         )
 
 

@@ -45,6 +45,7 @@ def publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Fi
     if path.exists() and path.read_bytes() != text:
         for shard in finished.values():  # so that a later run can continue without the manifest
             save_state(records, shard)
+        sync_folder(records)
         path.unlink()
         sync_folder(out)
     for record in built.shards:

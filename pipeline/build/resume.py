@@ -16,7 +16,7 @@ import msgspec
 
 from pipeline.build.planning import Planned
 from pipeline.build.shard_writer import sha256_of
-from pipeline.common.atomic_io import named_output, remove_partials, write_file
+from pipeline.common.atomic_io import named_output, remove_partials, whole_write, write_file
 from pipeline.common.errors import ConfigError
 from pipeline.common.file_lock import writer_lock
 from pipeline.common.progress import Progress
@@ -221,7 +221,9 @@ def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Fini
 def save_state(state: Path, finished: Finished) -> None:
     """Record a finished shard for a later run of the same build."""
     fields = {"shard": encode_shard(finished.shard), "rejects": finished.rejects}
-    write_file(state / f"{finished.shard.name}.json", msgspec.json.encode(fields))
+    data = msgspec.json.encode(fields)
+    with whole_write(state / f"{finished.shard.name}.json", num_bytes=len(data)) as file:
+        file.write(data)
 
 
 def _load_state(path: Path, spec: DataSpec) -> Finished | None:

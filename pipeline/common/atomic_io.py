@@ -73,11 +73,23 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Binary
     """Open a file that appears under its name only when every byte is on the disk.
 
     It is written aside, synced and renamed, and its folder is synced: a power cut leaves no partial
-    file.
+    file, and takes none away.
 
     Args:
         path: The file.
         num_bytes: Its approximate size, for errors.
+    """
+    with whole_write(path, num_bytes=num_bytes) as file:
+        yield file
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_write(path: Path, *, num_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file as `atomic_write` does, without waiting for its folder.
+
+    After a power cut the file is whole or absent, so it is for files that are made again if they
+    are absent, and for many files whose folder is synced once.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -90,7 +102,6 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Binary
     finally:
         with contextlib.suppress(OSError):  # an earlier error matters more
             aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -31,15 +31,15 @@ def resized_crops(source_HWC: Pixels, plan: CropLayout) -> Pixels:
 
     Returns:
         Uint8 `(R, 3, crop, crop)` in the order of the plan, each bit for bit Pillow's
-        `image.resize((crop, crop), BILINEAR, box)` with the box of `CropLayout.source_box`.
+        `image.resize((crop, crop), BILINEAR, box)` with the box of `CropLayout.source_box`. In
+        memory a pixel's colours are neighbours, as shards store them and as resizing reads them.
     """
     height, width, _ = source_HWC.shape
-    shape = (len(plan.resized), 3, plan.crop_px, plan.crop_px)
-    crops_RCHW = np.empty(shape, np.uint8)
+    crops_RHWC = np.empty((len(plan.resized), plan.crop_px, plan.crop_px, 3), np.uint8)
     boxes = [plan.source_box(k, width=width, height=height) for k in plan.resized]
     for row, crop_HWC in enumerate(resize_boxes(source_HWC, plan.crop_px, boxes)):
-        crops_RCHW[row] = crop_HWC.transpose(2, 0, 1)
-    return crops_RCHW
+        crops_RHWC[row] = crop_HWC
+    return crops_RHWC.transpose(0, 3, 1, 2)
 
 
 def original_crops(

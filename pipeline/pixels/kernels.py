@@ -22,15 +22,16 @@ _HALF = 1 << (_BITS - 1)
 _BLOCK = 16  # rows that are resized side by side across; 48 bytes fill vector registers
 
 # Numba's signatures: with them everything is compiled on import, once for each machine.
+_IMAGE = "Array(uint8, 3, 'C', readonly=True)"
 _TRIANGLE = "Tuple((int32[::1], int32[::1], int32[:, ::1]))"
 _WEIGHTS = f"{_TRIANGLE}(int64, float32, float32, int64)"
 _DOWN = f"void(Array(uint8, 2, 'C', readonly=True), {_TRIANGLE}, uint8[:, ::1])"
-_TURN = "void(Array(uint8, 3, 'C', readonly=True), int64, int64, uint8[:, ::1])"
-_NARROW = f"void(uint8[:, ::1], int64, int64, int64, {_TRIANGLE}, uint8[:, ::1])"
-_ACROSS = f"void(Array(uint8, 3, 'C', readonly=True), {_TRIANGLE}, uint8[:, ::1])"
-_WINDOWS = "void(Array(uint8, 3, 'C', readonly=True), int64[:, ::1], int64, uint8[:, :, ::1])"
-_LUMA = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, ::1])"
-_ADD_UP = "void(Array(uint8, 3, 'C', readonly=True), uint8[:, :, ::1])"
+_TURN = f"void({_IMAGE}, int64, int64, uint8[:, ::1])"
+_NARROW = f"void(uint8[:, ::1], int64, int64, {_TRIANGLE}, uint8[:, ::1])"
+_ACROSS = f"void({_IMAGE}, {_TRIANGLE}, uint8[:, ::1])"
+_WINDOWS = f"void({_IMAGE}, int64[::1], int64[:, ::1], int64, uint8[:, :, ::1])"
+_LUMA = f"void({_IMAGE}, uint8[:, ::1])"
+_ADD_UP = f"void({_IMAGE}, uint8[:, :, ::1])"
 
 
 def compiled(signature: str) -> Callable[[Any], Any]:
@@ -100,8 +101,8 @@ def _turn(image, top, num_rows, block):  # type: ignore[no-untyped-def]
 
 
 @compiled(_NARROW)
-def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped-def]
-    """Resize some rows of a turned block across, and put them upright again, `(rows, 3 W)`."""
+def _narrow(block, left, num_rows, triangle, out):  # type: ignore[no-untyped-def]
+    """Resize the rows of a turned block across, and put them upright again, `(rows, 3 W)`."""
     starts, counts, weights = triangle
     sums = np.empty(3 * _BLOCK, np.int32)
     turned = np.empty((len(starts), 3 * _BLOCK), np.uint8)
@@ -114,11 +115,11 @@ def _narrow(block, left, first, last, triangle, out):  # type: ignore[no-untyped
                 sums[j] += np.int32(block[x, j]) * weight
         for j in range(3 * _BLOCK):
             turned[o, j] = min(sums[j] >> _BITS, 255)
-    for y in range(first, last):
+    for y in range(num_rows):
         for o in range(len(starts)):
-            out[y - first, 3 * o] = turned[o, 3 * y]
-            out[y - first, 3 * o + 1] = turned[o, 3 * y + 1]
-            out[y - first, 3 * o + 2] = turned[o, 3 * y + 2]
+            out[y, 3 * o] = turned[o, 3 * y]
+            out[y, 3 * o + 1] = turned[o, 3 * y + 1]
+            out[y, 3 * o + 2] = turned[o, 3 * y + 2]
 
 
 @compiled(_ACROSS)
@@ -128,26 +129,30 @@ def across(image, triangle, out):  # type: ignore[no-untyped-def]
     for top in range(0, image.shape[0], _BLOCK):
         num_rows = min(_BLOCK, image.shape[0] - top)
         _turn(image, top, num_rows, block)
-        _narrow(block, 0, 0, num_rows, triangle, out[top : top + num_rows])
+        _narrow(block, 0, num_rows, triangle, out[top : top + num_rows])
 
 
 @compiled(_WINDOWS)
-def windows(canvas, corners, crop_px, out):  # type: ignore[no-untyped-def]
-    """Resize windows of one image, turning each of its rows once for all of them."""
+def windows(canvas, lefts, places, crop_px, out):  # type: ignore[no-untyped-def]
+    """Resize windows of one image; each row is turned once, and resized across once for each left.
+
+    A window's place is the number of its left edge in `lefts`, and its upper edge.
+    """
     triangle = triangle_weights(crop_px, 0.0, crop_px, out.shape[1])
     block = np.zeros((canvas.shape[1], 3 * _BLOCK), np.uint8)
-    narrow = np.empty((len(corners), crop_px, 3 * out.shape[1]), np.uint8)
+    narrow = np.empty((len(lefts), canvas.shape[0], 3 * out.shape[1]), np.uint8)
     for top in range(0, canvas.shape[0], _BLOCK):
         num_rows = min(_BLOCK, canvas.shape[0] - top)
         _turn(canvas, top, num_rows, block)
-        for k in range(len(corners)):
-            left, upper = corners[k, 0], corners[k, 1]
-            first, last = max(upper - top, 0), min(upper + crop_px - top, num_rows)
-            if first < last:
-                rows = narrow[k, top + first - upper : top + last - upper]
-                _narrow(block, left, first, last, triangle, rows)
-    for k in range(len(corners)):
-        down(narrow[k], triangle, out[k])
+        for number in range(len(lefts)):
+            rows = narrow[number, top : top + num_rows]
+            for k in range(len(places)):
+                if places[k, 0] == number and top - crop_px < places[k, 1] < top + num_rows:
+                    _narrow(block, lefts[number], num_rows, triangle, rows)
+                    break
+    for k in range(len(places)):
+        number, upper = places[k]
+        down(narrow[number, upper : upper + crop_px], triangle, out[k])
 
 
 @compiled(_LUMA)

@@ -111,9 +111,11 @@ def resize_windows(
     """
     from pipeline.pixels import kernels
 
+    lefts = sorted({left for left, _ in corners})
+    places = np.array([(lefts.index(left), upper) for left, upper in corners], np.int64)
     out = np.empty((len(corners), side_px, 3 * side_px), np.uint8)
     canvas_HWC = np.ascontiguousarray(canvas_HWC)
-    kernels.windows(canvas_HWC, np.array(corners, np.int64).reshape(-1, 2), crop_px, out)
+    kernels.windows(canvas_HWC, np.array(lefts, np.int64), places.reshape(-1, 2), crop_px, out)
     return out.reshape(len(corners), side_px, side_px, 3)
 
 

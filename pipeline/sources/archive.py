@@ -7,11 +7,13 @@ back where a size is negative, and takes a damaged header for the end of the arc
 import io
 import lzma
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from pipeline.common.atomic_io import named_errors
 from pipeline.common.errors import SourceError
@@ -23,6 +25,12 @@ MAX_HEADER_BYTES = 1 << 16
 # smaller than its content; a bomb is 1000 times smaller or more.
 MAX_RATIO = 100
 STAGE = "reading the archive"
+# What the readers of a tar and of its compressions raise for damaged ones.
+_DAMAGES: tuple[type[Exception], ...] = (
+    tarfile.TarError, EOFError, IsalError, lzma.LZMAError, OSError,  # type: ignore[assignment] # isal's stub calls a class a value
+)  # fmt: skip
+_GZIP = b"\x1f\x8b"
+_BUFFER_BYTES = 1 << 20  # read and inflated at once; tarfile asks for a block at a time
 MAX_SMALL_BYTES = 1 << 30  # content that an archive of any size may have
 _LONG = frozenset(
     (
@@ -53,8 +61,8 @@ def read_members(archive: Path, *, splits: tuple[str, ...], progress: Progress) 
     limit = MAX_SMALL_BYTES + MAX_RATIO * total
     last = -1
     with (
-        io.BufferedReader(_NamedFile(archive)) as raw,
-        tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar,
+        io.BufferedReader(_NamedFile(archive), _BUFFER_BYTES) as raw,
+        _Archive.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar,
     ):
         for member in tar:
             tar.members.clear()  # type: ignore[attr-defined] # it would keep every header
@@ -79,6 +87,20 @@ class _NamedFile(io.FileIO):
     def readinto(self, buffer: Any) -> int:
         with named_errors(Path(str(self.name))):
             return super().readinto(buffer)
+
+
+class _Archive(tarfile.TarFile):
+    """An archive whose gzip is decompressed by ISA-L, in two thirds of zlib's time."""
+
+    @classmethod
+    def gzopen(  # type: ignore[override] # only for reading
+        cls, name: str | None, mode: Literal["r"], fileobj: io.BufferedReader, **options: Any
+    ) -> tarfile.TarFile:
+        """Open a gzip; any other file is left to the next compression that tarfile tries."""
+        if not fileobj.peek(2).startswith(_GZIP):
+            raise tarfile.ReadError("not a gzip file")
+        gzip = igzip.IGzipFile(fileobj=fileobj)  # type: ignore[no-untyped-call] # isal's own
+        return cls.taropen(name, mode, io.BufferedReader(gzip, _BUFFER_BYTES), **options)
 
 
 class _Header(tarfile.TarInfo):
@@ -111,7 +133,7 @@ def one_line(archive: Path) -> Iterator[None]:
             "an archive must hold folders, plain files and links, inside it and no larger than "
             f"images need; got {error} in {archive}. Do not trust this archive."
         ) from error
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except _DAMAGES as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's, not the archive's
         raise _damaged(archive, error) from error

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.atomic_io import atomic_write, named_errors, remove_partials, write_file
+from pipeline.common.atomic_io import (
+    atomic_write,
+    named_errors,
+    remove_partials,
+    whole_write,
+    write_file,
+)
 
 
 def test_a_file_appears_with_all_its_bytes_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -39,8 +45,12 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(
         Path, "replace", lambda a, b: (steps.append("rename"), real_replace(a, b))[1]
     )
+    with whole_write(tmp_path / "a") as file:
+        file.write(b"x")
+    assert steps == ["sync", "rename"]
+    steps.clear()
     write_file(tmp_path / "a", b"x")
-    assert steps == ["sync", "rename", "sync"]
+    assert steps == ["sync", "rename", "sync"], "of the file, and then of its folder"
 
 
 def test_a_disk_that_takes_no_more_names_the_file(tmp_path: Path) -> None:

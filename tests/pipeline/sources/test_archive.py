@@ -257,6 +257,22 @@ def test_an_archive_that_cannot_be_read_is_named_and_not_the_file_it_is_copied_t
     )
 
 
+def test_a_gzip_that_is_cut_or_flipped_anywhere_is_a_damaged_archive(tmp_path: Path) -> None:
+    text = b"".join(b"%d " % number for number in range(20_000))  # which deflate compresses
+    path = packed(tmp_path, member("root/train/cat/b.JPEG", text))
+    good = path.read_bytes()
+    for position in range(10, len(good), len(good) // 60):
+        flipped = bytearray(good)
+        flipped[position] ^= 0x10
+        for data in (good[:position], bytes(flipped)):
+            path.write_bytes(data)
+            message = refusal(path, tmp_path)
+            assert message.startswith("an archive must be a complete .tgz; got "), position
+            assert "Download it again." in message
+    path.write_bytes(good)
+    assert len(paths_of(listed(path, tmp_path))) == 3
+
+
 def test_a_disk_that_fills_up_names_the_file_that_images_are_copied_to(tmp_path: Path) -> None:
     for size in (1, 1 << 20):  # written when it is closed, and before
         path = packed(tmp_path, member("root/train/cat/b.JPEG", bytes(size)))
