@@ -37,8 +37,8 @@ __all__ = [
     "BOX_HEADER", "CANDIDATES_TEXT", "FULL", "ArrayBatch", "BatchLoader", "BatchSpec", "Box",
     "BuildConfig", "CropLayout", "DataSpec", "Indices", "Manifest", "ObjectBox", "Part", "Pixels",
     "Sample", "SampleStream", "ShardFolder", "ShardReader", "SrpError", "build_shards",
-    "count_images", "evaluation_batches", "open_source", "open_store", "place_crops", "steps_per_epoch",
-    "training_batches", "verify_shards",
+    "count_images", "evaluation_batches", "open_source", "open_store", "place_crops",
+    "steps_per_epoch", "training_batches", "verify_shards",
 ]  # fmt: skip
 
 _HOMES = {

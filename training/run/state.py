@@ -1,6 +1,7 @@
 """Everything that one run holds in memory, built from its config and its shards."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.common.errors import ConfigError
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
+from training.data.kept import KeptSamples, place_of_samples
 from training.data.processes import Process, parallel
-from training.data.shards import Batch, TrainingBatches
+from training.data.shards import Batch, Batches, TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
@@ -103,14 +105,14 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
-    reader = model.reader(shards, "train", process, with_glimpses=not config.chooses_ahead)
+    rows = training_rows(shards, config.fold)
     batches = TrainingBatches(
-        reader,
+        _reader(model, shards, process, rows),
         batch_size=config.batch_size,
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,
-        rows=training_rows(shards, config.fold),
+        rows=rows,
     )
     return RunState(
         config=config,
@@ -126,6 +128,19 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         steps=len(batches),
         autocast=uses_bfloat16(config, process.device),
     )
+
+
+def _reader(
+    model: SelectiveClassifier, shards: ShardFolder, process: Process, rows: Indices
+) -> Batches:
+    """Open what a run reads: the shards, or samples that are kept."""
+    config = model.config
+    open_split = partial(model.reader, shards, "train", with_glimpses=not config.chooses_ahead)
+    reader = open_split(process)
+    kept_on = place_of_samples(config.preload, reader.num_bytes(len(rows)), process)
+    if kept_on is None:
+        return reader
+    return KeptSamples(open_split(replace(process, device=kept_on)), rows, device=process.device)
 
 
 def with_choices(state: RunState, shards: ShardFolder) -> RunState:
