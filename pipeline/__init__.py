@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         steps_per_epoch,
         training_batches,
     )
-    from pipeline.sources.folder import count_images
+    from pipeline.sources.folder import count_images, open_source
     from pipeline.stream.folder import ShardFolder
     from pipeline.stream.partition import Part
     from pipeline.stream.store import open_store
@@ -37,8 +37,8 @@ __all__ = [
     "BOX_HEADER", "CANDIDATES_TEXT", "FULL", "ArrayBatch", "BatchLoader", "BatchSpec", "Box",
     "BuildConfig", "CropLayout", "DataSpec", "Indices", "Manifest", "ObjectBox", "Part", "Pixels",
     "Sample", "SampleStream", "ShardFolder", "ShardReader", "SrpError", "build_shards",
-    "count_images", "evaluation_batches", "open_store", "place_crops", "steps_per_epoch",
-    "training_batches", "verify_shards",
+    "count_images", "evaluation_batches", "open_source", "open_store", "place_crops",
+    "steps_per_epoch", "training_batches", "verify_shards",
 ]  # fmt: skip
 
 _HOMES = {
@@ -54,7 +54,7 @@ _HOMES = {
     "read.collate": ("BatchSpec",),
     "read.loader": ("ArrayBatch", "BatchLoader"),
     "read.reader": ("ShardReader",),
-    "sources.folder": ("count_images",),
+    "sources.folder": ("count_images", "open_source"),
     "read.sampler": ("Indices", "evaluation_batches", "steps_per_epoch", "training_batches"),
     "stream.folder": ("ShardFolder",),
     "stream.partition": ("Part",),

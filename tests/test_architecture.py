@@ -35,7 +35,7 @@ ARROWS = {
     "training": """
         cli
         report
-        audit
+        audit bench
         study
         choose
         run
@@ -228,6 +228,7 @@ PUBLIC = {
         build_shards
         count_images
         evaluation_batches
+        open_source
         open_store
         place_crops
         steps_per_epoch

@@ -36,7 +36,11 @@ MOST_SEED = 2**32 - 1
 MOST_EPOCHS = 1_000_000
 MOST_RATE = 1000
 MOST_PX = 65_536
-MACHINE_FIELDS = ("workers", "device")  # of a config; they change no figure but the speed
+MACHINE_FIELDS = (
+    "workers",
+    "device",
+    "preload",
+)  # which change no figure but the speed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -233,6 +237,12 @@ class TrainConfig:
     )
     device: str = setting(
         "auto", "Device; auto takes a GPU if there is one.", choices=("auto", "cpu", "cuda")
+    )
+    preload: str = setting(
+        "auto",
+        "Where all training pixels are kept once they were read; auto takes a GPU with memory to "
+        "spare, or none.",
+        choices=("auto", "device", "ram", "none"),
     )
 
     def __post_init__(self) -> None:

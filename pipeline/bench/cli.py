@@ -1,6 +1,5 @@
 """srp-data bench: what this machine can do. Options become configs; nothing is decided here."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,12 @@ from pipeline.bench.config import (
     LoadBenchConfig,
     ScaleBenchConfig,
 )
-from pipeline.common.console import console, shown_progress
+from pipeline.common.console import shown_progress
 from pipeline.common.options import options_of
 
 if TYPE_CHECKING:
-    from pipeline.bench.results import Row
+    from pipeline.common.results import Row
 
-WIDTH = 160
 SHARDS = click.argument("shards", type=click.Path(path_type=Path))
 
 
@@ -108,16 +106,8 @@ def _show(
     setting: Mapping[str, Any] | None = None,
     path: Path | None = None,
 ) -> None:
-    """Print the table, or the figures for programs; write the figures to a file as well."""
-    from rich.console import Console
+    """Print the table, or the figures for programs where `path` is `-`."""
+    from pipeline.common.results import show_rows
 
-    from pipeline.bench.results import to_json, to_table
-
-    text = json.dumps(to_json(rows, setting=setting or {}), indent=1)
-    if path == Path("-"):
-        click.echo(text)
-        return
-    screen = Console(width=max(WIDTH, console().width), markup=False, highlight=False)
-    screen.print(to_table(rows, unit=unit))
-    if path:
-        path.write_text(f"{text}\n", encoding="utf-8")
+    as_json = path == Path("-")
+    show_rows(rows, unit=unit, setting=setting, as_json=as_json, path=None if as_json else path)

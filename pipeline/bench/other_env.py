@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.bench import results
 from pipeline.bench.config import BenchConfig
-from pipeline.bench.results import Contender, Row, Turn
+from pipeline.common import results
 from pipeline.common.errors import ConfigError
+from pipeline.common.results import Contender, Row, Turn
 
 
 def other_contenders(

@@ -66,6 +66,10 @@ class BatchLoader:
         self._allocate = allocate or aligned
         self._spare: list[Arrays] = []
 
+    def num_bytes(self, num_samples: int) -> int:
+        """Count the bytes of the arrays that hold so many samples."""
+        return sum(prod(shape) for shape in self._collator.shapes(num_samples) if shape)
+
     def batches(self, index_batches: Collection[Indices]) -> Iterator[ArrayBatch]:
         """Read batches of the given samples, in order, a few in advance."""
         size = max(map(len, index_batches), default=0)

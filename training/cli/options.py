@@ -9,7 +9,7 @@ import click
 from pipeline.common.console import shown_progress
 from pipeline.common.options import options_of
 from pipeline.common.progress import SILENT, Progress
-from training.config import MACHINE_FIELDS, PROFILE_NAMES, TrainConfig
+from training.config import PROFILE_NAMES, TrainConfig
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)
@@ -20,7 +20,7 @@ RUN_SHARDS = click.option(
 OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."
 )
-MACHINE = options_of(TrainConfig, *MACHINE_FIELDS)
+MACHINE = options_of(TrainConfig, "workers", "device")
 DEVICE = options_of(TrainConfig, "device")
 PROFILE = click.option(
     "--profile",

@@ -12,6 +12,7 @@ from pipeline.common.console import AS_JSON, Commands, Resumable
 from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
 from training.choose.config import DistillConfig
+from training.cli.bench import bench
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
 from training.cli.options import (
@@ -48,6 +49,7 @@ main.add_command(evaluate)
 main.add_command(audit)
 main.add_command(headroom)
 main.add_command(sizes)
+main.add_command(bench)
 
 
 @main.command("from", cls=Resumable)

@@ -81,6 +81,11 @@ def _stdout_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+def local_processes() -> int:
+    """Count the processes that train together on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def require_one(process: Process, work: str) -> None:
     """Refuse several processes where one does all the work.
 

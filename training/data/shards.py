@@ -5,7 +5,7 @@ crop px, S glimpse px.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -79,19 +79,36 @@ class BatchReader:
         """
         self.reader = reader
         self._device = device
-        allocate = _pinned if device.type == "cuda" else None
+        is_gpu = device.type == "cuda"
+        self._copies = torch.cuda.Stream(device) if is_gpu else None  # type: ignore[no-untyped-call]
+        allocate = _pinned if is_gpu else None
         self._loader = BatchLoader(reader, content, workers=workers, allocate=allocate)
+
+    def num_bytes(self, num_samples: int) -> int:
+        """Count the bytes of the pixels of so many samples."""
+        return self._loader.num_bytes(num_samples)
 
     def batches(self, index_batches: Collection[Indices]) -> Iterator[Batch]:
         """Read batches of the given samples, in the given order, some ahead of their use."""
         for arrays in self._loader.batches(index_batches):
-            batch = _to_tensors(arrays).to(self._device)
-            copied = None
-            if self._device.type == "cuda":
-                copied = torch.cuda.current_stream(self._device).record_event()
-            yield batch
-            if copied is not None:
-                copied.synchronize()  # the next batch may be written to the same pinned memory
+            batch = _to_tensors(arrays)
+            if self._copies is None:
+                yield batch.to(self._device)
+            else:
+                yield _copied(batch, self._device, self._copies)
+                self._copies.synchronize()  # the next batch may be written to the same memory
+
+
+def _copied(batch: Batch, device: torch.device, copies: torch.cuda.Stream) -> Batch:
+    """Copy a batch to a GPU on a stream of its own, while the step before computes there."""
+    with torch.cuda.stream(copies):
+        there = batch.to(device)
+    computes = torch.cuda.current_stream(device)
+    computes.wait_stream(copies)
+    for tensor in there:
+        if tensor is not None and tensor.is_cuda:
+            tensor.record_stream(computes)  # its memory is free when this stream has used it
+    return there
 
 
 def _pinned(shape: tuple[int, ...]) -> Pixels:
@@ -116,6 +133,15 @@ class Position(TypedDict):
     num_seen: int
 
 
+class Batches(Protocol):
+    """What reads the samples of one split: `BatchReader`, or `training.data.kept.KeptSamples`."""
+
+    reader: ShardReader
+
+    def batches(self, index_batches: Collection[Indices]) -> Iterator[Batch]:
+        """Give batches of the given samples, in the given order."""
+
+
 class TrainingBatches:
     """One rank's batches; each pass is one epoch, or the rest of one that was broken off.
 
@@ -129,7 +155,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        reader: BatchReader,
+        reader: Batches,
         *,
         batch_size: int,
         seed: int,

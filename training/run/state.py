@@ -1,6 +1,7 @@
 """Everything that one run holds in memory, built from its config and its shards."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -21,8 +22,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.settings import named_values, not_taken
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
+from training.data.kept import KeptSamples, place_of_samples
 from training.data.processes import Process, parallel
-from training.data.shards import Batch, TrainingBatches
+from training.data.shards import Batch, Batches, TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
@@ -128,14 +130,14 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         )
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
-    reader = model.reader(shards, "train", process, with_glimpses=not config.chooses_ahead)
+    rows = training_rows(shards, config.fold)
     batches = TrainingBatches(
-        reader,
+        _reader(model, shards, process, rows),
         batch_size=config.batch_size,
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,
-        rows=training_rows(shards, config.fold),
+        rows=rows,
     )
     return RunState(
         config=config,
@@ -160,6 +162,19 @@ def _first_flips(config: TrainConfig, shards: ShardFolder) -> Tensor | None:
         return None
     chance = np.random.default_rng((config.seed, FLIPS))
     return torch.from_numpy(chance.random(shards.manifest.num_samples("train")) < 0.5)
+
+
+def _reader(
+    model: SelectiveClassifier, shards: ShardFolder, process: Process, rows: Indices
+) -> Batches:
+    """Open what a run reads: the shards, or samples that are kept."""
+    config = model.config
+    open_split = partial(model.reader, shards, "train", with_glimpses=not config.chooses_ahead)
+    reader = open_split(process)
+    kept_on = place_of_samples(config.preload, reader.num_bytes(len(rows)), process)
+    if kept_on is None:
+        return reader
+    return KeptSamples(open_split(replace(process, device=kept_on)), rows, device=process.device)
 
 
 def with_choices(state: RunState, shards: ShardFolder) -> RunState:

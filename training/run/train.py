@@ -191,7 +191,7 @@ class Training:
             DivergedError: If a loss or a weight stopped being a number.
         """
         state, begun, process = self.state, self.part, self.state.process
-        _set_train(state)
+        set_train(state)
         sums = torch.tensor(begun.sums_of(process.rank), dtype=torch.float64, device=process.device)
         seen = begun.step * state.images_per_step
         state.batches.load_state_dict({"epoch": begun.epoch, "num_seen": seen})
@@ -377,7 +377,8 @@ def _seeded(seed: int, step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(number >> 1))
 
 
-def _set_train(state: RunState) -> None:
+def set_train(state: RunState) -> None:
+    """Put the networks in the mode of a training, before its steps."""
     state.model.train()
     if state.model.proposer is not None and state.config.holds_proposer:
         state.model.proposer.eval()  # a held proposer keeps the averages of its batch norms

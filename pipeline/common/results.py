@@ -4,6 +4,7 @@ The speed of a machine changes from minute to minute, with its heat and its othe
 which every contender has a turn spread such changes evenly.
 """
 
+import json
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
+from pipeline.common.console import console
 from pipeline.common.cpus import num_usable
 from pipeline.common.progress import Progress
-from pipeline.pixels import Pixels
+
+WIDTH = 160  # of a table, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class Difference:
     largest: int
 
 
-def difference(pairs: Iterable[tuple[Pixels, Pixels]]) -> Difference:
+def difference(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Difference:
     """Compare arrays of bytes with their references, all together."""
     counts = np.zeros(256, np.int64)
     for ours, theirs in pairs:
@@ -146,6 +152,25 @@ def _ratios(
         for name in names
         if row.median is not None and (other := medians.get(name))
     }
+
+
+def show_rows(
+    rows: Sequence[Row],
+    *,
+    unit: str = "samples/s",
+    setting: Mapping[str, Any] | None = None,
+    as_json: bool = False,
+    path: Path | None = None,
+) -> None:
+    """Print the table, or the figures for programs; write the figures to a file as well."""
+    text = json.dumps(to_json(rows, setting=setting or {}), indent=1)
+    if as_json:
+        click.echo(text)
+    else:
+        screen = Console(width=max(WIDTH, console().width), markup=False, highlight=False)
+        screen.print(to_table(rows, unit=unit))
+    if path:
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def to_table(rows: Sequence[Row], *, unit: str = "samples/s") -> Table:

@@ -1,0 +1,1 @@
+"""How fast a step is, what it waits for, and what the machine allows."""
