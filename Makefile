@@ -36,6 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,dali,remote,bench,dev]'
+	$(BIN)/python -c 'import pipeline.pixels.kernels'  # compiles now, and not before the first image
 	touch $@
 
 # pillow-simd provides PIL as Pillow does, so it gets an environment of its own, without torch.
