@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
+from training.audit.config import HeadroomConfig
 from training.choose.distill import distilled_config
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.method import FITTED, FORWARD
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
-from training.config import FOLDS, DistillConfig, HeadroomConfig, TrainConfig
+from training.config import FOLDS, DistillConfig, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
 from training.run.folder import RunPaths, held_run

@@ -9,8 +9,8 @@ import msgspec
 
 from pipeline.common.console import AS_JSON, Resumable
 from pipeline.common.options import options_of
+from training.audit.config import HeadroomConfig
 from training.cli.options import MACHINE, PATH, SHARDS, rank_progress
-from training.config import HeadroomConfig
 
 
 @click.command(cls=Resumable)

@@ -15,10 +15,10 @@ from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import Progress
 from training.audit import headroom as estimate
+from training.audit.config import HeadroomConfig
 from training.audit.headroom import estimate_headroom, plan_parts, work_folder
 from training.choose import fit_proposer, out_of_fold
 from training.cli.headroom import headroom
-from training.config import HeadroomConfig
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
 from training.run import train as train_module

@@ -18,9 +18,10 @@ from warm import Program, WarmPython
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.common.progress import Progress
+from training.audit.config import HeadroomConfig
 from training.audit.headroom import work_folder
 from training.choose.distill import distill
-from training.config import DistillConfig, HeadroomConfig, TrainConfig
+from training.config import DistillConfig, TrainConfig
 from training.data.processes import Process
 from training.run.checkpoint import check_own, digest_of, read_meta
 from training.run.folder import RunPaths, held_run
