@@ -212,6 +212,12 @@ class TrainConfig:
     )
     amp: bool = setting(True, "Compute in bfloat16 where the device is fast at it.")
     channels_last: bool = setting(True, "Keep tensors channels last in memory.")
+    torchcompile: str | None = setting(
+        None,
+        "Compile the classifier's training for this machine, with inductor or the backend named.",
+        shown="no",
+        bare="inductor",
+    )
     fold: int | None = setting(
         None,
         "Leave out half of the training images, 0 or 1; an image's key decides its half.",

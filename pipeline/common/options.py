@@ -36,6 +36,9 @@ def _option(name: str, hint: Any, kept: Setting, default: Any) -> Callable[[Comm
     flags = kept.flags or (f"--{name.replace('_', '-')}",)
     if kind is bool and "/" not in "".join(flags):
         flags = (*flags[:-1], f"{flags[-1]}/--no-{flags[-1].removeprefix('--')}")
+    bare: dict[str, Any] = {}
+    if kept.bare is not None:
+        bare = {"is_flag": False, "flag_value": kept.bare}
     return click.option(
         *flags,
         name,
@@ -44,6 +47,7 @@ def _option(name: str, hint: Any, kept: Setting, default: Any) -> Callable[[Comm
         show_default=kept.shown or _shown(default),
         multiple=kept.multiple,
         help=kept.text,
+        **bare,
     )
 
 

@@ -24,6 +24,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...]
     shown: str | None
     multiple: bool
+    bare: str | None
 
 
 def setting(
@@ -36,6 +37,7 @@ def setting(
     choices: Sequence[str] = (),
     shown: str | None = None,
     multiple: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """Make a dataclass field that is also an option.
 
@@ -49,8 +51,9 @@ def setting(
         choices: Texts accepted; empty accepts all.
         shown: Default in words, for the help.
         multiple: Whether the option may be repeated; the field is a tuple of all.
+        bare: Value where the flag is typed without one; None requires one.
     """
-    kept = Setting(text, tuple(flags.split()), low, high, tuple(choices), shown, multiple)
+    kept = Setting(text, tuple(flags.split()), low, high, tuple(choices), shown, multiple, bare)
     return dataclasses.field(default=default, metadata={_KEY: kept})
 
 

@@ -36,6 +36,7 @@ class StepBenchConfig:
     seconds: float = setting(1.0, "Least time of a turn, s.", low=0.001, high=600)
     rounds: int = setting(3, "Turns of each, after one warm-up turn.", low=1, high=1000)
     amp: bool = like(TrainConfig, "amp")
+    torchcompile: str | None = like(TrainConfig, "torchcompile")
     workers: int = like(TrainConfig, "workers", text="Threads, or plain processes, that read.")
     device: str = like(TrainConfig, "device")
     preload: str = like(TrainConfig, "preload")
@@ -54,6 +55,7 @@ class StepBenchConfig:
             batch_size=self.batch_size,
             epochs=MOST_EPOCHS,
             amp=self.amp,
+            torchcompile=self.torchcompile,
             workers=self.workers,
             device=self.device,
             preload=self.preload,

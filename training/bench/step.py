@@ -236,6 +236,7 @@ def _setting(
         "model": config.model,
         "classifier_macs": macs,
         "batch_size": config.batch_size,
+        "torchcompile": config.torchcompile,
         "workers": config.workers,
         "preload": config.preload,
         "source": None if config.source is None else config.source.name,

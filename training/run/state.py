@@ -26,6 +26,7 @@ from training.data.kept import KeptSamples, place_of_samples
 from training.data.processes import Process, parallel
 from training.data.shards import Batch, Batches, TrainingBatches
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
+from training.model.compiled import check_compiler
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
 from training.run.average import begin_average
@@ -128,6 +129,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
             "--proposer-lr 0 keeps the proposer's weights, which must be trained before; got no "
             "--initial-checkpoint. Give a run with a trained proposer, or raise --proposer-lr."
         )
+    check_compiler(config.torchcompile, process.device)
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
     rows = training_rows(shards, config.fold)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from training.data.processes import (
     sum_over_ranks,
     wait_for_main,
 )
-from training.data.shards import Batch, send
+from training.data.shards import Batch, BatchReader, send
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.model.policies import POLICIES
@@ -246,8 +246,9 @@ class Training:
         """Evaluate the last weights on every crop, and close the record."""
         state, paths = self.state, self.paths
         logits = classify_crops(
-            state.scored, self.shards, process=state.process, progress=self.progress
-        )
+            state.scored, self.shards, process=state.process, reader=self._val_reader,
+            progress=self.progress,
+        )  # fmt: skip
         evaluation = summarise(logits, state.scored)
         last = replace(self.record.epochs[-1], val_top1=evaluation.top1)
         self.record = replace(
@@ -265,6 +266,11 @@ class Training:
             self.record.save(paths.record)
         wait_for_main(state.process)
         return self.record
+
+    @cached_property
+    def _val_reader(self) -> BatchReader:
+        """Read the validation split, whose samples are checked in the first validation alone."""
+        return self.state.model.reader(self.shards, "val", self.state.process)
 
     def _validate(self) -> float:
         """Score the policy on the validation split, top-1 in %, unless a signal interrupts it."""
@@ -284,8 +290,9 @@ class Training:
         try:
             check_stop()
             return evaluate_choice(
-                self.state.scored, shards, process=process, on_images=on_images, awaited=awaited
-            )
+                self.state.scored, shards, process=process, on_images=on_images,
+                reader=self._val_reader, awaited=awaited,
+            )  # fmt: skip
         except InterruptedWaitError:
             raise self._stopped() from None
         except DownloadError as lost:

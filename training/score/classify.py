@@ -16,7 +16,7 @@ from pipeline import Indices, ShardFolder, evaluation_batches
 from pipeline.common.progress import SILENT, Progress
 from training.data import augment
 from training.data.processes import Process, sum_over_ranks
-from training.data.shards import Batch
+from training.data.shards import Batch, BatchReader
 from training.model.classifier import SelectiveClassifier, autocast
 from training.model.policies import POLICIES
 from training.score.crop_logits import CropLogits
@@ -38,6 +38,7 @@ def classify_crops(
     split: str = "val",
     rows: Indices | None = None,
     with_canvas: bool = False,
+    reader: BatchReader | None = None,
     stage: str = SCORING,
     progress: Progress = SILENT,
 ) -> CropLogits:
@@ -52,6 +53,7 @@ def classify_crops(
         split: To read from.
         rows: Samples of the split, in the order wanted; None takes all.
         with_canvas: Whether the whole canvas at its own resolution is one more view, the last.
+        reader: Reads the split; None opens it, and checks each sample anew.
         stage: Name of the work, for the progress.
         progress: Shows images.
     """
@@ -66,7 +68,8 @@ def classify_crops(
         num_samples, batch_size=EVALUATION_BATCH, rank=process.rank, world_size=process.world_size
     )
     on_images = counting(progress, stage, num_samples)
-    batches = model.reader(shards, split, process).batches([rows_N[place_B] for place_B in places])
+    reader = reader or model.reader(shards, split, process)
+    batches = reader.batches([rows_N[place_B] for place_B in places])
     for place_B, batch in zip(places, batches, strict=True):
         views = augment.cut(batch, shards.crop_layout, model.candidates).unbind(1)
         if with_canvas and batch.canvases_BCC3 is not None:
@@ -89,6 +92,7 @@ def evaluate_choice(
     *,
     process: Process,
     on_images: OnImages,
+    reader: BatchReader | None = None,
     awaited: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> float:
     """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch.
@@ -98,6 +102,7 @@ def evaluate_choice(
         shards: To read the validation split from.
         process: This one among its peers.
         on_images: Called after each batch.
+        reader: Reads the validation split; None opens it, and checks each sample anew.
         awaited: Yields the batches that it is given; it may end the wait for one.
     """
     model.eval()
@@ -106,7 +111,8 @@ def evaluate_choice(
         shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH, rank=process.rank,
         world_size=process.world_size,
     )  # fmt: skip
-    for batch in awaited(model.reader(shards, "val", process).batches(pieces)):
+    reader = reader or model.reader(shards, "val", process)
+    for batch in awaited(reader.batches(pieces)):
         with autocast(model.config, process.device):
             if POLICIES[model.config.policy].averages:
                 crops = augment.cut(batch, shards.crop_layout, model.candidates).unbind(1)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import ShardFolder
+from pipeline import ShardFolder, ShardReader
 from pipeline.common.errors import (
     CheckpointError,
     ConfigError,
@@ -610,3 +610,22 @@ def test_a_proposer_that_is_held_stays_as_it_was(
     names = [name for name in after if name.startswith("model.proposer.")]
     assert any("running_mean" in name for name in names)
     assert all(torch.equal(begun[name], after[name]) for name in names)
+
+
+def test_the_samples_of_a_runs_validations_are_checked_once(
+    train: Callable[..., RunRecord],
+    tiny: Callable[..., TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[str] = []
+    check = ShardReader._check_members
+
+    def noted(reader: ShardReader, number: int, entry: Any) -> None:
+        checked.append(entry.key)
+        check(reader, number, entry)
+
+    monkeypatch.setattr(ShardReader, "_check_members", noted)
+    record = train(tiny(epochs=3), tmp_path / "run")
+    assert all(epoch.val_top1 is not None for epoch in record.epochs)
+    assert len(checked) == 70 + 29
