@@ -73,7 +73,7 @@ def _fast_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """Let Ctrl-C reach the tests, and what they start, where a shell runs them in the background."""
+    """Let Ctrl-C reach the tests, and what they start, where a shell had set it aside."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
