@@ -198,7 +198,5 @@ def rate_text(tally: Tally, run: LoadedRun) -> str:
     parts.append(f"{100 * tally.classifier_s / seconds:.0f} % the classifier")
     rate = tally.num_images / seconds
     speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
-    return (
-        f"{tally.num_images} images in {seconds:.1f} s, {speed} images/s; of the time "
-        f"{', '.join(parts)}{macs}"
-    )
+    images = "1 image" if tally.num_images == 1 else f"{tally.num_images} images"
+    return f"{images} in {seconds:.1f} s, {speed} images/s; of the time {', '.join(parts)}{macs}"
