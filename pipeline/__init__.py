@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest
     from pipeline.format.sample import Sample
     from pipeline.format.spec import DataSpec
+    from pipeline.photos.find import find_photos
+    from pipeline.photos.read import Photo, PhotoSpec, decoder_library, read_photos
     from pipeline.pixels import Pixels
     from pipeline.read.collate import BatchSpec
     from pipeline.read.loader import ArrayBatch, BatchLoader
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOX_HEADER", "CANDIDATES_TEXT", "FULL", "ArrayBatch", "BatchLoader", "BatchSpec", "Box",
-    "BuildConfig", "CropLayout", "DataSpec", "Indices", "Manifest", "ObjectBox", "Part", "Pixels",
-    "Sample", "SampleStream", "ShardFolder", "ShardReader", "SrpError", "build_shards",
-    "count_images", "evaluation_batches", "open_source", "open_store", "place_crops",
-    "steps_per_epoch", "training_batches", "verify_shards",
+    "BuildConfig", "CropLayout", "DataSpec", "Indices", "Manifest", "ObjectBox", "Part", "Photo",
+    "PhotoSpec", "Pixels", "Sample", "SampleStream", "ShardFolder", "ShardReader", "SrpError",
+    "build_shards", "count_images", "decoder_library", "evaluation_batches", "find_photos",
+    "open_source", "open_store", "place_crops", "read_photos", "steps_per_epoch",
+    "training_batches", "verify_shards",
 ]  # fmt: skip
 
 _HOMES = {
@@ -50,6 +53,8 @@ _HOMES = {
     "format.manifest": ("Manifest",),
     "format.sample": ("Sample",),
     "format.spec": ("DataSpec",),
+    "photos.find": ("find_photos",),
+    "photos.read": ("Photo", "PhotoSpec", "decoder_library", "read_photos"),
     "pixels": ("Pixels",),
     "read.collate": ("BatchSpec",),
     "read.loader": ("ArrayBatch", "BatchLoader"),

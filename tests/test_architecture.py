@@ -25,7 +25,7 @@ ARROWS = {
         cli
         bench verify
         datasets
-        build
+        build photos
         decode sources stream
         read
         format
@@ -34,6 +34,7 @@ ARROWS = {
     """,
     "training": """
         cli
+        predict
         report
         audit bench
         study
@@ -219,6 +220,8 @@ PUBLIC = {
         Manifest
         ObjectBox
         Part
+        Photo
+        PhotoSpec
         Pixels
         Sample
         SampleStream
@@ -227,10 +230,13 @@ PUBLIC = {
         SrpError
         build_shards
         count_images
+        decoder_library
         evaluation_batches
+        find_photos
         open_source
         open_store
         place_crops
+        read_photos
         steps_per_epoch
         training_batches
         verify_shards

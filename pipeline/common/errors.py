@@ -15,8 +15,8 @@
     └── ImageError         -  one image cannot be used; the build turns it into a rejection
 
 Every message follows one template: rule; got value where. Fix. The commands print it on one
-line and exit with the status; anything else that escapes is a bug, and status 1. `printable` and
-`few` put names into messages.
+line and exit with the status; anything else that escapes is a bug, and status 1. `printable`,
+`escaped` and `few` put names into messages.
 """
 
 from collections.abc import Sequence
@@ -113,14 +113,19 @@ class ImageError(SrpError):
 
 
 def printable(text: str) -> str:
-    """Put a text on one line, safe for a terminal; a file name may hold anything.
+    """Put a text on one line, safe for a terminal; a file name may hold anything."""
+    return escaped(" ".join(text.split()))
 
-    Characters that are not printable are escaped: escape sequences, which a terminal would obey,
-    marks that change the direction of writing, and bytes that are no text.
+
+def escaped(text: str) -> str:
+    """Escape characters that are not printable, and keep every space.
+
+    They are escape sequences, which a terminal would obey, marks that change the direction of
+    writing, and bytes that are no text.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in " ".join(text.split())
+        for character in text
     )
 
 

@@ -50,19 +50,29 @@ class PillowDecoder:
         if isinstance(data, ImageError):
             return data
         try:
-            return self._views(data)
+            source_HWC, (width, height) = self.upright(data)
         except ImageError as error:
             return error
+        return views_of(source_HWC, self._spec, width=width, height=height)
 
-    def _views(self, data: bytes) -> Views:
+    def upright(self, data: bytes) -> tuple[Pixels, tuple[int, int]]:
+        """Decode a file by the rules.
+
+        Returns:
+            Uint8 `(H, W, 3)`, RGB, smaller than the file's image if drafted; width and height of
+            the upright image in the file, px.
+
+        Raises:
+            ImageError: If the file cannot be used.
+        """
         is_turbo = turbo_is_exact() and not self._spec.draft
         # `opened` blames the file for every error, so only the reading is in its block.
         with opened(data, max_pixels=self._spec.max_pixels) as image:
-            width, height = upright_size(image, self._spec)
+            size = upright_size(image, self._spec)
             is_plain = is_turbo and is_plain_jpeg(image, self._spec)
             plain = _read_plain(data) if is_plain else None
             source_HWC = np.asarray(self._read(image)) if plain is None else plain
-        return views_of(source_HWC, self._spec, width=width, height=height)
+        return source_HWC, size
 
     def _read(self, image: Image.Image) -> Image.Image:
         if self._spec.draft:

@@ -212,6 +212,7 @@ def _save(
         epoch=0,
         best_top1=0.0,
         fingerprint=record.data.fingerprint,
+        class_names=record.data.class_names,
     )
     data = pack_checkpoint(meta, model=model)
     for path in (paths.best, paths.last):

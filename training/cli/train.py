@@ -25,6 +25,7 @@ from training.cli.options import (
     SHARDS,
     rank_progress,
 )
+from training.cli.predict import predict
 from training.cli.sizes import sizes
 from training.config import TrainConfig, check_used
 
@@ -47,6 +48,7 @@ def main() -> None:
 
 main.add_command(evaluate)
 main.add_command(audit)
+main.add_command(predict)
 main.add_command(headroom)
 main.add_command(sizes)
 main.add_command(bench)

@@ -50,6 +50,7 @@ class CheckpointMeta:
         best_top1: Best validation accuracy so far, %.
         part: Finished steps of the next epoch, if the run stopped in it.
         fingerprint: That of the shards' build.
+        class_names: The classes for people; empty in checkpoints of old versions.
     """
 
     config: TrainConfig
@@ -59,6 +60,7 @@ class CheckpointMeta:
     best_top1: float
     part: EpochPart | None = None
     fingerprint: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 def pack_checkpoint(

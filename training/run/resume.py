@@ -157,6 +157,7 @@ def save_run(
             best_top1=best,
             part=part,
             fingerprint=record.data.fingerprint,
+            class_names=record.data.class_names,
         )
         data = pack_checkpoint(
             meta,
