@@ -103,29 +103,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
     Raises:
         ConfigError: If the config does not fit the shards.
     """
-    crop_px = shards.manifest.spec.crop_size
-    if config.shift >= crop_px:
-        raise ConfigError(
-            f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
-            f"px in {shards.place}. Lower --shift."
-        )
-    if config.scale is not None and shards.manifest.spec.layout != "canvas":
-        raise ConfigError(
-            "--scale takes windows of canvases; got --layout "
-            f"{shards.manifest.spec.layout} in {shards.place}. Build shards with --layout canvas, "
-            "or drop --scale."
-        )
-    if config.start_size is not None and config.start_size >= crop_px:
-        raise ConfigError(
-            f"--start-size must be below the crop's side; got {config.start_size} px for crops of "
-            f"{crop_px} px in {shards.place}. Lower it, or drop it."
-        )
-    is_fitted = POLICIES[config.policy].is_fitted
-    if config.holds_proposer and not is_fitted and not config.initial_checkpoint:
-        raise ConfigError(
-            "--proposer-lr 0 keeps the proposer's weights, which must be trained before; got no "
-            "--initial-checkpoint. Give a run with a trained proposer, or raise --proposer-lr."
-        )
+    _check_fits(config, shards)
     model = build_model(config, shards, process)
     optimizer = _make_optimizer(model, config)
     reader = model.reader(shards, "train", process, with_glimpses=not config.chooses_ahead)
@@ -153,6 +131,33 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         autocast=uses_bfloat16(config, process.device),
         first_flips_N=_first_flips(config, shards),
     )
+
+
+def _check_fits(config: TrainConfig, shards: ShardFolder) -> None:
+    """Refuse what a run asks for and these shards, or its beginning, do not give."""
+    crop_px = shards.manifest.spec.crop_size
+    if config.shift >= crop_px:
+        raise ConfigError(
+            f"--shift must be below the crop's side; got {config.shift} px for crops of {crop_px} "
+            f"px in {shards.place}. Lower --shift."
+        )
+    if config.scale is not None and shards.manifest.spec.layout != "canvas":
+        raise ConfigError(
+            "--scale takes windows of canvases; got --layout "
+            f"{shards.manifest.spec.layout} in {shards.place}. Build shards with --layout canvas, "
+            "or drop --scale."
+        )
+    if config.start_size is not None and config.start_size >= crop_px:
+        raise ConfigError(
+            f"--start-size must be below the crop's side; got {config.start_size} px for crops of "
+            f"{crop_px} px in {shards.place}. Lower it, or drop it."
+        )
+    is_fitted = POLICIES[config.policy].is_fitted
+    if config.holds_proposer and not is_fitted and not config.initial_checkpoint:
+        raise ConfigError(
+            "--proposer-lr 0 keeps the proposer's weights, which must be trained before; got no "
+            "--initial-checkpoint. Give a run with a trained proposer, or raise --proposer-lr."
+        )
 
 
 def _first_flips(config: TrainConfig, shards: ShardFolder) -> Tensor | None:
