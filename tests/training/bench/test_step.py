@@ -139,3 +139,15 @@ def test_the_limit_counts_three_passes(opened: ShardFolder, alone: Process) -> N
     turn = bench._limit(config(), macs, alone).measure()
     assert turn.rate is not None
     assert turn.figures["GFLOP/s"] == pytest.approx(turn.rate * 6 * macs / 1e9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("preload", ["none", "device"])
+def test_a_gpu_is_measured(preload: str, opened: ShardFolder) -> None:
+    process = Process(device=torch.device("cuda", 0))
+    wanted = config(device="cuda", preload=preload, policies=("whole",), amp=True)
+    rows, setting = bench.bench_step(wanted, shards=opened, process=process)
+    assert all(row.median for row in rows)
+    assert torch.cuda.get_device_name() in setting["machine"]
