@@ -122,6 +122,9 @@ class TrainConfig:
         high=MOST_EPOCHS,
         shown="0 where --initial-checkpoint has halves, else half of --epochs",
     )
+    judge_mirrors: bool = setting(
+        False, "Judge each crop together with its mirror: a better choice, for twice the time."
+    )
     fit_epochs: int = setting(
         40, "Passes of the fit of a proposer over the loss matrix.", low=1, high=MOST_EPOCHS
     )

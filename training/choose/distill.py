@@ -285,8 +285,9 @@ def _out_of_fold(
     if not run.out_of_fold.exists() and not base.config.borrows_folds:
         train_folds(run, config, shards=shards, process=process, progress=progress)
     return out_of_fold_logits(
-        run.out_of_fold, folds, config, shards=shards, process=process, progress=progress
-    )
+        run.out_of_fold, folds, config, shards=shards, process=process,
+        with_mirrors=base.config.judge_mirrors, progress=progress,
+    )  # fmt: skip
 
 
 def _own_logits(

@@ -110,8 +110,9 @@ def run_stages(
     load_initial(start, state.model, parts=(CLASSIFIER,))
     begun = time.monotonic()
     unseen = out_of_fold_logits(
-        paths.out_of_fold, folds, explored, shards=shards, process=process, progress=progress
-    )
+        paths.out_of_fold, folds, explored, shards=shards, process=process,
+        with_mirrors=config.judge_mirrors, progress=progress,
+    )  # fmt: skip
     record = finished(StageRecord(name="judge", seconds=time.monotonic() - begun))
     begun = time.monotonic()
     wanted = fit_config(config)
@@ -261,7 +262,8 @@ def fold_costs(config: TrainConfig, counts: Counts) -> dict[str, float]:
     """Estimate the same for a run's folds and their logits alone, which any run may have."""
     half = counts.num_train / FOLDS
     epochs = config.num_explored if POLICIES[config.policy].is_fitted else config.epochs
+    num_views = counts.num_crops * (1 + config.judge_mirrors)
     return {
         **dict.fromkeys(EXPLORING, epochs * half),
-        **dict.fromkeys(JUDGING, counts.num_crops * half / FORWARD),
+        **dict.fromkeys(JUDGING, num_views * half / FORWARD),
     }

@@ -30,6 +30,7 @@ def out_of_fold_logits(
     *,
     shards: ShardFolder,
     process: Process,
+    with_mirrors: bool = False,
     progress: Progress = SILENT,
 ) -> CropLogits:
     """Load the out-of-fold logits of the training split, or compute and save them.
@@ -40,6 +41,7 @@ def out_of_fold_logits(
         config: That they share but for the fold and the seed.
         shards: That they were trained on.
         process: This one among its peers.
+        with_mirrors: See `classify_crops`.
         progress: Shows images.
 
     Raises:
@@ -58,6 +60,7 @@ def out_of_fold_logits(
         parts.append(
             classify_crops(
                 model, shards, process=process, split="train", rows=rows[fold], stage=JUDGING[fold],
+                with_mirrors=with_mirrors,
                 progress=progress,
             )
         )  # fmt: skip

@@ -11,7 +11,7 @@ PROPOSER_OPTIONS = (
 )  # fmt: skip
 GUMBEL_OPTIONS = (*PROPOSER_OPTIONS, "random_epochs", "tau_start", "tau_end")
 WINDOW_OPTIONS = ("scale", "ratio", "scale_off_epochs")
-STAGED_OPTIONS = (*PROPOSER_OPTIONS, "explore_epochs", "fit_epochs")
+STAGED_OPTIONS = (*PROPOSER_OPTIONS, "explore_epochs", "judge_mirrors", "fit_epochs")
 
 
 class Policy(NamedTuple):

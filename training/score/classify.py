@@ -6,6 +6,8 @@ Axes: N samples, B of a batch, K candidates, V views of an image, C classes.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from math import log
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ def classify_crops(
     split: str = "val",
     rows: Indices | None = None,
     with_canvas: bool = False,
+    with_mirrors: bool = False,
     reader: BatchReader | None = None,
     stage: str = SCORING,
     progress: Progress = SILENT,
@@ -53,6 +56,7 @@ def classify_crops(
         split: To read from.
         rows: Samples of the split, in the order wanted; None takes all.
         with_canvas: Whether the whole canvas at its own resolution is one more view, the last.
+        with_mirrors: Whether a view's logits are those of `_both_ways`.
         reader: Reads the split; None opens it, and checks each sample anew.
         stage: Name of the work, for the progress.
         progress: Shows images.
@@ -68,6 +72,7 @@ def classify_crops(
         num_samples, batch_size=EVALUATION_BATCH, rank=process.rank, world_size=process.world_size
     )
     on_images = counting(progress, stage, num_samples)
+    classify = partial(_both_ways, model) if with_mirrors else model.logits
     reader = reader or model.reader(shards, split, process)
     batches = reader.batches([rows_N[place_B] for place_B in places])
     for place_B, batch in zip(places, batches, strict=True):
@@ -76,7 +81,7 @@ def classify_crops(
             views = (*views, batch.canvases_BCC3)
         with autocast(model.config, device):
             probabilities_NK[place_B] = _choice(model, batch).float()
-            logits_NVC[place_B] = torch.stack([model.logits(view) for view in views], 1)
+            logits_NVC[place_B] = torch.stack([classify(view) for view in views], 1)
         labels_N[place_B] = batch.labels_B
         on_images(len(place_B) * process.world_size)
     labels_N, logits_NVC, probabilities_NK = (
@@ -145,6 +150,14 @@ def _choice(model: SelectiveClassifier, batch: Batch) -> Tensor:
     ]
     chosen_B = torch.tensor(chosen, device=batch.labels_B.device)
     return F.one_hot(chosen_B, num_crops).float()
+
+
+def _both_ways(model: SelectiveClassifier, view_BHWC: Tensor) -> Tensor:
+    """Take the log of the mean of the probabilities of a view and of its mirror, `(B, C)`."""
+    views = (view_BHWC, view_BHWC.flip(2))
+    return torch.stack([model.logits(view).float().log_softmax(1) for view in views]).logsumexp(
+        0
+    ) - log(2)
 
 
 def counting(progress: Progress, stage: str, total: int) -> OnImages:

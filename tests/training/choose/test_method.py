@@ -255,6 +255,24 @@ def test_halves_that_know_the_classes_judge_without_exploring(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in names)  # the rate is 0
 
 
+def test_with_mirrors_the_halves_judge_each_crop_both_ways(
+    unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    begun = unbroken.paths
+    config = replace(
+        unbroken.config, initial_checkpoint=str(begun.folder), explore_epochs=None, epochs=2,
+        judge_mirrors=True,
+    )  # fmt: skip
+    paths = RunPaths(folder=tmp_path / "run")
+    staged(config, paths.folder)
+    both, one = (load_file(run.out_of_fold)["logits_NKC"] for run in (paths, begun))
+    assert not torch.allclose(both.softmax(2), one.softmax(2))
+    torch.testing.assert_close(both.logsumexp(2), torch.zeros(both.shape[:2]), atol=1e-5, rtol=0)
+    turned = 2 * both.exp() - one.softmax(2)  # what the mirror alone must have been given
+    assert turned.min() > -1e-5
+    torch.testing.assert_close(turned.sum(2), torch.ones(both.shape[:2]))
+
+
 def test_halves_that_are_not_there_are_told_before_the_work(
     unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
 ) -> None:

@@ -589,7 +589,9 @@ def test_an_initial_checkpoint_that_does_not_fit_is_refused(
     tiny: Tiny, train: Train, tmp_path: Path, finished: tuple[RunPaths, RunRecord]
 ) -> None:
     folder = str(finished[0].folder)
-    with pytest.raises(CheckpointError, match=r"same --model and number of classes; got another"):
+    with pytest.raises(
+        CheckpointError, match=r"same --model, --model-kwargs and number of classes; got another"
+    ):
         train(tiny(initial_checkpoint=folder, model="resnet34"), tmp_path / "deeper")
     with pytest.raises(CheckpointError, match=r"a run must have a checkpoint; got none at .*gone"):
         train(tiny(initial_checkpoint=str(tmp_path / "gone")), tmp_path / "nothing")

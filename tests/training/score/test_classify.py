@@ -14,6 +14,7 @@ from pipeline.common.progress import Progress
 from pipeline.format.crops import FIVE
 from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
+from training.data import augment
 from training.data.processes import Process
 from training.data.shards import BatchReader
 from training.model.policies import POLICIES
@@ -73,6 +74,21 @@ def test_they_equal_one_image_and_one_crop_at_a_time(
             assert logits.averaged_N[index] == logits_KC.softmax(1).mean(0).argmax()
             torch.testing.assert_close(logits.losses_NK[index], losses_K, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(logits.probabilities_NK[index], chances)
+
+
+def test_a_view_and_its_mirror_have_the_mean_of_their_probabilities(
+    opened: ShardFolder, alone: Process, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tiny(), opened, alone)
+    both = classify_crops(model, opened, process=alone, with_mirrors=True).logits_NKC
+    plain = classify_crops(model, opened, process=alone).logits_NKC
+    cut = augment.cut
+    monkeypatch.setattr(augment, "cut", lambda *args, **options: cut(*args, **options).flip(3))
+    turned = classify_crops(model, opened, process=alone).logits_NKC
+    turned_both = classify_crops(model, opened, process=alone, with_mirrors=True).logits_NKC
+    assert not torch.allclose(plain, turned)
+    torch.testing.assert_close(both.exp(), (plain.softmax(2) + turned.softmax(2)) / 2)
+    torch.testing.assert_close(turned_both, both)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
