@@ -199,7 +199,7 @@ speedrun: $(READY)
 	[[ -n "$$data" ]] || {
 	  echo "error: make speedrun needs Imagenette: make speedrun DATA=/path/to/it" >&2; exit 2; }
 	$(SRP_DATA) build-shards "$$data" '$(WORK)/shards/speedrun' --canvas-size 160 --crop-size 128 \
-	  --glimpse-size 32 --candidates full
+	  --glimpse-size 32 --candidates full+five
 	$(SRP_TRAIN) from '$(WORK)/shards/speedrun' --output '$(WORK)/runs' $(SPEEDRUN)
 
 # Two processes of one thread each; the twenty slowest tests are printed.
