@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import gpu_check
 import gpu_folder
 import pytest
+
+from pipeline.cli.main import main as srp_data
+from training.cli.train import main as srp_train
 
 
 @pytest.fixture
@@ -75,3 +79,12 @@ def test_digests_are_of_the_pieces(folder: Path) -> None:
     for digests in sums.values():
         for piece, digest in digests.items():
             assert hashlib.sha256((folder / piece).read_bytes()).hexdigest() == digest
+
+
+def test_the_commands_of_a_speedrun_parse(tmp_path: Path) -> None:
+    variables = ("READY=", "SRP_DATA=echo", "SRP_TRAIN=echo", "DATA=images.tgz", f"WORK={tmp_path}")
+    command = ["make", "--silent", "speedrun", *variables]
+    printed = subprocess.check_output(command, cwd=gpu_check.REPO, text=True).splitlines()
+    for program, line in zip((srp_data, srp_train), printed, strict=True):
+        name, *words = line.split()
+        program.commands[name].make_context(name, words)
