@@ -1,5 +1,5 @@
 # Two commands do everything on a machine with Python and make: `make reproduce`, `make test`.
-# `make simd` and `make gpu-check` try the decoders that other environments and machines have;
+# `make simd` tries a decoder that needs an environment of its own, `make gpu-check` a GPU;
 # `make bench-envs` makes environments for the loaders that cannot share ours.
 
 # Where this is set, every process compiles its Python anew: ten seconds for torch and timm.

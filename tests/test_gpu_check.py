@@ -64,9 +64,11 @@ def test_a_part_without_its_packages_is_left_out_and_a_failure_does_not_end_the_
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     check = gpu_check.Check(tmp_path, minutes=1)
-    check.part("first", "-c", "print(1)", needs=("json", "no_such_package", "no.such"))
-    check.part("second", "-c", "raise SystemExit(3)")
-    check.part("third", "-c", "print('it ran')", needs=("json",))
+    check.part(
+        "first", gpu_check.PYTHON, "-c", "print(1)", needs=("json", "no_such_package", "no.such")
+    )
+    check.part("second", gpu_check.PYTHON, "-c", "raise SystemExit(3)")
+    check.part("third", gpu_check.PYTHON, "-c", "print('it ran')", needs=("json",))
     lines = capfd.readouterr().out.splitlines()
     assert lines[:2] == ["== first: left out for want of no_such_package, no.such", "== second"]
     assert lines[2].endswith("s, FAILED with exit status 3")
@@ -88,3 +90,10 @@ def test_the_commands_of_a_speedrun_parse(tmp_path: Path) -> None:
     for program, line in zip((srp_data, srp_train), printed, strict=True):
         name, *words = line.split()
         program.commands[name].make_context(name, words)
+
+
+def test_the_tests_for_a_gpu_are_all_found_and_no_others() -> None:
+    command = [gpu_check.PYTHON, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "tests"]
+    listed = subprocess.check_output(command, cwd=gpu_check.REPO, text=True).splitlines()
+    expected = {line.partition("::")[0] for line in listed if "::" in line}
+    assert {str(path.relative_to(gpu_check.REPO)) for path in gpu_check.gpu_tests()} == expected

@@ -4,10 +4,8 @@ Options that timm's train.py has carry timm's names.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pipeline import CANDIDATES_TEXT
 from pipeline.common.cpus import num_usable
@@ -36,11 +34,7 @@ MOST_SEED = 2**32 - 1
 MOST_EPOCHS = 1_000_000
 MOST_RATE = 1000
 MOST_PX = 65_536
-MACHINE_FIELDS = (
-    "workers",
-    "device",
-    "preload",
-)  # which change no figure but the speed
+MACHINE_FIELDS = ("workers", "device", "preload")  # which change no figure but the speed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -352,24 +346,6 @@ def _check_recipe(config: TrainConfig) -> None:
             "--scale-off-epochs must be fewer than --epochs, or no window is drawn; got "
             f"{config.scale_off_epochs} of {config.epochs}. Lower it, or drop --scale."
         )
-
-
-def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
-    """List the options in which two configs differ, except those that change no figure.
-
-    Returns:
-        Each option as it is typed, and its two values.
-    """
-    for name, value in vars(one).items():
-        theirs = getattr(other, name)
-        if name not in MACHINE_FIELDS and not _is_same(name, value, theirs):
-            yield f"--{name.replace('_', '-')}", value, theirs
-
-
-def _is_same(name: str, one: Any, other: Any) -> bool:
-    if name == "initial_checkpoint" and one and other:  # one place has many spellings
-        return Path(one).resolve() == Path(other).resolve()
-    return bool(one == other)
 
 
 def check_used(config: TrainConfig, fields: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ Axes: M and N rows and columns of a map.
 import io
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -16,7 +15,7 @@ from pipeline.common.errors import printable
 from training.predict.load import LoadedRun
 from training.predict.predict import Prediction
 from training.predict.results import Result
-from training.report.heat_maps import COLOURS, FLAT, scale_of
+from training.report.heat_maps import FLAT, colour, enlarge, scale_of
 from training.report.result_picture import BOX, MAP_OPACITY
 
 TEXT_PX, LINE_PX = 16, 24
@@ -89,9 +88,8 @@ def heat(map_MN: Tensor, size: tuple[int, int]) -> Image.Image:
         size: Width and height of the picture, px.
     """
     centred_1MN, low, high = scale_of(map_MN[None])
-    shares = Image.fromarray(np.clip((centred_1MN[0] - low) / max(high - low, FLAT), 0, 1))
-    fine = np.asarray(shares.resize(size, Image.Resampling.BILINEAR))
-    return Image.fromarray(np.ascontiguousarray(mpl.colormaps[COLOURS](fine, bytes=True)[..., :3]))
+    shares = np.clip((centred_1MN[0] - low) / max(high - low, FLAT), 0, 1)
+    return colour(enlarge(shares, size), opacity=1).convert("RGB")
 
 
 def _caption(prediction: Prediction, result: Result) -> list[str]:

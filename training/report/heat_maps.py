@@ -39,9 +39,10 @@ def draw_heat(maps_BMN: Tensor) -> HeatMaps:
     centred, low, high = scale_of(maps_BMN)
     shares = np.clip((centred - low) / max(high - low, FLAT), 0, 1)
     strip = np.linspace(0, 1, LEGEND_PX[0], dtype=np.float32)[None]
+    fine = (enlarge(share, (HEAT_PX, HEAT_PX)) for share in shares)
     return HeatMaps(
-        images=tuple(data_uri(_colour(_enlarge(share)), "PNG") for share in shares),
-        legend=data_uri(_colour(strip), "PNG"),
+        images=tuple(data_uri(colour(share), "PNG") for share in fine),
+        legend=data_uri(colour(strip), "PNG"),
         low=low,
         high=high,
     )
@@ -54,11 +55,13 @@ def scale_of(maps_BMN: Tensor) -> tuple[NDArray[np.float32], float, float]:
     return centred, low, high
 
 
-def _enlarge(map_MN: NDArray[np.float32]) -> NDArray[np.float32]:
+def enlarge(map_MN: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Upsample a map bilinearly to a width and a height, px."""
     picture = Image.fromarray(map_MN.astype(np.float32))
-    return np.asarray(picture.resize((HEAT_PX, HEAT_PX), Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
-def _colour(share: NDArray[np.float32]) -> Image.Image:
-    rgba = mpl.colormaps[COLOURS](share, alpha=OPACITY, bytes=True)
+def colour(share: NDArray[np.float32], *, opacity: float = OPACITY) -> Image.Image:
+    """Colour shares, 0 to 1 from the low to the high end of the scale, as RGBA."""
+    rgba = mpl.colormaps[COLOURS](share, alpha=opacity, bytes=True)
     return Image.fromarray(np.ascontiguousarray(rgba))

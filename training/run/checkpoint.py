@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline import DataSpec, Manifest
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import TrainConfig, changed_options
+from training.config import TrainConfig
 from training.run.folder import RunPaths
-from training.run.record import EpochPart, RunRecord, config_from_json
+from training.run.record import EpochPart, RunRecord, changed_options, config_from_json
 
 FORMAT = "srp-checkpoint/2"
 FORMATS = "srp-checkpoint/"  # every version's begins so

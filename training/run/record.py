@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from pipeline import DataSpec, Manifest, ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import TrainConfig, policies_using, schedules_using
+from training.config import MACHINE_FIELDS, TrainConfig, policies_using, schedules_using
 from training.data.processes import cpu_capabilities
 from training.score.metrics import Evaluation
 
@@ -306,3 +307,21 @@ def describe_hardware(device: torch.device) -> str:
         name = cpu_capabilities().get("cpu_name") or platform.machine()
         place = f"{name}, {torch.get_num_threads()} threads"
     return f"{place}, torch {torch.__version__}, {platform.system()}"
+
+
+def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+    """List the options in which two configs differ, except those that change no figure.
+
+    Returns:
+        Each option as it is typed, and its two values.
+    """
+    for name, value in vars(one).items():
+        theirs = getattr(other, name)
+        if name not in MACHINE_FIELDS and not _is_same(name, value, theirs):
+            yield f"--{name.replace('_', '-')}", value, theirs
+
+
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    if name == "initial_checkpoint" and one and other:  # one place has many spellings
+        return Path(one).resolve() == Path(other).resolve()
+    return bool(one == other)

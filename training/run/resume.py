@@ -7,7 +7,7 @@ from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError
-from training.config import TrainConfig, changed_options
+from training.config import TrainConfig
 from training.data.processes import Process, wait_for_main
 from training.run.checkpoint import (
     DIGEST,
@@ -27,6 +27,7 @@ from training.run.record import (
     DataRecord,
     EpochPart,
     RunRecord,
+    changed_options,
     current_commit,
     describe_hardware,
     load_record,
