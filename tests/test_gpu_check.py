@@ -92,6 +92,7 @@ def test_the_commands_of_a_speedrun_parse(tmp_path: Path) -> None:
         program.commands[name].make_context(name, words)
 
 
+@pytest.mark.sweep
 def test_the_tests_for_a_gpu_are_all_found_and_no_others() -> None:
     command = [gpu_check.PYTHON, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "tests"]
     listed = subprocess.check_output(command, cwd=gpu_check.REPO, text=True).splitlines()
