@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -143,6 +144,65 @@ def test_hugging_faces_datasets_read_every_codec(
         arrays = ((np.load(io.BytesIO(data)), label) for data, label in rows)
         rows = ((unfiltered(deltas), label) for deltas, label in arrays)
     assert found_in(reader, rows) == expected(reader)
+
+
+README = Path(__file__).resolve().parents[3] / "shards/README.md"
+SNIPPETS = {
+    name: next(
+        snippet
+        for snippet in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+        if "shards-png" in snippet and sign in snippet
+    )
+    for name, sign in {
+        "webdataset": "import webdataset",
+        "torchvision": "from torchvision",
+        "timm": "from timm",
+        "datasets": "from datasets",
+        "nvidia.dali": "from nvidia",
+        "ray": "import ray",
+    }.items()
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves shards open
+@pytest.mark.quick("webdataset", "datasets")
+@pytest.mark.parametrize("name", [name for name in SNIPPETS if name != "ray"])
+def test_the_formats_page_has_lines_for_each_reader_that_run(
+    name: str, all_built: dict[str, Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name, reason=f"{name} is not in here")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    png = all_built["png"]
+    Path("shards-png").symlink_to(png.folder)
+    names: dict[str, Any] = {}
+    exec(compile(SNIPPETS[name], str(README), "exec"), names)  # noqa: S102 - our own page's text
+    assert found_in(png.reader, names["rows"]) == expected(png.reader)
+
+
+@pytest.mark.sweep  # Ray takes half a minute to start
+@pytest.mark.timeout(300)
+def test_the_formats_page_has_lines_for_ray_that_run(
+    all_built: dict[str, Built], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra dev")
+    png = all_built["png"]
+    (tmp_path / "shards-png").symlink_to(png.folder)
+    printing = "for canvas, label in rows: print('ROW', label, canvas.tobytes().hex())"
+    quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", SNIPPETS["ray"] + printing],
+        env=quiet, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    side = png.reader.manifest.spec.canvas_size
+    lines = (line.split() for line in result.stdout.splitlines() if line.startswith("ROW "))
+    rows = [
+        (np.frombuffer(bytes.fromhex(text), np.uint8).reshape(side, side, 3), label)
+        for _, label, text in lines
+    ]
+    assert found_in(png.reader, rows) == expected(png.reader)
 
 
 @pytest.mark.sweep  # Ray takes half a minute to start
