@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: reproduce speedrun test test-all lint format constraints simd gpu-check gpu-folder bench-envs bench-load
+.PHONY: reproduce speedrun figures test test-all lint format constraints simd gpu-check gpu-folder bench-envs bench-load
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -201,6 +201,10 @@ speedrun: $(READY)
 	$(SRP_DATA) build-shards "$$data" '$(WORK)/shards/speedrun' --canvas-size 160 --crop-size 128 \
 	  --glimpse-size 32 --candidates full+five
 	$(SRP_TRAIN) from '$(WORK)/shards/speedrun' --output '$(WORK)/runs' $(SPEEDRUN)
+
+# The pictures of the READMEs. With DATA=/path/to/Imagenette also the front page's, which is trained first.
+figures: $(READY)
+	@$(BIN)/python training/results/figures.py '$(DATA)' '$(WORK)/runs/figures'
 
 # Two processes of one thread each; the twenty slowest tests are printed.
 PYTEST := -m pytest -n 2 --dist worksteal --durations 20

@@ -18,6 +18,7 @@ PROGRAMS = {"srp-data": srp_data, "srp-train": srp_train}
 NOT_RUN = {  # by the first words: the reason
     "make reproduce": "tests/test_end_to_end.py runs it",
     "make test": "it runs this test",
+    "make figures": "tests/test_figures.py runs its parts",
     "make simd": "it makes an environment of its own; CI runs it",
     "make gpu-check": "it needs a GPU",
     "make bench-load": "it makes environments of its own and measures for minutes",
