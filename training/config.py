@@ -263,7 +263,7 @@ class TrainConfig:
                 "--random-epochs must be fewer than --epochs, or no choice is learnt; got "
                 f"{self.random_epochs} of {self.epochs}. Lower it, or use --policy random."
             )
-        if POLICIES[self.policy].is_fitted and self.explore_epochs == 0:
+        if self.borrows_folds and (self.explore_epochs == 0 or self.initial_checkpoint):
             if not self.initial_checkpoint:
                 raise ConfigError(
                     "--explore-epochs 0 needs --initial-checkpoint, a run of --policy distilled "

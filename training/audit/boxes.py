@@ -104,7 +104,7 @@ def choose_on_boxes(
     process: Process,
     progress: Progress = SILENT,
 ) -> BoxScores:
-    """Compare what a proposer chooses with the objects' boxes, those of val if it has any.
+    """Compare what a proposer chooses with the objects' boxes, on val if any of its have one.
 
     Args:
         model: Networks of a run that chooses, in evaluation mode.
@@ -118,11 +118,14 @@ def choose_on_boxes(
         ConfigError: If the boxes cannot be read, or are of none of the images.
     """
     known = read_boxes(path)
-    split = "val" if any(name.startswith("val/") for name in known) else "train"
-    rows, boxes_N = _look_up(shards, split, known, progress)
-    if not rows:
+    # With --dev the images that validate are named train/, so the names alone do not tell.
+    for split in ("val", "train"):
+        rows, boxes_N = _look_up(shards, split, known, progress)
+        if rows:
+            break
+    else:
         raise ConfigError(
-            f"--boxes must be of the shards' images; got none of {split} in {path}. "
+            f"--boxes must be of the shards' images; got none of them in {path}. "
             "Its column path holds paths such as val/CLASS/NAME.JPEG."
         )
     on_images = counting(progress, "choosing where boxes are known", len(rows))

@@ -222,8 +222,8 @@ def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
     if config.borrows_folds and not has_folds(config.initial_checkpoint):
         raise ConfigError(
             "--explore-epochs 0 needs the halves of --initial-checkpoint, which a run of --policy "
-            f"distilled has; got none in {config.initial_checkpoint}. Name such a run, or raise "
-            "--explore-epochs."
+            f"distilled has; got none in {config.initial_checkpoint}. Name such a run, or explore "
+            "for 1 of --epochs 2 or more."
         )
     fewest = smallest_half(shards)
     if fewest < config.batch_size * world_size:

@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
-from training.audit.boxes import read_boxes, score_boxes
+from training.audit.boxes import choose_on_boxes, read_boxes, score_boxes
+from training.config import TrainConfig
+from training.data.processes import Process
+from training.run.state import build_model
 
 LEFT, RIGHT, CENTRE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.25, 0.0, 0.75, 1.0)
 CROPS = (LEFT, RIGHT, CENTRE)
@@ -104,3 +108,13 @@ def test_what_is_no_table_of_boxes_is_refused(text: str, reason: str, tmp_path: 
         read_boxes(path)
     with pytest.raises(ConfigError, match="FileNotFoundError"):
         read_boxes(tmp_path / "none.csv")
+
+
+def test_with_dev_the_boxes_are_those_of_the_training_images_that_validate(
+    scene_shards: Path, scenes: Path
+) -> None:
+    shards = ShardFolder.open(scene_shards).with_dev()
+    config, alone = TrainConfig(policy="straight-through", model="test_resnet"), Process()
+    model = build_model(config, shards, alone).eval()
+    found = choose_on_boxes(model, shards, scenes / "boxes.csv", logits=None, process=alone)
+    assert found.num_samples == shards.manifest.num_samples("val")

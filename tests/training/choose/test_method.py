@@ -239,13 +239,13 @@ def test_halves_that_know_the_classes_judge_without_exploring(
     """The logits are those of the other run's halves, and its last classifier goes on."""
     begun = unbroken.paths
     config = replace(
-        unbroken.config, initial_checkpoint=str(begun.folder), explore_epochs=None, epochs=2, lr=0.0
+        unbroken.config, initial_checkpoint=str(begun.folder), explore_epochs=None, epochs=1, lr=0.0
     )
     paths = RunPaths(folder=tmp_path / "run")
     record = staged(config, paths.folder)
     assert record.config.explore_epochs == 0
     assert [stage.name for stage in record.stages] == ["judge", "fit"]
-    assert len(record.epochs) == 2
+    assert len(record.epochs) == 1
     assert not paths.fold(0).folder.exists()
     logits = [load_file(run.out_of_fold) for run in (paths, begun)]
     assert torch.equal(logits[0]["logits_NKC"], logits[1]["logits_NKC"])
@@ -282,7 +282,7 @@ def test_halves_that_are_not_there_are_told_before_the_work(
         staged(config, tmp_path / "run")
     assert str(caught.value) == (
         "--explore-epochs 0 needs the halves of --initial-checkpoint, which a run of --policy "
-        f"distilled has; got none in {start}. Name such a run, or raise --explore-epochs."
+        f"distilled has; got none in {start}. Name such a run, or explore for 1 of --epochs 2 or more."
     )
     assert not (tmp_path / "run").exists()
 
