@@ -438,7 +438,7 @@ def test_what_cannot_be_audited_is_one_line(
         audit_run(
             begun, shards=opened, boxes=None, workers=1, process=alone,
         )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"--boxes must be of the shards' images; got none of them"):
+    with pytest.raises(ConfigError, match=r"must be of the shards' images; got none of them in"):
         audit_run(
             finished[0].folder, shards=opened, boxes=other, workers=1, process=alone,
         )  # fmt: skip

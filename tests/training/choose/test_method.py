@@ -282,7 +282,8 @@ def test_halves_that_are_not_there_are_told_before_the_work(
         staged(config, tmp_path / "run")
     assert str(caught.value) == (
         "--explore-epochs 0 needs the halves of --initial-checkpoint, which a run of --policy "
-        f"distilled has; got none in {start}. Name such a run, or explore for 1 of --epochs 2 or more."
+        f"distilled has; got none in {start}. Name such a run, or explore for 1 of --epochs 2 or "
+        "more."
     )
     assert not (tmp_path / "run").exists()
 
