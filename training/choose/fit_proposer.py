@@ -7,6 +7,7 @@ the proposer sees, S glimpse px.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import ShardFolder
@@ -18,13 +19,16 @@ from training.data.processes import Process, share_tensors
 from training.data.shards import send
 from training.model import estimators
 from training.model.classifier import SelectiveClassifier, uses_bfloat16
-from training.model.proposer import Proposal, Proposer
+from training.model.proposer import MapProposer, Proposal, Proposer
 from training.run.state import broken_weights
 from training.score.choices import glimpse_batches
 from training.score.classify import OnImages, counting
 
 TARGET_TAU = 0.3  # a chance of an error that is lower by this weighs e times as much
 SOFT_SHARE = 2 / 3  # of the epochs; the others sharpen the choice
+COARSE_SHARE = 1 / 2  # of the epochs of a large map; they see it at half of its sides
+COARSE_PX = 64  # the least side of such a map's glimpse: in smaller ones objects would vanish
+HALVED_AT_ONCE = 1024  # images, as floats
 FITTING = "fit"
 
 
@@ -55,7 +59,8 @@ def fit_proposer(
     The chance of an error, 1 - exp(-loss), is what top-1 counts. The loss itself is unbounded: a
     few images with a huge loss would decide. The first epochs fit the choice to a softmax of these
     chances, since a confident wrong choice has no gradient otherwise; the last ones minimise the
-    exact expectation of the chance.
+    exact expectation of the chance. A large map first learns from glimpses of half the sides, for
+    a third of the time, and chooses as well in the end (training/results/README.md).
 
     Args:
         proposer: Changed in place.
@@ -77,17 +82,16 @@ def fit_proposer(
     """
     device = next(proposer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    rate, decay = wanted.proposer_lr, wanted.weight_decay
-    optimizer = torch.optim.AdamW(proposer.parameters(), rate, weight_decay=decay, fused=True)
     steps = _count_steps(wanted, len(losses_NK))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=rate, total_steps=wanted.epochs * steps
-    )
+    optimizer, schedule = _optimizer(proposer, wanted, steps=steps)
     proposer.train()
     glimpses_NLSS = glimpses_NLSS.to(device)
+    is_coarse = isinstance(proposer, MapProposer) and glimpses_NLSS.shape[-1] >= COARSE_PX
+    coarse_NLSS = _halved(glimpses_NLSS) if is_coarse else glimpses_NLSS
     errors_NK = -torch.expm1(-losses_NK).to(device)
     means = []
     for epoch in range(wanted.epochs):
+        seen_NLSS = coarse_NLSS if epoch < COARSE_SHARE * wanted.epochs else glimpses_NLSS
         order = torch.randperm(len(losses_NK), generator=generator)
         losses, chosen_errors = [], []  # read at the end of the epoch: no step waits for the device
         for rows_B in torch.split(order, wanted.batch_size)[:steps]:
@@ -95,7 +99,7 @@ def fit_proposer(
                 len(rows_B), hflip=hflip, vflip=wanted.vflip, shift=0, generator=generator
             )
             rows_B = send(rows_B, device)
-            looked = augment.mirror(glimpses_NLSS[rows_B], draws, glimpse_counterparts)
+            looked = augment.mirror(seen_NLSS[rows_B], draws, glimpse_counterparts)
             errors = augment.mirror(errors_NK[rows_B], draws, counterparts)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 proposal = proposer(looked, send(draws.ways_B, device))
@@ -115,6 +119,25 @@ def fit_proposer(
             raise _diverged(fault, epoch, steps)
         means.append(float(torch.stack(chosen_errors).mean()))
     return means
+
+
+def _optimizer(
+    proposer: Proposer, wanted: DistillConfig, *, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Make AdamW and its one cycle over all epochs of so many steps."""
+    rate, decay = wanted.proposer_lr, wanted.weight_decay
+    optimizer = torch.optim.AdamW(proposer.parameters(), rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rate, total_steps=wanted.epochs * steps
+    )
+    return optimizer, schedule
+
+
+def _halved(glimpses_NLSS: Tensor) -> Tensor:
+    """Average glimpses down to half of their sides, uint8."""
+    side = glimpses_NLSS.shape[-1] // 2
+    parts = torch.split(glimpses_NLSS, HALVED_AT_ONCE)
+    return torch.cat([F.adaptive_avg_pool2d(part.float(), side).round().byte() for part in parts])
 
 
 def _diverged(fault: str, epoch: int, step: int) -> DivergedError:

@@ -166,3 +166,20 @@ def test_a_fit_sees_the_glimpses_of_the_samples_that_its_losses_are_of(
     for row in range(70):
         expected = torch.from_numpy(reader.read(row).small_glimpses[:, 0].copy())
         assert torch.equal(given[0][row], expected), row
+
+
+def test_a_large_map_is_fitted_to_halved_glimpses_first_and_a_small_one_is_not() -> None:
+    seen: list[int] = []
+    plan = place_crops("full+five", canvas_px=96, crop_px=64)
+    for side in (64, 48):
+        config = TrainConfig(policy="distilled", glimpse_size=side)
+        proposer = make_proposer(config, plan, tuple(range(6)), glimpse_px=side)
+        proposer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+        looked = torch.randint(0, 256, (64, 1, side, side), dtype=torch.uint8)
+        wanted = DistillConfig(epochs=4, batch_size=64)
+        fit_proposer(
+            proposer, looked, torch.rand(64, 6), wanted, seed=0, hflip=0.5, amp=False,
+            counterparts=mirrored_candidates(plan, tuple(range(6))),
+            glimpse_counterparts=mirrored_candidates(plan, (0,)), on_rows=ignore,
+        )  # fmt: skip
+    assert seen == [32, 32, 64, 64, 48, 48, 48, 48]
