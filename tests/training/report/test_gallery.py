@@ -144,4 +144,4 @@ def test_the_pictures_are_whole_jpegs_of_the_canvases(
 def test_even_pictures_of_noise_keep_a_page_below_three_megabytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (PICTURE_PX, PICTURE_PX, 3), dtype=np.uint8)
     largest = len(data_uri(Image.fromarray(noise), "JPEG", quality=JPEG_QUALITY))
-    assert (NUM_DRAWN + NUM_REGRETTED) * largest < 2.6e6
+    assert (NUM_DRAWN + NUM_REGRETTED) * largest < 2.3e6

@@ -243,7 +243,7 @@ def test_the_map_of_a_trained_run_is_on_the_page_and_lost_checkpoints_cost_the_m
     html = only_page(tmp_path, shards=[scene_shards]).read_text(encoding="utf-8")
     assert html.count('class="tile"') == 29
     assert 'class="heat"' not in html
-    assert "Without the run’s checkpoint" in html
+    assert "The run’s checkpoint is gone" in html
 
 
 def test_without_the_runs_own_shards_one_line_says_why_there_are_no_pictures(
