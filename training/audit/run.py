@@ -34,6 +34,7 @@ class Audited:
         model: The run's networks, in evaluation mode.
         shards: Shards of all runs.
         process: The process that runs the model.
+        boxes: CSV of the objects' boxes, if one was named.
     """
 
     audit: Audit
@@ -43,6 +44,7 @@ class Audited:
     model: SelectiveClassifier
     shards: ShardFolder
     process: Process
+    boxes: Path | None
 
 
 def audit_run(
@@ -87,6 +89,7 @@ def audit_run(
         model=model,
         shards=shards,
         process=process,
+        boxes=boxes,
     )
 
 

@@ -89,7 +89,7 @@ def heat(map_MN: Tensor, size: tuple[int, int]) -> Image.Image:
     """
     centred_1MN, low, high = scale_of(map_MN[None])
     shares = np.clip((centred_1MN[0] - low) / max(high - low, FLAT), 0, 1)
-    return colour(enlarge(shares, size), opacity=1).convert("RGB")
+    return colour(enlarge(shares, size))
 
 
 def _caption(prediction: Prediction, result: Result) -> list[str]:

@@ -4,21 +4,20 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 from pipeline.common.atomic_io import write_file
+from training.audit.boxes import read_boxes
 from training.audit.run import Audited
 from training.audit.saliency import read_maps
 from training.audit.verdict import Audit
 from training.config import TrainConfig
 from training.report.charts.accuracy import accuracy_by_macs, audit_marks
 from training.report.charts.svg import colour_of
-from training.report.contact_sheet import SheetRow, draw_sheet, drawn_rows, why_no_sheet
-from training.report.heat_maps import HeatMaps, draw_heat
+from training.report.gallery import Gallery, make_gallery, pick_rows, why_no_gallery
 from training.report.html import fill_template
 from training.report.result_picture import draw_result
 from training.run.record import DataRecord, describe_hardware
@@ -26,31 +25,26 @@ from training.study.finished import FREE_OPTIONS, Arm, FinishedRun, differing_op
 from training.study.sentences import describe_data, is_drawn
 
 TEMPLATE = "audit.html.j2"
-SHEET_ROWS = 8
 COLLAPSED = 0.1  # of the most entropy: below, the crops are hardly used
 UNDECIDED = 0.9  # of it: above, the proposer is hardly sure of any image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
-    """Single images and what was chosen on them; empty, with a note, where there are none.
+class Pictures:
+    """Single images and what was chosen on them.
 
     Attributes:
-        rows: Images with the run's choices.
-        heat: The proposer's maps, if it has any.
-        picture: PNG of what the proposer and each rival chose, if any.
-        note: Why there are no images.
+        gallery: What the run looked at.
+        result: PNG of what the proposer and each rival chose.
     """
 
-    rows: tuple[SheetRow, ...] = ()
-    heat: HeatMaps | None = None
-    picture: bytes = b""
-    note: str | None = None
+    gallery: Gallery
+    result: bytes
 
     @property
-    def picture_uri(self) -> str:
-        """The picture for the page itself."""
-        return f"data:image/png;base64,{base64.b64encode(self.picture).decode()}"
+    def result_uri(self) -> str:
+        """The PNG for the page itself."""
+        return f"data:image/png;base64,{base64.b64encode(self.result).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +60,8 @@ class AuditPage:
         chart: Accuracy against MACs, an SVG.
         collapse: What the entropies say, in a sentence.
         run: The run that was named; the images show its choices.
-        choices: Single images.
+        pictures: Single images, if they can be shown.
+        no_pictures: Why they cannot.
         arms: The audited one, then those that it was compared with.
         options: Names of the options that differ between them.
         changed: Options of the audited arm that are not the defaults, with their values.
@@ -81,11 +76,17 @@ class AuditPage:
     chart: Markup
     collapse: str
     run: FinishedRun
-    choices: Choices
+    pictures: Pictures | None
+    no_pictures: str | None
     arms: tuple[Arm, ...]
     options: tuple[str, ...]
     changed: tuple[tuple[str, object], ...]
     machine: str
+
+    @property
+    def gallery(self) -> Gallery | None:
+        """What the run looked at."""
+        return self.pictures.gallery if self.pictures else None
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
@@ -108,8 +109,8 @@ def write_audit(audited: Audited, folder: Path) -> tuple[Path, ...]:
     fields = json.dumps(audited.audit.to_json(), indent=1)
     folder.mkdir(parents=True, exist_ok=True)
     written = {"audit.html": html.encode(), "audit.json": f"{fields}\n".encode()}
-    if page.choices.picture:
-        written["audit.png"] = page.choices.picture
+    if page.pictures:
+        written["audit.png"] = page.pictures.result
     for name, content in written.items():
         write_file(folder / name, content)
     return tuple(folder / name for name in written)
@@ -130,7 +131,8 @@ def make_audit_page(audited: Audited) -> AuditPage:
         chart=Markup(svg),  # noqa: S704 matplotlib escaped its text
         collapse=describe_collapse(audited.audit),
         run=audited.run,
-        choices=_choices(audited),
+        pictures=_draw(audited),
+        no_pictures=why_no_gallery(audited.run, audited.shards),
         arms=arms,
         options=differing_options(arms),
         changed=_changed(arm.config),
@@ -147,23 +149,17 @@ def _changed(config: TrainConfig) -> tuple[tuple[str, object], ...]:
     )
 
 
-def _choices(audited: Audited) -> Choices:
+def _draw(audited: Audited) -> Pictures | None:
     run, shards = audited.run, audited.shards
-    note = why_no_sheet(run, shards)
-    if note is not None or run.logits is None:
-        return Choices(note=note)
-    rows = draw_sheet(run, run.logits, shards, num_rows=SHEET_ROWS)
-    drawn = drawn_rows(len(run.logits.labels_N), SHEET_ROWS)
-    maps_BMN = read_maps(audited.model, shards, drawn, audited.process)
-    picture = draw_result(audited, run.logits, drawn, maps_BMN)
-    if maps_BMN is None:
-        return Choices(rows=rows, picture=picture)
-    heat = draw_heat(maps_BMN)
-    return Choices(rows=_overlay(rows, heat.images), heat=heat, picture=picture)
-
-
-def _overlay(rows: Sequence[SheetRow], images: Sequence[str]) -> tuple[SheetRow, ...]:
-    return tuple(replace(row, heat=image) for row, image in zip(rows, images, strict=True))
+    if run.logits is None or why_no_gallery(run, shards) is not None:
+        return None
+    rows = pick_rows(shards.reader("val").keys, run.logits)
+    maps_BMN = read_maps(audited.model, shards, rows.all, audited.process)
+    boxes = None if audited.boxes is None else read_boxes(audited.boxes)
+    return Pictures(
+        gallery=make_gallery(run, run.logits, shards, rows=rows, maps_BMN=maps_BMN, boxes=boxes),
+        result=draw_result(audited, run.logits, rows.drawn, maps_BMN),
+    )
 
 
 def describe_collapse(found: Audit) -> str:

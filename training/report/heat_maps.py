@@ -14,10 +14,9 @@ from torch import Tensor
 from training.report.html import data_uri
 
 COLOURS = "magma"  # perceptually ordered: dark is low, bright is high
-OPACITY = 0.65
 ENDS = (1, 99)  # percentiles of the maps at the ends of the colours: single cells do not decide
 FLAT = 1e-12  # logits between the ends of constant maps
-HEAT_PX = 108
+HEAT_PX = 36  # a browser smooths the rest; a map has 8 x 8 cells or so
 LEGEND_PX = (256, 1)
 
 
@@ -35,13 +34,13 @@ class HeatMaps(NamedTuple):
 
 
 def draw_heat(maps_BMN: Tensor) -> HeatMaps:
-    """Draw maps to lie over canvases, all on one scale, upsampled bilinearly."""
+    """Draw opaque maps, all on one scale, upsampled bilinearly; a page lays them over canvases."""
     centred, low, high = scale_of(maps_BMN)
     shares = np.clip((centred - low) / max(high - low, FLAT), 0, 1)
     strip = np.linspace(0, 1, LEGEND_PX[0], dtype=np.float32)[None]
     fine = (enlarge(share, (HEAT_PX, HEAT_PX)) for share in shares)
     return HeatMaps(
-        images=tuple(data_uri(colour(share), "PNG") for share in fine),
+        images=tuple(data_uri(colour(share).quantize(), "PNG", optimize=True) for share in fine),
         legend=data_uri(colour(strip), "PNG"),
         low=low,
         high=high,
@@ -61,7 +60,7 @@ def enlarge(map_MN: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
-def colour(share: NDArray[np.float32], *, opacity: float = OPACITY) -> Image.Image:
-    """Colour shares, 0 to 1 from the low to the high end of the scale, as RGBA."""
-    rgba = mpl.colormaps[COLOURS](share, alpha=opacity, bytes=True)
-    return Image.fromarray(np.ascontiguousarray(rgba))
+def colour(share: NDArray[np.float32]) -> Image.Image:
+    """Colour shares, 0 to 1 from the low to the high end of the scale, as RGB."""
+    rgba = mpl.colormaps[COLOURS](share, bytes=True)
+    return Image.fromarray(np.ascontiguousarray(rgba[..., :3]))

@@ -1,27 +1,34 @@
-"""Templates, and how every page writes its numbers; everything but SVGs is escaped."""
+"""Templates, and how every page writes its numbers; all but SVGs and our script is escaped."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from training.study.finished import Spread
 from training.study.paired import write_p
 
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = "gallery.js"
+
 
 def fill_template(name: str, page: object) -> str:
     """Fill in a file of `templates/`.
+
+    A page allows one script by its SHA-256, ours: what slipped into it otherwise would not run.
 
     Args:
         name: File name.
         page: The template's variable `page`.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -31,6 +38,12 @@ def fill_template(name: str, page: object) -> str:
         "spread": write_spread, "macs": write_macs, "duration": write_duration, "p": _p,
         "once": _once, "option": _option, "signed": _signed,
     }  # fmt: skip
+    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "script": Markup(script),  # noqa: S704 it is our own file
+        "script_sha256": digest,
+    }
     return environment.get_template(name).render(page=page) + "\n"
 
 

@@ -1,7 +1,7 @@
 """One picture of what an audit found: images, where the proposer looks, and what each rival sees.
 
 A column is an image, a row a way to choose what the classifier sees, with its top-1 on all images.
-The images are drawn by a fixed seed, not picked. Axes: N samples, K candidates.
+The images are the gallery's first, drawn by the hash of their keys. Axes: N samples, K candidates.
 """
 
 import io
@@ -21,7 +21,7 @@ from pipeline import CropLayout, Sample
 from training.audit.run import Audited
 from training.model.classifier import candidate_indices
 from training.report.charts.svg import shown
-from training.report.contact_sheet import canvas_picture, crop_picture
+from training.report.gallery import canvas_picture, crop_picture
 from training.report.heat_maps import COLOURS, scale_of
 from training.score.crop_logits import CropLogits
 from training.study.finished import FinishedRun

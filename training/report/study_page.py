@@ -10,12 +10,16 @@ from markupsafe import Markup
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import named_output, require_file, write_file
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, SrpError
+from training.audit.saliency import read_maps
+from training.data.processes import Process
 from training.report.charts import plots
 from training.report.charts.accuracy import accuracy_by_macs, study_marks
-from training.report.contact_sheet import SheetRow, draw_sheet, why_no_sheet
+from training.report.gallery import Gallery, make_gallery, pick_rows, why_no_gallery
 from training.report.html import fill_template
 from training.report.study_json import study_json
+from training.run.folder import RunPaths
+from training.run.load import load_model
 from training.run.record import DataRecord, RunRecord
 from training.study.finished import (
     Arm,
@@ -29,7 +33,6 @@ from training.study.finished import (
 from training.study.sentences import describe_data, is_drawn, summarise_arms
 
 TEMPLATE = "study.html.j2"
-SHEET_ROWS = 8
 MAX_CLASS_ROWS = 40  # beyond, the classes with the lowest accuracy
 
 
@@ -77,8 +80,8 @@ class StudyPage:
         unfinished: Records without an evaluation.
         options: Names of the options that differ between arms.
         charts: Drawn.
-        sheet: Images with the best arm's choice.
-        sheet_note: Why there are none.
+        gallery: What the best arm's best run looked at, if it can be shown.
+        no_gallery: Why it cannot.
         run: The most accurate run.
         classes: Its accuracy on each class.
     """
@@ -93,8 +96,8 @@ class StudyPage:
     unfinished: tuple[RunRecord, ...]
     options: tuple[str, ...]
     charts: Charts
-    sheet: tuple[SheetRow, ...]
-    sheet_note: str | None
+    gallery: Gallery | None
+    no_gallery: str | None
     run: FinishedRun
     classes: tuple[ClassRow, ...]
 
@@ -107,7 +110,7 @@ class StudyPage:
 class Data(NamedTuple):
     """The runs on one data set, and where their page goes.
 
-    `note` is what the user calls it; `shards` are opened for its contact sheet, if they were given.
+    `note` is what the user calls it; `shards` are opened for its pictures, if they were given.
     """
 
     runs: DataRuns
@@ -134,7 +137,7 @@ def write_study(
 
     Args:
         folders: Their subfolders are runs.
-        shards: For the contact sheets. Of several data sets in a folder they pick their own.
+        shards: For the pictures. Of several data sets in a folder they pick their own.
         out: File to write; `report.html` in each folder by default. With several data sets the name
             of the shards' folder is added to each page: `report-NAME.html`.
         notes: Names of the folders' data, for the pages' first lines; none, or one for each folder.
@@ -270,7 +273,7 @@ def make_study_page(
     data = runs[0].record.data
     best = best_arm(arm for arm in arms if arm.config.selects)
     run = max(runs, key=lambda run: run.evaluation.top1)
-    sheet, sheet_note = _sheet(best, shards)
+    gallery, no_gallery = _gallery(best, shards)
     summary = summarise_arms(arms)
     return StudyPage(
         data_line=describe_data(data, data_note),
@@ -283,21 +286,31 @@ def make_study_page(
         unfinished=unfinished,
         options=differing_options(arms),
         charts=_draw_charts(arms, run),
-        sheet=sheet,
-        sheet_note=sheet_note,
+        gallery=gallery,
+        no_gallery=no_gallery,
         run=run,
         classes=_class_rows(run),
     )
 
 
-def _sheet(arm: Arm | None, shards: ShardFolder | None) -> tuple[tuple[SheetRow, ...], str | None]:
+def _gallery(arm: Arm | None, shards: ShardFolder | None) -> tuple[Gallery | None, str | None]:
+    """Show what an arm's most accurate run looked at, or say why that cannot be shown."""
     if arm is None:
-        return (), "No run chose its crop, so there is no choice to show."
+        return None, "No run chose its crop, so there is no choice to show."
     run = arm.best_run
-    note = why_no_sheet(run, shards)
-    if note is not None or shards is None or run.logits is None:
-        return (), note
-    return draw_sheet(run, run.logits, shards, num_rows=SHEET_ROWS), None
+    why_none = why_no_gallery(run, shards)
+    if why_none is not None or shards is None or run.logits is None:
+        return None, why_none
+    rows, maps_BMN, note = pick_rows(shards.reader("val").keys, run.logits), None, None
+    try:
+        model = load_model(RunPaths(folder=run.folder), shards, workers=1, process=Process())
+        maps_BMN = read_maps(model.eval(), shards, rows.all, Process())
+    except SrpError:  # figures need no checkpoint, and it may be deleted, to save room
+        note = (
+            "The run’s checkpoint is gone, or of an older version, so its map, if any, is missing."
+        )
+    gallery = make_gallery(run, run.logits, shards, rows=rows, maps_BMN=maps_BMN, note=note)
+    return gallery, None
 
 
 def _draw_charts(arms: Sequence[Arm], run: FinishedRun) -> Charts:

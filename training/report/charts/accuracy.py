@@ -51,7 +51,13 @@ def accuracy_by_macs(marks: Sequence[Mark]) -> str:
         axes.set_xlabel("million multiply-accumulates per image, proposer + classifier")
         axes.set_ylabel("validation top-1, %")
 
-    return render("macs", WIDE_IN, draw)
+    points = ", ".join(
+        f"{mark.label} {mark.top1.mean:.1f} % at {mark.macs / 1e6:.4g}"
+        for mark in marks
+        if mark.label
+    )
+    alt = f"Top-1 by million multiply-accumulates of an image: {points}."
+    return render("macs", WIDE_IN, draw, alt=alt)
 
 
 def study_marks(arms: Sequence[Arm]) -> list[Mark]:

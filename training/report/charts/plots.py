@@ -54,7 +54,8 @@ def learning_curves(arms: Sequence[Arm]) -> str:
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel("validation top-1, %", fontsize=9)
 
-    return render("curves", size_in, draw)
+    ends = ", ".join(f"{arm.name} {arm.top1.mean:.1f} %" for arm in arms)
+    return render("curves", size_in, draw, alt=f"Lines of validation top-1 by epoch, to: {ends}.")
 
 
 def _panels(arms: Sequence[Arm]) -> list[tuple[str, list[Arm]]]:
@@ -121,7 +122,8 @@ def glimpse_sizes(arms: Sequence[Arm]) -> str | None:
         axes.set_ylabel("validation top-1, %")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
-    return render("glimpses", NARROW_IN, draw)
+    points = ", ".join(f"{arm.name} {arm.glimpse_px} px {arm.top1.mean:.1f} %" for arm in selecting)
+    return render("glimpses", NARROW_IN, draw, alt=f"Top-1 by the glimpse’s side: {points}.")
 
 
 def _series(arms: Sequence[Arm]) -> list[tuple[str, list[Arm]]]:
@@ -174,7 +176,12 @@ def crop_shares(arms: Sequence[Arm]) -> str | None:
         axes.set_xlabel("share of the validation images, %")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6, columnspacing=1.2)
 
-    return render("shares", (WIDE_IN[0], 1.3 + 0.38 * len(selecting)), draw)
+    most = ", ".join(
+        f"{arm.name} {arm.crops[arm.shares.index(max(arm.shares))]} {100 * max(arm.shares):.0f} %"
+        for arm in selecting
+    )
+    size_in = (WIDE_IN[0], 1.3 + 0.38 * len(selecting))
+    return render("shares", size_in, draw, alt=f"Bars of the crops’ shares. Most often: {most}.")
 
 
 def _stack(axes: Axes, arms: Sequence[Arm], before: Sequence[str], name: str, colour: str) -> None:
@@ -220,7 +227,9 @@ def confusion(done: Evaluation, class_names: Sequence[str]) -> str | None:
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
-    return render("confusion", (side, side), draw)
+    right = sum(row[true] for true, row in enumerate(done.confusion))
+    alt = f"Confusion matrix: {right} of {done.num_samples} images are on the diagonal."
+    return render("confusion", (side, side), draw, alt=alt)
 
 
 def _draw_cell(

@@ -4,6 +4,7 @@ Ink is `currentColor`, so that the page's own text colour draws axes and labels,
 Colours are from Okabe and Ito's palette, which colour-blind readers can tell apart.
 """
 
+import html
 import io
 import re
 import warnings
@@ -47,8 +48,17 @@ def shown(name: str) -> str:
     return f" {short}" if short.startswith("_") else short
 
 
-def render(name: str, size_in: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Draw and write one SVG whose ids no other figure of the page has."""
+def render(
+    name: str, size_in: tuple[float, float], draw: Callable[[Figure], None], *, alt: str
+) -> str:
+    """Draw and write one SVG.
+
+    Args:
+        name: Makes its ids those of no other figure of the page.
+        size_in: Width and height, inches.
+        draw: Fills the figure.
+        alt: What the chart says, for readers who do not see it.
+    """
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has its own
@@ -60,4 +70,6 @@ def render(name: str, size_in: tuple[float, float], draw: Callable[[Figure], Non
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
-    return re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"', r"<svg \1", svg, count=1)
+    named = f'<svg role="img" aria-label="{html.escape(alt)}" '
+    svg = re.sub(r'<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", svg, count=1)
+    return svg.replace("<svg ", named, 1)
