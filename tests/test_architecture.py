@@ -34,6 +34,7 @@ ARROWS = {
     """,
     "training": """
         cli
+        export
         predict
         report
         audit bench
@@ -58,6 +59,7 @@ LATE = {
     "pipeline.read.collate": {"pipeline"},
     "pipeline.stream.remote_file": {"fsspec", "pipeline"},
     "pipeline.stream.stream": {"webdataset"},
+    "training.export.onnx_file": {"onnx", "onnxruntime"},
 }
 # The pipeline's base install has none of these; benches compare with some where they are there.
 BEYOND = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}
@@ -257,6 +259,7 @@ PUBLIC = {
         classify_crops
         load_model
         load_record
+        srp_resnet18
         summarise
         train
         train_step

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.data.processes import Process
     from training.data.shards import Batch, TrainingBatches
+    from training.export.registered import srp_resnet18
     from training.model.classifier import SelectiveClassifier
     from training.model.policies import POLICIES
     from training.run.folder import RunPaths
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "POLICIES", "Batch", "CropLogits", "Evaluation", "Process", "RunPaths", "RunRecord", "RunState",
     "SelectiveClassifier", "TrainConfig", "TrainingBatches", "build_state", "classify_crops",
-    "load_model", "load_record", "summarise", "train", "train_step",
+    "load_model", "load_record", "srp_resnet18", "summarise", "train", "train_step",
 ]  # fmt: skip
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "config": ("TrainConfig",),
     "data.processes": ("Process",),
     "data.shards": ("Batch", "TrainingBatches"),
+    "export.registered": ("srp_resnet18",),
     "model.classifier": ("SelectiveClassifier",),
     "model.policies": ("POLICIES",),
     "run.folder": ("RunPaths",),

@@ -13,6 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
 from training.choose.config import DistillConfig
 from training.cli.bench import bench
+from training.cli.export import export
 from training.cli.headroom import headroom
 from training.cli.judge import audit, evaluate
 from training.cli.options import (
@@ -49,6 +50,7 @@ def main() -> None:
 main.add_command(evaluate)
 main.add_command(audit)
 main.add_command(predict)
+main.add_command(export)
 main.add_command(headroom)
 main.add_command(sizes)
 main.add_command(bench)

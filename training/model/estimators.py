@@ -112,5 +112,5 @@ def mix(crops_BKHWC: Tensor, weights_BK: Tensor) -> Tensor:
 
 def take(crops_BKHWC: Tensor, chosen_B: Tensor) -> Tensor:
     """Take one crop a sample, uint8 `(B, H, W, 3)`."""
-    rows = torch.arange(len(chosen_B), device=chosen_B.device)
+    rows = torch.arange(chosen_B.shape[0], device=chosen_B.device)
     return crops_BKHWC[rows, chosen_B]
