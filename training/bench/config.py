@@ -60,3 +60,16 @@ class StepBenchConfig:
             device=self.device,
             preload=self.preload,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyBenchConfig:
+    """One `srp-train bench latency RUN` command."""
+
+    threads: int = setting(1, "Threads of onnxruntime.", low=1, high=1024)
+    seconds: float = like(StepBenchConfig, "seconds")
+    rounds: int = like(StepBenchConfig, "rounds")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_settings(self)

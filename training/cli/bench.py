@@ -8,8 +8,8 @@ import click
 from pipeline.common.atomic_io import require_file
 from pipeline.common.console import AS_JSON, note
 from pipeline.common.options import options_of
-from training.bench.config import StepBenchConfig
-from training.cli.options import PATH, SHARDS, rank_progress
+from training.bench.config import LatencyBenchConfig, StepBenchConfig
+from training.cli.options import PATH, RUN, SHARDS, rank_progress
 
 
 @click.group()
@@ -44,4 +44,35 @@ def bench_step(shards: str, output: Path | None, as_json: bool, **options: Any) 
         require_one(process, "a bench")
         note(f"machine: {describe_machine(process.device)}")
         rows, setting = measure(config, shards=opened, process=process, progress=progress)
+    show_rows(rows, unit="images/s", setting=setting, as_json=as_json, path=output)
+
+
+@bench.command("latency")
+@RUN
+@click.option("-o", "--output", type=PATH, help="File for the figures, JSON.  [default: none]")
+@AS_JSON
+@options_of(LatencyBenchConfig)
+def bench_latency(run: Path, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure how long one image takes in RUN's exported graph, on the CPU.
+
+    RUN is a folder that training wrote, or one of its checkpoints. Beside the chosen crop: the
+    whole image at the crop's size, so at equal MACs, and all crops, averaged. Each is an ONNX graph
+    in onnxruntime that resizes a decoded image of 500x375 px; all have a turn in every round.
+    """
+    import torch
+
+    from pipeline.common.results import show_rows
+    from training.export.latency import bench_latency as measure
+    from training.export.onnx_file import require_onnx
+    from training.export.run import load_exported_run
+    from training.study.sizes import describe_machine
+
+    require_onnx()
+    config = LatencyBenchConfig(**options)
+    if output is not None:
+        require_file(output, "-o/--output")
+    loaded = load_exported_run(run)
+    note(f"machine: {describe_machine(torch.device('cpu'))}")
+    with rank_progress(True) as progress:
+        rows, setting = measure(config, run=loaded, progress=progress)
     show_rows(rows, unit="images/s", setting=setting, as_json=as_json, path=output)

@@ -21,6 +21,7 @@ from training.predict.load import LoadedRun
 from training.predict.predict import Prediction, Tally, predict
 
 MOST_IMAGES = 200
+LEAST_SAME = 0.9  # share of the images with the same crop, whatever is tied
 BATCHES = (1, 5)  # a graph whose batch is frozen fails at one of them
 
 
@@ -118,9 +119,12 @@ def check_agreement(
         )
     found = [_compare(run, runner, expected, size) for size in BATCHES]
     agreement = _agreement(found, expected)
-    if sum(each.num_wrong_crops for each in found) or not (
-        agreement.largest_logit_difference <= LOGIT_TOLERANCE
-    ):
+    is_same = (
+        not sum(each.num_wrong_crops for each in found)
+        and agreement.num_same_crop >= LEAST_SAME * len(expected)
+        and agreement.largest_logit_difference <= LOGIT_TOLERANCE
+    )
+    if not is_same:
         raise VerificationError(
             "an exported file must say what its run says; got one that does not: "
             f"{agreement.line()}. No file was written. Try another --format, or other versions of "

@@ -21,7 +21,7 @@ def require_onnx() -> None:
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"--format onnx needs {', '.join(PACKAGES)}; got no {', '.join(missing)}. "
+            f"an ONNX file needs {', '.join(PACKAGES)}; got no {', '.join(missing)}. "
             "Install them with: pip install 'srp[export]'"
         )
 

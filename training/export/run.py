@@ -18,7 +18,9 @@ def load_exported_run(run: Path) -> LoadedRun:
         CheckpointError: As `load_run`.
     """
     loaded = load_run(run, torch.device("cpu"))
-    loaded.model.config = replace(loaded.model.config, amp=False, torchcompile=None)
+    model = loaded.model
+    model.config = replace(model.config, amp=False, channels_last=False, torchcompile=None)
+    model.to(memory_format=torch.contiguous_format)  # as files lay weights out
     spec, notes = loaded.spec, list(loaded.notes)
     if spec.draft or spec.codec == "jpeg":
         notes.append("the run's pixels went through a JPEG or a draft; here they are as decoded")

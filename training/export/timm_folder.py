@@ -12,7 +12,6 @@ import safetensors
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from pipeline import DataSpec
 from pipeline.common.atomic_io import write_file
@@ -49,7 +48,7 @@ def write_timm_folder(run: LoadedRun, folder: Path, *, card: str) -> tuple[Path,
         (made / CARD).write_text(card, encoding="utf-8")
         if run.model.proposer is not None:
             save_file(
-                _contiguous(run.model.proposer), made / PROPOSER, {KEY: describe(run).to_json()}
+                run.model.proposer.state_dict(), made / PROPOSER, {KEY: describe(run).to_json()}
             )
         _check(run, made)
         written = [name for name in FILES if (made / name).exists()]
@@ -63,7 +62,7 @@ def write_timm_folder(run: LoadedRun, folder: Path, *, card: str) -> tuple[Path,
 def _save_classifier(run: LoadedRun, folder: Path) -> None:
     """Let timm write its own two files, with our description in the config."""
     config, side = run.model.config, run.model.crop_px
-    classifier = copy.deepcopy(run.model.classifier).to(memory_format=torch.contiguous_format)
+    classifier = copy.deepcopy(run.model.classifier)
     own: Any = classifier.pretrained_cfg
     # What is not kept belongs to other weights: licence, papers, address.
     kept = {name: own.get(name) for name in ("architecture", "first_conv", "classifier")}
@@ -86,10 +85,6 @@ def _save_classifier(run: LoadedRun, folder: Path) -> None:
         model_args=named_values("--model-kwargs", config.model_kwargs),  # texts for layers
         safe_serialization=True,
     )
-
-
-def _contiguous(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
 
 
 def _check(run: LoadedRun, folder: Path) -> None:
