@@ -1,5 +1,6 @@
 """What the tests of exports share: one graph of each kind, which takes seconds to make."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from training.export.write import Written, write_graph
 from training.predict.load import LoadedRun
 from training.run.folder import RunPaths
 from training.run.record import RunRecord
+
+# torch lays a record of each step of a tracing out for whoever listens, and pytest would.
+logging.getLogger("torch.__trace").disabled = True
 
 
 @pytest.fixture(scope="session")

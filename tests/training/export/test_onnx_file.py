@@ -16,6 +16,7 @@ from training.export.write import Written
 from training.predict.load import LoadedRun
 
 README = Path(__file__).resolve().parents[3] / "training/README.md"
+pytestmark = pytest.mark.timeout(300)  # ten seconds of CPU time to export, on a busy machine more
 
 
 def example() -> str:
