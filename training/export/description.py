@@ -8,7 +8,7 @@ from training.predict.load import LoadedRun
 
 FORMAT = "srp-export/1"
 KEY = "srp"  # of the metadata
-LOGIT_TOLERANCE = 0.05  # less than what bfloat16 changes in a run
+LOGIT_TOLERANCE = 0.05  # about what bfloat16 changes in a run
 TIE = 0.02  # two crops of probabilities this close may change places
 SIZES = "the image itself in its own size; all images of a batch have one size"
 
