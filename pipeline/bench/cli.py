@@ -14,6 +14,7 @@ from pipeline.bench.config import (
 )
 from pipeline.common.console import shown_progress
 from pipeline.common.options import options_of
+from pipeline.common.origins import Group
 
 if TYPE_CHECKING:
     from pipeline.common.results import Row
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SHARDS = click.argument("shards", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure this machine: rates, ratios, and what is possible."""
 

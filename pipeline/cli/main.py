@@ -32,6 +32,7 @@ MAX_SKIPPED = 10  # names printed as text
 @click.group(
     cls=Commands,
     extra="srp[train]",
+    variables="SRP_DATA",
 )
 @click.version_option(package_name="srp")
 def main() -> None:

@@ -10,13 +10,14 @@ import click
 from pipeline.build.config import BuildConfig
 from pipeline.common.console import AS_JSON, note, shown_progress
 from pipeline.common.errors import printable
+from pipeline.common.origins import Command
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest
 
 
-@click.command()
-@click.argument("shards")
+@click.command(cls=Command)
+@click.argument("shards", shell_complete=click.Path(file_okay=False).shell_complete)
 @click.option(
     "-j",
     "--workers",

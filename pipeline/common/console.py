@@ -10,9 +10,9 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -25,6 +25,7 @@ from pipeline.common.errors import (
     printable,
 )
 from pipeline.common.event_log import LOG
+from pipeline.common.origins import Command, Group, origins
 from pipeline.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,27 +45,34 @@ STAGE_UNITS = {
     "measuring": "turns/s",
 }
 
-Command = TypeVar("Command", bound=Callable[..., object])
 
-
-class Resumable(click.Command):
+class Resumable(Command):
     """A command that continues where it was stopped when it is typed again."""
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A click group that ends every expected failure in one line and its exit status."""
 
-    def __init__(self, *args: Any, extra: str = "", torchrun: str = "", **kwargs: Any) -> None:
-        """Add what all programs share: exit statuses in the help, and `--log`.
+    def __init__(
+        self, *args: Any, extra: str = "", variables: str = "", torchrun: str = "", **kwargs: Any
+    ) -> None:
+        """Add what all programs share: exit statuses in the help, variables, and `--log`.
 
         Args:
             args: For click.
             extra: Extra of srp that installs missing packages.
+            variables: What the variables of its options begin with.
             torchrun: Command that starts the program in several processes, up to their number.
             kwargs: For click.
         """
-        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        super().__init__(*args, **{"context_settings": settings, "epilog": EXIT_STATUSES} | kwargs)
+        settings = {
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+            "auto_envvar_prefix": variables or None,
+        }
+        named = f" Each option may also be a variable: {variables}_COMMAND_OPTION."
+        epilog = EXIT_STATUSES + (named if variables else "")
+        super().__init__(*args, **{"context_settings": settings, "epilog": epilog} | kwargs)
         self._extra, self._torchrun = extra, torchrun
         self.params.append(
             click.Option(
@@ -72,7 +80,7 @@ class Commands(click.Group):
                 type=click.Path(path_type=Path),
                 metavar="FILE",
                 expose_value=False,
-                callback=lambda _context, _option, path: _open_log(path),
+                callback=_open_log,
                 help="Append what happens as JSON Lines.  [default: nowhere]",
             )
         )
@@ -110,7 +118,9 @@ class Commands(click.Group):
         return f" {verb} with: {program} {shlex.join([*typed[1:], *added])}"
 
 
-def _open_log(path: Path | None) -> None:
+def _open_log(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    if context.resilient_parsing:  # a shell asks for completions
+        return
     if path is None:
         LOG.open(None, warn=note)  # of an earlier command in this process
         return
@@ -152,8 +162,9 @@ def one_line_errors(next_step: str = "", *, extra: str = "") -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else ""
-        _end(f"{error.format_message()} See: {command} --help", ConfigError.exit_status)
+        command, told = error.ctx.command_path if error.ctx else "", error.format_message()
+        found = origins(error.ctx, told) if error.ctx else ""
+        _end(f"{told}{found} See: {command} --help", ConfigError.exit_status)
     except SrpError as error:
         if error.by_every_rank and os.environ.get("RANK", "0") != "0":
             sys.exit(error.exit_status)

@@ -8,11 +8,12 @@ import click
 from pipeline.common.atomic_io import require_file
 from pipeline.common.console import AS_JSON, note
 from pipeline.common.options import options_of
+from pipeline.common.origins import Group
 from training.bench.config import LatencyBenchConfig, StepBenchConfig
 from training.cli.options import PATH, RUN, SHARDS, rank_progress
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure this machine: rates, ratios, and what is possible."""
 

@@ -9,11 +9,12 @@ import click
 
 from pipeline.common.atomic_io import require_folder
 from pipeline.common.console import AS_JSON
+from pipeline.common.origins import Command
 from training.cli.options import MACHINE, PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import NAMES
 
 
-@click.command()
+@click.command(cls=Command)
 @RUN
 @RUN_SHARDS
 @click.option("--candidates", help=f"Crops to score. {NAMES}  [default: those of the run]")
@@ -68,7 +69,7 @@ def evaluate(
         click.echo(json.dumps(fields, indent=1) if as_json else "\n".join(texts))
 
 
-@click.command()
+@click.command(cls=Command)
 @RUN
 @RUN_SHARDS
 @click.option(

@@ -13,9 +13,13 @@ from training.config import PROFILE_NAMES, TrainConfig
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", type=PATH)
-SHARDS = click.argument("shards")  # a Path would make one slash of an address's two
+FOLDERS = click.Path(file_okay=False).shell_complete
+# A Path would make one slash of an address's two.
+SHARDS = click.argument("shards", shell_complete=FOLDERS)
 RUN_SHARDS = click.option(
-    "--shards", help="Folder or address of shards.  [default: where the run found them]"
+    "--shards",
+    shell_complete=FOLDERS,
+    help="Folder or address of shards.  [default: where the run found them]",
 )
 OUTPUT = click.option(
     "--output", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs."

@@ -10,6 +10,7 @@ import click
 from pipeline.common.atomic_io import require_folder
 from pipeline.common.console import AS_JSON, note
 from pipeline.common.errors import ConfigError, RejectsError, SourceError
+from pipeline.common.origins import Command
 from training.cli.options import MACHINE, PATH, rank_progress
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LABEL_TYPES = ("description", "name", "index")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=PATH)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(

@@ -9,10 +9,11 @@ import click
 from pipeline.common.atomic_io import named_output, require_file
 from pipeline.common.console import AS_JSON, note
 from pipeline.common.errors import ConfigError
+from pipeline.common.origins import Command
 from training.cli.options import DEVICE, PATH, PROFILE
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", type=PATH)
 @PROFILE
 @click.option(

@@ -11,6 +11,7 @@ import click
 from pipeline.common.console import AS_JSON, Commands, Resumable
 from pipeline.common.errors import ConfigError
 from pipeline.common.options import Joined, options_of
+from pipeline.common.origins import file_option
 from training.choose.config import DistillConfig
 from training.cli.bench import bench
 from training.cli.export import export
@@ -40,6 +41,7 @@ LONGEST_NAME = 255  # bytes; what the file systems of Linux take
 @click.group(
     cls=Commands,
     extra="srp[train]",
+    variables="SRP_TRAIN",
     torchrun="-m training",
 )
 @click.version_option(package_name="srp")
@@ -58,6 +60,7 @@ main.add_command(bench)
 
 @main.command("from", cls=Resumable)
 @SHARDS
+@file_option(TrainConfig)
 @click.option(
     "--cache",
     type=PATH,

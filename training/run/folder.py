@@ -9,7 +9,7 @@ from pipeline.common.atomic_io import named_output, require_folder
 from pipeline.common.errors import ConfigError, EveryRankError
 from pipeline.common.file_lock import writer_lock
 from training.data.processes import Process, any_rank
-from training.run.record import load_record
+from training.run.record import OPTIONS, load_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class RunPaths:
     def record(self) -> Path:
         """Config, hardware, metrics over time, evaluation."""
         return self.folder / "record.json"
+
+    @property
+    def options(self) -> Path:
+        """The options of `srp-train from` that train the same run again: `run.toml`."""
+        return self.folder / OPTIONS
 
     @property
     def last(self) -> Path:

@@ -14,11 +14,19 @@ import torch
 from pipeline import DataSpec, Manifest, ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import MACHINE_FIELDS, TrainConfig, policies_using, schedules_using
+from pipeline.common.options_file import options_text
+from training.config import (
+    MACHINE_FIELDS,
+    NEEDS,
+    TrainConfig,
+    policies_using,
+    schedules_using,
+)
 from training.data.processes import cpu_capabilities
 from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"
+OPTIONS = "run.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +286,28 @@ def config_from_json(fields: dict[str, Any]) -> TrainConfig:
             f"a run's config must fit this version of srp; got {error}. "
             "Train the run again, or use the version that wrote it."
         ) from error
+
+
+def run_options(record: RunRecord) -> str:
+    """Write the options that train a run again, as TOML for `srp-train from SHARDS -c`.
+
+    They are those that decided something; of the machine's, only what is not the default.
+    """
+    config = record.config
+    decided = {
+        name: value
+        for name, value in vars(config).items()
+        if config.policy in policies_using(name)
+        and config.sched in schedules_using(name)
+        and (name not in NEEDS or getattr(config, NEEDS[name]))
+        and (name not in MACHINE_FIELDS or value != getattr(TrainConfig, name))
+    }
+    heading = (
+        f"srp-train from SHARDS -c {OPTIONS}",
+        f"SHARDS were {record.shards}, with the fingerprint {record.data.fingerprint}.",
+        f"Trained by srp, commit {record.commit}, on {record.hardware}.",
+    )
+    return options_text(decided, heading)
 
 
 def current_commit() -> str:

@@ -42,7 +42,7 @@ from training.run.average import decay_at, move_average
 from training.run.checkpoint import digest_of, load_initial
 from training.run.divergence import UncheckedStep, diverged, loss_fault
 from training.run.folder import RunPaths, written_run
-from training.run.record import EpochPart, RunRecord
+from training.run.record import EpochPart, RunRecord, run_options
 from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
 from training.run.signals import InterruptedWaitError, Stop, noted_signals
@@ -98,6 +98,8 @@ def fit(
             return record
         since = started - record.seconds  # before `begin` adds its own
         state = build_state(config, shards, process)
+        if process.is_main:
+            write_file(paths.options, run_options(record).encode())
         best, part = 0.0, None
         if paths.last.exists():
             best, part = load_last(state, paths, record)

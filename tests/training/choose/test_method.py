@@ -181,7 +181,7 @@ def test_a_run_of_four_stages_leaves_its_record_and_the_files_of_its_folds(
     # No second is counted twice.
     assert 0 < sum(stage.seconds for stage in record.stages) < record.seconds < unbroken.seconds
     assert {path.name for path in paths.folder.iterdir()} == {
-        "record.json", "last.safetensors", "best.safetensors", "logits.safetensors",
+        "record.json", "run.toml", "last.safetensors", "best.safetensors", "logits.safetensors",
         "out_of_fold.safetensors", "half-0", "half-1",
     }  # fmt: skip
     for fold in (0, 1):

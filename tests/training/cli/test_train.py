@@ -111,7 +111,7 @@ def test_training_prints_its_figures_and_leaves_its_files(
     assert result.exit_code == 0, result.output
     folder = tmp_path / "centre-s42"
     assert {path.name for path in folder.iterdir()} == {
-        "record.json", "last.safetensors", "best.safetensors", "logits.safetensors",
+        "record.json", "run.toml", "last.safetensors", "best.safetensors", "logits.safetensors",
     }  # fmt: skip
     assert f"run: {folder}\n" in result.stdout
     for words in (
@@ -126,6 +126,28 @@ def test_training_prints_its_figures_and_leaves_its_files(
 
     again = srp_train("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "centre")
     assert one_line(again).startswith(f"a run must not be overwritten; got one in {folder}")
+
+
+def test_the_options_of_a_run_train_it_again_and_what_is_typed_takes_precedence(
+    scene_shards: Path, srp_train: SrpTrain, tmp_path: Path
+) -> None:
+    words = ("from", scene_shards, "--output", tmp_path)
+    first = srp_train(*words, *QUICK, "--policy", "centre", "--lr", "0.03", "--experiment", "one")
+    assert first.exit_code == 0, first.output
+    path = RunPaths(folder=tmp_path / "one").options
+    again = srp_train(*words, "-c", path, "--experiment", "two")
+    assert again.exit_code == 0, again.output
+    other = srp_train(*words, "-c", path, "--experiment", "three", "--seed", 1)
+    assert other.exit_code == 0, other.output
+    one, two, three = (
+        load_record(tmp_path / name / "record.json") for name in ("one", "two", "three")
+    )
+    assert (two.config, two.evaluation) == (one.config, one.evaluation)
+    assert three.config == dataclasses.replace(one.config, seed=1)
+    path.write_text("momentum = 0.5\n")
+    refused = one_line(srp_train(*words, "-c", path))
+    assert refused.startswith("--momentum needs --sched cosine or step; got --sched onecycle.")
+    assert refused.endswith(f" --momentum is from momentum in {path}.")
 
 
 def test_the_only_folder_of_shards_below_is_the_one_that_is_meant(

@@ -3,12 +3,14 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError
+from pipeline.common.options_file import read_options
 from training.config import TrainConfig
 from training.run import record as records
 from training.run.folder import RunPaths
@@ -19,6 +21,7 @@ from training.run.record import (
     current_commit,
     describe_hardware,
     load_record,
+    run_options,
 )
 from training.run.state import settled
 
@@ -93,6 +96,30 @@ def test_records_of_earlier_versions_are_read_whose_any_crop_right_was_called_or
     evaluation["top1_oracle"] = evaluation.pop("top1_any_right")
     (tmp_path / "record.json").write_text(json.dumps(fields), encoding="utf-8")
     assert load_record(tmp_path / "record.json") == finished[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"policy": "distilled", "proposer_channels": (8, 16), "explore_epochs": 1, "epochs": 3},
+        {"sched": "cosine", "momentum": 0.95, "warmup_epochs": 1, "lr": 1e-5, "opt": "adamw"},
+        {"policy": "whole", "scale": (0.25, 1.0), "model_kwargs": ("stem_type=deep", 'a="b"')},
+        {"model_ema": True, "model_ema_decay": 0.9, "initial_checkpoint": "runs/ü x"},
+        {"workers": 5, "preload": "ram", "mean": (0.0, 0.5, 1.0), "fold": 1, "policy": "random"},
+    ],
+)
+def test_the_options_beside_a_record_train_the_same_config_again(
+    options: dict[str, Any], finished: tuple[RunPaths, RunRecord], tmp_path: Path
+) -> None:
+    config = TrainConfig(**options)
+    path = tmp_path / "run.toml"
+    text = run_options(replace(finished[1], config=config))
+    path.write_text(text, encoding="utf-8")
+    assert TrainConfig(**read_options(path, TrainConfig)) == config
+    assert f"# SHARDS were {finished[1].shards}, " in text
+    assert "momentum" not in text or config.sched != "onecycle"
+    assert "workers" in text or config.workers == TrainConfig.workers
 
 
 def test_a_missing_record_says_what_to_type(tmp_path: Path) -> None:
