@@ -22,7 +22,7 @@ from pipeline.common.results import Contender, Row, Turn, interleave
 from training.bench.config import StepBenchConfig
 from training.bench.plain import plain_loops
 from training.data.processes import Process
-from training.data.shards import Batch
+from training.data.shards import READ_AHEAD, Batch
 from training.model.classifier import SelectiveClassifier, autocast, uses_bfloat16
 from training.run.state import RunState, build_model, build_state, settled, with_choices
 from training.run.train import CHECK_STEPS, set_train, train_step
@@ -32,7 +32,6 @@ from training.study.sizes import describe_machine
 CLASSIFIER, LIMIT = "classifier alone, forward and backward", "limit: matrix product"
 THERE = "step on batches that are there"
 STALL = "stall, %"
-READ_AHEAD = 3  # batches for each reading thread: as many as may lie ready before a step
 KEPT_BATCHES = 4  # that a step without a loader takes in turn
 PASSES = 3  # a backward costs as much as two forwards
 SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices that are multiplied

@@ -64,7 +64,7 @@ def train(
             config, shards=shards, paths=paths, process=process, resume=resume, progress=progress
         )
     config = settled(config)
-    _check(config, shards, process.world_size)
+    check_stages(config, shards, process.world_size)
     shown = Weighted(progress, ALL_STAGES, stage_costs(config, Counts.of(config, shards)))
 
     def begin(state: RunState, record: RunRecord) -> RunRecord:
@@ -207,8 +207,17 @@ def train_folds(
     return tuple(curves)
 
 
-def _check(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
-    """Refuse what would end in an error only after the first stage."""
+def check_stages(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
+    """Refuse what would end in an error only after the first stage.
+
+    Args:
+        config: Settled.
+        shards: To train on.
+        world_size: Processes.
+
+    Raises:
+        ConfigError: If the stages do not fit the shards or what the run begins with.
+    """
     if config.own_epochs < 1:
         raise ConfigError(
             "--explore-epochs must be fewer than --epochs, or the classifier never sees a choice; "

@@ -76,11 +76,17 @@ main.add_command(bench)
 @OUTPUT
 @click.option("--experiment", help="Name of the run's folder.  [default: POLICY-sSEED]")
 @click.option("--resume", is_flag=True, help="Continue from the run's last checkpoint, if any.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan, MACs, bytes, memory and estimated time, after a few steps in memory; "
+    "write nothing.",
+)
 @AS_JSON
 @options_of(TrainConfig)
 def from_shards(
     shards: str, cache: Path | None, cache_mib: int | None, output: Path, experiment: str | None,
-    resume: bool, as_json: bool, **options: Any,
+    resume: bool, dry_run: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train on SHARDS, and evaluate.
 
@@ -99,22 +105,27 @@ def from_shards(
 
     from pipeline import ShardFolder
     from training.choose.method import train
-    from training.data.processes import started
+    from training.data.processes import require_one, started
+    from training.report.terminal import plan_text
     from training.run.folder import RunPaths
+    from training.study.dry_run import plan_run
 
     opened = ShardFolder.open(shards, cache=cache, cache_mib=cache_mib)
     if config.dev:
         opened = opened.with_dev()
     with started(config.device) as process, rank_progress(process.is_main) as progress:
-        record = train(
-            config,
-            shards=opened,
-            paths=RunPaths(folder=folder),
-            process=process,
-            resume=resume,
-            progress=progress,
-        )
-    if process.is_main:
+        asked: dict[str, Any] = {
+            "shards": opened, "paths": RunPaths(folder=folder), "process": process,
+            "resume": resume, "progress": progress,
+        }  # fmt: skip
+        if dry_run:
+            require_one(process, "a dry run")
+            plan = plan_run(config, **asked)
+        else:
+            record = train(config, **asked)
+    if dry_run:
+        click.echo(json.dumps(plan.to_json(), indent=1) if as_json else plan_text(plan))
+    elif process.is_main:
         _tell(record, folder, as_json=as_json)
 
 

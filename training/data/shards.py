@@ -24,6 +24,8 @@ from pipeline import (
 )
 from pipeline.common.errors import ConfigError
 
+READ_AHEAD = 3  # batches for each reading thread: as many as may lie ready before a step
+
 
 class Batch(NamedTuple):
     """B samples, valid until the next batch is asked for; clone what is to be kept.

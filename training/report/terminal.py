@@ -13,6 +13,7 @@ from training.audit.headroom import Gain, Headroom, Shown
 from training.audit.priced import PricedPoint
 from training.audit.verdict import Audit, Rival
 from training.score.metrics import Evaluation
+from training.study.dry_run import DryRun
 from training.study.finished import Spread
 from training.study.paired import name_seeds, write_p
 
@@ -168,6 +169,47 @@ def choice_text(evaluation: Evaluation) -> str:
     others.append(("a random crop", evaluation.top1_random))
     scores = ", ".join(f"{text} {top1:.1f} %" for text, top1 in others)
     return f"The chosen crop: {evaluation.top1:.1f} % right; with the same classifier, {scores}."
+
+
+def plan_text(plan: DryRun) -> str:
+    """Lay a run that is planned out for people, its time last."""
+    heads = ("stage", "epochs", "steps", "cost, images", "time")
+    stages = [
+        (stage.name, _count(stage.epochs), _count(stage.steps), f"{stage.images:,.0f}",
+         _time(stage.seconds))
+        for stage in plan.stages
+    ]  # fmt: skip
+    macs = [("proposer", plan.proposer_macs), ("classifier", plan.classifier_macs)]
+    sizes = [(f"shards of {split}", size) for split, size in plan.shard_bytes.items()]
+    memory = [*plan.memory.items(), ("all", plan.peak_bytes)]
+    parts = (
+        f"{plan.run}: {plan.policy}, {plan.model}, batches of {plan.batch_size}, "
+        f"{plan.num_train:,} training and {plan.num_val:,} validation images, {plan.num_crops} "
+        "crops. Nothing was written.",
+        _table("", stages, heads=heads),
+        _table("cost of one image, million MACs", [(n, f"{each / 1e6:.2f}") for n, each in macs]),
+        _table("read, MiB", _mib([*sizes, ("pixels of an epoch", plan.epoch_bytes)])),
+        _table("memory beside the libraries, counted, MiB", _mib(memory)),
+        f"about {_time(plan.seconds)}, at {plan.images_per_s:.0f} images/s: the median of "
+        f"{plan.num_measured} steps just now, with what they waited for, on {plan.machine}",
+    )
+    return "\n".join(part.rstrip("\n") for part in parts)
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _mib(sizes: Iterable[tuple[str, int]]) -> list[Row]:
+    return [(name, f"{size / 2**20:,.1f}") for name, size in sizes]
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def headroom_text(found: Headroom, shown: Sequence[Shown]) -> str:

@@ -24,7 +24,10 @@ from training.run.record import RunRecord, load_record
 REPO = Path(__file__).resolve().parents[3]
 SrpTrain = Callable[..., Result]
 QUICK = ("--model", "test_resnet", "--epochs", "1", "-b", "16", "--no-amp", "--device", "cpu")
-NOT_CONFIG = {"shards", "cache", "cache_mib", "output", "experiment", "resume", "as_json"}
+NOT_CONFIG = {
+    "shards", "config", "cache", "cache_mib", "output", "experiment", "resume", "dry_run",
+    "as_json",
+}  # fmt: skip
 
 
 def one_line(result: Result, status: int = 2) -> str:
