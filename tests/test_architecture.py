@@ -60,6 +60,7 @@ LATE = {
     "pipeline.stream.remote_file": {"fsspec", "pipeline"},
     "pipeline.stream.stream": {"webdataset"},
     "training.export.onnx_file": {"onnx", "onnxruntime"},
+    "training.run.watching": {"torch"},
 }
 # The pipeline's base install has none of these; benches compare with some where they are there.
 BEYOND = {"training", "torch", "torchvision", "timm", "matplotlib", "jinja2", "safetensors"}

@@ -34,7 +34,8 @@ MOST_SEED = 2**32 - 1
 MOST_EPOCHS = 1_000_000
 MOST_RATE = 1000
 MOST_PX = 65_536
-MACHINE_FIELDS = ("workers", "device", "preload")  # which change no figure but the speed
+# Which change no figure but the speed.
+MACHINE_FIELDS = ("workers", "device", "preload", "log_tensorboard", "log_wandb", "log_trackio")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -247,6 +248,9 @@ class TrainConfig:
         "spare, or none.",
         choices=("auto", "device", "ram", "none"),
     )
+    log_tensorboard: bool = setting(True, "Write TensorBoard's event file to the run's folder.")
+    log_wandb: bool = setting(False, "Log to Weights & Biases, project srp.")
+    log_trackio: bool = setting(False, "Log to Trackio, project srp.")
 
     def __post_init__(self) -> None:
         """Check ranges, choices and what must fit together, before anything is read."""

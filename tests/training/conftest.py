@@ -39,6 +39,7 @@ TINY = TrainConfig(
     workers=2,
     amp=False,
     device="cpu",
+    log_tensorboard=False,
 )
 
 

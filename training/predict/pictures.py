@@ -1,22 +1,16 @@
-"""Draw what a run chose in a photograph: the proposer's map, every crop's box, the chosen one lit.
-
-Axes: M and N rows and columns of a map.
-"""
+"""Draw a run's choice in a photograph: its map over it, the crops' boxes, the chosen one lit."""
 
 import io
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import printable
 from training.predict.load import LoadedRun
 from training.predict.predict import Prediction
 from training.predict.results import Result
-from training.report.heat_maps import FLAT, colour, enlarge, scale_of
-from training.report.result_picture import BOX, MAP_OPACITY
+from training.score.pictures import BOX, MAP_OPACITY, heat
 
 TEXT_PX, LINE_PX = 16, 24
 CAPTION_PX = 400  # least width: a caption must fit below a narrow photograph
@@ -78,18 +72,6 @@ def _inside(box: tuple[int, int, int, int], margin: int = 0) -> tuple[int, int, 
     x0, y0, x1, y1 = box
     x0, y0 = x0 + margin, y0 + margin
     return x0, y0, max(x0, x1 - 1 - margin), max(y0, y1 - 1 - margin)
-
-
-def heat(map_MN: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Colour a map, from its own lowest to its own highest cells, upsampled bilinearly.
-
-    Args:
-        map_MN: Logits, float32.
-        size: Width and height of the picture, px.
-    """
-    centred_1MN, low, high = scale_of(map_MN[None])
-    shares = np.clip((centred_1MN[0] - low) / max(high - low, FLAT), 0, 1)
-    return colour(enlarge(shares, size))
 
 
 def _caption(prediction: Prediction, result: Result) -> list[str]:

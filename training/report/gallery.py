@@ -4,28 +4,26 @@ Which images is a rule, not a pick: the first by the SHA-256 of their keys, then
 largest regret. Axes: N samples of the split, B samples shown, K candidates, M and N of a map.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline import CropLayout, ObjectBox, Pixels, Sample, ShardFolder
+from pipeline import ObjectBox, Sample, ShardFolder
 from training.model.classifier import candidate_indices
 from training.report.heat_maps import HeatMaps, draw_heat
 from training.report.html import data_uri
 from training.score.crop_logits import CropLogits
+from training.score.pictures import canvas_picture, order_by_hash
 from training.study.finished import FinishedRun
 
 NUM_DRAWN = 36
 NUM_REGRETTED = 12
 PICTURE_PX = 224  # with JPEG_QUALITY it keeps 48 images below 1 MB
 JPEG_QUALITY = 80
-UNSEEN = (128, 128, 128)  # parts of the canvas outside every candidate
 
 
 class Rows(NamedTuple):
@@ -199,8 +197,7 @@ def pick_rows(
             these keys, whatever was trained.
         num_regretted: Images with the largest regrets, however many have any.
     """
-    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-    by_hash = sorted(range(len(keys)), key=digests.__getitem__)
+    by_hash = order_by_hash(keys)
     confidence_NK = confidence_in_label(logits)
     chosen_N = confidence_NK.gather(1, logits.chosen_N[:, None])[:, 0]
     regret_N = (confidence_NK.amax(1) - chosen_N).tolist()
@@ -300,21 +297,6 @@ def _image(
         boxes=tuple(Place.of(box) for box in boxes.get(sample.meta.path, ())),
         is_regretted=is_regretted,
     )
-
-
-def canvas_picture(crops: Sequence[Pixels], layout: CropLayout) -> Image.Image:
-    """Rebuild the canvas: resized candidates first, exact crops over them."""
-    canvas = Image.new("RGB", (layout.canvas_px, layout.canvas_px), UNSEEN)
-    for k in sorted(range(len(layout)), key=layout.is_cut):
-        box = layout.boxes[k]
-        size = (box.x1 - box.x0, box.y1 - box.y0)
-        canvas.paste(crop_picture(crops[k]).resize(size), (box.x0, box.y0))
-    return canvas
-
-
-def crop_picture(crop_CHW: Pixels) -> Image.Image:
-    """Make a picture of a crop, uint8 `(3, H, W)`."""
-    return Image.fromarray(np.ascontiguousarray(crop_CHW.transpose(1, 2, 0)))
 
 
 def _shown(picture: Image.Image) -> str:

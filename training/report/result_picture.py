@@ -21,9 +21,15 @@ from pipeline import CropLayout, Sample
 from training.audit.run import Audited
 from training.model.classifier import candidate_indices
 from training.report.charts.svg import shown
-from training.report.gallery import canvas_picture, crop_picture
-from training.report.heat_maps import COLOURS, scale_of
 from training.score.crop_logits import CropLogits
+from training.score.pictures import (
+    BOX,
+    COLOURS,
+    MAP_OPACITY,
+    canvas_picture,
+    crop_picture,
+    scale_of,
+)
 from training.study.finished import FinishedRun
 
 NUM_IMAGES = 6
@@ -34,9 +40,7 @@ CAPTION_CHARS = 18
 DPI = 100
 NUM_COLOURS = 256  # a palette keeps the PNG below 300 KB
 RANDOM_SEED = 0
-MAP_OPACITY = 0.4
 RIGHT, WRONG = "#00734f", "#b34700"  # 5:1 and more on white
-BOX = "#00b4ff"
 
 
 class Choice(NamedTuple):

@@ -17,11 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
-from pipeline.common.errors import (
-    DownloadError,
-    PreemptedRunError,
-    StoppedRunError,
-)
+from pipeline.common.errors import DownloadError, PreemptedRunError, StoppedRunError
 from pipeline.common.progress import SILENT, Progress
 from training.config import TrainConfig
 from training.data import augment
@@ -48,7 +44,8 @@ from training.run.schedule import temperature
 from training.run.signals import InterruptedWaitError, Stop, noted_signals
 from training.run.state import RunState, broken_weights, build_state, settled, with_choices
 from training.run.waiting import AwaitedBatches, interruptible
-from training.score.classify import classify_crops, counting, evaluate_choice
+from training.run.watching import Watch, check_writers, watched
+from training.score.classify import Validation, classify_crops, counting, evaluate_choice
 from training.score.metrics import summarise
 
 CHECK_STEPS = 10  # steps between checks of the loss, each of which waits for the device
@@ -92,13 +89,14 @@ def fit(
     """
     started = time.monotonic()
     config = settled(config, shards)
+    check_writers(config)
     with written_run(paths, process):
         record = open_record(config, shards=shards, paths=paths, process=process, resume=resume)
         if record.evaluation is not None:
             return record
         since = started - record.seconds  # before `begin` adds its own
         state = build_state(config, shards, process)
-        if process.is_main:
+        if process.is_main and not paths.last.exists():
             write_file(paths.options, run_options(record).encode())
         best, part = 0.0, None
         if paths.last.exists():
@@ -112,21 +110,23 @@ def fit(
             raise RuntimeError("a proposer that was not fitted; see training.choose.method")
         if config.chooses_ahead and len(record.epochs) < config.own_epochs:
             state = with_choices(state, shards)
-        with noted_signals() as stop:
-            training = Training(
-                state=state,
-                shards=shards,
-                paths=paths,
-                record=record,
-                best=best,
-                part=part or EpochPart(epoch=len(record.epochs)),
-                since=since,
-                stop=stop,
-                stage=stage,
-                progress=progress,
-            )
-            training.run()
-        return training.evaluate() if scored else training.record
+        with watched(paths, record, process, progress, plan=shards.crop_layout) as watch:
+            with noted_signals() as stop:
+                training = Training(
+                    state=state,
+                    shards=shards,
+                    paths=paths,
+                    record=record,
+                    best=best,
+                    part=part or EpochPart(epoch=len(record.epochs)),
+                    since=since,
+                    stop=stop,
+                    stage=stage,
+                    progress=progress,
+                    watch=watch,
+                )
+                training.run()
+            return training.evaluate() if scored else training.record
 
 
 Begin = Callable[[RunState, RunRecord], RunRecord]
@@ -148,6 +148,7 @@ class Training:
         stop: Whether a signal asks to stop.
         stage: Name of its steps, for the progress.
         progress: Shows images and epochs.
+        watch: Shows epochs to those who follow the run elsewhere.
     """
 
     state: RunState
@@ -160,6 +161,7 @@ class Training:
     stop: Stop
     stage: str
     progress: Progress
+    watch: Watch
 
     def run(self) -> None:
         """Train the epochs that are left, and save after each."""
@@ -173,7 +175,10 @@ class Training:
             done = self.part.finished(self.state.images_per_step)
             # The last weights are scored on every crop instead.
             if done.epoch % config.val_interval == 0 and done.epoch < config.own_epochs:
-                done = replace(done, val_top1=self._validate())
+                validation = self._validate()
+                done = replace(done, val_top1=validation.top1)
+                self.watch.validated(done.epoch, *validation, self.state, self._val_reader)
+            self.watch.trained(done, self.state)  # before it is saved: a resume shows it once
             self.record = replace(
                 self.record, epochs=(*self.record.epochs, done), seconds=self._seconds()
             )
@@ -253,6 +258,8 @@ class Training:
         )  # fmt: skip
         evaluation = summarise(logits, state.scored)
         last = replace(self.record.epochs[-1], val_top1=evaluation.top1)
+        scored = (evaluation.top1, evaluation.shares)
+        self.watch.validated(last.epoch, *scored, state, self._val_reader)
         self.record = replace(
             self.record,
             epochs=(*self.record.epochs[:-1], last),
@@ -274,8 +281,8 @@ class Training:
         """Read the validation split, whose samples are checked in the first validation alone."""
         return self.state.model.reader(self.shards, "val", self.state.process)
 
-    def _validate(self) -> float:
-        """Score the policy on the validation split, top-1 in %, unless a signal interrupts it."""
+    def _validate(self) -> Validation:
+        """Score the policy on the validation split, unless a signal interrupts it."""
         process, shards = self.state.process, self.shards
         counter = counting(self.progress, "validating", shards.manifest.num_samples("val"))
 

@@ -8,6 +8,7 @@ Axes: N samples, B of a batch, K candidates, V views of an image, C classes.
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import log
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,6 +91,13 @@ def classify_crops(
     return CropLogits(labels_N=labels_N, logits_NKC=logits_NVC, probabilities_NK=probabilities_NK)
 
 
+class Validation(NamedTuple):
+    """What a policy scores: top-1 in %, and how often it chose each candidate, 0 to 1."""
+
+    top1: float
+    shares: tuple[float, ...]
+
+
 @torch.inference_mode()
 def evaluate_choice(
     model: SelectiveClassifier,
@@ -99,8 +107,8 @@ def evaluate_choice(
     on_images: OnImages,
     reader: BatchReader | None = None,
     awaited: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
-) -> float:
-    """Score the policy alone, top-1 in % over all ranks: cheap enough for after every epoch.
+) -> Validation:
+    """Score the policy alone, over all ranks: cheap enough for after every epoch.
 
     Args:
         model: To run.
@@ -111,7 +119,8 @@ def evaluate_choice(
         awaited: Yields the batches that it is given; it may end the wait for one.
     """
     model.eval()
-    counts = torch.zeros(2, dtype=torch.float64, device=process.device)
+    num_crops = len(model.candidates)
+    counts = torch.zeros(2 + num_crops, dtype=torch.float64, device=process.device)
     pieces = evaluation_batches(
         shards.manifest.num_samples("val"), batch_size=EVALUATION_BATCH, rank=process.rank,
         world_size=process.world_size,
@@ -129,11 +138,13 @@ def evaluate_choice(
                     batch, shards.crop_layout, model.candidates, wanted_BM=chosen_B1
                 )
                 predicted_B = model.logits(crops_B1HWC[:, 0]).argmax(1)
+                chosen_K = torch.bincount(chosen_B1[:, 0], minlength=num_crops)  # on the CPU
+                counts[2:] += chosen_K.to(process.device)
         counts[0] += (predicted_B == batch.labels_B).sum()
         counts[1] += len(predicted_B)
         on_images(len(predicted_B) * process.world_size)
-    hits, seen = sum_over_ranks(counts, process).tolist()
-    return float(100 * hits / seen)
+    hits, seen, *chosen = sum_over_ranks(counts, process).tolist()
+    return Validation(100 * hits / seen, tuple(count / seen for count in chosen))
 
 
 def _choice(model: SelectiveClassifier, batch: Batch) -> Tensor:

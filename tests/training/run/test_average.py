@@ -18,7 +18,7 @@ from training.run.load import load_model
 from training.run.record import RunRecord
 from training.run.state import build_state
 from training.run.train import train_step
-from training.score.classify import classify_crops
+from training.score.classify import Validation, classify_crops
 
 Train = Callable[..., RunRecord]
 Tiny = Callable[..., TrainConfig]
@@ -94,9 +94,9 @@ def test_validation_scores_the_average(
 ) -> None:
     scored: list[bool] = []
 
-    def note(model: nn.Module, *_: Any, **__: Any) -> float:
+    def note(model: nn.Module, *_: Any, **__: Any) -> Validation:
         scored.append(any(weight.requires_grad for weight in model.parameters()))
-        return 0.0
+        return Validation(0.0, ())
 
     monkeypatch.setattr(train_module, "evaluate_choice", note)
     for is_kept in (True, False):
