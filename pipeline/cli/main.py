@@ -9,6 +9,7 @@ import click
 
 from pipeline.bench.cli import bench
 from pipeline.build.config import BuildConfig
+from pipeline.cli.doctor import doctor
 from pipeline.cli.verify import counts_of, verify
 from pipeline.common.atomic_io import require_file
 from pipeline.common.console import (
@@ -41,6 +42,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(verify)
+main.add_command(doctor)
 
 
 @main.command("build-shards", cls=Resumable)
