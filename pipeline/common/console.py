@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -288,6 +289,7 @@ class _Shown(Progress):
     def __init__(self, bars: "Bars") -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._widths: dict[str, int] = {}  # of the table's columns, by heading
         LOG.begin()
 
     def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
@@ -300,6 +302,30 @@ class _Shown(Progress):
         LOG.stage(stage, done, total)
 
     def event(self, name: str, /, text: str = "", **fields: object) -> None:
-        if text:
+        row = fields.pop("row", None)
+        if text and isinstance(row, dict) and self._bars.console.is_terminal:
+            self._show_row({**row, "left": self._left()})
+        elif text:
             self._bars.console.print(printable(text), soft_wrap=True)
         LOG.write(name, **fields)
+
+    def _show_row(self, row: dict[str, str]) -> None:
+        """Print a row above the bars, its headings before the first and where a column grows."""
+        cells = {printable(heading): printable(cell) for heading, cell in row.items()}
+        widths = {
+            heading: max(len(heading), len(cell), self._widths.get(heading, 0))
+            for heading, cell in cells.items()
+        }
+        lines = [cells] if widths == self._widths else [{name: name for name in cells}, cells]
+        self._widths = widths
+        for line in lines:
+            texts = [text.rjust(widths[name]) for name, text in line.items()]
+            first = next(iter(line))  # the only column of words
+            texts[0] = line[first].ljust(widths[first])
+            self._bars.console.print("  ".join(texts), soft_wrap=True)
+
+    def _left(self) -> str:
+        """Say how long the slowest bar will still take, which is that of the whole."""
+        left = [task.time_remaining for task in self._bars.tasks if not task.finished]
+        seconds = max((each for each in left if each is not None), default=0.0)
+        return str(timedelta(seconds=round(seconds)))

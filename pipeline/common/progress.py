@@ -23,7 +23,8 @@ class Progress:
         Args:
             name: Name of the event in the log.
             text: Line for people; empty prints nothing.
-            fields: Further fields of the log's line.
+            fields: Further fields of the log's line. `row`, a text for each heading, is not one: in
+                a terminal it is a row of a table in place of the text.
         """
 
 

@@ -104,6 +104,19 @@ class EpochRecord:
             f"train top-1 {self.train_top1:.2f} %{val}, {self.images_per_s:.0f} images/s{waited}"
         )
 
+    def cells(self, stage: str, epochs: int) -> dict[str, str]:
+        """Write the epoch as a row of a table, by heading; arguments as for `line`."""
+        val = "" if self.val_top1 is None else f"{self.val_top1:.2f}"
+        return {
+            "stage": stage,
+            "epoch": f"{self.epoch}/{epochs}",
+            "loss": f"{self.train_loss:.4f}",
+            "train top-1, %": f"{self.train_top1:.2f}",
+            "val top-1, %": val,
+            "images/s": f"{self.images_per_s:.0f}",
+            "waited, %": f"{100 * (self.waited_s or 0) / self.seconds:.0f}",
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:

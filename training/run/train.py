@@ -167,8 +167,7 @@ class Training:
         """Train the epochs that are left, and save after each."""
         config = self.state.config
         while len(self.record.epochs) < config.own_epochs:
-            lost = self.epoch()
-            if lost:
+            if lost := self.epoch():
                 raise self._stopped_by(lost) from lost
             if self.part.step < self.state.steps:
                 raise self._stopped()
@@ -177,14 +176,16 @@ class Training:
             if done.epoch % config.val_interval == 0 and done.epoch < config.own_epochs:
                 validation = self._validate()
                 done = replace(done, val_top1=validation.top1)
-                self.watch.validated(done.epoch, *validation, self.state, self._val_reader)
+                self.watch.validated(done.epoch, validation, self.state, self._val_reader)
             self.watch.trained(done, self.state)  # before it is saved: a resume shows it once
             self.record = replace(
                 self.record, epochs=(*self.record.epochs, done), seconds=self._seconds()
             )
             self.best = save_run(self.state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
-            self.progress.event("epoch", done.line(self.stage, config.own_epochs), **asdict(done))
+            place = (self.stage, config.own_epochs)
+            row = done.cells(*place)
+            self.progress.event("epoch", done.line(*place), row=row, **asdict(done))
             if any_rank(bool(self.stop.wanted), self.state.process):
                 raise self._stopped()
 
@@ -258,8 +259,7 @@ class Training:
         )  # fmt: skip
         evaluation = summarise(logits, state.scored)
         last = replace(self.record.epochs[-1], val_top1=evaluation.top1)
-        scored = (evaluation.top1, evaluation.shares)
-        self.watch.validated(last.epoch, *scored, state, self._val_reader)
+        self.watch.validated(last.epoch, evaluation, state, self._val_reader)
         self.record = replace(
             self.record,
             epochs=(*self.record.epochs[:-1], last),

@@ -6,7 +6,7 @@ been read anyway, so that no step waits. The record remains what is true of a ru
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,8 @@ from training.data.shards import BatchReader
 from training.run.folder import RunPaths
 from training.run.record import EpochRecord, RunRecord, run_options
 from training.run.state import RunState
+from training.score.classify import Validation
+from training.score.metrics import Evaluation
 from training.score.pictures import draw_choices
 
 NUM_PICTURES = 6
@@ -65,20 +67,19 @@ class Watch:
         self._write(done.epoch, scalars_of(done, state), None)
 
     def validated(
-        self, epoch: int, top1: float, shares: Sequence[float], state: RunState, reader: BatchReader
+        self, epoch: int, found: Validation | Evaluation, state: RunState, reader: BatchReader
     ) -> None:
         """Show a validation.
 
         Args:
             epoch: After which.
-            top1: Of the policy, %.
-            shares: How often each candidate was chosen, 0 to 1.
+            found: Top-1 of the policy, and how often each candidate was chosen.
             state: Whose networks choose.
             reader: Reads the validation split.
         """
-        figures, picture = {"val/top1": top1}, None
+        figures, picture = {"val/top1": found.top1}, None
         if state.config.selects and self.writers:
-            named = zip(state.scored.names, shares, strict=True)
+            named = zip(state.scored.names, found.shares, strict=True)
             figures |= {f"crops/{name}, %": 100 * share for name, share in named}
             picture = draw_choices(state.scored, self.plan, reader, num_images=NUM_PICTURES)
         self._write(epoch, figures, picture)

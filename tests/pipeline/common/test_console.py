@@ -35,6 +35,7 @@ from pipeline.common.errors import (
     StoppedRunError,
     VerificationError,
 )
+from pipeline.common.event_log import LOG
 from pipeline.common.progress import Progress
 from training.cli.train import main as training_main
 
@@ -309,3 +310,44 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_what_installs_it() 
         "error: this command needs the package torch, which is not installed. "
         "Install it with: pip install 'srp[all]'\n"
     )
+
+
+ROW = {"stage": "fit [b]", "epoch": "1/3", "loss": "2.5"}
+
+
+def test_in_a_terminal_a_row_takes_the_texts_place_and_has_headings_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def report(progress: Progress) -> None:
+        progress.update("fit", 1, 3)
+        for number in (1, 2):
+            progress.event("epoch", "the text", row={**ROW, "epoch": f"{number}/3"}, epoch=number)
+        progress.event("epoch", "the text", row={**ROW, "stage": "explore, half"}, epoch=3)
+        progress.event("epoch", row=ROW)  # silent, as one of several runs side by side
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", render("images/s", report, monkeypatch))
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if "left" in line]
+    assert lines == ["stage    epoch  loss     left", "stage          epoch  loss     left"]
+    rows = [line for line in text.replace("\r", "\n").splitlines() if "2.5" in line]
+    assert [line.split("  ")[0] for line in rows] == ["fit [b]", "fit [b]", "explore, half"]
+    assert "the text" not in text
+
+
+def test_elsewhere_the_text_is_printed_and_no_row_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    LOG.open(log, warn=print)
+    try:
+        text = render(
+            "images/s",
+            lambda progress: progress.event("epoch", "the text", row=ROW, epoch=1),
+            monkeypatch,
+        )
+    finally:
+        LOG.open(None, warn=print)
+    assert text == "the text\n"
+    assert '"epoch": 1' in log.read_text()
+    assert "row" not in log.read_text()

@@ -207,6 +207,18 @@ def test_the_line_of_an_epoch_says_how_long_it_waited_if_that_is_a_hundredth(
     assert epoch.line("explore", 3) == line + waited
 
 
+def test_the_cells_of_an_epoch_hold_what_its_line_says() -> None:
+    epoch = EpochRecord(
+        epoch=2, train_loss=1.5, train_top1=40.0, val_top1=None, images_per_s=99.6, seconds=10.0,
+        waited_s=1.0,
+    )  # fmt: skip
+    assert epoch.cells("exploit", 3) == {
+        "stage": "exploit", "epoch": "2/3", "loss": "1.5000", "train top-1, %": "40.00",
+        "val top-1, %": "", "images/s": "100", "waited, %": "10",
+    }  # fmt: skip
+    assert replace(epoch, val_top1=71.25).cells("exploit", 3)["val top-1, %"] == "71.25"
+
+
 def test_an_epoch_of_before_has_no_wait(
     finished: tuple[RunPaths, RunRecord], tmp_path: Path
 ) -> None:
