@@ -301,7 +301,7 @@ def test_options_and_fields_are_the_same_with_the_same_defaults(
 ) -> None:
     fields = {field.name: field.default for field in dataclasses.fields(kind)}
     options = options_of(command)
-    assert options.keys() - {"as_json"} == fields.keys() - arguments
+    assert options.keys() - {"as_json", "dry_run"} == fields.keys() - arguments
     filled = command.make_context("", ["argument"] * max(1, len(arguments))).params
     for name in options.keys() & fields.keys():
         assert filled[name] == fields[name], name

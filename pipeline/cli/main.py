@@ -1,5 +1,6 @@
 """srp-data: images in, shards out. Options become configs; nothing is decided here."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.common.options import options_of
 from pipeline.datasets.config import ScatterConfig, SceneConfig
 
 if TYPE_CHECKING:
+    from pipeline.build.dry_run import BuildPlan
     from pipeline.format.manifest import Manifest
 
 MAX_SKIPPED = 10  # names printed as text
@@ -48,17 +50,29 @@ main.add_command(doctor)
 @main.command("build-shards", cls=Resumable)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print images, shards, bytes and estimated time, after decoding a few images; write "
+    "nothing.",
+)
 @options_of(BuildConfig)
 @AS_JSON
-def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> None:
+def build_shards(source: Path, out: Path, dry_run: bool, as_json: bool, **options: object) -> None:
     """Cut images into crops and glimpses, and write shards.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
     folder OUT. Run the same command again to continue an interrupted build.
     """
     from pipeline.build.build import build_shards
+    from pipeline.build.dry_run import plan_build
 
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
+    if dry_run:
+        with shown_progress("images/s") as progress:
+            plan = plan_build(config, progress=progress)
+        _print_plan(plan, out, config.workers, as_json=as_json)
+        return
     with shown_progress("images/s") as progress:
         result = build_shards(config, progress=progress)
     if result.retried:
@@ -71,6 +85,27 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: object) -> N
     else:
         _print_counts(result.manifest)
         _print_skipped(result.skipped, rest="--json names all")
+
+
+def _print_plan(plan: "BuildPlan", out: Path, workers: int, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"folder": str(out), **dataclasses.asdict(plan)}, indent=1))
+        return
+    for split, num_images in plan.images.items():
+        click.echo(
+            f"{split}: {num_images} images, {plan.shards.get(split, 0)} shards, about "
+            f"{plan.num_bytes[split] / 2**20:,.0f} MiB"
+        )
+    if plan.num_skipped:
+        click.echo(f"skipped: {plan.num_skipped} (not an image file in train/CLASS/ or val/CLASS/)")
+    click.echo(f"{plan.free_bytes / 2**20:,.0f} MiB are free there")
+    if plan.seconds is not None:
+        click.echo(
+            f"decoding takes about {plan.seconds:,.0f} s with --workers {workers}, at "
+            f"{plan.images_per_s:,.0f} images/s of one; writing comes on top"
+        )
+    there = " It holds shards already." if plan.exists else ""
+    click.echo(f"Nothing was written to {out}.{there}")
 
 
 def _print_counts(manifest: "Manifest") -> None:

@@ -113,8 +113,9 @@ def test_training_prints_its_figures_and_leaves_its_files(
     result = srp_train("from", scene_shards, "--output", tmp_path, *QUICK, "--policy", "centre")
     assert result.exit_code == 0, result.output
     folder = tmp_path / "centre-s42"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name.partition(".out.")[0] for path in folder.iterdir()} == {
         "record.json", "run.toml", "last.safetensors", "best.safetensors", "logits.safetensors",
+        "events",
     }  # fmt: skip
     assert f"run: {folder}\n" in result.stdout
     for words in (
