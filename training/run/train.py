@@ -95,6 +95,9 @@ def fit(
         if record.evaluation is not None:
             return record
         since = started - record.seconds  # before `begin` adds its own
+        has_start = begin or config.initial_checkpoint or paths.last.exists()
+        if POLICIES[config.policy].is_fitted and not has_start:
+            raise RuntimeError("a proposer that was not fitted; see training.choose.method")
         state = build_state(config, shards, process)
         if process.is_main and not paths.last.exists():
             write_file(paths.options, run_options(record).encode())
@@ -106,8 +109,6 @@ def fit(
         elif config.initial_checkpoint:
             source = Path(config.initial_checkpoint)
             load_initial(source, state.model, with_proposer=config.holds_proposer)
-        elif POLICIES[config.policy].is_fitted:
-            raise RuntimeError("a proposer that was not fitted; see training.choose.method")
         if config.chooses_ahead and len(record.epochs) < config.own_epochs:
             state = with_choices(state, shards)
         with watched(paths, record, process, progress, plan=shards.crop_layout) as watch:
@@ -184,8 +185,7 @@ class Training:
             self.best = save_run(self.state, self.paths, self.record, self.best)
             self.part = EpochPart(epoch=done.epoch)
             place = (self.stage, config.own_epochs)
-            row = done.cells(*place)
-            self.progress.event("epoch", done.line(*place), row=row, **asdict(done))
+            self.progress.event("epoch", done.line(*place), row=done.cells(*place), **asdict(done))
             if any_rank(bool(self.stop.wanted), self.state.process):
                 raise self._stopped()
 

@@ -235,6 +235,10 @@ def test_a_command_that_is_told_has_options_that_work_together(
     words: tuple[str, ...], srp_train: SrpTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "-c" in words:
+        path = tmp_path / words[words.index("-c") + 1]
+        path.parent.mkdir(parents=True)
+        path.touch()
     assert one_line(srp_train(*words)).startswith("SHARDS must be a folder with a manifest.json; ")
 
 
