@@ -59,8 +59,8 @@ def fit_proposer(
     The chance of an error, 1 - exp(-loss), is what top-1 counts. The loss itself is unbounded: a
     few images with a huge loss would decide. The first epochs fit the choice to a softmax of these
     chances, since a confident wrong choice has no gradient otherwise; the last ones minimise the
-    exact expectation of the chance. A large map first learns from glimpses of half the sides, for
-    a third of the time, and chooses as well in the end (training/results/README.md).
+    exact expectation of the chance. A large map first learns from glimpses of half the sides,
+    which take half as long, and chooses as well in the end (training/results/README.md).
 
     Args:
         proposer: Changed in place.
