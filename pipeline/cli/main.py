@@ -53,6 +53,7 @@ main.add_command(doctor)
 @click.option(
     "--dry-run",
     is_flag=True,
+    show_default=True,
     help="Print images, shards, bytes and estimated time, after decoding a few images; write "
     "nothing.",
 )

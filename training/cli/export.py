@@ -12,6 +12,7 @@ import click
 from pipeline.common.console import AS_JSON, note
 from pipeline.common.errors import ConfigError
 from pipeline.common.options import options_of
+from pipeline.common.origins import Command
 from training.cli.options import PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import TrainConfig
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("onnx", "torch-export", "timm")
 
 
-@click.command()
+@click.command(cls=Command)
 @RUN
 @click.argument("out", type=PATH)
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write.")

@@ -114,18 +114,10 @@ def fit(
         with watched(paths, record, process, progress, plan=shards.crop_layout) as watch:
             with noted_signals() as stop:
                 training = Training(
-                    state=state,
-                    shards=shards,
-                    paths=paths,
-                    record=record,
-                    best=best,
-                    part=part or EpochPart(epoch=len(record.epochs)),
-                    since=since,
-                    stop=stop,
-                    stage=stage,
-                    progress=progress,
-                    watch=watch,
-                )
+                    state=state, shards=shards, paths=paths, record=record, best=best,
+                    part=part or EpochPart(epoch=len(record.epochs)), since=since, stop=stop,
+                    stage=stage, progress=progress, watch=watch,
+                )  # fmt: skip
                 training.run()
             return training.evaluate() if scored else training.record
 
