@@ -33,9 +33,9 @@ from training.score.classify import SCORING
 
 EXPLORED = "random"  # the policy of the classifiers that explore
 # What costs as much as one image that is trained on. ResNet18, crops and glimpses of 64 px, one
-# thread of an AMD EPYC with bfloat16: 3.7 and 26.
+# thread of an AMD EPYC with bfloat16: 3.7 and 33.
 FORWARD = 4  # images that are only classified
-FITTED = 25  # glimpses that a proposer is fitted to
+FITTED = 33  # glimpses that a proposer is fitted to
 SEEN = (
     "warning: the classifier in {start} may have seen the images that it will judge, and then the "
     "choice is fitted to losses that are too low. Begin with a run of --policy distilled, whose "

@@ -247,17 +247,19 @@ def group_arms(runs: Iterable[FinishedRun]) -> tuple[Arm, ...]:
     groups: dict[tuple[str, TrainConfig, int], list[FinishedRun]] = {}
     seen: Counter[tuple[str, TrainConfig]] = Counter()
     # The run whose folder has its record's name is the original.
-    for run in sorted(runs, key=lambda run: run.folder.name != run.record.name):
+    ordered = sorted(runs, key=lambda run: run.folder.name != run.record.name)
+    starts = _starts(ordered)
+    for run, start in zip(ordered, starts, strict=True):
         name, config = arm_name(run.record), run.record.config
         copy = seen[name, config]
         seen[name, config] += 1
-        groups.setdefault((name, _without_seed(config), copy), []).append(run)
+        groups.setdefault((name, _without_seed(config, start=start), copy), []).append(run)
     names = [name for name, _, _ in groups]
     arms = []
     for number, ((name, _, _), members) in enumerate(groups.items()):
         again = names[:number].count(name)
-        ordered = sorted(members, key=lambda run: run.record.config.seed)
-        arms.append(Arm(name=f"{name} ({again + 1})" if again else name, runs=tuple(ordered)))
+        by_seed = sorted(members, key=lambda run: run.record.config.seed)
+        arms.append(Arm(name=f"{name} ({again + 1})" if again else name, runs=tuple(by_seed)))
     return tuple(sorted(arms, key=_place))
 
 
@@ -276,11 +278,23 @@ def arm_name(record: RunRecord) -> str:
     return record.name
 
 
-def _without_seed(config: TrainConfig) -> TrainConfig:
+def _starts(runs: Sequence[FinishedRun]) -> list[str]:
+    """Say what each run begins with, the seed removed where each seed begins with its own."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for run in runs:
+        config = run.record.config
+        seeds.setdefault((arm_name(run.record), config.initial_checkpoint), set()).add(config.seed)
+    return [
+        start
+        if len(seeds[arm_name(run.record), start := run.record.config.initial_checkpoint]) > 1
+        else start.removesuffix(f"-s{run.record.config.seed}")
+        for run in runs
+    ]
+
+
+def _without_seed(config: TrainConfig, *, start: str) -> TrainConfig:
     defaults = {name: getattr(TrainConfig, name) for name in FREE_OPTIONS}
-    # Each seed may begin with a classifier that was trained with it.
-    initial = config.initial_checkpoint.removesuffix(f"-s{config.seed}")
-    return dataclasses.replace(config, **defaults, initial_checkpoint=initial)
+    return dataclasses.replace(config, **defaults, initial_checkpoint=start)
 
 
 def differing_options(arms: Sequence[Arm]) -> tuple[str, ...]:

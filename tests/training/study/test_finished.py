@@ -74,6 +74,18 @@ def test_runs_of_one_name_but_other_options_are_two_arms(make_run: MakeRun) -> N
     assert differing_options(arms) == ("lr",)
 
 
+@pytest.mark.parametrize("starts", [("plain-s0", "plain-s1"), ("plain-s0", "plain-s0")])
+def test_seeds_may_begin_with_their_own_runs_or_all_with_one(
+    starts: tuple[str, str], make_run: MakeRun
+) -> None:
+    runs = [
+        make_run(f"chooser-s{seed}", seed=seed, initial_checkpoint=start)
+        for seed, start in enumerate(starts)
+    ]
+    (arm,) = group_arms(runs)
+    assert arm.seeds == (0, 1)
+
+
 def test_skill_is_0_for_chance_1_for_its_ceiling_and_absent_without_room(make_run: MakeRun) -> None:
     run = make_run("expected-s0", policy="expected", seed=0)
 
