@@ -82,6 +82,7 @@ def test_a_build_that_loses_a_worker_once_ends_in_the_bytes_of_an_unbroken_one(
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
 
 
+@pytest.mark.quick("kill-died")
 @pytest.mark.parametrize(("how", "word"), [("kill", "died"), ("stop", "hung")])
 def test_an_image_that_ends_two_workers_is_quarantined_by_name(
     how: str, word: str, own_tree: Path, build_poisoned: Any, tmp_path: Path

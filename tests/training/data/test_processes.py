@@ -143,6 +143,7 @@ def test_torchrun_trains_what_two_processes_train(together: RunPaths, scene_shar
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.sweep  # twice two processes
 def test_two_processes_that_are_stopped_between_looks_go_on_bit_for_bit(
     together: RunPaths, train_together: Callable[..., Ended]
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint
     assert set(epochs) == {1, 2}
 
 
+@pytest.mark.sweep  # a process for each write
 def test_a_kill_at_any_write_of_what_ends_a_run_is_made_good_by_the_same_command(
     opened: ShardFolder, alone: Process, tiny: Tiny, train: Train, tmp_path: Path
 ) -> None:

@@ -337,6 +337,7 @@ def test_the_time_that_a_training_waits_is_recorded_and_kept_over_a_resume(
     assert load_record(paths.record) == record
 
 
+@pytest.mark.sweep  # twice two processes
 def test_two_processes_share_a_cache_and_train_what_two_train_on_the_folder(
     web: Web, several_shards: Path, warm_training: WarmPython, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_killed_trainer_holds_its_run_no_longer(
     assert not paths.holder.exists()
 
 
+@pytest.mark.sweep  # two processes
 def test_under_torchrun_all_processes_end_where_another_trainer_holds_the_run_and_one_says_it(
     warm_training: WarmPython, scene_shards: Path, alone: Process, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.sweep  # two studies
 @pytest.mark.usefixtures("one_thread")
 def test_one_and_two_jobs_give_the_same_figures_and_weights_and_train_the_folds_once(
     opened: ShardFolder, alone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,6 +191,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.quick("SIGTERM-75")
 @pytest.mark.parametrize(
     ("how", "status"),
     [("SIGINT", 130), ("SIGTERM", 75), ("SIGKILL", -signal.SIGKILL), ("a worker", 1)],
