@@ -25,6 +25,7 @@ NOT_RUN = {  # by the first words: the reason
     "make bench-envs": "it makes environments of its own",
     "srp-data bench": "it measures for minutes; tests/pipeline/bench runs its parts",
     "srp-data download": "it needs a network; tests/pipeline/datasets serves it one",
+    "tensorboard": "it serves pages until it is stopped",
     "torchrun": "it starts processes; tests/training/data/test_processes.py starts such",
     "uv": "it resolves packages, which needs a network",
     "srp-train headroom shards/mine": "the front page's sequence, where it runs",
