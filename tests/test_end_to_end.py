@@ -9,7 +9,7 @@ import pytest
 from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.verify.verify import verify_shards
-from training.run.record import load_record
+from training.saved.record import load_record
 
 ROOT = Path(__file__).parents[1]
 FEW = "SCENES=--train 20 --val 3 --size 64"

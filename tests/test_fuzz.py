@@ -28,11 +28,11 @@ from pipeline.read.reader import ShardReader
 from pipeline.stream.stream import SampleStream
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.checkpoint import load_optimizer, load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import EpochRecord
 from training.run.resume import open_record, save_run
 from training.run.state import RunState, build_state
+from training.saved.checkpoint import load_optimizer, load_weights, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import EpochRecord
 
 EXAMPLES = 3 * settings.default.max_examples  # more by make test-all
 Found = list[tuple[str, int, bytes]]
@@ -197,7 +197,7 @@ def main() -> None:
     for module in (
         "pipeline.format.manifest", "pipeline.read.reader", "pipeline.stream.stream",
         "pipeline.format.sample", "pipeline.format.index", "pipeline.format.npy",
-        "training.run.checkpoint",
+        "training.saved.checkpoint",
     ):  # fmt: skip
         instrument(atheris, sys.modules[module])
     largest = 2 * max(map(len, target.seeds()))

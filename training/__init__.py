@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from training.export.registered import srp_resnet18
     from training.model.classifier import SelectiveClassifier
     from training.model.policies import POLICIES
-    from training.run.folder import RunPaths
     from training.run.load import load_model
-    from training.run.record import RunRecord, load_record
     from training.run.state import RunState, build_state
     from training.run.train import train_step
+    from training.saved.folder import RunPaths
+    from training.saved.record import RunRecord, load_record
     from training.score.classify import classify_crops
     from training.score.crop_logits import CropLogits
     from training.score.metrics import Evaluation, summarise
@@ -38,9 +38,9 @@ _HOMES = {
     "export.registered": ("srp_resnet18",),
     "model.classifier": ("SelectiveClassifier",),
     "model.policies": ("POLICIES",),
-    "run.folder": ("RunPaths",),
+    "saved.folder": ("RunPaths",),
     "run.load": ("load_model",),
-    "run.record": ("RunRecord", "load_record"),
+    "saved.record": ("RunRecord", "load_record"),
     "run.state": ("RunState", "build_state"),
     "run.train": ("train_step",),
     "score.classify": ("classify_crops",),

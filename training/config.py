@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline import CANDIDATES_TEXT
+from pipeline.command.settings import check_settings, flag_of, named_values, setting
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import check_settings, flag_of, named_values, setting
 from training.model.policies import DISTILLED, POLICIES
 
 SCHEDULES = {

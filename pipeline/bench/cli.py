@@ -12,12 +12,12 @@ from pipeline.bench.config import (
     LoadBenchConfig,
     ScaleBenchConfig,
 )
-from pipeline.common.console import shown_progress
-from pipeline.common.options import options_of
-from pipeline.common.origins import Group
+from pipeline.command.console import shown_progress
+from pipeline.command.options import options_of
+from pipeline.command.origins import Group
 
 if TYPE_CHECKING:
-    from pipeline.common.results import Row
+    from pipeline.command.results import Row
 
 SHARDS = click.argument("shards", type=click.Path(path_type=Path))
 
@@ -108,7 +108,7 @@ def _show(
     path: Path | None = None,
 ) -> None:
     """Print the table, or the figures for programs where `path` is `-`."""
-    from pipeline.common.results import show_rows
+    from pipeline.command.results import show_rows
 
     as_json = path == Path("-")
     show_rows(rows, unit=unit, setting=setting, as_json=as_json, path=None if as_json else path)

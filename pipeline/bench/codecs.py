@@ -13,9 +13,9 @@ import numpy as np
 import pipeline.pixels.kernels  # noqa: F401 - so that the first canvas is read as the thousandth is
 from pipeline.bench.config import CodecBenchConfig
 from pipeline.build.config import BuildConfig
+from pipeline.command.results import Row
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.common.results import Row
 from pipeline.format.codecs import Codec
 from pipeline.format.npy import decode_array
 from pipeline.format.spec import CODECS, JPEG_SUBSAMPLINGS

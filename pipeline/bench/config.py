@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.bench.loaders.registry import NAMES
 from pipeline.build.config import BuildConfig
+from pipeline.command.settings import check_settings, setting
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import check_settings, setting
 
 _ROUNDS = "Turns of each contender, after one warm-up turn."
 _JSON = "File for the figures; - prints them instead of the table.  [default: none]"

@@ -26,10 +26,10 @@ from pipeline.build.build import build_shards, data_spec
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
 from pipeline.build.shard_writer import EncodedSample, write_shard
-from pipeline.common import results
+from pipeline.command import results
+from pipeline.command.results import Contender, Difference, Row, Turn
 from pipeline.common.errors import ConfigError, ImageError, SourceError
 from pipeline.common.progress import Progress
-from pipeline.common.results import Contender, Difference, Row, Turn
 from pipeline.decode import open_decoder
 from pipeline.decode.pillow import pillow_name
 from pipeline.decode.rules import FORMATS, Decoder, Views, is_plain_jpeg, opened

@@ -18,11 +18,11 @@ from PIL import Image
 
 from pipeline.build.build import data_spec
 from pipeline.build.config import BuildConfig
+from pipeline.command.results import describe_machine
 from pipeline.common.atomic_io import named_output
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ImageError, SrpError, printable
 from pipeline.common.memory import free_bytes
-from pipeline.common.results import describe_machine
 from pipeline.decode import open_decoder
 from pipeline.format.spec import DECODERS
 

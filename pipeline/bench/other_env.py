@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from pipeline.bench.config import BenchConfig
-from pipeline.common import results
+from pipeline.command import results
+from pipeline.command.results import Contender, Row, Turn
 from pipeline.common.errors import ConfigError
-from pipeline.common.results import Contender, Row, Turn
 
 
 def other_contenders(

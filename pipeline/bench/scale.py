@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from pipeline.bench.config import ScaleBenchConfig
+from pipeline.command.results import Row, Turn, with_medians
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.common.results import Row, Turn, with_medians
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.read.collate import BatchSpec

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.common.console import AS_JSON
+from pipeline.command.console import AS_JSON
+from pipeline.command.origins import Command
 from pipeline.common.errors import ConfigError
-from pipeline.common.origins import Command
 
 
 @click.command(cls=Command)

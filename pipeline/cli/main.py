@@ -12,8 +12,7 @@ from pipeline.bench.cli import bench
 from pipeline.build.config import BuildConfig
 from pipeline.cli.doctor import doctor
 from pipeline.cli.verify import counts_of, verify
-from pipeline.common.atomic_io import require_file
-from pipeline.common.console import (
+from pipeline.command.console import (
     AS_JSON,
     BYTES,
     Commands,
@@ -21,8 +20,9 @@ from pipeline.common.console import (
     note,
     shown_progress,
 )
+from pipeline.command.options import options_of
+from pipeline.common.atomic_io import require_file
 from pipeline.common.errors import few, printable
-from pipeline.common.options import options_of
 from pipeline.datasets.config import ScatterConfig, SceneConfig
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.build.config import BuildConfig
-from pipeline.common.console import AS_JSON, note, shown_progress
+from pipeline.command.console import AS_JSON, note, shown_progress
+from pipeline.command.origins import Command
 from pipeline.common.errors import printable
-from pipeline.common.origins import Command
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest

@@ -1,1 +1,1 @@
-"""What both programs share: errors, the console, the log, whole files, locks."""
+"""What both programs share: errors, progress, the log, whole files, locks."""

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 
 class Progress:
-    """Silent; `pipeline.common.console.shown_progress` makes one that shows bars."""
+    """Silent; `pipeline.command.console.shown_progress` makes one that shows bars."""
 
     def update(self, stage: str, done: int, total: int, figures: str = "") -> None:
         """Report a stage; cheap enough for every batch.

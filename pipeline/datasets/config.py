@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.build.config import BuildConfig
+from pipeline.command.settings import check_settings, setting
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import check_settings, setting
 
 MAX_SEED = 2**32 - 1
 

@@ -20,9 +20,9 @@ from training.cli.train import main
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.data.shards import Batch
-from training.run.folder import RunPaths
-from training.run.record import DataRecord, EpochRecord, RunRecord
 from training.run.train import fit
+from training.saved.folder import RunPaths
+from training.saved.record import DataRecord, EpochRecord, RunRecord
 from training.score.crop_logits import CropLogits
 from training.score.metrics import Evaluation, final_prediction
 from training.study.finished import FinishedRun

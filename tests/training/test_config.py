@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.command.settings import named_values
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import named_values
 from training.audit.config import HeadroomConfig
 from training.config import SCHEDULES, TrainConfig, policies_using
 from training.model.policies import POLICIES
-from training.run.folder import RunPaths
-from training.run.record import config_from_json
+from training.saved.folder import RunPaths
+from training.saved.record import config_from_json
 
 
 @pytest.mark.parametrize(

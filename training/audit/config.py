@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.common.settings import check_settings, like, setting
+from pipeline.command.settings import check_settings, like, setting
 from training.config import FOLDS, MOST_SEED, TrainConfig
 
 

@@ -33,9 +33,9 @@ from training.choose.out_of_fold import JUDGING, out_of_fold_logits
 from training.config import FOLDS, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import candidate_indices
-from training.run.folder import RunPaths, held_run
 from training.run.state import build_model, smallest_half
 from training.run.train import fit
+from training.saved.folder import RunPaths, held_run
 from training.score.choices import choices_of
 from training.score.classify import SCORING
 from training.score.crop_logits import CropLogits

@@ -24,9 +24,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
-from training.run.folder import RunPaths
 from training.run.load import load_model, shards_of
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.classify import classify_crops
 from training.score.cost import count_macs
 from training.score.crop_logits import CropLogits

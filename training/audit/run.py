@@ -5,17 +5,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pipeline import FULL, ShardFolder
+from pipeline.command.settings import flag_of
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.common.settings import flag_of
 from training.audit.boxes import choose_on_boxes
 from training.audit.verdict import Audit, audit
 from training.config import policies_using
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
-from training.run.folder import RunPaths
 from training.run.load import load_model
-from training.run.record import load_record
+from training.saved.folder import RunPaths
+from training.saved.record import load_record
 from training.score.cost import measure_latency
 from training.study.finished import Arm, FinishedRun, group_arms, read_runs_on
 

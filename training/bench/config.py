@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.settings import check_settings, like, setting
+from pipeline.command.settings import check_settings, like, setting
 from training.config import MOST_EPOCHS, TrainConfig
 from training.model.policies import POLICIES
 

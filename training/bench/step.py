@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import ShardFolder
+from pipeline.command.results import Contender, Row, Turn, interleave
 from pipeline.common.progress import SILENT, Progress
-from pipeline.common.results import Contender, Row, Turn, interleave
 from training.bench.config import StepBenchConfig
 from training.bench.plain import plain_loops
 from training.data.processes import Process

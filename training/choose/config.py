@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from pipeline.common.settings import check_settings, like
+from pipeline.command.settings import check_settings, like
 from training.config import NAMES, TrainConfig
 from training.model.policies import DISTILLED
 

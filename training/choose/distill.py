@@ -23,7 +23,8 @@ from training.config import TrainConfig, policies_using
 from training.data.processes import Process, require_one
 from training.model.classifier import SelectiveClassifier, candidate_indices
 from training.model.policies import DISTILLED, POLICIES
-from training.run.checkpoint import (
+from training.run.state import build_model, settled
+from training.saved.checkpoint import (
     CLASSIFIER,
     MODEL,
     CheckpointMeta,
@@ -34,8 +35,8 @@ from training.run.checkpoint import (
     pack_checkpoint,
     read_meta,
 )
-from training.run.folder import RunPaths, held_run, written_run
-from training.run.record import (
+from training.saved.folder import RunPaths, held_run, written_run
+from training.saved.record import (
     CacheRecord,
     RunRecord,
     StageRecord,
@@ -43,7 +44,6 @@ from training.run.record import (
     describe_hardware,
     load_record,
 )
-from training.run.state import build_model, settled
 from training.score.choices import choices_of
 from training.score.classify import classify_crops
 from training.score.crop_logits import CropLogits

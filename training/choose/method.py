@@ -24,11 +24,11 @@ from training.config import FOLDS, TrainConfig, policies_using
 from training.data.processes import Process
 from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES
-from training.run.checkpoint import CLASSIFIER, load_initial
-from training.run.folder import RunPaths
-from training.run.record import EpochRecord, RunRecord, StageRecord
 from training.run.state import RunState, smallest_half
 from training.run.train import fit
+from training.saved.checkpoint import CLASSIFIER, load_initial
+from training.saved.folder import RunPaths
+from training.saved.record import EpochRecord, RunRecord, StageRecord
 from training.score.classify import SCORING
 
 EXPLORED = "random"  # the policy of the classifiers that explore

@@ -14,9 +14,9 @@ from pipeline import ShardFolder
 from pipeline.common.progress import SILENT, Progress
 from training.config import FOLDS, TrainConfig
 from training.data.processes import Process, wait_for_main
-from training.run.checkpoint import digest_of, load_weights
-from training.run.folder import RunPaths
 from training.run.state import build_model, fold_rows
+from training.saved.checkpoint import digest_of, load_weights
+from training.saved.folder import RunPaths
 from training.score.classify import classify_crops
 from training.score.crop_logits import NAMES, CropLogits
 

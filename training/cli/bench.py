@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
+from pipeline.command.console import AS_JSON, note
+from pipeline.command.options import options_of
+from pipeline.command.origins import Group
 from pipeline.common.atomic_io import require_file
-from pipeline.common.console import AS_JSON, note
-from pipeline.common.options import options_of
-from pipeline.common.origins import Group
 from training.bench.config import LatencyBenchConfig, StepBenchConfig
 from training.cli.options import PATH, RUN, SHARDS, rank_progress
 
@@ -32,7 +32,7 @@ def bench_step(shards: str, output: Path | None, as_json: bool, **options: Any) 
     the same type would allow. All have a turn in every round; the table holds medians.
     """
     from pipeline import ShardFolder
-    from pipeline.common.results import show_rows
+    from pipeline.command.results import show_rows
     from training.bench.step import bench_step as measure
     from training.data.processes import require_one, started
     from training.study.sizes import describe_machine
@@ -62,7 +62,7 @@ def bench_latency(run: Path, output: Path | None, as_json: bool, **options: Any)
     """
     import torch
 
-    from pipeline.common.results import show_rows
+    from pipeline.command.results import show_rows
     from training.export.latency import bench_latency as measure
     from training.export.onnx_file import require_onnx
     from training.export.run import load_exported_run

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.common.console import AS_JSON, note
+from pipeline.command.console import AS_JSON, note
+from pipeline.command.options import options_of
+from pipeline.command.origins import Command
 from pipeline.common.errors import ConfigError
-from pipeline.common.options import options_of
-from pipeline.common.origins import Command
 from training.cli.options import PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
     from training.predict.load import LoadedRun
-    from training.run.record import RunRecord
+    from training.saved.record import RunRecord
 
 FORMATS = ("onnx", "torch-export", "timm")
 
@@ -60,8 +60,8 @@ def export(
 
     from training.export.run import load_exported_run
     from training.export.write import require_ours, write_graph
-    from training.run.folder import RunPaths
-    from training.run.record import load_record
+    from training.saved.folder import RunPaths
+    from training.saved.record import load_record
 
     if kind == "onnx":
         from training.export.onnx_file import require_onnx

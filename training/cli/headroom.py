@@ -7,8 +7,8 @@ from typing import Any
 import click
 import msgspec
 
-from pipeline.common.console import AS_JSON, Resumable
-from pipeline.common.options import options_of
+from pipeline.command.console import AS_JSON, Resumable
+from pipeline.command.options import options_of
 from training.audit.config import HeadroomConfig
 from training.cli.options import MACHINE, PATH, SHARDS, rank_progress
 

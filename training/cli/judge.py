@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from pipeline.command.console import AS_JSON
+from pipeline.command.origins import Command
 from pipeline.common.atomic_io import require_folder
-from pipeline.common.console import AS_JSON
-from pipeline.common.origins import Command
 from training.cli.options import MACHINE, PATH, RUN, RUN_SHARDS, rank_progress
 from training.config import NAMES
 
@@ -46,8 +46,8 @@ def evaluate(
     from training.audit.priced import evaluate_at_price
     from training.data.processes import started
     from training.report.terminal import evaluation_text, price_text
-    from training.run.folder import RunPaths
     from training.run.load import evaluate_run
+    from training.saved.folder import RunPaths
 
     paths = RunPaths(folder=run)
     with started(device) as process, rank_progress(process.is_main) as progress:
@@ -99,9 +99,9 @@ def audit(
     from training.data.processes import require_one, started
     from training.report.audit_page import write_audit
     from training.report.terminal import audit_text
-    from training.run.folder import RunPaths
     from training.run.load import shards_of
-    from training.run.record import load_record
+    from training.saved.folder import RunPaths
+    from training.saved.record import load_record
 
     record = load_record(RunPaths(folder=run).record)
     opened = shards_of(record, shards)

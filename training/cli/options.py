@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.common.console import shown_progress
-from pipeline.common.options import options_of
+from pipeline.command.console import shown_progress
+from pipeline.command.options import options_of
 from pipeline.common.progress import SILENT, Progress
 from training.config import PROFILE_NAMES, TrainConfig
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.command.console import AS_JSON, note
+from pipeline.command.origins import Command
 from pipeline.common.atomic_io import require_folder
-from pipeline.common.console import AS_JSON, note
 from pipeline.common.errors import ConfigError, RejectsError, SourceError
-from pipeline.common.origins import Command
 from training.cli.options import MACHINE, PATH, rank_progress
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from pipeline.command.console import AS_JSON, note
+from pipeline.command.origins import Command
 from pipeline.common.atomic_io import named_output, require_file
-from pipeline.common.console import AS_JSON, note
 from pipeline.common.errors import ConfigError
-from pipeline.common.origins import Command
 from training.cli.options import DEVICE, PATH, PROFILE
 
 

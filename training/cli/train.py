@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.common.console import AS_JSON, Commands, Resumable
+from pipeline.command.console import AS_JSON, Commands, Resumable
+from pipeline.command.options import Joined, options_of
+from pipeline.command.origins import file_option
 from pipeline.common.errors import ConfigError
-from pipeline.common.options import Joined, options_of
-from pipeline.common.origins import file_option
 from training.choose.config import DistillConfig
 from training.cli.bench import bench
 from training.cli.export import export
@@ -32,7 +32,7 @@ from training.cli.sizes import sizes
 from training.config import TrainConfig, check_used
 
 if TYPE_CHECKING:
-    from training.run.record import RunRecord
+    from training.saved.record import RunRecord
 
 _COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 LONGEST_NAME = 255  # bytes; what the file systems of Linux take
@@ -107,7 +107,7 @@ def from_shards(
     from training.choose.method import train
     from training.data.processes import require_one, started
     from training.report.terminal import plan_text
-    from training.run.folder import RunPaths
+    from training.saved.folder import RunPaths
     from training.study.dry_run import plan_run
 
     opened = ShardFolder.open(shards, cache=cache, cache_mib=cache_mib)
@@ -191,9 +191,9 @@ def distill(
     from training.choose.distill import distill as distill_run
     from training.choose.distill import distilled_config
     from training.data.processes import started
-    from training.run.folder import RunPaths
     from training.run.load import shards_of
-    from training.run.record import load_record
+    from training.saved.folder import RunPaths
+    from training.saved.record import load_record
 
     wanted = DistillConfig(**options)
     base = load_record(RunPaths(folder=run).record)

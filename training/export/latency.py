@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import CropLayout
+from pipeline.command.results import Contender, Row, Turn, interleave
 from pipeline.common.progress import Progress
-from pipeline.common.results import Contender, Row, Turn, interleave
 from training.bench.config import LatencyBenchConfig
 from training.export.graph import ChoiceGraph, cut_candidates, resize, trace
 from training.export.onnx_file import onnx_runner, pack_onnx

@@ -9,7 +9,7 @@ import timm
 from pipeline.common.errors import CheckpointError
 from training.export.description import describe
 from training.predict.load import LoadedRun
-from training.run.record import RunRecord
+from training.saved.record import RunRecord
 
 TAGS = ["image-classification", "timm", "region-proposal"]
 USAGE = """

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import DataSpec
+from pipeline.command.settings import named_values
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, VerificationError
-from pipeline.common.settings import named_values
 from training.export.description import FORMAT, KEY, describe
 from training.model.classifier import SelectiveClassifier
 from training.predict.load import LoadedRun
-from training.run.record import config_from_json
+from training.saved.record import config_from_json
 
 CONFIG, WEIGHTS, PROPOSER, CARD = (
     "config.json", "model.safetensors", "proposer.safetensors", "README.md",

@@ -13,8 +13,8 @@ from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 from pipeline import BatchSpec, CropLayout, ShardFolder
+from pipeline.command.settings import named_values, not_taken
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import named_values, not_taken
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process, cpu_capabilities

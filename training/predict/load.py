@@ -9,9 +9,9 @@ from pipeline import FULL, DataSpec, decoder_library
 from pipeline.common.errors import CheckpointError
 from training.model.classifier import SelectiveClassifier
 from training.model.policies import POLICIES
-from training.run.checkpoint import CheckpointMeta, check_own, load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import load_record
+from training.saved.checkpoint import CheckpointMeta, check_own, load_weights, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import load_record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from training.report.charts.svg import colour_of
 from training.report.gallery import Gallery, make_gallery, pick_rows, why_no_gallery
 from training.report.html import fill_template
 from training.report.result_picture import draw_result
-from training.run.record import DataRecord, describe_hardware
+from training.saved.record import DataRecord, describe_hardware
 from training.study.finished import FREE_OPTIONS, Arm, FinishedRun, differing_options
 from training.study.sentences import describe_data, is_drawn
 

@@ -18,9 +18,9 @@ from training.report.charts.accuracy import accuracy_by_macs, study_marks
 from training.report.gallery import Gallery, make_gallery, pick_rows, why_no_gallery
 from training.report.html import fill_template
 from training.report.study_json import study_json
-from training.run.folder import RunPaths
 from training.run.load import load_model
-from training.run.record import DataRecord, RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import DataRecord, RunRecord
 from training.study.finished import (
     Arm,
     DataRuns,

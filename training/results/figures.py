@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from pipeline.bench.loaders.chart import INK, draw_chart
-from pipeline.common.results import Row
+from pipeline.command.results import Row
 from training.report.charts.accuracy import Mark, accuracy_by_macs
 from training.report.charts.svg import COLOURS
 from training.study.finished import Spread

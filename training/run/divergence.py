@@ -13,8 +13,8 @@ from torch import Tensor
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DivergedError, few
 from training.data.processes import gather_ranks, wait_for_main
-from training.run.folder import RunPaths
 from training.run.state import RunState
+from training.saved.folder import RunPaths
 
 
 class UncheckedStep(NamedTuple):

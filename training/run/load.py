@@ -12,10 +12,10 @@ from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.common.progress import SILENT, Progress
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
-from training.run.checkpoint import check_fits, check_own, load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
 from training.run.state import build_model
+from training.saved.checkpoint import check_fits, check_own, load_weights, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.classify import classify_crops
 from training.score.metrics import Evaluation, summarise
 

@@ -9,7 +9,8 @@ from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
 from training.data.processes import Process, wait_for_main
-from training.run.checkpoint import (
+from training.run.state import RunState
+from training.saved.checkpoint import (
     DIGEST,
     RAW,
     CheckpointMeta,
@@ -21,8 +22,8 @@ from training.run.checkpoint import (
     pack_checkpoint,
     read_meta,
 )
-from training.run.folder import RunPaths
-from training.run.record import (
+from training.saved.folder import RunPaths
+from training.saved.record import (
     CacheRecord,
     DataRecord,
     EpochPart,
@@ -32,7 +33,6 @@ from training.run.record import (
     describe_hardware,
     load_record,
 )
-from training.run.state import RunState
 
 
 def open_record(

@@ -18,8 +18,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import CropLayout, Indices, ShardFolder
+from pipeline.command.settings import named_values, not_taken
 from pipeline.common.errors import ConfigError
-from pipeline.common.settings import named_values, not_taken
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
 from training.data.kept import KeptSamples, place_of_samples

@@ -35,16 +35,16 @@ from training.model.estimators import gumbel_noise
 from training.model.policies import POLICIES
 from training.run import views
 from training.run.average import decay_at, move_average
-from training.run.checkpoint import digest_of, load_initial
 from training.run.divergence import UncheckedStep, diverged, loss_fault
-from training.run.folder import RunPaths, written_run
-from training.run.record import EpochPart, RunRecord, run_options
 from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
 from training.run.signals import InterruptedWaitError, Stop, noted_signals
 from training.run.state import RunState, broken_weights, build_state, settled, with_choices
 from training.run.waiting import AwaitedBatches, interruptible
 from training.run.watching import Watch, check_writers, watched
+from training.saved.checkpoint import digest_of, load_initial
+from training.saved.folder import RunPaths, written_run
+from training.saved.record import EpochPart, RunRecord, run_options
 from training.score.classify import Validation, classify_crops, counting, evaluate_choice
 from training.score.metrics import summarise
 

@@ -21,9 +21,9 @@ from pipeline.common.progress import Progress
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.data.shards import BatchReader
-from training.run.folder import RunPaths
-from training.run.record import EpochRecord, RunRecord, run_options
 from training.run.state import RunState
+from training.saved.folder import RunPaths
+from training.saved.record import EpochRecord, RunRecord, run_options
 from training.score.classify import Validation
 from training.score.metrics import Evaluation
 from training.score.pictures import draw_choices

@@ -24,7 +24,6 @@ from training.data.processes import Process
 from training.data.shards import READ_AHEAD, Batch
 from training.model.classifier import SelectiveClassifier
 from training.model.policies import POLICIES
-from training.run.folder import RunPaths
 from training.run.resume import open_record
 from training.run.state import (
     RunState,
@@ -35,6 +34,7 @@ from training.run.state import (
     with_choices,
 )
 from training.run.train import set_train, train_step
+from training.saved.folder import RunPaths
 from training.score.cost import count_macs
 from training.study.planned import TRAINING
 from training.study.runner import run_costs

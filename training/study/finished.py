@@ -16,8 +16,8 @@ from typing import NamedTuple
 from pipeline.common.errors import ConfigError
 from training.config import MACHINE_FIELDS, TrainConfig
 from training.model.policies import POLICIES
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.crop_logits import CropLogits
 from training.score.metrics import Evaluation
 

@@ -36,8 +36,8 @@ from pipeline.common.errors import (
 )
 from pipeline.common.progress import Progress, Weighted
 from training.data.processes import Process, started
-from training.run.record import RunRecord
 from training.run.signals import noted_signals
+from training.saved.record import RunRecord
 from training.study.planned import RUN, PlannedRun, Queue, StudyProgress
 
 Work = Callable[..., RunRecord]

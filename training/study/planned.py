@@ -7,7 +7,7 @@ from pipeline.common.errors import DivergedError, few
 from pipeline.common.progress import Progress, Weighted
 from training.choose.config import DistillConfig
 from training.config import TrainConfig
-from training.run.record import RunRecord
+from training.saved.record import RunRecord
 
 TRAINING = "training"  # the stage in which `fit` takes its steps
 RUN = "run"  # the bar of all stages of one run; it is not shown, but moves the study's

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import ShardFolder
+from pipeline.command.settings import check_range
 from pipeline.common.errors import ConfigError, DivergedError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.common.settings import check_range
 from training.choose.config import DistillConfig
 from training.choose.distill import distill, judge
 from training.choose.fit_proposer import FITTING, count_fitted
@@ -24,8 +24,8 @@ from training.choose.method import (
 from training.config import MOST_EPOCHS, MOST_SEED, TrainConfig
 from training.data.processes import Process, require_one
 from training.model.policies import POLICIES
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.classify import SCORING
 from training.study.arms import BEGUN_LR
 from training.study.jobs import Work, count_jobs, run_jobs

@@ -6,7 +6,7 @@ Only a paired test may say "more accurate" or "less accurate".
 import math
 from collections.abc import Sequence
 
-from training.run.record import DataRecord
+from training.saved.record import DataRecord
 from training.study.finished import Arm, best_arm
 from training.study.paired import few_seeds, paired_test, write_p
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.bench.loaders.registry import CANVASES, CROPS, LIMIT, memcpy_of
-from pipeline.common.results import Row
+from pipeline.command.results import Row
 
 Bars = dict[str, dict[int, float]]
 """Samples per second by loader and number of workers."""

@@ -17,8 +17,8 @@ from pipeline.bench.loaders.export import SPLIT, copy_files, export_images, requ
 from pipeline.bench.loaders.process import run_child, shorten
 from pipeline.bench.loaders.protocol import Answer, Task
 from pipeline.bench.loaders.registry import LOADERS, REFERENCE, Loader, Variant
+from pipeline.command.results import Contender, Row, Turn, interleave
 from pipeline.common.progress import Progress
-from pipeline.common.results import Contender, Row, Turn, interleave
 from pipeline.stream.folder import ShardFolder
 
 Measured = tuple[list[Row], dict[str, Any]]

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline.bench import decoders as bench_build
-from pipeline.common import results
-from pipeline.common.results import Difference, Row
+from pipeline.command import results
+from pipeline.command.results import Difference, Row
 from pipeline.decode.pillow import pillow_name
 from pipeline.pixels.resize import is_exact
 

@@ -15,7 +15,7 @@ import os, sys
 os.sched_setaffinity(0, {int(sys.argv[1])})
 from pathlib import Path
 from pipeline.bench.config import BenchConfig, LoadBenchConfig, ScaleBenchConfig
-from pipeline.common.results import to_json
+from pipeline.command.results import to_json
 from pipeline.build.build import threads_of
 from pipeline.build.config import BuildConfig
 from pipeline.datasets.config import ScatterConfig

@@ -22,8 +22,8 @@ from training.cli.headroom import headroom
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
 from training.run import train as train_module
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.crop_logits import CropLogits
 from training.study.finished import read_runs_on
 

@@ -24,9 +24,9 @@ from training.audit.priced import (
 )
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
 from training.run.state import build_model
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 from training.score.crop_logits import CropLogits
 
 Tiny = Callable[..., TrainConfig]

@@ -16,8 +16,8 @@ from training.audit.run import audit_run
 from training.audit.verdict import Audit, audit
 from training.data.processes import Process
 from training.report.terminal import audit_text
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.crop_logits import CropLogits
 from training.study.finished import Arm, FinishedRun, group_arms
 from training.study.paired import few_seeds, write_p

@@ -17,11 +17,11 @@ from training.choose import distill as distill_module
 from training.choose.config import DistillConfig
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.checkpoint import digest_of, load_weights
-from training.run.folder import RunPaths
 from training.run.load import evaluate_run
-from training.run.record import RunRecord, load_record
 from training.run.state import build_model, fold_rows, training_rows
+from training.saved.checkpoint import digest_of, load_weights
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.classify import classify_crops
 from training.score.crop_logits import CropLogits
 

@@ -29,10 +29,10 @@ from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.estimators import gumbel_noise
 from training.run import train as train_module
-from training.run.folder import RunPaths
 from training.run.load import evaluate_run
-from training.run.record import RunRecord, load_record
 from training.run.state import RunState, build_state, fold_rows, training_rows
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.choices import mirrored_choices
 from training.score.crop_logits import CropLogits
 

@@ -11,7 +11,7 @@ from click.testing import Result
 from served import Web, remove_backends, web_server
 
 from training.cli.train import main
-from training.run.record import load_record
+from training.saved.record import load_record
 
 SrpTrain = Callable[..., Result]
 QUICK = ("--model", "test_resnet", "--epochs", "2", "-b", "16", "--no-amp", "--device", "cpu")

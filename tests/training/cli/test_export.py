@@ -7,8 +7,8 @@ import pytest
 from click.testing import Result
 
 from training.export import hub
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 Finished = tuple[RunPaths, RunRecord]
 SrpTrain = Callable[..., Result]

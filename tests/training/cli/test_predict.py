@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from training.cli.train import main
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 Finished = tuple[RunPaths, RunRecord]
 SrpTrain = Callable[..., Result]

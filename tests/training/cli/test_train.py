@@ -18,8 +18,8 @@ from pipeline import ShardFolder
 from pipeline.common import atomic_io
 from training.cli.train import from_shards, main
 from training.config import TrainConfig
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 
 REPO = Path(__file__).resolve().parents[3]
 SrpTrain = Callable[..., Result]

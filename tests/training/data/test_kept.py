@@ -17,9 +17,9 @@ from training.data import kept
 from training.data.kept import KeptSamples, place_of_samples
 from training.data.processes import CPU, Process
 from training.data.shards import BatchReader
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
 from training.run.state import build_state
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 GIB = 2**30
 CLOCK = {"seconds": 0.0, "images_per_s": 0.0, "waited_s": 0.0}  # fields of an epoch

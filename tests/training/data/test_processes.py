@@ -23,10 +23,10 @@ from training.data.processes import (
     sum_over_ranks,
     wait_for_main,
 )
-from training.run.checkpoint import digest_of, load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
 from training.run.state import build_model
+from training.saved.checkpoint import digest_of, load_weights, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.classify import classify_crops
 from training.score.crop_logits import CropLogits
 

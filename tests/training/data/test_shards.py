@@ -13,8 +13,8 @@ from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.read.collate import BatchSpec
 from training.config import TrainConfig
 from training.data.shards import Batch, BatchReader, Example, ShardDataset, TrainingBatches
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 CPU = torch.device("cpu")
 

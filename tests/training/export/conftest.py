@@ -8,8 +8,8 @@ import pytest
 from training.export.run import load_exported_run
 from training.export.write import Written, write_graph
 from training.predict.load import LoadedRun
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 # torch lays a record of each step of a tracing out for whoever listens, and pytest would.
 logging.getLogger("torch.__trace").disabled = True

@@ -15,7 +15,7 @@ from training.export.check import Answers, check_agreement, decoded
 from training.export.graph import ChoiceGraph, cut_candidates
 from training.export.run import load_exported_run
 from training.predict.load import LoadedRun
-from training.run.record import RunRecord
+from training.saved.record import RunRecord
 
 
 def eager(run: LoadedRun) -> Callable[[np.ndarray], Answers]:

@@ -15,8 +15,8 @@ from training import srp_resnet18
 from training.export.model_card import read_verdict, write_card
 from training.export.timm_folder import load_timm_folder, write_timm_folder
 from training.predict.load import LoadedRun
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 WITHOUT_SRP = """
 import sys

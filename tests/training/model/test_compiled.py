@@ -10,11 +10,11 @@ from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
 from training.data.processes import CPU, Process
 from training.model.compiled import check_compiler
-from training.run.folder import RunPaths
 from training.run.load import load_model
-from training.run.record import RunRecord
 from training.run.state import build_model, build_state
 from training.run.train import train_step
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 Tiny = Callable[..., TrainConfig]
 

@@ -16,10 +16,10 @@ from pipeline.common.errors import CheckpointError
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.predict.load import load_run
-from training.run.checkpoint import pack_checkpoint, read_meta
-from training.run.folder import RunPaths
 from training.run.load import load_model
-from training.run.record import RunRecord
+from training.saved.checkpoint import pack_checkpoint, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 CPU = torch.device("cpu")
 Finished = tuple[RunPaths, RunRecord]

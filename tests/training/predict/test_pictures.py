@@ -13,8 +13,8 @@ from training.predict.load import LoadedRun, load_run
 from training.predict.pictures import CAPTION_PX, DIM, LINE_PX, draw_picture, heat, save_picture
 from training.predict.predict import PICTURE_PX, Prediction, Tally, predict
 from training.predict.results import Result, Words, result_of
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from training.model.classifier import SelectiveClassifier
 from training.predict import predict as predicting
 from training.predict.load import LoadedRun, load_run
 from training.predict.predict import Prediction, Tally, predict
-from training.run.folder import RunPaths
 from training.run.load import load_model
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 from training.score.classify import classify_crops
 
 CPU = torch.device("cpu")

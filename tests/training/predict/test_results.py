@@ -21,8 +21,8 @@ from training.predict.results import (
     rate_text,
     result_of,
 )
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 ODD = "odd\n\x1b[31m\udcff  name.jpg"
 

@@ -11,7 +11,7 @@ from training.audit.run import Audited, audit_run
 from training.data.processes import Process
 from training.report.audit_page import write_audit
 from training.report.study_page import write_study
-from training.run.record import RunRecord
+from training.saved.record import RunRecord
 
 
 @pytest.fixture(scope="session")

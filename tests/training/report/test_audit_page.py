@@ -23,8 +23,8 @@ from training.report.audit_page import (
 )
 from training.report.html import fill_template
 from training.report.result_picture import rank_choices
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 from training.study.finished import Spread
 from training.study.paired import write_p
 

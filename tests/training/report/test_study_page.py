@@ -17,7 +17,7 @@ from pipeline.datasets.scenes import CLASSES
 from training.report import study_page
 from training.report.html import fill_template, write_duration, write_macs, write_spread
 from training.report.study_page import TEMPLATE, StudyPage, make_study_page, write_study
-from training.run.record import DataRecord, RunRecord
+from training.saved.record import DataRecord, RunRecord
 from training.study.finished import FinishedRun, group_arms
 from training.study.paired import few_seeds
 from training.study.sentences import DRAWN_CLASSES, summarise_arms

@@ -13,11 +13,11 @@ from training.config import TrainConfig
 from training.data.processes import Process
 from training.run import train as train_module
 from training.run.average import decay_at, move_average
-from training.run.folder import RunPaths
 from training.run.load import load_model
-from training.run.record import RunRecord
 from training.run.state import build_state
 from training.run.train import train_step
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 from training.score.classify import Validation, classify_crops
 
 Train = Callable[..., RunRecord]

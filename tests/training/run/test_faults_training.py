@@ -15,8 +15,8 @@ from pipeline.common.errors import DivergedError, VerificationError
 from pipeline.common.progress import Progress
 from training.config import TrainConfig
 from training.model.classifier import SelectiveClassifier
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]

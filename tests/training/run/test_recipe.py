@@ -17,10 +17,10 @@ from training.data.processes import Process
 from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.run import train as train_module
-from training.run.folder import RunPaths
 from training.run.load import evaluate_run
-from training.run.record import RunRecord
 from training.run.state import RunState
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 Tiny = Callable[..., TrainConfig]
 RECIPES: dict[str, dict[str, Any]] = {

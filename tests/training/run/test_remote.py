@@ -38,10 +38,10 @@ from training.choose import method
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.run import train as train_module
-from training.run.checkpoint import read_meta
-from training.run.folder import RunPaths
 from training.run.load import evaluate_run, shards_of
-from training.run.record import CacheRecord, RunRecord, load_record
+from training.saved.checkpoint import read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import CacheRecord, RunRecord, load_record
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]

@@ -24,9 +24,9 @@ from training.choose.config import DistillConfig
 from training.choose.distill import distill
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.checkpoint import check_own, digest_of, read_meta
-from training.run.folder import RunPaths, held_run
-from training.run.record import RunRecord, load_record
+from training.saved.checkpoint import check_own, digest_of, read_meta
+from training.saved.folder import RunPaths, held_run
+from training.saved.record import RunRecord, load_record
 
 HERE = socket.gethostname()
 QUICK = (

@@ -25,13 +25,14 @@ from training.data.processes import Process
 from training.data.shards import Batch
 from training.model.classifier import StepOutput
 from training.model.proposer import MapProposer, Proposal
-from training.run import folder, resume
+from training.run import resume
 from training.run import train as train_module
-from training.run.checkpoint import load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
 from training.run.state import RunState, build_model, build_state
 from training.run.train import train_step
+from training.saved import folder
+from training.saved.checkpoint import load_weights, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.score.choices import mirrored_choices
 from training.score.classify import classify_crops
 from training.score.crop_logits import NAMES, CropLogits

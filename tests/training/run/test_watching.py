@@ -16,9 +16,9 @@ from training.choose.method import train as train_stages
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.run import train as train_module
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
 from training.run.watching import watched
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 Tiny = Callable[..., TrainConfig]
 Train = Callable[..., RunRecord]

@@ -19,10 +19,10 @@ from training.data.processes import Process
 from training.data.shards import BatchReader
 from training.model.policies import POLICIES
 from training.report.terminal import evaluation_text
-from training.run.folder import RunPaths
 from training.run.load import evaluate_run
-from training.run.record import RunRecord
 from training.run.state import build_model
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 from training.score.classify import classify_crops, evaluate_choice
 from training.score.crop_logits import NAMES
 from training.score.metrics import Evaluation, final_prediction, summarise

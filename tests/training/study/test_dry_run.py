@@ -11,8 +11,8 @@ from pipeline.common.errors import ConfigError
 from training.choose.method import train as train_stages
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 from training.study.dry_run import plan_run
 
 Tiny = Callable[..., TrainConfig]

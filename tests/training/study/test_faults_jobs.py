@@ -20,7 +20,7 @@ from pipeline.common.progress import Progress
 from training.choose.config import DistillConfig
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.record import RunRecord, load_record
+from training.saved.record import RunRecord, load_record
 from training.study import jobs, runner
 from training.study.profiles import PlannedArm, Profile
 from training.study.runner import plan_runs, run_study

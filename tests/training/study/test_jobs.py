@@ -24,8 +24,8 @@ from pipeline.common.errors import (
 from pipeline.common.progress import SILENT, Progress
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.record import RunRecord
 from training.run.signals import noted_signals
+from training.saved.record import RunRecord
 from training.study import jobs
 from training.study.finished import FinishedRun
 from training.study.jobs import Work, count_jobs, run_jobs

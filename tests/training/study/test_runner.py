@@ -15,9 +15,9 @@ from training.choose.method import FORWARD
 from training.config import TrainConfig
 from training.data.processes import Process
 from training.run import train as train_module
-from training.run.folder import RunPaths
-from training.run.record import RunRecord, load_record
 from training.run.state import settled
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord, load_record
 from training.study import runner
 from training.study.finished import FinishedRun
 from training.study.profiles import PROFILES, PlannedArm, Profile, compare

@@ -16,7 +16,7 @@ from pipeline.bench.loaders import run as bench_load
 from pipeline.bench.loaders.process import run_child
 from pipeline.bench.loaders.protocol import Answer, Task
 from pipeline.bench.loaders.registry import LOADERS
-from pipeline.common.results import Row, number
+from pipeline.command.results import Row, number
 
 ONCE = ["--rounds=1", "--seconds=0.001", "--batch=4", "--images=9"]
 has_torchvision = find_spec("torchvision") is not None

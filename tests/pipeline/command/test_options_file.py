@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.command.options_file import options_text, read_options
+from pipeline.command.settings import setting
 from pipeline.common.errors import ConfigError
-from pipeline.common.options_file import options_text, read_options
-from pipeline.common.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

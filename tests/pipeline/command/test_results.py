@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from reported import Reported
 from rich.console import Console
 
-from pipeline.common import results
+from pipeline.command import results
+from pipeline.command.results import Contender, Difference, Row, Turn
 from pipeline.common.cpus import num_usable
 from pipeline.common.progress import SILENT
-from pipeline.common.results import Contender, Difference, Row, Turn
 from pipeline.pixels import Pixels
 
 NONE = Difference(mean=0.0, p999=0, largest=0)

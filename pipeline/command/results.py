@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.common.console import console
+from pipeline.command.console import console
 from pipeline.common.cpus import num_usable
 from pipeline.common.progress import Progress
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from pipeline.command.origins import Command, Group, origins
 from pipeline.common.atomic_io import named_output
 from pipeline.common.errors import (
     ConfigError,
@@ -26,7 +27,6 @@ from pipeline.common.errors import (
     printable,
 )
 from pipeline.common.event_log import LOG
-from pipeline.common.origins import Command, Group, origins
 from pipeline.common.progress import Progress
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pipeline import ShardFolder
+from pipeline.command.options_file import read_options
 from pipeline.common.errors import CheckpointError
-from pipeline.common.options_file import read_options
 from training.config import TrainConfig
-from training.run import record as records
-from training.run.folder import RunPaths
-from training.run.record import (
+from training.run.state import settled
+from training.saved import record as records
+from training.saved.folder import RunPaths
+from training.saved.record import (
     DataRecord,
     EpochRecord,
     RunRecord,
@@ -23,7 +24,6 @@ from training.run.record import (
     load_record,
     run_options,
 )
-from training.run.state import settled
 
 
 def test_a_finished_record_survives_its_file(

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.bench.cli import bench
 from pipeline.cli.main import main as pipeline_main
-from pipeline.common.console import (
+from pipeline.command.console import (
     EXIT_STATUSES,
     Commands,
     Preempted,

@@ -8,9 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from pipeline.command.options import options_of
+from pipeline.command.settings import check_settings, flag_of, setting
 from pipeline.common.errors import ConfigError
-from pipeline.common.options import options_of
-from pipeline.common.settings import check_settings, flag_of, setting
 
 
 @dataclass(frozen=True, kw_only=True)

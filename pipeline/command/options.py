@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.common.settings import Setting, settings_of
+from pipeline.command.settings import Setting, settings_of
 
 Command = TypeVar("Command", bound=Callable[..., object])
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from pipeline.command.settings import settings_of
 from pipeline.common.errors import ConfigError, escaped, printable
-from pipeline.common.settings import settings_of
 
 
 def options_text(fields: Mapping[str, Any], heading: tuple[str, ...] = ()) -> str:

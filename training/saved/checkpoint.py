@@ -23,8 +23,8 @@ from pipeline import DataSpec, Manifest
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import TrainConfig
-from training.run.folder import RunPaths
-from training.run.record import EpochPart, RunRecord, changed_options, config_from_json
+from training.saved.folder import RunPaths
+from training.saved.record import EpochPart, RunRecord, changed_options, config_from_json
 
 FORMAT = "srp-checkpoint/2"
 FORMATS = "srp-checkpoint/"  # every version's begins so

@@ -9,7 +9,7 @@ from pipeline.common.atomic_io import named_output, require_folder
 from pipeline.common.errors import ConfigError, EveryRankError
 from pipeline.common.file_lock import writer_lock
 from training.data.processes import Process, any_rank
-from training.run.record import OPTIONS, load_record
+from training.saved.record import OPTIONS, load_record
 
 
 @dataclass(frozen=True, kw_only=True)

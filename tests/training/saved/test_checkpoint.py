@@ -17,7 +17,8 @@ from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import embed_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import TrainConfig
-from training.run.checkpoint import (
+from training.run.schedule import make_scheduler
+from training.saved.checkpoint import (
     DIGEST,
     CheckpointMeta,
     check_fits,
@@ -26,9 +27,8 @@ from training.run.checkpoint import (
     pack_checkpoint,
     read_meta,
 )
-from training.run.folder import RunPaths
-from training.run.record import RunRecord
-from training.run.schedule import make_scheduler
+from training.saved.folder import RunPaths
+from training.saved.record import RunRecord
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),

@@ -8,10 +8,10 @@ from click.testing import CliRunner, Result
 
 from pipeline.bench.cli import bench as pipeline_bench
 from pipeline.cli.main import main as srp_data
-from pipeline.common.console import Commands
-from pipeline.common.options import options_of
-from pipeline.common.origins import Command, file_option
-from pipeline.common.settings import check_settings, setting
+from pipeline.command.console import Commands
+from pipeline.command.options import options_of
+from pipeline.command.origins import Command, file_option
+from pipeline.command.settings import check_settings, setting
 from training.cli.bench import bench as training_bench
 from training.cli.train import main as srp_train
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from pipeline.command.options_file import read_options
 from pipeline.common.errors import ConfigError
-from pipeline.common.options_file import read_options
 
 _FILE = "srp.options"  # key of a context under which the path of the file of options is kept
 

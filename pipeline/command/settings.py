@@ -1,6 +1,6 @@
 """A config's field and its option in one place: default, help text, range and choices.
 
-`check_settings` checks a config; `pipeline.common.options` makes the options. This module does not
+`check_settings` checks a config; `pipeline.command.options` makes the options. This module does not
 import click: a config works without it.
 """
 

@@ -12,9 +12,9 @@ import msgspec
 import torch
 
 from pipeline import DataSpec, Manifest, ShardFolder
+from pipeline.command.options_file import options_text
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from pipeline.common.options_file import options_text
 from training.config import (
     MACHINE_FIELDS,
     NEEDS,

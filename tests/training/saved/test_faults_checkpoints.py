@@ -22,11 +22,11 @@ from pipeline.common.errors import CheckpointError
 from pipeline.common.progress import Progress
 from training.config import TrainConfig
 from training.data.processes import Process
-from training.run.checkpoint import load_initial, load_optimizer, load_weights, read_meta
-from training.run.folder import RunPaths
-from training.run.record import EpochRecord, RunRecord, load_record
 from training.run.resume import open_record, save_run
 from training.run.state import RunState, build_state
+from training.saved.checkpoint import load_initial, load_optimizer, load_weights, read_meta
+from training.saved.folder import RunPaths
+from training.saved.record import EpochRecord, RunRecord, load_record
 from training.score.crop_logits import CropLogits
 
 Tiny = Callable[..., TrainConfig]
