@@ -11,7 +11,7 @@ from pipeline import CANDIDATES_TEXT
 from pipeline.command.settings import check_settings, flag_of, named_values, setting
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
-from training.model.policies import DISTILLED, POLICIES
+from training.model.policies import DISTILLED, POLICIES, policies_using
 
 SCHEDULES = {
     "onecycle": (),
@@ -20,12 +20,15 @@ SCHEDULES = {
 }
 """Each schedule of the learning rate, with the fields that some use and others would ignore."""
 NEEDS = {
+    "distill_loss_weight": "kd_model",
+    "kd_temperature": "kd_model",
     "model_ema_decay": "model_ema",
     "model_ema_warmup": "model_ema",
     "ratio": "scale",
     "scale_off_epochs": "scale",
 }
 """Fields that some other field, which is off by default, would ignore."""
+TEACHING = ("kd_model", "kd_temperature", "distill_loss_weight")
 FOLDS = 2  # parts of the training split, each left out by the classifier that judges its images
 PROPOSERS = ("crops", "joint", "map")
 PROFILE_NAMES = ("smoke", "quick", "full", "choosing", "choosing-64")
@@ -117,9 +120,7 @@ class TrainConfig:
         high=MOST_EPOCHS,
         shown="0 where --initial-checkpoint has halves, else half of --epochs",
     )
-    judge_mirrors: bool = setting(
-        False, "Judge each crop together with its mirror: a better choice, for twice the time."
-    )
+    judge_mirrors: bool = setting(False, "Judge crops with their mirrors too, in twice the time.")
     fit_epochs: int = setting(
         40, "Passes of the fit of a proposer over the loss matrix.", low=1, high=MOST_EPOCHS
     )
@@ -172,6 +173,18 @@ class TrainConfig:
         False, "Keep less in the first steps: after step n at most 1 - n^(-2/3)."
     )
     smoothing: float = setting(0.1, "Label smoothing.", low=0, high=1)
+    kd_model: tuple[str, ...] = setting(
+        (),
+        "Run whose classifier teaches this one, on the same crops; repeated, their mean teaches.",
+        shown="none",
+        multiple=True,
+    )
+    kd_temperature: float = setting(
+        1.0, "Temperature of the teachers' and the own softmax.", low=0.01, high=1000
+    )
+    distill_loss_weight: float = setting(
+        0.5, "Part of the loss that the teachers give; the labels give the rest.", low=0, high=1
+    )
     hflip: float = setting(0.5, "Probability of mirroring left to right.", low=0, high=1)
     alternating_flip: bool = setting(
         False,
@@ -350,6 +363,11 @@ def _check_recipe(config: TrainConfig) -> None:
             "--scale-off-epochs must be fewer than --epochs, or no window is drawn; got "
             f"{config.scale_off_epochs} of {config.epochs}. Lower it, or drop --scale."
         )
+    if config.kd_model and config.fold is not None:
+        raise ConfigError(
+            "--fold leaves images out, which the teachers of --kd-model may have seen; got both. "
+            "Drop one of them."
+        )
 
 
 def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
@@ -374,12 +392,6 @@ def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
         if field in NEEDS and not getattr(config, NEEDS[field]):
             flag, needed = flag_of(config, field), flag_of(config, NEEDS[field])
             raise ConfigError(f"{flag} needs {needed}; got none. Add {needed}, or drop {flag}.")
-
-
-def policies_using(field: str) -> tuple[str, ...]:
-    """Name the policies that use a field of `TrainConfig`: all, or those that list it."""
-    users = tuple(name for name, policy in POLICIES.items() if field in policy.options)
-    return users or tuple(POLICIES)
 
 
 def schedules_using(field: str) -> tuple[str, ...]:

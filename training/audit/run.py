@@ -10,9 +10,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
 from training.audit.boxes import choose_on_boxes
 from training.audit.verdict import Audit, audit
-from training.config import policies_using
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
+from training.model.policies import policies_using
 from training.run.load import load_model
 from training.saved.folder import RunPaths
 from training.saved.record import load_record

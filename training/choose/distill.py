@@ -19,10 +19,10 @@ from training.choose.config import DistillConfig
 from training.choose.fit_proposer import fit_to_losses
 from training.choose.method import explored_config, fold_paths, train_folds
 from training.choose.out_of_fold import out_of_fold_logits
-from training.config import TrainConfig, policies_using
+from training.config import TrainConfig
 from training.data.processes import Process, require_one
 from training.model.classifier import SelectiveClassifier, candidate_indices
-from training.model.policies import DISTILLED, POLICIES
+from training.model.policies import DISTILLED, POLICIES, policies_using
 from training.run.state import build_model, settled
 from training.saved.checkpoint import (
     CLASSIFIER,

@@ -20,10 +20,10 @@ from pipeline.common.progress import SILENT, Progress, Weighted
 from training.choose.config import DistillConfig
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
-from training.config import FOLDS, TrainConfig, policies_using
+from training.config import FOLDS, TEACHING, TrainConfig
 from training.data.processes import Process
 from training.model.classifier import candidate_indices
-from training.model.policies import POLICIES
+from training.model.policies import POLICIES, policies_using
 from training.run.state import RunState, smallest_half
 from training.run.train import fit
 from training.saved.checkpoint import CLASSIFIER, load_initial
@@ -131,11 +131,13 @@ def run_stages(
 
 def explored_config(config: TrainConfig) -> TrainConfig:
     """Say how the classifiers of the folds are trained, but for their fold."""
+    # What has seen an image must not teach a classifier that judges it.
+    alone = replace(config, **{name: getattr(TrainConfig, name) for name in TEACHING})
     if config.policy == EXPLORED:
-        return config
+        return alone
     unused = (name for name in vars(config) if EXPLORED not in policies_using(name))
     defaults = {name: getattr(TrainConfig, name) for name in unused}
-    return replace(config, policy=EXPLORED, epochs=max(1, config.num_explored), **defaults)
+    return replace(alone, policy=EXPLORED, epochs=max(1, config.num_explored), **defaults)
 
 
 def fit_config(config: TrainConfig) -> DistillConfig:

@@ -17,6 +17,7 @@ from pipeline import DataSpec
 from pipeline.command.settings import named_values
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, VerificationError
+from training.config import TEACHING, TrainConfig
 from training.export.description import FORMAT, KEY, describe
 from training.model.classifier import SelectiveClassifier
 from training.predict.load import LoadedRun
@@ -72,7 +73,8 @@ def _save_classifier(run: LoadedRun, folder: Path) -> None:
         "num_classes": len(run.classes),
     }  # fmt: skip
     classifier.pretrained_cfg = kept  # type: ignore[assignment] # timm keeps it so
-    unplaced = dataclasses.replace(config, initial_checkpoint="")  # a path of this machine
+    alone = {name: getattr(TrainConfig, name) for name in TEACHING}
+    unplaced = dataclasses.replace(config, initial_checkpoint="", **alone)  # paths of this machine
     rebuilt = {"config": dataclasses.asdict(unplaced), "spec": dataclasses.asdict(run.spec)}
     timm.models.save_for_hf(
         classifier,

@@ -1,7 +1,7 @@
 """The proposer and the classifier, and one training loss for each policy.
 
-Axes: B samples, K candidates, L that the proposer sees, M crops through the classifier, H and W px,
-C channels.
+Axes: B samples, K candidates, L that the proposer sees, M crops through the classifier, T teachers,
+H and W px, C channels.
 """
 
 from typing import Any, NamedTuple
@@ -49,6 +49,7 @@ class SelectiveClassifier(nn.Module):
 
     mean_C: Tensor
     std_C: Tensor
+    teachers: "tuple[SelectiveClassifier, ...]" = ()  # a tuple, since their weights are not ours
 
     def __init__(
         self, config: TrainConfig, *, plan: CropLayout, num_classes: int, glimpse_px: int
@@ -149,7 +150,25 @@ class SelectiveClassifier(nn.Module):
         losses_B = F.cross_entropy(
             logits_BC, labels_B, reduction="none", label_smoothing=self.config.smoothing
         )
+        if self.teachers:
+            taught_B = self._taught_losses(images_BHWC, logits_BC)
+            losses_B = torch.lerp(losses_B, taught_B, self.config.distill_loss_weight)
         return StepOutput(losses_B.mean(), losses_B, (logits_BC.argmax(1) == labels_B).float())
+
+    def _taught_losses(self, images_BHWC: Tensor, logits_BC: Tensor) -> Tensor:
+        """Compare what the teachers and the classifier make of images.
+
+        Source: Hinton, Vinyals and Dean 2015, equation 1, with T squared before it; timm's soft
+        distillation for one teacher.
+        """
+        temperature = self.config.kd_temperature
+        with torch.no_grad():
+            taught_TBC = torch.stack(
+                [(each.logits(images_BHWC) / temperature).softmax(1) for each in self.teachers]
+            )
+        own_BC = (logits_BC / temperature).log_softmax(1)
+        divergence_BC = F.kl_div(own_BC, taught_TBC.mean(0), reduction="none")
+        return divergence_BC.sum(1) * temperature**2
 
     def reader(
         self, shards: ShardFolder, split: str, process: Process, *, with_glimpses: bool = True

@@ -51,3 +51,9 @@ POLICIES = {
 }
 """By name, in the order of tables and charts."""
 DISTILLED = "distilled"
+
+
+def policies_using(field: str) -> tuple[str, ...]:
+    """Name the policies that use a field of `TrainConfig`: all, or those that list it."""
+    users = tuple(name for name, policy in POLICIES.items() if field in policy.options)
+    return users or tuple(POLICIES)

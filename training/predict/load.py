@@ -9,7 +9,13 @@ from pipeline import FULL, DataSpec, decoder_library
 from pipeline.common.errors import CheckpointError
 from training.model.classifier import SelectiveClassifier
 from training.model.policies import POLICIES
-from training.saved.checkpoint import CheckpointMeta, check_own, load_weights, read_meta
+from training.saved.checkpoint import (
+    CheckpointMeta,
+    check_own,
+    checkpoint_of,
+    load_weights,
+    read_meta,
+)
 from training.saved.folder import RunPaths
 from training.saved.record import load_record
 
@@ -44,7 +50,7 @@ def load_run(run: Path, device: torch.device) -> LoadedRun:
         CheckpointError: If there is no checkpoint, or it is damaged, not the one that the folder's
             record names, or of an old version and without a record that has its classes' names.
     """
-    file = RunPaths(folder=run).last if run.is_dir() else run
+    file = checkpoint_of(run)
     meta = read_meta(file)
     class_names = _class_names(file, meta, is_own=run.is_dir())
     spec, config, notes = meta.spec, meta.config, []

@@ -10,10 +10,17 @@ from pathlib import Path
 from pipeline import ShardFolder
 from pipeline.common.errors import CheckpointError, ConfigError
 from pipeline.common.progress import SILENT, Progress
+from training.config import TrainConfig
 from training.data.processes import Process
 from training.model.classifier import SelectiveClassifier
 from training.run.state import build_model
-from training.saved.checkpoint import check_fits, check_own, load_weights, read_meta
+from training.saved.checkpoint import (
+    check_fits,
+    check_own,
+    checkpoint_of,
+    load_weights,
+    read_meta,
+)
 from training.saved.folder import RunPaths
 from training.saved.record import RunRecord, load_record
 from training.score.classify import classify_crops
@@ -91,6 +98,46 @@ def load_model(
     model = build_model(config, shards, process)
     load_weights(weights, model)
     return model
+
+
+def load_teachers(
+    config: TrainConfig, shards: ShardFolder, process: Process
+) -> tuple[SelectiveClassifier, ...]:
+    """Load the classifiers that a run learns from, on the process's device; their weights stay.
+
+    Raises:
+        CheckpointError: If there is no such run.
+        ConfigError: If one has other classes or sees crops of another size, or has seen images
+            that this run is tuned on.
+    """
+    return tuple(_load_teacher(Path(each), config, shards, process) for each in config.kd_model)
+
+
+def _load_teacher(
+    run: Path, config: TrainConfig, shards: ShardFolder, process: Process
+) -> SelectiveClassifier:
+    file, spec = checkpoint_of(run), shards.manifest.spec
+    meta = read_meta(file)
+    if meta.classes != shards.manifest.classes or meta.spec.crop_size != spec.crop_size:
+        raise ConfigError(
+            "--kd-model must know the same classes, from crops of the same size; got "
+            f"{len(meta.classes)} classes and crops of {meta.spec.crop_size} px in {file}, for "
+            f"{len(shards.manifest.classes)} and {spec.crop_size} px in {shards.place}. Name a run "
+            "that was trained on these shards."
+        )
+    if config.dev and not meta.config.dev:
+        raise ConfigError(
+            "--dev tunes on images that no teacher may have seen; got a --kd-model that was "
+            f"trained without --dev, {file}. Train it with --dev, or drop --dev."
+        )
+    model = SelectiveClassifier(
+        meta.config,
+        plan=meta.spec.crop_layout,
+        num_classes=len(meta.classes),
+        glimpse_px=meta.config.glimpse_size or meta.spec.glimpse_size,
+    )
+    load_weights(file, model)
+    return model.to(process.device).eval().requires_grad_(False)
 
 
 def shards_of(record: RunRecord, place: str | Path | None) -> ShardFolder:

@@ -16,6 +16,7 @@ from training.saved.checkpoint import (
     CheckpointMeta,
     check_fits,
     check_own,
+    checkpoint_of,
     digest_of,
     load_optimizer,
     load_weights,
@@ -72,6 +73,7 @@ def open_record(
         shards=shards.place,
         cache=CacheRecord.of(shards),
         window_mib=shards.window_mib("train"),
+        teachers=_teachers(config),
         commit=current_commit(),
         hardware=describe_hardware(process.device),
         world_size=process.world_size,
@@ -96,6 +98,8 @@ def _check_same(
         changed.append(
             f"an order {_order(record.window_mib)} there, {_order(window_mib)} by --cache-mib now"
         )
+    if record.evaluation is None and record.teachers != _teachers(config):
+        changed.append("other weights of a --kd-model than those that it began with")
     if record.evaluation is None and record.world_size != process.world_size:
         changed.append(f"{record.world_size} processes there, {process.world_size} now")
     if changed:
@@ -103,6 +107,10 @@ def _check_same(
             f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
             f"{paths.folder}. Use the run's options, or name another --experiment."
         )
+
+
+def _teachers(config: TrainConfig) -> tuple[str, ...]:
+    return tuple(digest_of(checkpoint_of(Path(each))) for each in config.kd_model)
 
 
 def _order(window_mib: float | None) -> str:

@@ -36,6 +36,7 @@ from training.model.policies import POLICIES
 from training.run import views
 from training.run.average import decay_at, move_average
 from training.run.divergence import UncheckedStep, diverged, loss_fault
+from training.run.load import load_teachers
 from training.run.resume import load_last, open_record, save_run
 from training.run.schedule import temperature
 from training.run.signals import InterruptedWaitError, Stop, noted_signals
@@ -99,6 +100,7 @@ def fit(
         if POLICIES[config.policy].is_fitted and not has_start:
             raise RuntimeError("a proposer that was not fitted; see training.choose.method")
         state = build_state(config, shards, process)
+        state.model.teachers = load_teachers(config, shards, process)
         if process.is_main and not paths.last.exists():
             write_file(paths.options, run_options(record).encode())
         best, part = 0.0, None

@@ -187,6 +187,11 @@ def digest_of(path: Path) -> str:
         return ""
 
 
+def checkpoint_of(run: Path) -> Path:
+    """Take the last checkpoint of a run's folder, or the file that is named itself."""
+    return RunPaths(folder=run).last if run.is_dir() else run
+
+
 def load_weights(path: Path, model: nn.Module, part: str = MODEL) -> None:
     """Load a checkpoint's weights into a model of the same config, or into a part of one.
 
@@ -222,7 +227,7 @@ def load_initial(
         CheckpointError: If there is no checkpoint, or its classifier or a required proposer does
             not fit.
     """
-    file = RunPaths(folder=path).last if path.is_dir() else path
+    file = checkpoint_of(path)
     read_meta(file)  # tells a file that is no checkpoint from one that does not fit
     found = _below(_read(file)[1], MODEL)
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -15,14 +15,9 @@ from pipeline import DataSpec, Manifest, ShardFolder
 from pipeline.command.options_file import options_text
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import (
-    MACHINE_FIELDS,
-    NEEDS,
-    TrainConfig,
-    policies_using,
-    schedules_using,
-)
+from training.config import MACHINE_FIELDS, NEEDS, TrainConfig, schedules_using
 from training.data.processes import cpu_capabilities
+from training.model.policies import policies_using
 from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"
@@ -205,6 +200,7 @@ class RunRecord:
         cache: Of the shards of an address; None for those of a folder.
         window_mib: Shards whose samples were shuffled together, MiB, where the cache cannot hold
             all; None where an epoch shuffles all samples.
+        teachers: SHA-256 that the checkpoint of each `--kd-model` holds of itself.
         epochs: Finished ones.
         evaluation: After the last epoch, with the last weights; None until then.
         seconds: Wall time of all of it so far, over every resume.
@@ -229,6 +225,7 @@ class RunRecord:
     stages: tuple[StageRecord, ...] = ()
     cache: CacheRecord | None = None
     window_mib: float | None = None
+    teachers: tuple[str, ...] = ()
 
     @property
     def checkpoints(self) -> frozenset[str]:
@@ -367,4 +364,6 @@ def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str,
 def _is_same(name: str, one: Any, other: Any) -> bool:
     if name == "initial_checkpoint" and one and other:  # one place has many spellings
         return Path(one).resolve() == Path(other).resolve()
+    if name == "kd_model":
+        return [Path(each).resolve() for each in one] == [Path(each).resolve() for each in other]
     return bool(one == other)

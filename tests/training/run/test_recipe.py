@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ CASES = {
         for name, recipe in RECIPES.items()
         for p in (STEPPED, STAGED)
     },
+    "teachers-straight-through": STEPPED,
+    "teachers-distilled": STAGED,
     "scale-whole": {"policy": "whole", "epochs": 3, **SCALE},
     "scale-centre": {"policy": "centre", "epochs": 3, **SCALE, "start_size": 24},
 }
@@ -59,9 +62,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, at_step: int) 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_of_each_recipe_is_resumed_bit_for_bit_and_scored_again_alike(
     case: str, opened: ShardFolder, alone: Process, tiny: Tiny,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    finished: tuple[RunPaths, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = tiny(**CASES[case])
+    if case.startswith("teachers"):
+        config = replace(config, kd_model=(str(finished[0].folder),))
 
     def run(name: str, *, resume: bool = False) -> RunRecord:
         paths = RunPaths(folder=tmp_path / name)
