@@ -30,6 +30,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.common.errors import ImageError
+from pipeline.common.memory import keep_freed_memory
 from pipeline.format.cutting import canvas_glimpses, resized_crops
 from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
@@ -101,10 +102,11 @@ def views_of(source_HWC: Pixels, spec: DataSpec, *, width: int, height: int) -> 
 
 @contextlib.contextmanager
 def own_process() -> Iterator[None]:
-    """Switch Pillow's own cap and warnings off in a process that srp started.
+    """Switch Pillow's own cap and warnings off, and keep memory, in a process that srp started.
 
     Enter before the decoding threads start, and leave after they have ended.
     """
+    keep_freed_memory()  # each image needs as much as the one before
     cap = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, for each image

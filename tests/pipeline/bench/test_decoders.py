@@ -186,6 +186,15 @@ def test_the_setting_holds_the_sizes_and_how_many_images_there_were(measured: Be
     assert {"cpu", "cores", "system", "python"} <= set(measured.figures["machine"])
 
 
+def test_a_build_says_when_its_first_image_was_finished(measured: Bench) -> None:
+    for fields in measured.figures["rows"]:
+        is_build = "build, workers" in fields["name"]
+        assert list(fields["figures"]) == ["first image, s"] * is_build
+        if is_build:
+            (rate,), seconds = fields["rates"], fields["figures"]["first image, s"]
+            assert 0 < seconds <= 12 / rate
+
+
 def test_nothing_is_left_behind(measured: Bench) -> None:
     assert measured.left_behind == []
 

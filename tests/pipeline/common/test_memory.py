@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,29 @@ def test_a_containers_limit_counts_where_it_is_lower(system: Path, limit: str, f
 def test_a_system_that_says_nothing_is_not_asked_twice(system: Path) -> None:
     assert not any(system.iterdir())
     assert memory.free_bytes() is None
+
+
+COUNT_FAULTS = """
+import resource, sys
+from pipeline.common.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(200):
+        held = [bytearray(300_000) for _ in range(20)]  # as many canvases as wait to be written
+        del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_used_again_without_the_system() -> None:
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT_FAULTS, how], check=True, capture_output=True
+            ).stdout
+        )
+        for how in ("kept", "returned")
+    }
+    assert faults["kept"] < 1000 < faults["returned"], faults
