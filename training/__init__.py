@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from training.model.policies import POLICIES
     from training.run.load import load_model
     from training.run.state import RunState, build_state
-    from training.run.train import train_step
+    from training.run.step import train_step
     from training.saved.folder import RunPaths
     from training.saved.record import RunRecord, load_record
     from training.score.classify import classify_crops
@@ -42,7 +42,7 @@ _HOMES = {
     "run.load": ("load_model",),
     "saved.record": ("RunRecord", "load_record"),
     "run.state": ("RunState", "build_state"),
-    "run.train": ("train_step",),
+    "run.step": ("train_step",),
     "score.classify": ("classify_crops",),
     "score.crop_logits": ("CropLogits",),
     "score.metrics": ("Evaluation", "summarise"),

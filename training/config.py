@@ -37,6 +37,8 @@ MOST_SEED = 2**32 - 1
 MOST_EPOCHS = 1_000_000
 MOST_RATE = 1000
 MOST_PX = 65_536
+# Which divide a step's images among batches; a run may go on with others of the same product.
+SPLIT_FIELDS = ("batch_size", "grad_accum_steps")
 # Which change no figure but the speed.
 MACHINE_FIELDS = ("workers", "device", "preload", "log_tensorboard", "log_wandb", "log_trackio")
 
@@ -128,7 +130,13 @@ class TrainConfig:
         20, "Passes of the classifier over the training split.", low=1, high=MOST_EPOCHS
     )
     batch_size: int = setting(
-        64, "Images per step and process.", flags="-b --batch-size", low=2, high=1_000_000
+        64, "Images per batch and process.", flags="-b --batch-size", low=2, high=1_000_000
+    )
+    grad_accum_steps: int = setting(
+        1, "Batches per step and process: their gradients make one step.", low=1, high=1_000_000
+    )
+    sync_bn: bool = setting(
+        False, "Let batch norms average over the batches of all processes, not of each alone."
     )
     opt: str = setting("sgd", "Optimizer, by its name in timm.")
     opt_kwargs: tuple[str, ...] = setting(
@@ -306,6 +314,11 @@ class TrainConfig:
         check_used(self, changed)
 
     @property
+    def images_per_rank(self) -> int:
+        """Images of one step on one process."""
+        return self.batch_size * self.grad_accum_steps
+
+    @property
     def selects(self) -> bool:
         """Whether there is a proposer."""
         return POLICIES[self.policy].looks
@@ -341,6 +354,13 @@ class TrainConfig:
     def own_epochs(self) -> int:
         """Epochs of the run's own curve: all, or the last stage's."""
         return self.epochs - self.num_explored
+
+
+def division(config: TrainConfig, num_processes: int) -> str:
+    """Say in a message how the images of a step are divided."""
+    parts = config.grad_accum_steps
+    times = "" if parts == 1 else f" x --grad-accum-steps {parts}"
+    return f"--batch-size {config.batch_size}{times} on {num_processes} processes"
 
 
 def _check_recipe(config: TrainConfig) -> None:

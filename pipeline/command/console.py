@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,9 +22,11 @@ from pipeline.command.origins import Command, Group, origins
 from pipeline.common.atomic_io import named_output
 from pipeline.common.errors import (
     ConfigError,
+    LostRankError,
     PreemptedRunError,
     SrpError,
     StoppedRunError,
+    ToldError,
     printable,
 )
 from pipeline.common.event_log import LOG
@@ -38,6 +41,7 @@ EXIT_STATUSES = (
     "Exit status: 0 done, 1 bug, full disk or memory, or diverged loss, 2 usage, 3 damaged data, "
     "4 rejects, 75 preempted (SIGTERM), 130 interrupted (Ctrl-C)."
 )
+MOST_SILENT_S = 30  # a process waits as long for torchrun to end it, which takes 0.1 s
 TYPED = "srp.typed"  # key of a context under which the words of the command are kept
 BYTES = "MB/s"
 STAGE_UNITS = {
@@ -111,12 +115,21 @@ class Commands(Group):
         command = self.commands.get(named)
         has_option = command is not None and any(p.name == "resume" for p in command.params)
         added = ["--resume"] if has_option and "--resume" not in typed else []
-        num_local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        program = typed[0]
-        if self._torchrun and num_local != "1":
-            program = f"torchrun --nproc-per-node {num_local} {self._torchrun}"
         verb = "Resume" if isinstance(command, Resumable) else "Run again"
-        return f" {verb} with: {program} {shlex.join([*typed[1:], *added])}"
+        program, where = self._program(typed[0])
+        return f" {verb}{where} with: {program} {shlex.join([*typed[1:], *added])}"
+
+    def _program(self, typed: str) -> tuple[str, str]:
+        """Say what starts the program as it was started, and where."""
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not self._torchrun or num_processes == 1:
+            return typed, ""
+        local = f"torchrun --nproc-per-node {num_local}"
+        if num_processes == num_local:
+            return f"{local} {self._torchrun}", ""
+        hosts = f"--nnodes {num_processes // num_local} --rdzv-backend c10d"
+        return f"{local} {hosts} --rdzv-endpoint HOST:PORT {self._torchrun}", " on each host"
 
 
 def _open_log(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
@@ -163,18 +176,24 @@ def one_line_errors(next_step: str = "", *, extra: str = "") -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
+        if not _is_first_here():
+            _await_end()
+            sys.exit(ConfigError.exit_status)
         command, told = error.ctx.command_path if error.ctx else "", error.format_message()
         found = origins(error.ctx, told) if error.ctx else ""
         _end(f"{told}{found} See: {command} --help", ConfigError.exit_status)
     except SrpError as error:
-        if error.by_every_rank and os.environ.get("RANK", "0") != "0":
+        if isinstance(error, ToldError) or not (error.is_agreed or _is_first_here()):
+            _await_end()
             sys.exit(error.exit_status)
-        how = next_step if isinstance(error, StoppedRunError) else ""
+        how = next_step if isinstance(error, StoppedRunError | LostRankError) else ""
         _end(f"{error}{how}", error.exit_status)
-    except Preempted:
-        _end(f"stopped by SIGTERM.{next_step}", PreemptedRunError.exit_status)
-    except KeyboardInterrupt:
-        _end(f"interrupted.{next_step}", StoppedRunError.exit_status)
+    except KeyboardInterrupt as error:
+        kind = PreemptedRunError if isinstance(error, Preempted) else StoppedRunError
+        if not _is_first_here():
+            sys.exit(kind.exit_status)
+        reason = "stopped by SIGTERM." if isinstance(error, Preempted) else "interrupted."
+        _end(f"{reason}{next_step}", kind.exit_status)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in ("", "pipeline", "training"):
@@ -191,6 +210,20 @@ def one_line_errors(next_step: str = "", *, extra: str = "") -> Iterator[None]:
             raise
         place = error.filename or "a file that the system does not name"
         _end(f"cannot access {place}: {error.strerror}. {_fix(error)}", SrpError.exit_status)
+
+
+def _is_first_here() -> bool:
+    """Whether torchrun started this process first on its machine: all have the same command."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _await_end() -> None:
+    """Wait until torchrun ends this process, since it does so when the one that speaks has ended.
+
+    If this one ended first, torchrun would end that one before it speaks.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(MOST_SILENT_S)
 
 
 def _fix(error: OSError) -> str:

@@ -2,7 +2,7 @@
 
     SrpError
     ├── ConfigError        2  an option's value cannot work
-    │   └── EveryRankError 2  the same, raised by every process of a run
+    │   └── EveryRankError 2  the same, raised by every process of a run; rank 0 knows why
     ├── SourceError        2  the source images are missing or not laid out as expected
     ├── DownloadError      2  a data set could not be fetched
     ├── CheckpointError    2  a checkpoint does not fit what it is used for
@@ -10,6 +10,8 @@
     ├── RejectsError       4  more images were rejected than allowed
     ├── NoRoomError        1  the output cannot fit on the disk
     ├── DivergedError      1  the training loss is no longer finite
+    ├── LostRankError      1  another process of a run died or hangs; --resume continues it
+    ├── ToldError          -  another process of a run says why all end, and has its status
     ├── StoppedRunError  130  training was interrupted and saved; --resume continues it
     │   └── PreemptedRunError  75  the same, by SIGTERM: the cluster takes the machine back
     └── ImageError         -  one image cannot be used; the build turns it into a rejection
@@ -27,11 +29,11 @@ class SrpError(Exception):
 
     Attributes:
         exit_status: Exit status of the program.
-        by_every_rank: Whether every process of a run raises it; rank 0 prints it for all.
+        is_agreed: Whether the processes of a run have agreed that this one prints it.
     """
 
     exit_status = 1
-    by_every_rank = False
+    is_agreed = False
 
 
 class ConfigError(SrpError):
@@ -41,9 +43,7 @@ class ConfigError(SrpError):
 
 
 class EveryRankError(ConfigError):
-    """An option's value cannot work; every process of a run raises this."""
-
-    by_every_rank = True
+    """An option's value cannot work; every process of a run raises this, and rank 0 prints it."""
 
 
 class SourceError(SrpError):
@@ -87,8 +87,6 @@ class DivergedError(SrpError):
         keys: Keys of the samples whose loss is not finite, if known.
     """
 
-    by_every_rank = True
-
     def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
         """Keep the keys of the samples."""
         super().__init__(message)
@@ -99,13 +97,25 @@ class StoppedRunError(SrpError):
     """Training was interrupted between two steps; its state is saved."""
 
     exit_status = 130
-    by_every_rank = True
 
 
 class PreemptedRunError(StoppedRunError):
     """Training was stopped by SIGTERM, which a cluster sends before it takes a machine back."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: retry later
+
+
+class LostRankError(SrpError):
+    """Another process of a run died, or hangs; steps since the last checkpoint are lost."""
+
+
+class ToldError(SrpError):
+    """Another process of a run says why all end; this one ends in silence."""
+
+    def __init__(self, exit_status: int) -> None:
+        """Take the status of the error that is not printed."""
+        super().__init__("another process of this run says why it ended.")
+        self.exit_status = exit_status
 
 
 class ImageError(SrpError):

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -105,19 +105,31 @@ class WarmPython:
             self._ask, words, folder=str(folder), variables=environment(self._repo) | variables
         )
 
-    def run_together(self, *words: str, folder: Path, num_processes: int = 2) -> Ended:
-        """Run a program in several processes, as torchrun does, to their end."""
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    @contextlib.contextmanager
+    def started_together(
+        self, *words: str, folder: Path, num_processes: int = 2
+    ) -> Iterator[list[Program]]:
+        """Start a program in several processes, as torchrun does, and kill them in the end."""
+        from torch.distributed import TCPStore  # only the trainer's tests need it
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        group["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         group["WORLD_SIZE"] = group["LOCAL_WORLD_SIZE"] = str(num_processes)
         programs = [
             self.start(*words, folder=folder, RANK=str(rank), LOCAL_RANK=str(rank), **group)
             for rank in range(num_processes)
         ]
         try:
-            printed = [program.communicate() for program in programs]
+            yield programs
         finally:
             for program in programs:
                 program.kill()
+
+    def run_together(self, *words: str, folder: Path, num_processes: int = 2) -> Ended:
+        """Run a program in several processes, as torchrun does, to their end."""
+        with self.started_together(*words, folder=folder, num_processes=num_processes) as programs:
+            printed = [program.communicate() for program in programs]
         out, err = map("".join, zip(*printed, strict=True))
         return Ended(tuple(program.wait() for program in programs), out, err)
 
@@ -140,12 +152,6 @@ def read_all(file: BinaryIO) -> str:
 
 def open_aside() -> BinaryIO:
     return os.fdopen(os.memfd_create("printed"), "w+b")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def serve(requests: socket.socket) -> list[str]:

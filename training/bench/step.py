@@ -25,7 +25,8 @@ from training.data.processes import Process
 from training.data.shards import READ_AHEAD, Batch
 from training.model.classifier import SelectiveClassifier, autocast, uses_bfloat16
 from training.run.state import RunState, build_model, build_state, settled, with_choices
-from training.run.train import CHECK_STEPS, set_train, train_step
+from training.run.step import set_train, train_step
+from training.run.train import CHECK_STEPS
 from training.score.cost import count_macs
 from training.study.sizes import describe_machine
 

@@ -10,6 +10,7 @@ So the folds cost nothing extra: they are the first epochs of the classifier.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,15 +21,15 @@ from pipeline.common.progress import SILENT, Progress, Weighted
 from training.choose.config import DistillConfig
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
-from training.config import FOLDS, TEACHING, TrainConfig
-from training.data.processes import Process
+from training.config import FOLDS, TEACHING, TrainConfig, division
+from training.data.processes import Process, apart
 from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES, policies_using
 from training.run.state import RunState, smallest_half
 from training.run.train import fit
 from training.saved.checkpoint import CLASSIFIER, load_initial
 from training.saved.folder import RunPaths
-from training.saved.record import EpochRecord, RunRecord, StageRecord
+from training.saved.record import EpochRecord, RunRecord, StageRecord, load_record
 from training.score.classify import SCORING
 
 EXPLORED = "random"  # the policy of the classifiers that explore
@@ -192,21 +193,44 @@ def train_folds(
         process: This one among its peers.
         progress: Shows images and epochs.
     """
-    curves = []
     begun = config.initial_checkpoint
     goes_on = has_folds(begun)
     if begun and not goes_on:
         progress.event("unsound", SEEN.format(start=begun))
-    for fold, folder in enumerate(fold_paths(paths, config)):
+    folders = fold_paths(paths, config)
+
+    def train_fold(fold: int, config: TrainConfig, process: Process) -> tuple[EpochRecord, ...]:
         start = str(RunPaths(folder=Path(begun)).fold(fold).folder) if goes_on else begun
         # Validation would cost a third of its training, and decides nothing.
         wanted = replace(config, fold=fold, val_interval=config.epochs, initial_checkpoint=start)
-        record = fit(
-            wanted, shards=shards, paths=folder, process=process, resume=True, scored=False,
+        return fit(
+            wanted, shards=shards, paths=folders[fold], process=process, resume=True, scored=False,
             stage=EXPLORING[fold], progress=progress,
-        )  # fmt: skip
-        curves.append(record.epochs)
-    return tuple(curves)
+        ).epochs  # fmt: skip
+
+    if not _work_apart(config, folders, process):
+        return tuple(train_fold(fold, config, process) for fold in range(FOLDS))
+    # Half as many ranks take each step in twice as many batches: the step stays the same.
+    divided = replace(config, grad_accum_steps=FOLDS * config.grad_accum_steps)
+    with apart(process, FOLDS) as (part, fold):
+        train_fold(fold, divided, part)
+    for stage in EXPLORING:
+        progress.update(stage, 1, 1)  # rank 0 has seen its own fold's alone
+    return tuple(load_record(folder.record).epochs for folder in folders)
+
+
+def _work_apart(config: TrainConfig, folders: Sequence[RunPaths], process: Process) -> bool:
+    """Whether each fold has ranks of its own: their steps need no exchange with the others.
+
+    Not where one fold is trained already, or where batch norms average over all ranks.
+    """
+    is_begun = [folder.last.exists() and folder.record.exists() for folder in folders]
+    num_left = sum(
+        not begun or len(load_record(folder.record).epochs) < config.epochs
+        for begun, folder in zip(is_begun, folders, strict=True)
+    )
+    is_even = process.world_size % FOLDS == 0
+    return is_even and num_left == FOLDS and not config.sync_bn
 
 
 def check_stages(config: TrainConfig, shards: ShardFolder, world_size: int) -> None:
@@ -237,10 +261,10 @@ def check_stages(config: TrainConfig, shards: ShardFolder, world_size: int) -> N
             "for 1 of --epochs 2 or more."
         )
     fewest = smallest_half(shards)
-    if fewest < config.batch_size * world_size:
+    if fewest < config.images_per_rank * world_size:
         raise ConfigError(
             "--policy distilled trains on half of the images at a time, which must fill a step; "
-            f"got --batch-size {config.batch_size} on {world_size} processes for {fewest} images. "
+            f"got {division(config, world_size)} for {fewest} images. "
             "Lower --batch-size, or build more images."
         )
 

@@ -3,22 +3,27 @@
 import ctypes
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.errors import ConfigError, EveryRankError
+from training.data.endings import one_speaks
 
 # Of glibc's malloc.h; it takes no larger threshold than this one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 CPU_ALLOCATOR = "DefaultCPUAllocator: "  # what torch's error names where a CPU's memory is full
 CPU = torch.device("cpu")
+ANSWER = timedelta(minutes=10)  # in which every process must join each exchange
+PATIENCE = timedelta(days=30)  # in which groups that work apart must have met again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +34,13 @@ class Process:
         rank: `0 <= rank < world_size`; rank 0 prints and writes.
         world_size: Number of processes.
         device: Where this one computes.
+        group: Those that it exchanges tensors with; None where they are all that were started.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -50,6 +57,8 @@ def started(device: str) -> Iterator[Process]:
 
     Raises:
         ConfigError: If this process has no GPU and one was asked for.
+        LostRankError: If another process died, or did not answer within `ANSWER`.
+        ToldError: If another process has said why they all end.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -61,10 +70,14 @@ def started(device: str) -> Iterator[Process]:
             yield Process(rank=0, world_size=1, device=place)
         return
     with _stdout_on_stderr():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        store, rank, world_size = next(rendezvous("env://", timeout=ANSWER))
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world_size,
+            timeout=ANSWER, device_id=place if on_gpu else None,
+        )  # fmt: skip
     try:
-        with _memory_errors():
-            yield Process(rank=dist.get_rank(), world_size=world_size, device=place)
+        with one_speaks(store, rank=rank, answer=ANSWER), _memory_errors():
+            yield Process(rank=rank, world_size=world_size, device=place)
     finally:
         dist.destroy_process_group()
 
@@ -141,10 +154,10 @@ def keep_freed_memory() -> None:
 def _gpu(local_rank: int) -> torch.device:
     """Take this process's own GPU."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= num_gpus:
+    if local_processes() > num_gpus:  # so that all of this machine end
         raise ConfigError(
             f"--device cuda needs a GPU for each process; got {num_gpus} for process "
-            f"{local_rank + 1} of this machine. Use --device cpu or fewer processes."
+            f"{local_processes()} of this machine. Use --device cpu or fewer processes."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -155,20 +168,48 @@ def parallel(model: nn.Module, process: Process) -> nn.Module:
     if process.world_size == 1:
         return model
     ids = [process.device.index] if process.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids)
+    return DistributedDataParallel(model, device_ids=ids, process_group=process.group)
+
+
+def averages_gradients(model: nn.Module, *, wanted: bool) -> AbstractContextManager[None]:
+    """Let a `parallel` model average its gradients in this context, or only add them up."""
+    if wanted or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+@contextmanager
+def apart(process: Process, num_groups: int) -> Iterator[tuple[Process, int]]:
+    """Part all processes into equal groups, which work apart until all have ended this context.
+
+    Args:
+        process: This one among all; their number is a multiple of `num_groups`.
+        num_groups: Number of groups.
+
+    Returns:
+        This process in its group, and the group's number.
+    """
+    size = process.world_size // num_groups
+    ranks = [list(range(at * size, (at + 1) * size)) for at in range(num_groups)]
+    own, _ = dist.new_subgroups_by_enumeration(ranks, timeout=ANSWER)
+    # Some groups take longer than others.
+    meeting = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+    number, rank = divmod(process.rank, size)
+    yield replace(process, rank=rank, world_size=size, group=cast(dist.ProcessGroup, own)), number
+    dist.barrier(meeting)
 
 
 def share_tensors(tensors: Iterable[Tensor], process: Process) -> None:
     """Give every process rank 0's values of some tensors, in place."""
     if process.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, group=process.group, group_src=0)
 
 
 def sum_over_ranks(tensor: Tensor, process: Process) -> Tensor:
     """Add a tensor up over the processes, in place."""
     if process.world_size > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=process.group)
     return tensor
 
 
@@ -183,11 +224,11 @@ def gather_ranks(tensor: Tensor, process: Process) -> Tensor:
     if process.world_size == 1:
         return tensor[None]
     parts = [torch.empty_like(tensor) for _ in range(process.world_size)]
-    dist.all_gather(parts, tensor)
+    dist.all_gather(parts, tensor, group=process.group)
     return torch.stack(parts)
 
 
 def wait_for_main(process: Process) -> None:
     """Let the other processes wait until rank 0 has written its files."""
     if process.world_size > 1:
-        dist.barrier()
+        dist.barrier(process.group)

@@ -44,6 +44,10 @@ class Batch(NamedTuple):
     labels_B: Tensor
     indices_B: Tensor
 
+    def of(self, rows: slice) -> "Batch":
+        """View some of the samples; nothing is copied."""
+        return Batch(*(None if tensor is None else tensor[rows] for tensor in self))  # type: ignore[arg-type]
+
     def to(self, device: torch.device) -> "Batch":
         """Copy all but `indices_B` to a device."""
         carried = {name: tensor for name, tensor in self._asdict().items() if tensor is not None}

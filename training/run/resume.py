@@ -7,7 +7,7 @@ from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError
-from training.config import TrainConfig
+from training.config import SPLIT_FIELDS, TrainConfig, division
 from training.data.processes import Process, wait_for_main
 from training.run.state import RunState
 from training.saved.checkpoint import (
@@ -60,12 +60,13 @@ def open_record(
         if paths.best.exists():  # or the next record would name it, though it is another run's
             check_own(paths.best, read_meta(paths.best), record)
         # A kill between the two files leaves a record with an epoch that was not saved.
-        return replace(record, epochs=record.epochs[: meta.epoch])
+        record = replace(record, epochs=record.epochs[: meta.epoch])
+        return record if record.evaluation else _divided_anew(record, config, process)
     if is_begun and paths.record.exists():
         record = load_record(paths.record)
         if not record.epochs:  # it was stopped in a stage before its own epochs
             _check_same(record, config, shards=shards, paths=paths, process=process)
-            return record
+            return _divided_anew(record, config, process)
     return RunRecord(
         name=paths.folder.name,
         config=config,
@@ -87,21 +88,28 @@ def _check_same(
     record: RunRecord, config: TrainConfig, *, shards: ShardFolder, paths: RunPaths,
     process: Process,
 ) -> None:  # fmt: skip
+    is_open = record.evaluation is None
     changed = [
         f"{option} {there} there, {asked} asked for"
-        for option, there, asked in changed_options(record.config, config)
+        for option, there, asked in changed_options(
+            record.config, config, but=SPLIT_FIELDS if is_open else ()
+        )
     ]
     if record.data.fingerprint != shards.manifest.fingerprint:
         changed.append(f"shards of other images or options in {shards.place}")
     window_mib = shards.window_mib("train")
-    if record.evaluation is None and record.window_mib != window_mib:
+    if is_open and record.window_mib != window_mib:
         changed.append(
             f"an order {_order(record.window_mib)} there, {_order(window_mib)} by --cache-mib now"
         )
-    if record.evaluation is None and record.teachers != _teachers(config):
+    if is_open and record.teachers != _teachers(config):
         changed.append("other weights of a --kd-model than those that it began with")
-    if record.evaluation is None and record.world_size != process.world_size:
-        changed.append(f"{record.world_size} processes there, {process.world_size} now")
+    if is_open and record.images_per_step != config.images_per_rank * process.world_size:
+        changed.append(
+            f"{record.images_per_step} images a step there, by "
+            f"{division(record.config, record.world_size)}, and "
+            f"{division(config, process.world_size)} now"
+        )
     if changed:
         raise ConfigError(
             f"--resume must go on with the run's own options; got {'; '.join(changed)} in "
@@ -111,6 +119,12 @@ def _check_same(
 
 def _teachers(config: TrainConfig) -> tuple[str, ...]:
     return tuple(digest_of(checkpoint_of(Path(each))) for each in config.kd_model)
+
+
+def _divided_anew(record: RunRecord, config: TrainConfig, process: Process) -> RunRecord:
+    """Note how a step's images are divided from now on; they are the same images."""
+    divided = {name: getattr(config, name) for name in SPLIT_FIELDS}
+    return replace(record, config=replace(record.config, **divided), world_size=process.world_size)
 
 
 def _order(window_mib: float | None) -> str:

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.command.settings import named_values, not_taken
 from pipeline.common.errors import ConfigError
-from training.config import FOLDS, TrainConfig
+from training.config import FOLDS, TrainConfig, division
 from training.data.augment import Draws, Mirrored, mirrored_candidates
 from training.data.kept import KeptSamples, place_of_samples
 from training.data.processes import Process, parallel
@@ -29,6 +29,7 @@ from training.model.classifier import SelectiveClassifier, uses_bfloat16
 from training.model.compiled import check_compiler
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
+from training.model.sync_norm import synchronise
 from training.run.average import begin_average
 from training.run.schedule import make_scheduler
 from training.score.choices import mirrored_choices
@@ -86,7 +87,7 @@ class RunState:
     @property
     def images_per_step(self) -> int:
         """Count the images of one step, over all ranks."""
-        return self.config.batch_size * self.process.world_size
+        return self.config.images_per_rank * self.process.world_size
 
     def chosen_ahead(
         self, batch: Batch, draws: Draws, noise_BK: Tensor, *, chooses: bool
@@ -109,11 +110,18 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
     _check_fits(config, shards)
     check_compiler(config.torchcompile, process.device)
     model = build_model(config, shards, process)
+    if config.sync_bn:
+        synchronise(model, process)
     optimizer = _make_optimizer(model, config)
     rows = training_rows(shards, config.fold)
+    if len(rows) < config.images_per_rank * process.world_size:
+        raise ConfigError(
+            f"a step must not need more images than there are; got "
+            f"{division(config, process.world_size)} for {len(rows)} images. Lower --batch-size."
+        )
     batches = TrainingBatches(
         _reader(model, shards, process, rows),
-        batch_size=config.batch_size,
+        batch_size=config.images_per_rank,
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,

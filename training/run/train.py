@@ -1,7 +1,4 @@
-"""READ FIRST: one run, from shards to a record: `fit`, `Training.run`, `epoch`, `train_step`.
-
-Axes: B samples, M draws of a crop, K candidates, L glimpses, H and W px, C channels, S glimpse px.
-"""
+"""READ FIRST: one run, from shards to a record: `fit`, `Training.run`, `epoch`; then `step.py`."""
 
 import math
 import signal
@@ -11,16 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DownloadError, PreemptedRunError, StoppedRunError
 from pipeline.common.progress import SILENT, Progress
 from training.config import TrainConfig
-from training.data import augment
 from training.data.processes import (
     Process,
     any_rank,
@@ -29,18 +24,14 @@ from training.data.processes import (
     sum_over_ranks,
     wait_for_main,
 )
-from training.data.shards import Batch, BatchReader, send
-from training.model.classifier import StepOutput
-from training.model.estimators import gumbel_noise
+from training.data.shards import BatchReader
 from training.model.policies import POLICIES
-from training.run import views
-from training.run.average import decay_at, move_average
 from training.run.divergence import UncheckedStep, diverged, loss_fault
 from training.run.load import load_teachers
 from training.run.resume import load_last, open_record, save_run
-from training.run.schedule import temperature
 from training.run.signals import InterruptedWaitError, Stop, noted_signals
 from training.run.state import RunState, broken_weights, build_state, settled, with_choices
+from training.run.step import set_train, train_step
 from training.run.waiting import AwaitedBatches, interruptible
 from training.run.watching import Watch, check_writers, watched
 from training.saved.checkpoint import digest_of, load_initial
@@ -194,7 +185,11 @@ class Training:
         """
         state, begun, process = self.state, self.part, self.state.process
         set_train(state)
-        sums = torch.tensor(begun.sums_of(process.rank), dtype=torch.float64, device=process.device)
+        sums = torch.tensor(
+            begun.sums_of(process.rank, process.world_size),
+            dtype=torch.float64,
+            device=process.device,
+        )
         seen = begun.step * state.images_per_step
         state.batches.load_state_dict({"epoch": begun.epoch, "num_seen": seen})
         unchecked: list[UncheckedStep] = []
@@ -332,63 +327,3 @@ class Training:
     def _stopped_by(self, lost: DownloadError) -> DownloadError:
         """Save what is done where the shards cannot be fetched any more, and say where."""
         return DownloadError(f"{lost} Then continue with --resume: training {self._stopped()}")
-
-
-def train_step(state: RunState, batch: Batch, *, step: int) -> StepOutput:
-    """Take one step: draw, augment, choose and classify, descend.
-
-    Args:
-        state: Networks, optimizer and schedule; changed in place.
-        batch: Samples on the run's device.
-        step: Counted from 0 over the whole run; chance depends on it, the seed and the rank alone.
-    """
-    config, model, device = state.config, state.model, batch.labels_B.device
-    num_samples, total_steps = len(batch.labels_B), config.own_epochs * state.steps
-    generator = _seeded(config.seed, step, state.process.rank)
-    draws = views.draw(state, batch, generator, step=step)
-    noise_BMK = gumbel_noise((num_samples, *model.noise_shape), generator)
-    chooses = step >= config.random_epochs * state.steps
-    ahead_B = state.chosen_ahead(batch, draws, noise_BMK[:, 0], chooses=chooses)
-    crops_BMHWC = views.view(state, batch, draws, ahead_B, generator, step=step)
-    glimpses_BLSS = batch.glimpses_BLSS
-    if glimpses_BLSS is not None:
-        glimpses_BLSS = augment.mirror(glimpses_BLSS, draws, state.glimpse_counterparts)
-    with torch.autocast(device.type, torch.bfloat16, enabled=state.autocast):
-        output: StepOutput = state.wrapped(
-            crops_BMHWC,
-            glimpses_BLSS,
-            batch.labels_B,
-            send(noise_BMK, device),
-            temperature(config, step=step, total_steps=total_steps),
-            ways_B=send(draws.ways_B, device),
-            chooses=chooses,
-        )
-    _descend(state, output.loss, step=step)
-    return output
-
-
-def _descend(state: RunState, loss: Tensor, *, step: int) -> None:
-    """Change the weights by a loss's gradient, then their rate and their average."""
-    config = state.config
-    loss.backward()  # type: ignore[no-untyped-call]
-    if config.clip_grad is not None:
-        nn.utils.clip_grad_norm_(state.trained, config.clip_grad)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.scheduler.step()
-    if state.average is not None:
-        move_average(state.average, state.model, decay=decay_at(config, step))
-
-
-def _seeded(seed: int, step: int, rank: int) -> torch.Generator:
-    """Seed a generator, and torch's own for dropout and stochastic depth in the classifier."""
-    number = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(number >> 1))
-    return torch.Generator().manual_seed(int(number >> 1))
-
-
-def set_train(state: RunState) -> None:
-    """Put the networks in the mode of a training, before its steps."""
-    state.model.train()
-    if state.model.proposer is not None and state.config.holds_proposer:
-        state.model.proposer.eval()  # a held proposer keeps the averages of its batch norms

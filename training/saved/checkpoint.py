@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline import DataSpec, Manifest
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, read_sha256, verify_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import TrainConfig
+from training.config import SPLIT_FIELDS, TrainConfig
 from training.saved.folder import RunPaths
 from training.saved.record import EpochPart, RunRecord, changed_options, config_from_json
 
@@ -300,7 +300,7 @@ def check_own(path: Path, meta: CheckpointMeta, record: RunRecord) -> None:
     """
     changed = [
         f"{option} {ours} in the record, {theirs} in the checkpoint"
-        for option, ours, theirs in changed_options(record.config, meta.config)
+        for option, ours, theirs in changed_options(record.config, meta.config, but=SPLIT_FIELDS)
         if option != "--initial-checkpoint"  # relative to where each command was typed
     ]
     if meta.fingerprint not in ("", record.data.fingerprint):

@@ -42,9 +42,14 @@ class EpochPart:
     seconds: float = 0.0
     waited_s: float = 0.0
 
-    def sums_of(self, rank: int) -> tuple[float, float]:
-        """Give one rank's sums."""
-        return self.sums[rank] if self.sums else (0.0, 0.0)
+    def sums_of(self, rank: int, world_size: int) -> tuple[float, float]:
+        """Give one rank's sums; where there were other ranks, rank 0 takes those of all."""
+        if len(self.sums) == world_size:
+            return self.sums[rank]
+        if rank or not self.sums:
+            return 0.0, 0.0
+        loss, hits = (sum(column) for column in zip(*self.sums, strict=True))
+        return loss, hits
 
     def finished(self, images_per_step: int) -> "EpochRecord":
         """Turn the sums of a finished epoch into its figures."""
@@ -228,6 +233,11 @@ class RunRecord:
     teachers: tuple[str, ...] = ()
 
     @property
+    def images_per_step(self) -> int:
+        """Count the images of one step, over all ranks."""
+        return self.config.images_per_rank * self.world_size
+
+    @property
     def checkpoints(self) -> frozenset[str]:
         """The SHA-256 of each checkpoint that may be in the run's folder."""
         return frozenset((self.last, self.best, *self.before)) - {""}
@@ -349,15 +359,22 @@ def describe_hardware(device: torch.device) -> str:
     return f"{place}, torch {torch.__version__}, {platform.system()}"
 
 
-def changed_options(one: TrainConfig, other: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+def changed_options(
+    one: TrainConfig, other: TrainConfig, *, but: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, Any]]:
     """List the options in which two configs differ, except those that change no figure.
+
+    Args:
+        one: Whose value comes first.
+        other: Whose value comes second.
+        but: Further fields that may differ.
 
     Returns:
         Each option as it is typed, and its two values.
     """
     for name, value in vars(one).items():
         theirs = getattr(other, name)
-        if name not in MACHINE_FIELDS and not _is_same(name, value, theirs):
+        if name not in (*MACHINE_FIELDS, *but) and not _is_same(name, value, theirs):
             yield f"--{name.replace('_', '-')}", value, theirs
 
 

@@ -33,7 +33,7 @@ from training.run.state import (
     training_rows,
     with_choices,
 )
-from training.run.train import set_train, train_step
+from training.run.step import set_train, train_step
 from training.saved.folder import RunPaths
 from training.score.cost import count_macs
 from training.study.planned import TRAINING
@@ -142,8 +142,9 @@ def plan_run(
     model = build_model(config, shards, process)
     proposer_macs, classifier_macs = count_macs(model)
     stepped = replace(
-        explored_config(config) if is_fitted else config, preload="none", start_size=None
-    )
+        explored_config(config) if is_fitted else config,
+        preload="none", start_size=None, grad_accum_steps=1,
+    )  # fmt: skip
     seconds, saved, state = _measured(stepped, shards, process, progress)
     images_per_s = config.batch_size / median(seconds)
     rows = len(training_rows(shards, config.fold))
@@ -192,7 +193,7 @@ def _stages(
         if name in trained:
             epochs, fold = trained[name]
             steps = epochs * steps_per_epoch(
-                len(training_rows(shards, fold)), batch_size=config.batch_size, world_size=1
+                len(training_rows(shards, fold)), batch_size=config.images_per_rank, world_size=1
             )
         seconds = images / (images_per_s * views)
         stages.append(
@@ -267,12 +268,13 @@ def _memory(
         for value in moment.values()
         if isinstance(value, Tensor)
     )
+    num_ahead = READ_AHEAD * config.workers
     parts = {
         "weights": copies * _num_bytes((*model.parameters(), *model.buffers())),
         "gradients": _num_bytes(state.trained),
         "optimizer": _num_bytes(moments),
         "forward pass, for the backward pass": saved,
-        "batches read ahead": READ_AHEAD * config.workers * config.batch_size * epoch_bytes // rows,
+        "batches read ahead": num_ahead * config.images_per_rank * epoch_bytes // rows,
     }
     kept_on = place_of_samples(config.preload, epoch_bytes, state.process)
     if kept_on is not None:

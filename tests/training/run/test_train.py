@@ -383,7 +383,7 @@ def test_a_run_is_not_resumed_on_shards_of_another_spec(
         )
 
 
-def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
+def test_an_unfinished_run_is_resumed_only_with_steps_of_as_many_images(
     tiny: Tiny, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(epochs=2, policy="centre")
@@ -391,8 +391,13 @@ def test_an_unfinished_run_is_not_resumed_by_another_number_of_processes(
         train(config, tmp_path / "run", progress=KillAfter(1))
     other = Process(rank=0, world_size=2, device=torch.device("cpu"))
     monkeypatch.setattr(folder, "any_rank", lambda is_so, _: is_so)  # the other is made up
-    with pytest.raises(ConfigError, match="got 1 processes there, 2 now in "):
+    with pytest.raises(ConfigError) as caught:
         train(config, tmp_path / "run", resume=True, process=other)
+    assert str(caught.value) == (
+        "--resume must go on with the run's own options; got 16 images a step there, by "
+        "--batch-size 16 on 1 processes, and --batch-size 16 on 2 processes now in "
+        f"{tmp_path / 'run'}. Use the run's options, or name another --experiment."
+    )
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, *, before: bool) -> None:

@@ -35,7 +35,8 @@ def flips_of(state: RunState, step: int) -> Tensor:
     batch = next(iter(state.batches))
     rows = torch.arange(70)
     whole = batch._replace(labels_B=rows, indices_B=rows)
-    return views.draw(state, whole, torch.Generator().manual_seed(step), step=step).flips_B
+    chance = views.draw(state, 70, torch.Generator().manual_seed(step), step=step)
+    return views.alternated(state, whole, chance, step=step).draws.flips_B
 
 
 def test_each_image_is_mirrored_in_every_other_epoch(
@@ -60,7 +61,8 @@ def test_alternating_changes_the_mirrors_and_no_other_chance(
     for is_alternating in (False, True):
         state = build_state(tiny(alternating_flip=is_alternating, **options), opened, alone)
         batch = next(iter(state.batches))
-        draws.append(views.draw(state, batch, torch.Generator().manual_seed(5), step=0))
+        chance = views.draw(state, 16, torch.Generator().manual_seed(5), step=0)
+        draws.append(views.alternated(state, batch, chance, step=0).draws)
     assert torch.equal(draws[0].vflips_B, draws[1].vflips_B)
     assert torch.equal(draws[0].shifts_B2, draws[1].shifts_B2)
     assert not torch.equal(draws[0].flips_B, draws[1].flips_B)
@@ -84,13 +86,18 @@ def test_a_window_of_the_whole_canvas_is_the_canvas_resized_and_mirrored(
     config = tiny(policy="whole", scale=(1.0, 1.0), hflip=0.0)
     state = build_state(config, opened, alone)
     batch = next(iter(state.batches))
-    generator = torch.Generator().manual_seed(1)
+    chance = views.draw(state, 16, torch.Generator().manual_seed(1), step=0)
+    _, *still = augment.Draws.none(16)
     upright, turned = (
         views.view(
-            state, batch, augment.Draws.none(16)._replace(flips_B=torch.full((16,), flipped)),
-            torch.zeros(16, dtype=torch.int64), generator, step=0,
-        ) for flipped in (False, True)
-    )  # fmt: skip
+            state,
+            batch,
+            chance._replace(draws=augment.Draws(torch.full((16,), flipped), *still)),
+            None,
+            step=0,
+        )
+        for flipped in (False, True)
+    )
     torch.testing.assert_close(turned, upright.flip(3), atol=1e-3, rtol=0)
     near = augment.cut(batch, opened.crop_layout, opened.crop_layout.indices("full")).float()
     assert (upright - near).abs().mean() < 6  # that is resized from the image itself
