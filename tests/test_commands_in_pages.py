@@ -26,6 +26,7 @@ NOT_RUN = {  # by the first words: the reason
     "srp-data bench": "it measures for minutes; tests/pipeline/bench runs its parts",
     "srp-data download": "it needs a network; tests/pipeline/datasets serves it one",
     "tensorboard": "it serves pages until it is stopped",
+    "srun": "it needs a cluster",
     "torchrun": "it starts processes; tests/training/data/test_processes.py starts such",
     "uv": "it resolves packages, which needs a network",
     "srp-train headroom shards/mine": "the front page's sequence, where it runs",

@@ -66,7 +66,8 @@ class SyncedNorm(_BatchNorm):
         """Take any number of places; torch asks its subclasses."""
 
     def _normed(self, inputs: Tensor) -> Tensor:
-        values, ranks = inputs.float(), self._process.world_size
+        ranks = self._process.world_size
+        values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         axes = [axis for axis in range(values.ndim) if axis != 1]
         shape = [1, -1, *[1] * (values.ndim - 2)]
         mean_C = _SumOverRanks.apply(values.mean(axes), self._process.group) / ranks

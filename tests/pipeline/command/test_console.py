@@ -3,6 +3,7 @@ import io
 import re
 import shlex
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.bench.cli import bench
 from pipeline.cli.main import main as pipeline_main
 from pipeline.command.console import (
     EXIT_STATUSES,
+    MOST_SILENT_S,
     Commands,
     Preempted,
     Resumable,
@@ -27,12 +29,14 @@ from pipeline.common.errors import (
     DownloadError,
     EveryRankError,
     ImageError,
+    LostRankError,
     NoRoomError,
     PreemptedRunError,
     RejectsError,
     SourceError,
     SrpError,
     StoppedRunError,
+    ToldError,
     VerificationError,
 )
 from pipeline.common.event_log import LOG
@@ -45,6 +49,7 @@ STATUSES = {
     SrpError: 1,
     DivergedError: 1,
     NoRoomError: 1,
+    LostRankError: 1,
     ConfigError: 2,
     EveryRankError: 2,
     SourceError: 2,
@@ -74,7 +79,7 @@ def test_every_error_that_ends_a_program_has_its_status() -> None:
     def below(kind: type[SrpError]) -> set[type[SrpError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
-    assert below(SrpError) - {ImageError} == set(STATUSES)
+    assert below(SrpError) - {ImageError, ToldError} == set(STATUSES)
 
 
 @pytest.mark.parametrize(("kind", "status"), STATUSES.items())
@@ -82,7 +87,8 @@ def test_an_expected_failure_is_one_line_on_stderr_and_its_status(
     kind: type[SrpError], status: int
 ) -> None:
     result = fail_with(kind("rule; got\nvalue.  Fix."))
-    resume = " Resume with: main work" if issubclass(kind, StoppedRunError) else ""
+    is_open = issubclass(kind, StoppedRunError | LostRankError)
+    resume = " Resume with: main work" if is_open else ""
     assert result.stderr == f"error: rule; got value. Fix.{resume}\n"
     assert result.stdout == ""
     assert result.exit_code == status
@@ -160,13 +166,39 @@ def test_under_torchrun_one_process_speaks_and_names_torchrun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    said = fail_with(PreemptedRunError("saved."))
-    assert said.stderr.endswith("Resume with: torchrun --nproc-per-node 2 -m program work\n")
-    monkeypatch.setenv("RANK", "1")
-    for error, status in ((PreemptedRunError("saved."), 75), (EveryRankError("held."), 2)):
-        silent = fail_with(error)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for error in (PreemptedRunError("saved."), LostRankError("lost.")):
+        said = fail_with(error)
+        assert said.stderr.endswith("Resume with: torchrun --nproc-per-node 2 -m program work\n")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for ended, status in (
+        (PreemptedRunError("saved."), 75), (EveryRankError("held."), 2), (ToldError(3), 3),
+        (click.UsageError("no such option"), 2), (KeyboardInterrupt(), 130),
+    ):  # fmt: skip
+        silent = fail_with(ended)
         assert (silent.stderr, silent.exit_code) == ("", status)
+    agreed = LostRankError("lost.")
+    agreed.is_agreed = True
+    assert fail_with(agreed).stderr.startswith("error: lost. Resume with: torchrun ")
+
+
+def test_on_several_hosts_the_command_to_resume_is_that_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert fail_with(LostRankError("lost.")).stderr == (
+        "error: lost. Resume on each host with: torchrun --nproc-per-node 1 --nnodes 2 "
+        "--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m program work\n"
+    )
+
+
+def test_a_silent_process_waits_until_torchrun_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert fail_with(ToldError(2)).exit_code == 2
+    assert slept == [MOST_SILENT_S]
 
 
 @pytest.mark.parametrize("program", [pipeline_main, training_main])

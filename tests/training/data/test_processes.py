@@ -185,6 +185,10 @@ def test_two_processes_train_in_stages(staged_together: RunPaths, opened: ShardF
     record = load_record(staged_together.record)
     assert [stage.name for stage in record.stages] == ["explore", "judge", "fit"]
     assert (record.world_size, len(record.epochs)) == (2, 1)
+    halves = [load_record(staged_together.fold(fold).record) for fold in (0, 1)]
+    for half in halves:  # each had a process of its own, and steps of as many images
+        assert (half.world_size, half.config.grad_accum_steps, half.images_per_step) == (1, 2, 16)
+    assert record.stages[0].curves == tuple(half.epochs for half in halves)
     folds = tuple(digest_of(staged_together.fold(fold).last) for fold in (0, 1))
     unseen = CropLogits.load(staged_together.out_of_fold, weights=folds, shape=(70, 6))
     assert tuple(unseen.labels_N.tolist()) == opened.reader("train").labels

@@ -132,6 +132,7 @@ def test_a_step_of_several_batches_is_that_of_one_where_no_batch_norm_sees_their
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.sweep  # three programs
 def test_a_run_of_several_batches_a_step_is_stopped_and_resumed_bit_for_bit(
     tmp_path: Path, scene_shards: Path, warm_training: WarmPython
 ) -> None:
