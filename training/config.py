@@ -356,13 +356,6 @@ class TrainConfig:
         return self.epochs - self.num_explored
 
 
-def division(config: TrainConfig, num_processes: int) -> str:
-    """Say in a message how the images of a step are divided."""
-    parts = config.grad_accum_steps
-    times = "" if parts == 1 else f" x --grad-accum-steps {parts}"
-    return f"--batch-size {config.batch_size}{times} on {num_processes} processes"
-
-
 def _check_recipe(config: TrainConfig) -> None:
     """Check the optional parts of a recipe."""
     for field in ("model_kwargs", "opt_kwargs"):

@@ -21,11 +21,11 @@ from pipeline.common.progress import SILENT, Progress, Weighted
 from training.choose.config import DistillConfig
 from training.choose.fit_proposer import FITTING, count_fitted, fit_to_losses
 from training.choose.out_of_fold import JUDGING, out_of_fold_logits
-from training.config import FOLDS, TEACHING, TrainConfig, division
+from training.config import FOLDS, TEACHING, TrainConfig
 from training.data.processes import Process, apart
 from training.model.classifier import candidate_indices
 from training.model.policies import POLICIES, policies_using
-from training.run.state import RunState, smallest_half
+from training.run.state import RunState, division, smallest_half
 from training.run.train import fit
 from training.saved.checkpoint import CLASSIFIER, load_initial
 from training.saved.folder import RunPaths

@@ -7,9 +7,9 @@ from pipeline import ShardFolder
 from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import read_sha256
 from pipeline.common.errors import ConfigError
-from training.config import SPLIT_FIELDS, TrainConfig, division
+from training.config import SPLIT_FIELDS, TrainConfig
 from training.data.processes import Process, wait_for_main
-from training.run.state import RunState
+from training.run.state import RunState, division
 from training.saved.checkpoint import (
     DIGEST,
     RAW,

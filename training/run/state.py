@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipeline import CropLayout, Indices, ShardFolder
 from pipeline.command.settings import named_values, not_taken
 from pipeline.common.errors import ConfigError
-from training.config import FOLDS, TrainConfig, division
+from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
 from training.data.kept import KeptSamples, place_of_samples
 from training.data.processes import Process, parallel
@@ -143,6 +143,13 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         autocast=uses_bfloat16(config, process.device),
         first_flips_N=_first_flips(config, shards),
     )
+
+
+def division(config: TrainConfig, num_processes: int) -> str:
+    """Say in a message how the images of a step are divided."""
+    parts = config.grad_accum_steps
+    times = "" if parts == 1 else f" x --grad-accum-steps {parts}"
+    return f"--batch-size {config.batch_size}{times} on {num_processes} processes"
 
 
 def _check_fits(config: TrainConfig, shards: ShardFolder) -> None:
