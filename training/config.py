@@ -12,13 +12,8 @@ from pipeline.command.settings import check_settings, flag_of, named_values, set
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
 from training.model.policies import DISTILLED, POLICIES, policies_using
+from training.run.schedules import SCHEDULES, schedules_using
 
-SCHEDULES = {
-    "onecycle": (),
-    "cosine": ("momentum", "warmup_epochs"),
-    "step": ("momentum", "warmup_epochs", "decay_epochs", "decay_rate"),
-}
-"""Each schedule of the learning rate, with the fields that some use and others would ignore."""
 NEEDS = {
     "distill_loss_weight": "kd_model",
     "kd_temperature": "kd_model",
@@ -135,9 +130,7 @@ class TrainConfig:
     grad_accum_steps: int = setting(
         1, "Batches per step and process: their gradients make one step.", low=1, high=1_000_000
     )
-    sync_bn: bool = setting(
-        False, "Let batch norms average over the batches of all processes, not of each alone."
-    )
+    sync_bn: bool = setting(False, "Let batch norms average over the batches of all processes.")
     opt: str = setting("sgd", "Optimizer, by its name in timm.")
     opt_kwargs: tuple[str, ...] = setting(
         (),
@@ -405,9 +398,3 @@ def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
         if field in NEEDS and not getattr(config, NEEDS[field]):
             flag, needed = flag_of(config, field), flag_of(config, NEEDS[field])
             raise ConfigError(f"{flag} needs {needed}; got none. Add {needed}, or drop {flag}.")
-
-
-def schedules_using(field: str) -> tuple[str, ...]:
-    """Name the schedules that use a field of `TrainConfig`: all, or those that list it."""
-    users = tuple(name for name, options in SCHEDULES.items() if field in options)
-    return users or tuple(SCHEDULES)

@@ -15,9 +15,10 @@ from pipeline import DataSpec, Manifest, ShardFolder
 from pipeline.command.options_file import options_text
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import CheckpointError, ConfigError
-from training.config import MACHINE_FIELDS, NEEDS, TrainConfig, schedules_using
+from training.config import MACHINE_FIELDS, NEEDS, TrainConfig
 from training.data.processes import cpu_capabilities
 from training.model.policies import policies_using
+from training.run.schedules import schedules_using
 from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"
