@@ -297,6 +297,7 @@ SURFACES = [
     (bench_cli.bench_load, bench_config.LoadBenchConfig, {"shards"}),
     (bench_cli.bench_codecs, bench_config.CodecBenchConfig, {"shards"}),
     (bench_cli.bench_scale, bench_config.ScaleBenchConfig, {"shards"}),
+    (bench_cli.bench_plan, bench_config.PlanBenchConfig, {"shards"}),
 ]
 
 

@@ -1,5 +1,6 @@
 """srp-data bench: what this machine can do. Options become configs; nothing is decided here."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from pipeline.bench.config import (
     BenchConfig,
     CodecBenchConfig,
     LoadBenchConfig,
+    PlanBenchConfig,
     ScaleBenchConfig,
 )
 from pipeline.command.console import shown_progress
@@ -98,6 +100,42 @@ def bench_scale(shards: Path, **options: object) -> None:
     config = ScaleBenchConfig(shards=shards, **options)  # type: ignore[arg-type]
     with shown_progress("sizes/s") as progress:
         _show(measure(config, progress=progress))
+
+
+@bench.command("plan")
+@click.argument("shards", type=click.Path(path_type=Path), required=False)
+@options_of(PlanBenchConfig)
+def bench_plan(shards: Path | None, **options: object) -> None:
+    """Compute what data sets of some sizes take, and what breaks first.
+
+    Nothing is measured: rates measured once, and prices that are examples, become bytes, shards,
+    hours, Gbit/s and costs. SHARDS, a folder of shards, gives the sizes of crops and the bytes of a
+    sample; without it they are those of the benches.
+    """
+    from pipeline.bench.plan import bench_plan as compute
+    from pipeline.command.results import show_rows
+
+    config = PlanBenchConfig(shards=shards, **options)  # type: ignore[arg-type]
+    sections, setting = compute(config)
+    if config.json != Path("-"):
+        for section in sections:
+            click.echo(f"{section.title}\n")
+            show_rows(section.rows)
+            click.echo("")
+    if config.json:
+        rows = [row for section in sections for row in section.rows]
+        _write(rows, setting=setting, path=config.json)
+
+
+def _write(rows: Sequence["Row"], *, setting: Mapping[str, Any], path: Path) -> None:
+    """Write the figures for programs, or print them where `path` is `-`."""
+    from pipeline.command.results import to_json
+
+    text = json.dumps(to_json(rows, setting=setting), indent=1)
+    if path == Path("-"):
+        click.echo(text)
+    else:
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _show(

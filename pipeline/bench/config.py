@@ -1,5 +1,6 @@
 """What a bench is asked to do. Defaults live here and nowhere else."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from pipeline.bench.loaders.registry import NAMES
 from pipeline.build.config import BuildConfig
-from pipeline.command.settings import check_settings, setting
+from pipeline.command.settings import check_settings, flag_of, setting, settings_of
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
+from pipeline.format.spec import CODECS
 
 _ROUNDS = "Turns of each contender, after one warm-up turn."
 _JSON = "File for the figures; - prints them instead of the table.  [default: none]"
@@ -175,6 +177,55 @@ class ScaleBenchConfig:
     def __post_init__(self) -> None:
         """Check everything before anything is measured."""
         check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanBenchConfig:
+    """One `srp-data bench plan` command.
+
+    Attributes:
+        shards: Folder of shards like those that are planned; None plans `five` at 336 and 224 px.
+    """
+
+    shards: Path | None = None
+    sizes: tuple[int, ...] = setting(
+        (1_331_167, 14_197_122, 1_000_000_000),
+        "Images to plan for; may be repeated.",
+        flags="--size",
+        low=1,
+        multiple=True,
+    )
+    codec: str | None = setting(
+        None, "Codec whose limits are listed.", choices=CODECS, shown="that of SHARDS, or raw"
+    )
+    core_rate: float = setting(272.0, "Images/s that one core builds with --codec raw.", low=0.01)
+    gpu_decode_rate: float | None = setting(
+        None, "Images/s that one GPU decodes in a build.  [default: none, no column]", low=0.01
+    )
+    gpu_rate: float = setting(10_000.0, "Images/s that one GPU trains on.", low=0.01)
+    list_rate: float = setting(40_000.0, "Files/s that a build lists.", low=0.01)
+    ram_gib: float = setting(64.0, "Memory of a machine, GiB.", low=0.01)
+    disk_gib: float = setting(2_000.0, "Disk of a machine, GiB.", low=0.01)
+    net_gbit: float = setting(25.0, "Network of a machine with eight GPUs, Gbit/s.", low=0.01)
+    get_mib: float = setting(8.0, "Bytes of one GET request, MiB.", low=0.001)
+    price_month: float = setting(0.023, "Example price of storage, $ a GB and month.", low=0.0)
+    price_gets: float = setting(0.0004, "Example price of 1,000 GET requests, $.", low=0.0)
+    price_egress: float = setting(
+        0.09, "Example price of reading out of the provider's region, $ a GB.", low=0.0
+    )
+    epoch_budget: float = setting(1_000.0, "What reading one epoch may cost, $.", low=0.0)
+    json: Path | None = setting(None, _JSON)
+
+    def __post_init__(self) -> None:
+        """Check everything before anything is computed."""
+        check_settings(self)
+        for name, (_, default) in settings_of(self).items():
+            if isinstance(default, float) and math.isinf(getattr(self, name)):
+                raise ConfigError(
+                    f"{flag_of(self, name)} must be finite; got {getattr(self, name)}. "
+                    "Give a number, or leave it out."
+                )
+        _require_writable("--json", self.json)
 
 
 def _require_writable(option: str, path: Path | None) -> None:
