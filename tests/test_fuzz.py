@@ -23,6 +23,7 @@ from pipeline.common.errors import SrpError
 from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.scenes import draw_dataset
 from pipeline.format import manifest as manifests
+from pipeline.format.index_file import LocalFiles
 from pipeline.format.manifest import Manifest
 from pipeline.read.reader import ShardReader
 from pipeline.stream.stream import SampleStream
@@ -96,7 +97,7 @@ class ManifestTarget:
 
     def check(self, data: bytes) -> None:
         try:
-            found = manifests.decode_manifest(data)
+            found = manifests.decode_manifest(data, LocalFiles(folder=Path()))
         except (SrpError, OverflowError, RecursionError, TypeError, ValueError):
             return
         if b'"manifest_sha256"' in data[:256]:

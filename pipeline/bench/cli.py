@@ -93,7 +93,8 @@ def bench_scale(shards: Path, **options: object) -> None:
     """Show how reading costs grow with the samples.
 
     SHARDS is a folder of shards in the layout canvas; larger splits are its shards many times over.
-    Start and memory are those of a fresh process, whose batches check every sample.
+    Start and memory are those of a fresh process, whose batches and streams check every sample.
+    Above two million samples, where an index is a file for each shard, only streams are measured.
     """
     from pipeline.bench.scale import bench_scale as measure
 

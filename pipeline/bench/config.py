@@ -163,7 +163,7 @@ class ScaleBenchConfig:
 
     shards: Path
     sizes: tuple[int, ...] = setting(
-        (1_000, 10_000, 100_000, 1_000_000),
+        (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
         "Samples of a split; may be repeated.",
         flags="--size",
         low=200,

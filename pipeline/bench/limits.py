@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.bench.config import PlanBenchConfig
-from pipeline.format.index_file import INLINE_SAMPLES
+from pipeline.format.manifest import INLINE_SAMPLES
 
 INLINE_BYTES = 54  # of the JSON of a sample's index
 INDEX_MEMORY = 90  # bytes of a sample's index in memory

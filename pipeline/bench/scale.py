@@ -1,13 +1,15 @@
-"""`srp-data bench scale`: what a thousand and a million samples cost the reader.
+"""`srp-data bench scale`: what a thousand and a hundred million samples cost a reader.
 
 The larger splits are some shards many times over, under names of their own that link to the same
-files, so the disk need not hold hundreds of gigabytes; their manifests are whole.
+files, so the disk need not hold terabytes; their manifests are whole.
 """
 
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,18 +20,26 @@ from pipeline.command.results import Row, Turn, with_medians
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardEntry
+from pipeline.format.index import ShardEntry, StoredIndex
+from pipeline.format.index_file import digest_of, encode_index, index_name
+from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.sampler import training_batches
 from pipeline.stream.folder import ShardFolder
+from pipeline.stream.stream import SampleStream
 
 SPLIT = "train"
 BATCH = 64
+NUM_BATCHES = 200
+NUM_STREAMED = 2000  # samples
 
 
 def bench_scale(config: ScaleBenchConfig, *, progress: Progress = SILENT) -> list[Row]:
     """Measure splits of some sizes, each several times in a fresh process.
+
+    Batches are read by index from splits whose manifest holds every index; a stream is read from
+    all.
 
     Raises:
         ConfigError: If the shards hold no canvases or no sample.
@@ -41,35 +51,64 @@ def bench_scale(config: ScaleBenchConfig, *, progress: Progress = SILENT) -> lis
             "a bench of scale needs shards with --layout canvas and samples in train; got "
             f"--layout {known.spec.layout} and {known.num_samples(SPLIT)} in {opened.place}."
         )
-    rows = []
+    rows: list[Row] = []
     for number, size in enumerate(config.sizes):
         progress.update("measuring", number, len(config.sizes))
         with TemporaryDirectory(prefix="srp-scale-") as scratch:
-            row = _multiply(opened, Path(scratch), size)
-            turns = [_measure_apart(Path(scratch), config.workers) for _ in range(config.rounds)]
-            rows.append(with_medians(row, turns))
+            rows += _measure_size(opened, Path(scratch), size, config)
     progress.update("measuring", len(config.sizes), len(config.sizes))
     return rows
 
 
-def _multiply(opened: ShardFolder, out: Path, size: int) -> Row:
-    """Write a folder of at least as many samples as asked for, and give its row."""
+def _measure_size(
+    opened: ShardFolder, out: Path, size: int, config: ScaleBenchConfig
+) -> Iterator[Row]:
+    split = _multiply(opened, out, size)
+    count = split.num_samples(SPLIT)
+    for how in ("stream",) if split.has_index_files else ("batches", "stream"):
+        labels = {"samples": f"{count:,}", "shards": f"{len(split.shards):,}", "read as": how}
+        turns = [_measure_apart(out, how, config.workers) for _ in range(config.rounds)]
+        yield with_medians(Row(name=f"{count:,}, {how}", labels=labels), turns)
+
+
+def _multiply(opened: ShardFolder, out: Path, size: int) -> Manifest:
+    """Write a folder of at least as many samples as asked for."""
     real = [shard for shard in opened.manifest.of_split(SPLIT) if len(shard.samples)]
     shards: list[ShardEntry] = []
     count = 0
     while count < size:
-        shard = real[len(shards) % len(real)]
-        copied = replace(shard, name=f"{SPLIT}-{len(shards):06d}.tar")
-        (out / copied.name).symlink_to((Path(opened.place) / shard.name).resolve())
-        shards.append(copied)
+        number = len(shards)
+        shard = real[number % len(real)]
+        shards.append(replace(shard, name=f"{SPLIT}-{number:06d}.tar"))
+        (out / shards[-1].name).symlink_to((Path(opened.place) / shard.name).resolve())
         count += len(shard.samples)
     whole = replace(opened.manifest, num_sources={SPLIT: count}, rejects=(), shards=tuple(shards))
+    if whole.has_index_files:
+        whole = replace(whole, shards=_with_index_files(whole.shards, out, len(real)))
     (out / manifests.FILE_NAME).write_bytes(manifests.encode_manifest(whole))
-    return Row(name=f"{count:,}", labels={"samples": f"{count:,}", "shards": f"{len(shards):,}"})
+    return whole
 
 
-def _measure_apart(folder: Path, workers: int) -> Turn:
-    command = [sys.executable, "-P", "-m", "pipeline.bench.scale", str(folder), str(workers)]
+def _with_index_files(
+    shards: tuple[ShardEntry, ...], out: Path, num_real: int
+) -> tuple[ShardEntry, ...]:
+    """Give each shard an index file; those of equal shards are links to one."""
+    stored = []
+    for number, shard in enumerate(shards[:num_real]):
+        samples = shard.samples.in_memory()
+        index = encode_index(samples)
+        (out / f"{number}.json").write_bytes(index)
+        stored.append(StoredIndex(len(samples), digest_of(index), samples.in_memory))
+    for number, shard in enumerate(shards):
+        (out / index_name(shard.name)).symlink_to(f"{number % num_real}.json")
+    return tuple(
+        replace(shard, samples=stored[number % num_real]) for number, shard in enumerate(shards)
+    )
+
+
+def _measure_apart(folder: Path, how: str, workers: int) -> Turn:
+    arguments = (str(folder), how, str(workers))
+    command = [sys.executable, "-P", "-m", "pipeline.bench.scale", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         *_, reason = ["it printed nothing", *done.stderr.strip().splitlines()]
@@ -80,8 +119,8 @@ def _measure_apart(folder: Path, workers: int) -> Turn:
     return msgspec.json.decode(done.stdout, type=Turn)
 
 
-def measure(folder: Path, workers: int, *, num_batches: int = 200) -> Turn:
-    """Measure one folder in this process.
+def measure_batches(folder: Path, workers: int) -> Turn:
+    """Measure batches that are read by index from a folder, in this process.
 
     Returns:
         Canvases per second, each checked, since each is read for the first time; seconds from
@@ -92,15 +131,33 @@ def measure(folder: Path, workers: int, *, num_batches: int = 200) -> Turn:
     reader = ShardFolder.open(folder).reader(SPLIT)
     spec = BatchSpec(candidates=(0,), glimpse_px=None, crops=False)
     batch_size = min(BATCH, len(reader))
-    order = training_batches(len(reader), batch_size=batch_size, seed=0, epoch=0)[:num_batches]
+    order = training_batches(len(reader), batch_size=batch_size, seed=0, epoch=0)[:NUM_BATCHES]
     batches = BatchLoader(reader, spec, workers=workers).batches(order)
     next(batches)
     first = time.perf_counter()
     num_read = sum(len(batch.labels_B) for batch in batches)
-    return Turn(
-        num_read / (time.perf_counter() - first),
-        {"start, s": first - start, "memory, MiB": _own_memory_mib()},
-    )
+    return _turn(num_read, start=start, first=first)
+
+
+def measure_stream(folder: Path) -> Turn:
+    """Measure a stream of a folder whose shards are shuffled, in this process.
+
+    Returns:
+        As `measure_batches`, up to the first sample in place of the first batch.
+    """
+    start = time.perf_counter()
+    opened = ShardFolder.open(folder)
+    stream = SampleStream(opened.store, SPLIT, manifest=opened.manifest, seed=0)
+    samples = stream.samples()
+    next(samples)
+    first = time.perf_counter()
+    num_read = sum(1 for _ in islice(samples, NUM_STREAMED))
+    return _turn(num_read, start=start, first=first)
+
+
+def _turn(num_read: int, *, start: float, first: float) -> Turn:
+    rate = num_read / (time.perf_counter() - first)
+    return Turn(rate, {"start, s": first - start, "memory, MiB": _own_memory_mib()})
 
 
 def _own_memory_mib() -> float:
@@ -110,5 +167,13 @@ def _own_memory_mib() -> float:
     return int(kib) / 1024
 
 
+def _main(folder: str, how: str, workers: str) -> None:
+    turn = (
+        measure_stream(Path(folder)) if how == "stream"
+        else measure_batches(Path(folder), int(workers))
+    )  # fmt: skip
+    sys.stdout.write(msgspec.json.encode(turn).decode())
+
+
 if __name__ == "__main__":
-    sys.stdout.write(msgspec.json.encode(measure(Path(sys.argv[1]), int(sys.argv[2]))).decode())
+    _main(*sys.argv[1:])

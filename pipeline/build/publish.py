@@ -53,5 +53,7 @@ def publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Fi
         if aside.exists():
             aside.replace(out / record.name)
     sync_folder(out)
+    for name, content in manifest.index_files(built):
+        write_file(out / name, content)
     write_sidecars(out, built)
     write_file(path, text)

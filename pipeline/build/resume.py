@@ -8,7 +8,7 @@ not name a shard of other bytes.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import msgspec
 from pipeline.build.planning import Planned
 from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import named_output, remove_partials, whole_write, write_file
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.common.file_lock import writer_lock
 from pipeline.common.progress import Progress
 from pipeline.format import manifest
@@ -192,7 +192,7 @@ def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
     if not (out / manifest.FILE_NAME).exists():
         return {}
     before = manifest.load(out)
-    records = {shard.name: shard for shard in before.shards}
+    records = {shard.name: shard for shard in map(_with_index, before.shards) if shard}
     published = {}
     for shard, images in planned:
         if shard.name not in records:
@@ -201,6 +201,14 @@ def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
         rejects = tuple(reject for reject in before.rejects if reject.path in paths)
         published[shard.name] = Finished(shard=records[shard.name], rejects=rejects)
     return published
+
+
+def _with_index(shard: ShardEntry) -> ShardEntry | None:
+    """Read a shard's index, if it is a file; None, if that is damaged, means a rebuild."""
+    try:
+        return replace(shard, samples=shard.samples.in_memory())
+    except VerificationError:
+        return None
 
 
 def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Finished | None:

@@ -4,7 +4,7 @@ Axes: N samples of the shard, M members of a sample.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
@@ -141,6 +141,10 @@ class SampleIndex(Sequence[SampleEntry]):
             },
         )
 
+    def in_memory(self) -> "SampleIndex":
+        """Give the columns; they are here."""
+        return self
+
     @property
     def keys(self) -> tuple[str, ...]:
         """The samples' keys in order; computed at each call."""
@@ -183,7 +187,7 @@ class SampleIndex(Sequence[SampleEntry]):
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SampleIndex) and tuple(self) == tuple(other)
+        return isinstance(other, SampleIndex | StoredIndex) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
         return hash(self._keys)
@@ -201,7 +205,62 @@ def _constant(value: int, count: int) -> NDArray[np.int64]:
     return np.ndarray((count,), np.int64, np.array(value, np.int64), strides=(0,))
 
 
-@dataclass(frozen=True, kw_only=True)
+class IndexDigest(NamedTuple):
+    """Length, bytes, and SHA-256 of an index file."""
+
+    num_bytes: int
+    sha256: str
+
+
+class StoredIndex(Sequence[SampleEntry]):
+    """A shard's samples whose columns are in a file of their own: only their number is here.
+
+    Whatever else is asked for reads that file; see `pipeline.format.index_file`.
+
+    Attributes:
+        digest: What the file must be.
+    """
+
+    __slots__ = ("_count", "_load", "digest")
+
+    def __init__(self, count: int, digest: IndexDigest, load: Callable[[], SampleIndex]) -> None:
+        """Keep the number, and how to load the columns."""
+        self._count = count
+        self.digest = digest
+        self._load = load
+
+    def in_memory(self) -> SampleIndex:
+        """Give the columns, read if they are not among the last ones.
+
+        Raises:
+            DownloadError: If their file cannot be fetched.
+            VerificationError: If it is not the one that the manifest names.
+        """
+        return self._load()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> SampleEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SampleEntry, ...]: ...
+    def __getitem__(self, index: int | slice) -> SampleEntry | tuple[SampleEntry, ...]:
+        return self._load()[index]
+
+    def __iter__(self) -> Iterator[SampleEntry]:
+        return iter(self._load())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StoredIndex):
+            return self.digest == other.digest
+        return isinstance(other, SampleIndex) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
     """One finished shard."""
 
@@ -209,15 +268,15 @@ class ShardEntry:
     split: str
     num_bytes: int
     sha256: str
-    samples: SampleIndex
+    samples: SampleIndex | StoredIndex
 
     def place_of(self, sample: SampleEntry) -> str:
         """Name the place of a sample, for errors."""
         return f"{self.name} at offset {sample.offset} (sample {sample.key})"
 
 
-class _Columns(msgspec.Struct):
-    """A shard's entry as the manifest has it: by columns, which keeps the manifest small."""
+class _Line(msgspec.Struct):
+    """A shard's entry with its index: by columns, which keeps the manifest small."""
 
     name: str
     split: str
@@ -231,15 +290,32 @@ class _Columns(msgspec.Struct):
     sizes: dict[str, int | list[int]]
 
 
+class Columns(msgspec.Struct):
+    """A shard's index as its own file has it."""
+
+    keys: Sequence[str]
+    labels: list[int]
+    offsets: list[int]
+    crc32: list[int]
+    sizes: dict[str, int | list[int]]
+
+
 def encode_shard(shard: ShardEntry) -> msgspec.Raw:
-    """Write a shard's entry as JSON on one line."""
-    samples = shard.samples
-    columns = _Columns(
+    """Write a shard's entry with its index as JSON on one line."""
+    columns = _Line(
         name=shard.name,
         split=shard.split,
-        samples=len(samples),
+        samples=len(shard.samples),
         bytes=shard.num_bytes,
         sha256=shard.sha256,
+        **msgspec.structs.asdict(columns_of(shard.samples.in_memory())),
+    )
+    return msgspec.Raw(msgspec.json.encode(columns))
+
+
+def columns_of(samples: SampleIndex) -> Columns:
+    """Lay an index out as it is written."""
+    return Columns(
         keys=samples.keys,
         labels=samples.labels_N.tolist(),
         offsets=samples.offsets_N.tolist(),
@@ -249,7 +325,6 @@ def encode_shard(shard: ShardEntry) -> msgspec.Raw:
             for suffix, sizes_N in zip(samples.suffixes, samples.sizes_MN, strict=True)
         },
     )
-    return msgspec.Raw(msgspec.json.encode(columns))
 
 
 def _one_or_all(sizes: list[int]) -> list[int] | int:
@@ -266,23 +341,22 @@ def decode_shard(data: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardEntry:
     Raises:
         OverflowError, ValueError: If the fields do not agree.
     """
-    columns = msgspec.json.decode(data, type=_Columns)
+    line = msgspec.json.decode(data, type=_Line)
     shard = ShardEntry(
-        name=columns.name,
-        split=columns.split,
-        num_bytes=columns.bytes,
-        sha256=columns.sha256,
+        name=line.name,
+        split=line.split,
+        num_bytes=line.bytes,
+        sha256=line.sha256,
         samples=SampleIndex(
-            keys=columns.keys,
-            labels=columns.labels,
-            offsets=columns.offsets,
-            crc32=columns.crc32,
-            sizes=columns.sizes,
+            keys=line.keys,
+            labels=line.labels,
+            offsets=line.offsets,
+            crc32=line.crc32,
+            sizes=line.sizes,
         ),
     )
-    if shard.samples.suffixes != suffixes:
-        raise ValueError(f"members {', '.join(shard.samples.suffixes)} in {shard.name}")
-    _check_shard(shard, num_samples=columns.samples)
+    check_names(shard)
+    check_index(shard, shard.samples.in_memory(), num_samples=line.samples, suffixes=suffixes)
     return shard
 
 
@@ -296,19 +370,47 @@ def check_split(name: str) -> None:
         raise ValueError(f"split name {name!r}")
 
 
-def _check_shard(shard: ShardEntry, *, num_samples: int) -> None:
+def check_names(shard: ShardEntry) -> None:
+    """Check the names of a shard and of its split.
+
+    Raises:
+        ValueError: If no build writes one of them.
+    """
     if not _NAME.fullmatch(shard.name):
         raise ValueError(f"shard name {shard.name!r}")
     check_split(shard.split)
-    if num_samples != len(shard.samples):
-        raise ValueError(f"{num_samples} samples but {len(shard.samples)} keys in {shard.name}")
-    lengths_N = shard.samples.lengths_N()
+
+
+def check_index(
+    shard: ShardEntry, samples: SampleIndex, *, num_samples: int, suffixes: tuple[str, ...]
+) -> None:
+    """Check that an index is one of a shard: its members, number, offsets and bytes.
+
+    Raises:
+        ValueError: If they do not agree.
+    """
+    if samples.suffixes != suffixes:
+        raise ValueError(f"members {', '.join(samples.suffixes)} in {shard.name}")
+    if num_samples != len(samples):
+        raise ValueError(f"{num_samples} samples but {len(samples)} keys in {shard.name}")
+    lengths_N = samples.lengths_N()
     ends_N = lengths_N.cumsum()
-    wrong = shard.samples.offsets_N != ends_N - lengths_N
-    for sizes_N in shard.samples.sizes_MN:
+    wrong = samples.offsets_N != ends_N - lengths_N
+    for sizes_N in samples.sizes_MN:
         wrong |= sizes_N < 0
     if wrong.any():
-        sample = shard.samples[int(wrong.argmax())]
+        sample = samples[int(wrong.argmax())]
         raise ValueError(f"offset {sample.offset} of {sample.key!r} in {shard.name}")
     if int(lengths_N.sum()) + len(TAR_END) != shard.num_bytes:
         raise ValueError(f"{shard.num_bytes} bytes in {shard.name}")
+
+
+def check_labels(samples: SampleIndex, *, num_classes: int) -> None:
+    """Check that every label is one of the classes.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    labels_N = samples.labels_N
+    if len(labels_N) and (labels_N.min() < 0 or labels_N.max() >= num_classes):
+        raise ValueError(f"a label outside of {num_classes} classes")

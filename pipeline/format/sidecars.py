@@ -1,8 +1,10 @@
 """Small files next to the shards that other readers expect."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.common.atomic_io import write_file
 from pipeline.format.index import ShardEntry
@@ -13,19 +15,27 @@ TIMM_INFO_NAME = "_info.json"
 
 def write_sidecars(folder: Path, manifest: Manifest) -> None:
     """Write every side file."""
-    for name, content in sidecars(manifest):
-        write_file(folder / name, content)
+    for sidecar in sidecars(manifest):
+        write_file(folder / sidecar.name, sidecar.text().encode())
 
 
-def sidecars(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of timm's `_info.json` and of each shard's `.idx`.
+class Sidecar(NamedTuple):
+    """A side file; making its text may read a shard's index file."""
+
+    name: str
+    text: Callable[[], str]
+
+
+def sidecars(manifest: Manifest) -> Iterator[Sidecar]:
+    """Yield timm's `_info.json` and each shard's `.idx`.
 
     They follow from the manifest, so `srp-data verify` can check them.
     """
-    yield TIMM_INFO_NAME, timm_info(manifest).encode()
+    yield Sidecar(TIMM_INFO_NAME, partial(timm_info, manifest))
+    suffixes = manifest.suffixes()
     for shard in manifest.shards:
         name = shard.name.removesuffix(".tar") + ".idx"
-        yield name, dali_index(shard, manifest.suffixes()).encode()
+        yield Sidecar(name, partial(dali_index, shard, suffixes))
 
 
 def timm_info(manifest: Manifest) -> str:

@@ -191,10 +191,11 @@ def fix_of(path: str | Path, shard: ShardEntry) -> str:
 def _break_of(shard: ShardEntry, size: int) -> str:
     """Say at which offset and sample a shard of another length is broken."""
     offset = min(size, shard.num_bytes)
-    row = int(np.searchsorted(shard.samples.offsets_N, offset, side="right")) - 1
+    samples = shard.samples.in_memory()
+    row = int(np.searchsorted(samples.offsets_N, offset, side="right")) - 1
     if row < 0 or offset >= shard.num_bytes - len(TAR_END):
         return f"{offset}, past its samples"
-    return f"{offset}, sample {shard.samples.key(row)}"
+    return f"{offset}, sample {samples.key(row)}"
 
 
 # The readers of this process. A shard is opened when it is first read, so more files will be open.

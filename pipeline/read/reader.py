@@ -6,6 +6,7 @@ Axes: N samples of the split, S shards, M members of a sample, B samples to read
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,14 +56,16 @@ class ShardReader:
 
         Raises:
             ConfigError: If the process may not open as many files.
-            VerificationError: If a shard is missing or has another length.
+            VerificationError: If a shard is missing or has another length, or its index file is
+                not the one that the manifest names.
         """
         self.manifest = manifest
-        self._shards = tuple(shards)
+        # An order at random needs every index at once: about 90 bytes a sample.
+        self._shards = tuple(replace(each, samples=each.samples.in_memory()) for each in shards)
         self.mapped: ShardBytes = (
             MappedShards(place, self._shards) if isinstance(place, Path) else place
         )
-        samples = [shard.samples for shard in self._shards]
+        samples = [shard.samples.in_memory() for shard in self._shards]
         self._ends_S = np.cumsum([len(each) for each in samples], dtype=np.int64)
         self.labels_N = _joined([each.labels_N for each in samples])
         self._offsets_N = _joined([each.offsets_N for each in samples])
@@ -96,7 +99,7 @@ class ShardReader:
     @property
     def keys(self) -> tuple[str, ...]:
         """The split's keys in the order of the index."""
-        return tuple(key for shard in self._shards for key in shard.samples.keys)
+        return tuple(key for shard in self._shards for key in shard.samples.in_memory().keys)
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ class ShardFolder:
         parts: dict[str, list[ShardEntry]] = {"train": [], "val": []}
         for shard in self.manifest.of_split("train"):
             places: dict[str, list[int]] = {split: [] for split in parts}
-            for place, key in enumerate(shard.samples.keys):
+            for place, key in enumerate(shard.samples.in_memory().keys):
                 is_dev = part_of(key, DEV_PARTS, salt="dev") == 0
                 places["val" if is_dev else "train"].append(place)
             for split, own in places.items():
@@ -153,7 +153,8 @@ class ShardFolder:
         Returns:
             Int64 `(N,)`, in the order of the reader's index.
         """
-        keys = (key for shard in self.manifest.of_split(split) for key in shard.samples.keys)
+        shards = self.manifest.of_split(split)
+        keys = (key for shard in shards for key in shard.samples.in_memory().keys)
         return np.array([part_of(key, num_folds, salt="fold") for key in keys], np.int64)
 
     def _check_cache(self) -> None:
@@ -198,8 +199,8 @@ def part_of(key: str, num_parts: int, *, salt: str) -> int:
 
 def _only(shard: ShardEntry, places: Sequence[int]) -> ShardEntry:
     """Keep some samples of a shard."""
-    samples = shard.samples
-    if len(places) == len(samples):
+    if len(places) == len(shard.samples):
         return shard
+    samples = shard.samples.in_memory()
     kept = SampleIndex.of([samples[place] for place in places], samples.suffixes)
     return replace(shard, samples=kept)

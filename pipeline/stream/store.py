@@ -11,6 +11,7 @@ from typing import BinaryIO, Protocol
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
+from pipeline.format.index_file import LocalFiles
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
 from pipeline.stream.address import COPY_AGAIN, RemoteFolder, parse_address, spelled
@@ -108,8 +109,7 @@ class LocalStore:
 
     def read_file(self, name: str, *, at_most: int) -> bytes:
         """Read a small file; see `Store.read_file`."""
-        with (self.folder / name).open("rb") as file:
-            return file.read(at_most + 1)
+        return LocalFiles(folder=self.folder).read_file(name, at_most=at_most)
 
     def open(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> Source:
         """Open a shard, which does not wait for anything.
@@ -157,7 +157,7 @@ class RemoteStore:
             data = self.read_file(FILE_NAME, at_most=MAX_MANIFEST_BYTES)
             if len(data) > MAX_MANIFEST_BYTES:
                 raise _damaged(place, f"more than {MAX_MANIFEST_BYTES} bytes")
-            return manifests.decode_manifest(data)
+            return manifests.decode_manifest(data, self)
         except FileNotFoundError:
             raise ConfigError(
                 f"shards must have a {FILE_NAME}; got none at {self.address}. "

@@ -208,8 +208,7 @@ def _open_ahead(store: Store, pieces: list[Piece]) -> Generator[tuple[Piece, Sou
     with ThreadPoolExecutor(1, thread_name_prefix="srp-stream") as pool:
         try:
             for piece in pieces:
-                start = piece.shard.samples[piece.first].offset
-                opening = pool.submit(store.open, piece.shard, start=start, stop=stop)
+                opening = pool.submit(_open, store, piece, stop)
                 pending.append((piece, opening))
                 if len(pending) > 1:
                     first, ready = pending.popleft()
@@ -222,6 +221,11 @@ def _open_ahead(store: Store, pieces: list[Piece]) -> Generator[tuple[Piece, Sou
             for _, opening in pending:
                 if not opening.cancel() and not opening.exception():
                     opening.result().close()
+
+
+def _open(store: Store, piece: Piece, stop: threading.Event) -> Source:
+    start = piece.shard.samples[piece.first].offset  # which may read the shard's index file
+    return store.open(piece.shard, start=start, stop=stop)
 
 
 def _read_piece(piece: Piece, source: Source, suffixes: tuple[str, ...]) -> Iterator[_Encoded]:

@@ -95,14 +95,19 @@ def _raise_faults(store: Store, manifest: Manifest, faults: Sequence[str]) -> No
     if faults or of_sidecars:
         num_shards = len(manifest.shards)
         counted = f"{len(faults)} of {num_shards} shards are damaged. " if faults else ""
-        raise VerificationError(counted + " | ".join([*faults, *of_sidecars]))
+        raise VerificationError(counted + " | ".join(dict.fromkeys([*faults, *of_sidecars])))
     _check_counts(manifest)
 
 
 def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
-    """Name in one sentence the sidecar files that do not match the manifest."""
-    wrong = []
-    for name, content in sidecars(manifest):
+    """Name the index files that are damaged, and the sidecar files that do not match."""
+    wrong, of_indexes = [], []
+    for name, text in sidecars(manifest):
+        try:
+            content = text().encode()
+        except VerificationError as error:  # of the index file that it follows from
+            of_indexes.append(str(error))
+            continue
         try:
             found = store.read_file(name, at_most=len(content))
         except FileNotFoundError:
@@ -113,10 +118,11 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
             if found != content:
                 wrong.append(f"{name} (other content)")
     if not wrong:
-        return []
+        return of_indexes
     return [
+        *of_indexes,
         f"the sidecar files of DALI and timm must match the manifest; got {', '.join(wrong)} in "
-        f"{store.address}. {store.fix}"
+        f"{store.address}. {store.fix}",
     ]
 
 

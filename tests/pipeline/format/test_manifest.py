@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.common.errors import ConfigError, VerificationError, printable
 from pipeline.format import manifest as manifests
+from pipeline.format.index_file import LocalFiles
 from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.spec import DataSpec
 
@@ -46,11 +47,11 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def test_a_manifest_comes_back_as_it_was_and_equal_ones_give_equal_text(shards: Path) -> None:
     data = (shards / manifests.FILE_NAME).read_bytes()
-    manifest = manifests.decode_manifest(data)
+    manifest = manifests.decode_manifest(data, LocalFiles(folder=shards))
     assert manifests.encode_manifest(manifest) == data
     rejected = replace(manifest, rejects=(Reject(path="train/\\xff", reason="ünusable"),))
     data = manifests.encode_manifest(rejected)
-    assert manifests.decode_manifest(data) == rejected
+    assert manifests.decode_manifest(data, LocalFiles(folder=shards)) == rejected
     assert rb'"reason": "\u00fcnusable"' in data  # ASCII, as Python's json writes it
     assert json.loads(data)["rejects"] == [{"path": "train/\\xff", "reason": "ünusable"}]
 
@@ -130,7 +131,9 @@ def test_a_folder_without_manifest_is_refused_with_the_command_that_makes_it(
 
 def test_another_version_of_the_format_is_refused_as_such(folder: Path) -> None:
     edit(folder, format="srp-shards/9")
-    with pytest.raises(ConfigError, match=r"format srp-shards/3; got 'srp-shards/9'\. Use the ver"):
+    with pytest.raises(
+        ConfigError, match=r"format srp-shards/3 or srp-shards/4; got 'srp-shards/9'\. Use the ver"
+    ):
         manifests.load(folder)
 
 
