@@ -20,7 +20,7 @@ from pipeline.command.results import Row, Turn, with_medians
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
-from pipeline.format.index import ShardEntry, StoredIndex
+from pipeline.format.index import SampleIndex, ShardEntry, StoredIndex
 from pipeline.format.index_file import digest_of, encode_index, index_name
 from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
@@ -98,7 +98,9 @@ def _with_index_files(
         samples = shard.samples.in_memory()
         index = encode_index(samples)
         (out / f"{number}.json").write_bytes(index)
-        stored.append(StoredIndex(len(samples), digest_of(index), samples.in_memory))
+        stored.append(
+            StoredIndex(len(samples), digest_of(index), load=SampleIndex.in_memory, row=samples)
+        )
     for number, shard in enumerate(shards):
         (out / index_name(shard.name)).symlink_to(f"{number % num_real}.json")
     return tuple(

@@ -221,13 +221,23 @@ class StoredIndex(Sequence[SampleEntry]):
         digest: What the file must be.
     """
 
-    __slots__ = ("_count", "_load", "digest")
+    __slots__ = ("_count", "_load", "_row", "digest")
 
-    def __init__(self, count: int, digest: IndexDigest, load: Callable[[], SampleIndex]) -> None:
-        """Keep the number, and how to load the columns."""
+    def __init__(
+        self, count: int, digest: IndexDigest, *, load: Callable[[Any], SampleIndex], row: object
+    ) -> None:
+        """Keep the number, and how to load the columns.
+
+        Args:
+            count: Samples of the shard.
+            digest: What the index file must be.
+            load: Reads the index of a row of the manifest; shared by all shards.
+            row: The shard's.
+        """
         self._count = count
         self.digest = digest
         self._load = load
+        self._row = row
 
     def in_memory(self) -> SampleIndex:
         """Give the columns, read if they are not among the last ones.
@@ -236,7 +246,7 @@ class StoredIndex(Sequence[SampleEntry]):
             DownloadError: If their file cannot be fetched.
             VerificationError: If it is not the one that the manifest names.
         """
-        return self._load()
+        return self._load(self._row)
 
     def __len__(self) -> int:
         return self._count
@@ -246,10 +256,10 @@ class StoredIndex(Sequence[SampleEntry]):
     @overload
     def __getitem__(self, index: slice) -> tuple[SampleEntry, ...]: ...
     def __getitem__(self, index: int | slice) -> SampleEntry | tuple[SampleEntry, ...]:
-        return self._load()[index]
+        return self.in_memory()[index]
 
     def __iter__(self) -> Iterator[SampleEntry]:
-        return iter(self._load())
+        return iter(self.in_memory())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StoredIndex):
@@ -355,7 +365,8 @@ def decode_shard(data: msgspec.Raw, suffixes: tuple[str, ...]) -> ShardEntry:
             sizes=line.sizes,
         ),
     )
-    check_names(shard)
+    check_name(shard.name)
+    check_split(shard.split)
     check_index(shard, shard.samples.in_memory(), num_samples=line.samples, suffixes=suffixes)
     return shard
 
@@ -370,15 +381,14 @@ def check_split(name: str) -> None:
         raise ValueError(f"split name {name!r}")
 
 
-def check_names(shard: ShardEntry) -> None:
-    """Check the names of a shard and of its split.
+def check_name(name: str) -> None:
+    """Check the name of a shard.
 
     Raises:
-        ValueError: If no build writes one of them.
+        ValueError: If no build writes this name.
     """
-    if not _NAME.fullmatch(shard.name):
-        raise ValueError(f"shard name {shard.name!r}")
-    check_split(shard.split)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"shard name {name!r}")
 
 
 def check_index(

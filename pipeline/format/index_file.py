@@ -9,9 +9,8 @@ import hashlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +25,7 @@ from pipeline.format.index import (
     StoredIndex,
     check_index,
     check_labels,
-    check_names,
+    check_name,
     columns_of,
 )
 
@@ -124,8 +123,12 @@ def encode_row(shard: ShardEntry) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(row))
 
 
-def decode_row(data: msgspec.Raw, indexes: "IndexFiles") -> ShardEntry:
+def decode_row(data: msgspec.Raw, load: Callable[[_Row], SampleIndex]) -> ShardEntry:
     """Read a shard's entry; its index file is not opened yet.
+
+    Args:
+        data: JSON, not parsed yet.
+        load: The method of the folder's `IndexFiles`.
 
     Raises:
         ValueError: If a field is not what a build writes.
@@ -136,15 +139,14 @@ def decode_row(data: msgspec.Raw, indexes: "IndexFiles") -> ShardEntry:
             f"a negative number, or an index of {row.index_bytes} bytes, in {row.name}"
         )
     digest = IndexDigest(row.index_bytes, row.index_sha256)
-    shard = ShardEntry(
+    check_name(row.name)
+    return ShardEntry(
         name=row.name,
         split=sys.intern(row.split),
         num_bytes=row.bytes,
         sha256=row.sha256,
-        samples=StoredIndex(row.samples, digest, partial(indexes.load, row)),
+        samples=StoredIndex(row.samples, digest, load=load, row=row),
     )
-    check_names(shard)
-    return shard
 
 
 class IndexFiles:
