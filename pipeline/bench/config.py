@@ -198,6 +198,9 @@ class PlanBenchConfig:
     codec: str | None = setting(
         None, "Codec whose limits are listed.", choices=CODECS, shown="that of SHARDS, or raw"
     )
+    shard_mib: int | None = setting(
+        None, "Size of a shard, MiB.", low=1, shown="that of SHARDS, or of a build"
+    )
     core_rate: float = setting(272.0, "Images/s that one core builds with --codec raw.", low=0.01)
     gpu_decode_rate: float | None = setting(
         None, "Images/s that one GPU decodes in a build.  [default: none, no column]", low=0.01

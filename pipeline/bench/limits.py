@@ -11,13 +11,12 @@ from pipeline.bench.config import PlanBenchConfig
 from pipeline.format.manifest import INLINE_SAMPLES
 
 INLINE_BYTES = 54  # of the JSON of a sample's index
-INDEX_MEMORY = 90  # bytes of a sample's index in memory
+INDEX_MEMORY = 63  # bytes of a sample's index in memory
+READER_MEMORY = 90  # the same in a reader by index, with its own columns and an epoch's order
 INLINE_S = 0.66e-6  # to read a sample's index
-ROW_BYTES = 270  # of the JSON of a shard whose index is a file of its own
-ROW_MEMORY = 500  # bytes of that row in memory
-ROW_S = 3e-6  # to read that row
-JOINED_MEMORY = 29  # bytes of a sample more, in a reader by index
-ORDER_MEMORY = 8  # bytes of a sample in an epoch's order
+ROW_BYTES = 257  # of the JSON of a shard whose index is a file of its own
+ROW_MEMORY = 900  # bytes of that row in memory
+ROW_S = 6e-6  # to read that row
 LISTED_MEMORY = 730  # bytes of an image that a build has listed
 
 START_S = 2.0  # in which a folder should be open
@@ -42,6 +41,7 @@ class Demand:
         num_gets: Requests of one epoch.
         epoch_cost: Of reading one epoch out of the store's region, $.
         gbit_s_8: That eight GPUs read.
+        read_cores_8: Cores that read and decode for eight GPUs.
     """
 
     num_images: int
@@ -51,6 +51,7 @@ class Demand:
     num_gets: int
     epoch_cost: float
     gbit_s_8: float
+    read_cores_8: float
 
     @property
     def inline_bytes(self) -> int:
@@ -85,7 +86,7 @@ class Demand:
     @property
     def reader_memory(self) -> int:
         """Bytes that a reader by index and an epoch's order take in a process."""
-        return self.inline_memory + self.num_images * (JOINED_MEMORY + ORDER_MEMORY)
+        return self.num_images * READER_MEMORY + self.num_shards * ROW_MEMORY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Limit:
 
 
 def limits_of(config: PlanBenchConfig, demand: Demand) -> list[Limit]:
-    """Compare a data set with every limit; all but the network's grow with the images."""
+    """Compare a data set with every limit; what eight GPUs need does not grow with the images."""
     return [
         *_of_building(config, demand),
         *_of_opening(config, demand),
@@ -175,6 +176,14 @@ def _of_reading(config: PlanBenchConfig, demand: Demand) -> Iterator[Limit]:
         NUM_MAPS,
         "shards",
         "a larger --shard-mib, or a stream",
+    )
+    yield Limit(
+        what="cores to read for 8 GPUs",
+        needed=demand.read_cores_8,
+        limit=NUM_CORES,
+        unit="cores",
+        from_images=1 if demand.read_cores_8 > NUM_CORES else _NEVER,
+        fix="--codec raw, zstd or jpeg, or fewer GPUs a machine",
     )
     disk = _linear(
         demand, "disk of a machine", demand.num_bytes / _GIB, config.disk_gib, "GiB",

@@ -73,9 +73,9 @@ def bench_plan(config: PlanBenchConfig) -> tuple[list[Section], dict[str, Any]]:
     spec, measured = _spec_of(config)
     forms = forms_of(spec, measured_bytes=measured)
     chosen = _chosen(config, spec, forms)
-    per_shard = (spec.shard_mib << 20) - len(TAR_END)
+    shard_bytes = ((config.shard_mib or spec.shard_mib) << 20) - len(TAR_END)
     demands = {
-        (size, form.name): _demand(config, form, size, shard_bytes=per_shard)
+        (size, form.name): _demand(config, form, size, shard_bytes=shard_bytes)
         for size in config.sizes
         for form in forms
     }
@@ -168,12 +168,18 @@ def _demand(config: PlanBenchConfig, form: Form, size: int, *, shard_bytes: int)
         num_gets=num_gets,
         epoch_cost=num_gets / 1000 * config.price_gets + num_bytes / 1e9 * config.price_egress,
         gbit_s_8=gbit_s(config, form, 8),
+        read_cores_8=read_cores(config, form),
     )
 
 
 def gbit_s(config: PlanBenchConfig, form: Form, num_gpus: int) -> float:
     """Compute the network that keeps some GPUs busy."""
     return num_gpus * config.gpu_rate * form.sample_bytes * 8 / 1e9
+
+
+def read_cores(config: PlanBenchConfig, form: Form) -> float:
+    """Compute the cores that read and decode for eight GPUs."""
+    return 8 * config.gpu_rate * form.decode_ms / 1000
 
 
 def _many(count: int, what: str) -> str:
@@ -218,7 +224,7 @@ def _fed(config: PlanBenchConfig, forms: Sequence[Form]) -> Iterator[Row]:
     for form in forms:
         figures = {
             **{f"Gbit/s, {_many(count, 'GPU')}": gbit_s(config, form, count) for count in COUNTS},
-            "cores to read for 8 GPUs": 8 * config.gpu_rate * form.decode_ms / 1000,
+            "cores to read for 8 GPUs": read_cores(config, form),
         }
         yield Row(name=f"fed: {form.name}", labels={"layout, codec": form.name}, figures=figures)
 

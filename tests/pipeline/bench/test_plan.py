@@ -70,9 +70,16 @@ def test_what_breaks_follows_from_the_numbers_and_comes_in_order() -> None:
     assert [row.labels["what"] for row in first][:2] == ["nothing", broken.rows[0].labels["what"]]
 
 
+def test_a_codec_that_is_slow_to_decode_breaks_at_any_size() -> None:
+    rows = sections_of(sizes=(1000,), codec="png")[-1].rows
+    assert [row.labels["what"] for row in rows] == ["cores to read for 8 GPUs"]
+    assert sections_of(sizes=(1000,), codec="zstd")[-1].rows[0].labels["what"] == "nothing"
+
+
 @pytest.mark.parametrize(
     ("larger", "gone"),
     [
+        ({"shard_mib": 10_000}, ("memory maps to read by index", "seconds to open the folder")),
         ({"disk_gib": 1e9}, ("disk of a machine", "network for 8 GPUs, each epoch")),
         ({"net_gbit": 1e4}, ("network for 8 GPUs, each epoch",)),
         ({"ram_gib": 1e6}, ("memory of a build's list and indexes",)),
