@@ -20,8 +20,16 @@ from pipeline.command.results import Row, Turn, with_medians
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest as manifests
-from pipeline.format.index import SampleIndex, ShardEntry, StoredIndex
-from pipeline.format.index_file import digest_of, encode_index, index_name
+from pipeline.format.index import ShardEntry
+from pipeline.format.index_file import (
+    IndexFiles,
+    LocalFiles,
+    StoredIndex,
+    digest_of,
+    encode_index,
+    index_name,
+    row_of,
+)
 from pipeline.format.manifest import Manifest
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
@@ -84,28 +92,23 @@ def _multiply(opened: ShardFolder, out: Path, size: int) -> Manifest:
         count += len(shard.samples)
     whole = replace(opened.manifest, num_sources={SPLIT: count}, rejects=(), shards=tuple(shards))
     if whole.has_index_files:
-        whole = replace(whole, shards=_with_index_files(whole.shards, out, len(real)))
+        whole = _with_index_files(whole, out, len(real))
     (out / manifests.FILE_NAME).write_bytes(manifests.encode_manifest(whole))
     return whole
 
 
-def _with_index_files(
-    shards: tuple[ShardEntry, ...], out: Path, num_real: int
-) -> tuple[ShardEntry, ...]:
+def _with_index_files(whole: Manifest, out: Path, num_real: int) -> Manifest:
     """Give each shard an index file; those of equal shards are links to one."""
+    files = IndexFiles(LocalFiles(folder=out), suffixes=whole.suffixes(), num_classes=0)
     stored = []
-    for number, shard in enumerate(shards[:num_real]):
-        samples = shard.samples.in_memory()
-        index = encode_index(samples)
+    for number, shard in enumerate(whole.shards[:num_real]):
+        index = encode_index(shard.samples.in_memory())
         (out / f"{number}.json").write_bytes(index)
-        stored.append(
-            StoredIndex(len(samples), digest_of(index), load=SampleIndex.in_memory, row=samples)
-        )
-    for number, shard in enumerate(shards):
+        stored.append(StoredIndex(row_of(shard, digest_of(index)), files))
+    for number, shard in enumerate(whole.shards):
         (out / index_name(shard.name)).symlink_to(f"{number % num_real}.json")
-    return tuple(
-        replace(shard, samples=stored[number % num_real]) for number, shard in enumerate(shards)
-    )
+    shards = (replace(each, samples=stored[i % num_real]) for i, each in enumerate(whole.shards))
+    return replace(whole, shards=tuple(shards))
 
 
 def _measure_apart(folder: Path, how: str, workers: int) -> Turn:

@@ -4,9 +4,9 @@ Axes: N samples of the shard, M members of a sample.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import msgspec
 import numpy as np
@@ -14,6 +14,9 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.format.ustar import TAR_BLOCK, TAR_END, is_tar_header, tar_padding
+
+if TYPE_CHECKING:
+    from pipeline.format.index_file import StoredIndex
 
 # A name becomes a path, a URL and a line in the terminal, so it has no special characters.
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -187,7 +190,9 @@ class SampleIndex(Sequence[SampleEntry]):
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SampleIndex | StoredIndex) and tuple(self) == tuple(other)
+        if not isinstance(other, SampleIndex):
+            return NotImplemented  # a StoredIndex compares itself
+        return tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
         return hash(self._keys)
@@ -205,71 +210,6 @@ def _constant(value: int, count: int) -> NDArray[np.int64]:
     return np.ndarray((count,), np.int64, np.array(value, np.int64), strides=(0,))
 
 
-class IndexDigest(NamedTuple):
-    """Length, bytes, and SHA-256 of an index file."""
-
-    num_bytes: int
-    sha256: str
-
-
-class StoredIndex(Sequence[SampleEntry]):
-    """A shard's samples whose columns are in a file of their own: only their number is here.
-
-    Whatever else is asked for reads that file; see `pipeline.format.index_file`.
-
-    Attributes:
-        digest: What the file must be.
-    """
-
-    __slots__ = ("_count", "_load", "_row", "digest")
-
-    def __init__(
-        self, count: int, digest: IndexDigest, *, load: Callable[[Any], SampleIndex], row: object
-    ) -> None:
-        """Keep the number, and how to load the columns.
-
-        Args:
-            count: Samples of the shard.
-            digest: What the index file must be.
-            load: Reads the index of a row of the manifest; shared by all shards.
-            row: The shard's.
-        """
-        self._count = count
-        self.digest = digest
-        self._load = load
-        self._row = row
-
-    def in_memory(self) -> SampleIndex:
-        """Give the columns, read if they are not among the last ones.
-
-        Raises:
-            DownloadError: If their file cannot be fetched.
-            VerificationError: If it is not the one that the manifest names.
-        """
-        return self._load(self._row)
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> SampleEntry: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[SampleEntry, ...]: ...
-    def __getitem__(self, index: int | slice) -> SampleEntry | tuple[SampleEntry, ...]:
-        return self.in_memory()[index]
-
-    def __iter__(self) -> Iterator[SampleEntry]:
-        return iter(self.in_memory())
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, StoredIndex):
-            return self.digest == other.digest
-        return isinstance(other, SampleIndex) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
     """One finished shard."""
@@ -278,7 +218,7 @@ class ShardEntry:
     split: str
     num_bytes: int
     sha256: str
-    samples: SampleIndex | StoredIndex
+    samples: "SampleIndex | StoredIndex"
 
     def place_of(self, sample: SampleEntry) -> str:
         """Name the place of a sample, for errors."""

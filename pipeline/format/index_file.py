@@ -9,20 +9,19 @@ import hashlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import msgspec
 
 from pipeline.common.errors import VerificationError
 from pipeline.format.index import (
     Columns,
-    IndexDigest,
+    SampleEntry,
     SampleIndex,
     ShardEntry,
-    StoredIndex,
     check_index,
     check_labels,
     check_name,
@@ -78,7 +77,7 @@ class LocalFiles:
             return file.read(at_most + 1)
 
 
-class _Row(msgspec.Struct, frozen=True):
+class ShardRow(msgspec.Struct, frozen=True):
     """A shard's entry in a manifest that names index files."""
 
     name: str
@@ -88,6 +87,18 @@ class _Row(msgspec.Struct, frozen=True):
     sha256: str
     index_bytes: int
     index_sha256: str
+
+
+class IndexDigest(NamedTuple):
+    """Length, bytes, and SHA-256 of an index file."""
+
+    num_bytes: int
+    sha256: str
+
+
+def digest_of(index: bytes) -> IndexDigest:
+    """Say what an index file must be."""
+    return IndexDigest(len(index), hashlib.sha256(index).hexdigest())
 
 
 def index_name(shard_name: str) -> str:
@@ -100,53 +111,100 @@ def encode_index(samples: SampleIndex) -> bytes:
     return msgspec.json.encode(columns_of(samples)) + b"\n"
 
 
-def digest_of(index: bytes) -> IndexDigest:
-    """Say what an index file must be."""
-    return IndexDigest(len(index), hashlib.sha256(index).hexdigest())
-
-
 def encode_row(shard: ShardEntry) -> msgspec.Raw:
     """Write a shard's entry, with the digest of its index, as JSON on one line."""
     samples = shard.samples
-    digest = (
-        samples.digest if isinstance(samples, StoredIndex) else digest_of(encode_index(samples))
-    )
-    row = _Row(
+    if isinstance(samples, StoredIndex):
+        digest = samples.digest
+    else:
+        digest = digest_of(encode_index(samples))
+    return msgspec.Raw(msgspec.json.encode(row_of(shard, digest)))
+
+
+def row_of(shard: ShardEntry, digest: IndexDigest) -> ShardRow:
+    """Make a shard's entry in a manifest that names index files."""
+    return ShardRow(
         name=shard.name,
         split=shard.split,
-        samples=len(samples),
+        samples=len(shard.samples),
         bytes=shard.num_bytes,
         sha256=shard.sha256,
         index_bytes=digest.num_bytes,
         index_sha256=digest.sha256,
     )
-    return msgspec.Raw(msgspec.json.encode(row))
 
 
-def decode_row(data: msgspec.Raw, load: Callable[[_Row], SampleIndex]) -> ShardEntry:
+def decode_row(data: msgspec.Raw, indexes: "IndexFiles") -> ShardEntry:
     """Read a shard's entry; its index file is not opened yet.
 
     Args:
         data: JSON, not parsed yet.
-        load: The method of the folder's `IndexFiles`.
+        indexes: What reads the folder's index files.
 
     Raises:
         ValueError: If a field is not what a build writes.
     """
-    row = msgspec.json.decode(data, type=_Row)
+    row = msgspec.json.decode(data, type=ShardRow)
     if min(row.samples, row.bytes, row.index_bytes) < 0 or row.index_bytes > MAX_INDEX_BYTES:
         raise ValueError(
             f"a negative number, or an index of {row.index_bytes} bytes, in {row.name}"
         )
-    digest = IndexDigest(row.index_bytes, row.index_sha256)
     check_name(row.name)
     return ShardEntry(
         name=row.name,
         split=sys.intern(row.split),
         num_bytes=row.bytes,
         sha256=row.sha256,
-        samples=StoredIndex(row.samples, digest, load=load, row=row),
+        samples=StoredIndex(row, indexes),
     )
+
+
+class StoredIndex(Sequence[SampleEntry]):
+    """A shard's samples whose index is a file of its own: only their number is in memory.
+
+    Whatever else is asked for reads that file, unless it is among the last ones.
+    """
+
+    __slots__ = ("_files", "_row")
+
+    def __init__(self, row: ShardRow, files: "IndexFiles") -> None:
+        """Keep the shard's row of the manifest, and what reads the file."""
+        self._row, self._files = row, files
+
+    @property
+    def digest(self) -> IndexDigest:
+        """What the file must be."""
+        return IndexDigest(self._row.index_bytes, self._row.index_sha256)
+
+    def in_memory(self) -> SampleIndex:
+        """Give the columns.
+
+        Raises:
+            DownloadError: If their file cannot be fetched.
+            VerificationError: If it is not the one that the manifest names.
+        """
+        return self._files.load(self._row)
+
+    def __len__(self) -> int:
+        return self._row.samples
+
+    @overload
+    def __getitem__(self, index: int) -> SampleEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SampleEntry, ...]: ...
+    def __getitem__(self, index: int | slice) -> SampleEntry | tuple[SampleEntry, ...]:
+        return self.in_memory()[index]
+
+    def __iter__(self) -> Iterator[SampleEntry]:
+        return iter(self.in_memory())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StoredIndex):
+            return self.digest == other.digest
+        return isinstance(other, SampleIndex) and self.in_memory() == other
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
 
 class IndexFiles:
@@ -180,7 +238,7 @@ class IndexFiles:
         vars(self).update(state)
         self._set_up()
 
-    def load(self, row: _Row) -> SampleIndex:
+    def load(self, row: ShardRow) -> SampleIndex:
         """Give the index of a shard.
 
         Raises:
@@ -201,7 +259,7 @@ class IndexFiles:
                 self._num_kept -= len(oldest)
         return samples
 
-    def _read(self, row: _Row) -> SampleIndex:
+    def _read(self, row: ShardRow) -> SampleIndex:
         """Read and check an index file."""
         try:
             data = self._files.read_file(index_name(row.name), at_most=row.index_bytes)
@@ -225,7 +283,7 @@ class IndexFiles:
             raise self._wrong(row, f"{type(error).__name__}: {error}") from error
         return samples
 
-    def _wrong(self, row: _Row, what: str) -> VerificationError:
+    def _wrong(self, row: ShardRow, what: str) -> VerificationError:
         return VerificationError(
             f"the index of {row.name} must be the one that the manifest names, {row.index_bytes} "
             f"bytes of sha256 {row.index_sha256[:12]}; got {what} in "

@@ -257,8 +257,8 @@ def _decode_shards(file: _File, files: Files) -> tuple[ShardEntry, ...]:
     suffixes = member_suffixes(file.spec)
     if file.format == FORMAT:
         return tuple(decode_shard(shard, suffixes) for shard in file.shards)
-    load = IndexFiles(files, suffixes=suffixes, num_classes=len(file.classes)).load
-    return tuple(decode_row(shard, load) for shard in file.shards)
+    indexes = IndexFiles(files, suffixes=suffixes, num_classes=len(file.classes))
+    return tuple(decode_row(shard, indexes) for shard in file.shards)
 
 
 def load(folder: Path) -> Manifest:

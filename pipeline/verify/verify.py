@@ -105,11 +105,9 @@ def _find_sidecar_faults(store: Store, manifest: Manifest) -> list[str]:
     for name, text in sidecars(manifest):
         try:
             content = text().encode()
+            found = store.read_file(name, at_most=len(content))
         except VerificationError as error:  # of the index file that it follows from
             of_indexes.append(str(error))
-            continue
-        try:
-            found = store.read_file(name, at_most=len(content))
         except FileNotFoundError:
             wrong.append(f"{name} (missing)")
         except (OSError, DownloadError) as error:  # must not hide the faults of shards

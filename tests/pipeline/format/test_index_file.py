@@ -14,8 +14,7 @@ import pytest
 from pipeline.common.errors import ConfigError, SrpError, VerificationError
 from pipeline.format import index_file
 from pipeline.format import manifest as manifests
-from pipeline.format.index import StoredIndex
-from pipeline.format.index_file import index_name
+from pipeline.format.index_file import StoredIndex, index_name
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.sampler import training_batches
@@ -66,7 +65,7 @@ def test_it_comes_back_as_it_was_and_reads_no_index_before_one_is_needed(
 ) -> None:
     manifest = manifests.load(sharded)
     counts = [len(shard.samples) for shard in manifest.shards]
-    assert not manifest.shards[0].samples._load.__self__._kept  # type: ignore[union-attr]
+    assert not manifest.shards[0].samples._files._kept  # type: ignore[union-attr]
     monkeypatch.setattr(manifests, "INLINE_SAMPLES", 0)
     assert manifests.encode_manifest(manifest) == (sharded / manifests.FILE_NAME).read_bytes()
     whole = manifests.load(shards)
@@ -125,7 +124,7 @@ def test_another_process_reads_the_index_again(own: Path) -> None:
 def test_few_indexes_are_kept_whatever_is_read(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_file, "KEPT_SAMPLES", 1)
     manifest = manifests.load(own)
-    files = manifest.shards[0].samples._load.__self__  # type: ignore[union-attr]
+    files = manifest.shards[0].samples._files  # type: ignore[union-attr]
     for _ in range(2):
         for shard in manifest.shards:
             assert len(tuple(shard.samples)) == len(shard.samples)
