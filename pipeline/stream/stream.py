@@ -148,14 +148,14 @@ class SampleStream:
             state = np.random.SeedSequence((self.seed, epoch, part.index)).generate_state(4)
             yield from _shuffle(found, self.shuffle_buffer, state.tobytes())
 
-    def _pieces(self, epoch: int, part: Part, equal: bool) -> list[Piece]:
+    def _pieces(self, epoch: int, part: Part, equal: bool) -> Iterator[Piece]:
         """List what one reader reads of which shards, in order."""
         shards = self.manifest.of_split(self.split)
         if self.seed is not None:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(shards))
             shards = tuple(shards[index] for index in order)
         share = share_of(self.manifest.num_samples(self.split), part, equal=equal)
-        return list(cut_pieces(shards, share))
+        return cut_pieces(shards, share)
 
     def _decode(self, encoded: "_Encoded") -> Sample:
         spec = self.manifest.spec
@@ -192,7 +192,7 @@ def _shuffle(
 
 
 def _read_pieces(
-    store: Store, pieces: list[Piece], suffixes: tuple[str, ...]
+    store: Store, pieces: Iterator[Piece], suffixes: tuple[str, ...]
 ) -> Generator[_Encoded, None, None]:
     """Read the samples of some pieces, in order."""
     with closing(_open_ahead(store, pieces)) as opened:
@@ -201,7 +201,9 @@ def _read_pieces(
                 yield from _read_piece(piece, source, suffixes)
 
 
-def _open_ahead(store: Store, pieces: list[Piece]) -> Generator[tuple[Piece, Source], None, None]:
+def _open_ahead(
+    store: Store, pieces: Iterator[Piece]
+) -> Generator[tuple[Piece, Source], None, None]:
     """Open pieces one by one, and always the next one while the last is being read."""
     stop = threading.Event()
     pending: deque[tuple[Piece, Future[Source]]] = deque()
