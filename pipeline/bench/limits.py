@@ -121,6 +121,7 @@ def limits_of(config: PlanBenchConfig, demand: Demand) -> list[Limit]:
         *_of_building(config, demand),
         *_of_opening(config, demand),
         *_of_reading(config, demand),
+        *_of_moving(config, demand),
     ]
 
 
@@ -185,6 +186,9 @@ def _of_reading(config: PlanBenchConfig, demand: Demand) -> Iterator[Limit]:
         from_images=1 if demand.read_cores_8 > NUM_CORES else _NEVER,
         fix="--codec raw, zstd or jpeg, or fewer GPUs a machine",
     )
+
+
+def _of_moving(config: PlanBenchConfig, demand: Demand) -> Iterator[Limit]:
     disk = _linear(
         demand, "disk of a machine", demand.num_bytes / _GIB, config.disk_gib, "GiB",
         "read from an address, with --cache-mib or as a stream",
