@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from hypothesis import settings
 from PIL import Image, features
 
-from pipeline.build import worker_pool
 from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.cli.main import main
+from pipeline.engines import local
 from pipeline.format.spec import CODECS
 from pipeline.pixels import Pixels
 
@@ -57,9 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _workers_know_pytest() -> Iterator[None]:
     """Let builds' workers, some of which run a test's function, be forked from where pytest is."""
-    start = worker_pool.start_server
+    start = local.start_server
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_pool, "start_server", lambda modules: start((*modules, "pytest")))
+        patch.setattr(local, "start_server", lambda modules: start((*modules, "pytest")))
         yield
 
 

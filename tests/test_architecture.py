@@ -26,7 +26,7 @@ ARROWS = {
         bench verify
         datasets
         build photos
-        decode sources stream
+        decode engines sources stream
         read
         format
         pixels

@@ -22,9 +22,10 @@ from PIL import Image
 
 from pipeline.bench.config import BenchConfig
 from pipeline.bench.other_env import other_contenders
-from pipeline.build.build import build_shards, data_spec
+from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
 from pipeline.build.planning import select
+from pipeline.build.prepare import data_spec
 from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.command import results
 from pipeline.command.results import Contender, Difference, Row, Turn

@@ -16,8 +16,8 @@ from tempfile import TemporaryFile
 
 from PIL import Image
 
-from pipeline.build.build import data_spec
 from pipeline.build.config import BuildConfig
+from pipeline.build.prepare import data_spec
 from pipeline.command.results import describe_machine
 from pipeline.common.atomic_io import named_output
 from pipeline.common.cpus import num_usable

@@ -5,20 +5,19 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from pipeline.build.build import data_spec, threads_of
 from pipeline.build.config import BuildConfig
-from pipeline.build.planning import plan_shards, sample_bytes, samples_per_shard, select
+from pipeline.build.planning import sample_bytes
+from pipeline.build.prepare import plan_source, spec_here, threads_of
 from pipeline.common.errors import ImageError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.decode import open_decoder
 from pipeline.decode.rules import own_process
 from pipeline.format import manifest
 from pipeline.format.spec import DataSpec
-from pipeline.sources.folder import open_source
 from pipeline.sources.image import SourceImage
 
 DECODED = 48  # images of the first shards, which are drawn by the seed
@@ -61,27 +60,20 @@ def plan_build(config: BuildConfig, *, progress: Progress = SILENT) -> BuildPlan
         ConfigError: If the decoder is not there.
         SourceError: If the source cannot be used.
     """
-    spec = data_spec(config)
-    spec = replace(spec, decoder_library=open_decoder(spec, threads_of(config)).library)
-    source = open_source(config.source, scratch=Path(os.devnull), progress=progress)
-    images = {
-        split: select(members, seed=config.seed, limit=config.limit)
-        for split, members in source.images.items()
-    }
-    planned = plan_shards(images, per_shard=samples_per_shard(spec))
+    spec = spec_here(config)
+    plan = plan_source(config, spec, scratch=Path(os.devnull), progress=progress)
     rate = None
     if config.source.is_dir():  # an archive's images are not kept
-        first = [image for _, members in planned for image in members][:DECODED]
+        first = [image for _, members in plan.shards for image in members][:DECODED]
         rate = _decoding_rate(spec, first, num_threads=threads_of(config), progress=progress)
-    num_images = {split: len(members) for split, members in images.items()}
     return BuildPlan(
-        images=num_images,
-        shards=dict(Counter(shard.split for shard, _ in planned)),
-        num_bytes={split: count * sample_bytes(spec) for split, count in num_images.items()},
-        num_skipped=len(source.skipped),
+        images=plan.num_sources,
+        shards=dict(Counter(shard.split for shard, _ in plan.shards)),
+        num_bytes={split: num * sample_bytes(spec) for split, num in plan.num_sources.items()},
+        num_skipped=len(plan.skipped),
         free_bytes=shutil.disk_usage(_parent_of(config.out)).free,
         images_per_s=rate,
-        seconds=None if not rate else sum(num_images.values()) / (rate * config.workers),
+        seconds=None if not rate else sum(plan.num_sources.values()) / (rate * config.workers),
         exists=(config.out / manifest.FILE_NAME).exists(),
     )
 

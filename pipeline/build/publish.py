@@ -5,12 +5,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.build.prepare import ShardPlan
 from pipeline.build.resume import Finished, save_state
 from pipeline.common.atomic_io import sync_folder, write_file
 from pipeline.common.errors import RejectsError
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.sidecars import write_sidecars
+from pipeline.sources.class_names import CLASS_NAMES
+
+
+def describe(plan: ShardPlan, finished: Mapping[str, Finished]) -> Manifest:
+    """Make the manifest; the shards' names sort by split and index."""
+    in_order = [finished[name] for name in sorted(finished)]
+    return Manifest(
+        spec=plan.spec,
+        fingerprint=plan.fingerprint,
+        classes=plan.classes,
+        class_names=tuple(CLASS_NAMES.get(name, name) for name in plan.classes),
+        num_sources=dict(plan.num_sources),
+        rejects=tuple(reject for shard in in_order for reject in shard.rejects),
+        shards=tuple(shard.shard for shard in in_order),
+    )
 
 
 def check_rejects(out: Path, rejects: Sequence[Reject], *, at_most: int) -> None:

@@ -7,6 +7,7 @@ not name a shard of other bytes.
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ SCRATCH_NAME = "images"
 PICTURES_NAME = "pictures"
 HOLDER_NAME = "holder.json"
 SPEC_NAME = "spec.json"
+PLAN_NAME = "plan.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,12 @@ def open_records(records: Path, spec: DataSpec) -> None:
     remove_partials(records)
 
 
+def drop_records(records: Path) -> None:
+    """Remove what a published build no longer needs; a later run removes what is left."""
+    (records.parent / PLAN_NAME).unlink(missing_ok=True)  # first: a plan promises its records
+    shutil.rmtree(records, ignore_errors=True)
+
+
 def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
     """Check that a folder holds no other build, published or interrupted.
 
@@ -127,16 +135,20 @@ def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
             if records.is_dir() and records.name != fingerprint
         }
     for theirs in others.values():
-        changed = [
-            f"{name} {theirs[name]!r} there, {ours!r} requested"
-            for name, ours in asdict(spec).items()
-            if name in theirs and theirs[name] != ours
-        ]
         raise ConfigError(
             f"OUT must be new or hold the same build; got {out} "
-            f"({'; '.join(changed) or 'other source images'}). "
+            f"({changes(spec, theirs) or 'other source images'}). "
             "Choose another folder, or delete this one."
         )
+
+
+def changes(spec: DataSpec, theirs: Mapping[str, Any]) -> str:
+    """Name what differs between the fields of another build's spec and the spec of this one."""
+    return "; ".join(
+        f"{name} {theirs[name]!r} there, {ours!r} requested"
+        for name, ours in asdict(spec).items()
+        if name in theirs and theirs[name] != ours
+    )
 
 
 def _load_spec(path: Path) -> dict[str, Any]:

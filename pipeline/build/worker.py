@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.build import worker_pool
 from pipeline.build.resume import Finished, save_state
 from pipeline.build.shard_writer import EncodedSample, write_shard
-from pipeline.common.atomic_io import remove_partials
 from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import open_decoder
 from pipeline.decode.rules import Views, own_process
+from pipeline.engines.in_worker import count_image
 from pipeline.format.manifest import Reject
 from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample, member_suffixes
 from pipeline.format.spec import DataSpec
@@ -64,7 +63,6 @@ class Task(NamedTuple):
         Raises:
             SrpError: If no image can be blamed, or too many would be.
         """
-        remove_partials(self.out, of=self.shard.name)
         losses = (*self.losses, Loss(num_done, how))
         is_after_last = num_done >= len(self.images)
         num_here = sum(loss.num_done == num_done for loss in losses)
@@ -86,7 +84,7 @@ class _Read(NamedTuple):
     sha256: str
 
 
-def write_one(task: Task) -> Finished:
+def build_shard(task: Task) -> Finished:
     """Write one shard, in a worker process."""
     rejects: list[Reject] = []
 
@@ -96,7 +94,7 @@ def write_one(task: Task) -> Finished:
                 rejects.append(Reject(path=read.image.path, reason=str(views)))
             else:
                 yield _encode(task, read, views)
-            worker_pool.count_image()
+            count_image()
 
     suffixes = member_suffixes(task.spec)
     with own_process():

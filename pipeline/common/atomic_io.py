@@ -7,6 +7,7 @@ Later, it is an error of the system.
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -91,7 +92,7 @@ def whole_write(path: Path, *, num_bytes: int | None = None) -> Iterator[BinaryI
     After a power cut the file is whole or absent, so it is for files that are made again if they
     are absent, and for many files whose folder is synced once.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")  # on any machine
     try:
         with named_errors(path, aside=aside, num_bytes=num_bytes):
             with aside.open("wb") as file:  # closing writes, too
@@ -118,14 +119,9 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def remove_partials(folder: Path, *, of: str = "*") -> None:
-    """Remove the partial files of killed writers.
-
-    Args:
-        folder: Where they wrote.
-        of: Name of the file, which no process writes now; by default any.
-    """
-    for partial in folder.glob(f".{of}.*.partial"):
+def remove_partials(folder: Path) -> None:
+    """Remove the partial files of killed writers from a folder that no process writes now."""
+    for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)
 
 

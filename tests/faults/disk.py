@@ -25,9 +25,9 @@ from unittest import mock
 from breaking import STEPS, Act, forked, kill_at, stepped, tell
 from click.testing import CliRunner
 
-from pipeline.build import build as build_module
-from pipeline.build import worker_pool
+from pipeline.build import prepare as preparing
 from pipeline.cli.main import main
+from pipeline.engines import local
 from pipeline.format import manifest
 
 OPTIONS = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8", "--workers=1")
@@ -41,10 +41,9 @@ def in_this_process() -> Iterator[None]:
         return map(work, tasks)
 
     with (
-        mock.patch.object(worker_pool, "run_tasks", run_here),
-        mock.patch.object(worker_pool, "count_image"),
-        mock.patch.object(worker_pool, "start_server"),
-        mock.patch.object(build_module, "samples_per_shard", return_value=2),
+        mock.patch.object(local, "run_tasks", run_here),
+        mock.patch.object(local, "start_server"),
+        mock.patch.object(preparing, "samples_per_shard", return_value=2),
         mock.patch.object(os, "fsync"),  # no power is cut here, and the disk is slow
     ):
         yield

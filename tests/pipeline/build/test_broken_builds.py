@@ -46,7 +46,7 @@ def few_images(image_tree: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build_few(make_shards: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("pipeline.build.build.samples_per_shard", lambda *_, **__: 2)
+    monkeypatch.setattr("pipeline.build.prepare.samples_per_shard", lambda *_, **__: 2)
 
     def make(source: Path, out: Path, **options: Any) -> dict[str, str]:
         make_shards(source, out, **SIZES, **options)
@@ -182,7 +182,7 @@ FIXES = {
 
 def named(path: Path) -> Path:
     """Give the file that is written aside under this path, if it is."""
-    found = re.fullmatch(r"\.(.+)\.\d+\.partial", path.name)
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]+\.partial", path.name)
     return path.with_name(found[1]) if found else path
 
 

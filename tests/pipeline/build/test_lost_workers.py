@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from pipeline.build.resume import Finished
-from pipeline.build.worker import Task, write_one
+from pipeline.build.worker import Task, build_shard
 from pipeline.common.errors import RejectsError, SrpError
 from pipeline.sources.image import SourceImage
 
@@ -54,14 +54,14 @@ ENDS: dict[str, Callable[[], object]] = {
 
 
 def write_poisoned(task: Task) -> Finished:
-    """Run in the worker in place of `write_one`."""
+    """Run in the worker in place of `build_shard`."""
     with mock.patch.object(SourceImage, "read", read_or_be_poisoned):
-        return write_one(task)
+        return build_shard(task)
 
 
 @pytest.fixture
 def build_poisoned(make_shards: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("pipeline.build.build.write_one", write_poisoned)
+    monkeypatch.setattr("pipeline.build.build.build_shard", write_poisoned)
     return functools.partial(make_shards, **OPTIONS)
 
 
@@ -132,7 +132,7 @@ def test_a_decoder_that_takes_many_images_at_a_time_still_has_the_right_one_quar
 def test_the_command_says_that_workers_were_lost_and_what_became_of_it(
     own_tree: Path, srp_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.build.build.write_one", write_poisoned)
+    monkeypatch.setattr("pipeline.build.build.build_shard", write_poisoned)
     poison(own_tree / VICTIM, "kill")
     sizes = ("--canvas-size=24", "--crop-size=16", "--glimpse-size=8")
     result = srp_data("build-shards", own_tree, tmp_path / "out", *sizes, "--max-rejects=1")
@@ -165,13 +165,13 @@ def test_workers_that_die_at_everything_end_the_build_in_one_line(
 
 
 def write_and_die(task: Task) -> Finished:
-    write_one(task)
+    build_shard(task)
     os._exit(1)
 
 
 def test_a_worker_that_dies_after_its_last_image_twice_blames_none(
     image_tree: Path, make_shards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.build.build.write_one", write_and_die)
+    monkeypatch.setattr("pipeline.build.build.build_shard", write_and_die)
     with pytest.raises(SrpError, match=r"^2 workers died .* after its last image\. Run"):
         make_shards(image_tree, tmp_path / "out")

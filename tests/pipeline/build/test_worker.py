@@ -4,15 +4,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import worker
-from pipeline.build.worker import Task, write_one
+from pipeline.build.worker import Task, build_shard
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.format.sample import PlannedShard
 from pipeline.sources.image import SourceImage
 
 
 @pytest.fixture
-def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+def task(jpeg: Any, canvas_shards: Path, tmp_path: Path) -> Task:
     """A shard of five images: the second is text, the fourth cannot be read."""
     from pipeline.format import manifest
 
@@ -27,7 +26,6 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
             )
         )  # fmt: skip
     (tmp_path / "3.jpg").unlink()
-    monkeypatch.setattr(worker.worker_pool, "count_image", lambda: None)
     spec = manifest.load(canvas_shards).spec
     keys = tuple(f"cat/{number}" for number in range(5))
     return Task(
@@ -49,7 +47,7 @@ def test_every_image_is_a_sample_or_a_reject_in_order(
     how: Any, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PillowDecoder, "decode", how)
-    finished = write_one(task)
+    finished = build_shard(task)
     assert [sample.key for sample in finished.shard.samples] == ["cat/0", "cat/2", "cat/4"]
     assert [(reject.path, reject.reason) for reject in finished.rejects] == [
         ("train/cat/1.jpg", "not an image of a known format"),
@@ -65,4 +63,4 @@ def test_a_decoder_that_leaves_an_image_out_is_a_bug_and_no_smaller_data_set(
 
     monkeypatch.setattr(PillowDecoder, "decode", all_but_the_last)
     with pytest.raises(RuntimeError, match=r"train-000000\.tar was neither written nor rejected"):
-        write_one(task)
+        build_shard(task)

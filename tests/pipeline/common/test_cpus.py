@@ -16,7 +16,7 @@ os.sched_setaffinity(0, {int(sys.argv[1])})
 from pathlib import Path
 from pipeline.bench.config import BenchConfig, LoadBenchConfig, ScaleBenchConfig
 from pipeline.command.results import to_json
-from pipeline.build.build import threads_of
+from pipeline.build.prepare import threads_of
 from pipeline.build.config import BuildConfig
 from pipeline.datasets.config import ScatterConfig
 from pipeline.common.cpus import num_usable

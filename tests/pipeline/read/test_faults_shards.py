@@ -243,7 +243,7 @@ class Small:
 def small(
     request: pytest.FixtureRequest, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Small:
-    monkeypatch.setattr("pipeline.build.build.samples_per_shard", lambda *_, **__: 1)
+    monkeypatch.setattr("pipeline.build.prepare.samples_per_shard", lambda *_, **__: 1)
     return Small(images, tmp_path / "small", request.param)
 
 
@@ -307,7 +307,7 @@ def test_a_stream_whose_folder_is_rebuilt_gives_what_was_there_before_and_then_s
 def test_a_shard_that_a_later_run_of_the_build_mends_is_not_taken_for_the_one_before(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.build.build.samples_per_shard", lambda *_, **__: 2)
+    monkeypatch.setattr("pipeline.build.prepare.samples_per_shard", lambda *_, **__: 2)
     source, folder = shutil.copytree(images, tmp_path / "images"), tmp_path / "shards"
     whole = build_small(source, folder, "canvas-raw")
     image = source / folder_path(folder, whole)

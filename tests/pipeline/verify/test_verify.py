@@ -223,7 +223,7 @@ def with_empty(
 ) -> tuple[Path, str]:
     """Shards of one image each, of which one is unusable, and the name of the shard without it."""
     (own_tree / "train/dog/dog_001.JPEG").write_bytes(b"no image")
-    monkeypatch.setattr("pipeline.build.build.samples_per_shard", lambda *_, **__: 1)
+    monkeypatch.setattr("pipeline.build.prepare.samples_per_shard", lambda *_, **__: 1)
     out = tmp_path / "with-empty"
     built = make_shards(own_tree, out, max_rejects=1).manifest
     (empty,) = (shard.name for shard in built.shards if not len(shard.samples))

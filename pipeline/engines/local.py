@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from pipeline.common.child_process import (
     end_with_parent,
     held_interrupts,
-    sendable,
     without_the_current_folder,
 )
 from pipeline.common.errors import SrpError
 from pipeline.common.progress import SILENT, Progress
+from pipeline.engines.in_worker import StoppedError, count_with, outcome
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -44,16 +44,7 @@ _counters: "Array[c_int64]"
 _own = 1
 
 
-class StoppedError(Exception):
-    """Raised in a worker when the build was interrupted."""
-
-
-def count_image() -> None:
-    """Count a finished image, in a worker.
-
-    Raises:
-        StoppedError: If the build was interrupted.
-    """
+def _count() -> None:
     if _counters[_STOP]:
         raise StoppedError
     _counters[_own] += 1
@@ -63,20 +54,14 @@ def _serve(work: Callable[[Any], Any], counters: "Array[c_int64]", pipe: Connect
     """Run the tasks that come through the pipe, in a worker, until the pipe is closed."""
     global _counters, _own
     _counters = counters
+    count_with(_count)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may have been started elsewhere
     threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
         pipe.send(None)  # ready
         while True:
             _own, task = pipe.recv()
-            pipe.send(_outcome(work, task))
-
-
-def _outcome(work: Callable[[Any], Any], task: Any) -> tuple[Any, Exception | None]:
-    try:
-        return work(task), None
-    except Exception as error:
-        return None, sendable(error)
+            pipe.send(outcome(work, task))
 
 
 @dataclass(kw_only=True)
@@ -203,12 +188,12 @@ class _Pool:
 
     def _receive(self, worker: _Worker) -> Iterator[Any]:
         try:
-            outcome = worker.pipe.recv()
+            received = worker.pipe.recv()
         except (EOFError, OSError):
             self._lose(worker, "died")
             return
-        if outcome:
-            result, error = outcome
+        if received:
+            result, error = received
             if error:
                 raise error
             yield result

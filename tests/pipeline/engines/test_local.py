@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from reported import Reported
 
-from pipeline.build import worker_pool
 from pipeline.common.errors import SrpError
+from pipeline.engines import local
+from pipeline.engines.in_worker import count_image
 
 Lost = list[tuple[Any, int, str]]
 
@@ -18,7 +19,7 @@ Lost = list[tuple[Any, int, str]]
 @pytest.fixture(autouse=True, scope="module")
 def quick_start() -> None:
     """Let workers find loaded what this file needs, if no test has started the server yet."""
-    worker_pool.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
+    local.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
 
 
 def run(
@@ -37,14 +38,14 @@ def run(
         return -task
 
     options = {"workers": 2, "timeout_s": 300, **options}
-    return worker_pool.run_tasks(
+    return local.run_tasks(
         work, tasks, retry=retry, num_images=99, progress=Reported(on_images), **options
     )
 
 
 def count_to(number: int) -> int:
     for _ in range(number):
-        worker_pool.count_image()
+        count_image()
     return number
 
 
@@ -97,7 +98,7 @@ def test_a_worker_that_hangs_is_killed_and_its_task_retried(work: Any) -> None:
 def count_slowly(number: int) -> int:
     for _ in range(number):
         time.sleep(0.2)
-        worker_pool.count_image()
+        count_image()
     return number
 
 
@@ -109,8 +110,8 @@ def test_time_for_which_the_build_itself_stood_still_is_no_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter(range(0, 10**9, 1000))
-    monkeypatch.setattr(worker_pool.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(worker_pool, "_GRACE_S", 10**6)
+    monkeypatch.setattr(local.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(local, "_GRACE_S", 10**6)
     assert list(run(count_slowly, [3], timeout_s=20)) == [3]
 
 
@@ -120,7 +121,7 @@ def test_giving_up_on_a_task_ends_the_build_and_its_other_workers() -> None:
 
     with pytest.raises(SrpError, match="no more"):
         list(
-            worker_pool.run_tasks(
+            local.run_tasks(
                 die_unless_negative, [1, 2, 3], workers=2, timeout_s=300,
                 num_images=99, retry=give_up,
             )
@@ -172,7 +173,7 @@ def test_a_bug_in_a_worker_comes_out_with_the_place_where_it_was(task: int, kind
 
 def count_for_ever(_task: int) -> None:
     while True:
-        worker_pool.count_image()
+        count_image()
 
 
 def test_workers_stop_when_the_build_is_interrupted() -> None:
@@ -186,7 +187,7 @@ def test_workers_stop_when_the_build_is_interrupted() -> None:
 
 def note_and_hang(folder: Path) -> None:
     (folder / str(os.getpid())).touch()
-    worker_pool.count_image()
+    count_image()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     time.sleep(3600)
 
@@ -194,7 +195,7 @@ def note_and_hang(folder: Path) -> None:
 def test_an_interrupt_ends_workers_that_do_not_listen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_pool, "_GRACE_S", 0.3)
+    monkeypatch.setattr(local, "_GRACE_S", 0.3)
 
     def interrupt(num_images: int) -> None:
         if num_images == 2:

@@ -1,0 +1,1 @@
+"""What runs the tasks of a build, a shard each: the processes of one machine, or Ray."""
