@@ -23,7 +23,7 @@ PACKAGES = ("pipeline", "training")
 ARROWS = {
     "pipeline": """
         cli
-        bench verify
+        bench parts verify
         datasets
         build photos
         decode engines sources stream
@@ -307,7 +307,7 @@ def test_options_and_fields_are_the_same_with_the_same_defaults(
 ) -> None:
     fields = {field.name: field.default for field in dataclasses.fields(kind)}
     options = options_of(command)
-    assert options.keys() - {"as_json", "dry_run"} == fields.keys() - arguments
+    assert options.keys() - {"as_json", "dry_run", "shards"} == fields.keys() - arguments
     filled = command.make_context("", ["argument"] * max(1, len(arguments))).params
     for name in options.keys() & fields.keys():
         assert filled[name] == fields[name], name

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.build.prepare import ShardPlan
-from pipeline.build.resume import Finished, save_state
+from pipeline.build.resume import Finished, save_record
 from pipeline.common.atomic_io import sync_folder, write_file
 from pipeline.common.errors import RejectsError
 from pipeline.format import manifest
@@ -60,7 +60,7 @@ def publish(out: Path, records: Path, built: Manifest, finished: Mapping[str, Fi
     text, path = manifest.encode_manifest(built), out / manifest.FILE_NAME
     if path.exists() and path.read_bytes() != text:
         for shard in finished.values():  # so that a later run can continue without the manifest
-            save_state(records, shard)
+            save_record(records, shard)
         sync_folder(records)
         path.unlink()
         sync_folder(out)

@@ -19,7 +19,7 @@ from pipeline.build.planning import Planned
 from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import named_output, remove_partials, whole_write, write_file
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.common.file_lock import writer_lock
+from pipeline.common.file_lock import shared_lock, writer_lock
 from pipeline.common.progress import Progress
 from pipeline.format import manifest
 from pipeline.format.index import ShardEntry, decode_shard, encode_shard
@@ -42,6 +42,14 @@ class Finished:
 
     shard: ShardEntry
     rejects: tuple[Reject, ...]
+
+    def is_intact(self, path: Path) -> bool:
+        """Whether a file has the length and the SHA-256 of the shard."""
+        return (
+            path.is_file()
+            and path.stat().st_size == self.shard.num_bytes
+            and sha256_of(path) == self.shard.sha256
+        )
 
 
 @contextlib.contextmanager
@@ -73,6 +81,22 @@ def open_state(out: Path) -> Iterator[Path]:
                 state.rmdir()
                 if is_new:
                     out.rmdir()
+
+
+@contextlib.contextmanager
+def open_part(out: Path) -> Iterator[Path]:
+    """Share OUT with other parts of a planned build, and give the folder of its state.
+
+    Nothing that another part writes is touched: partial files of killed workers stay until the
+    parts are merged. Where the file system has no locks, the note of a whole build is respected.
+
+    Raises:
+        ConfigError: If a plan, a merge or a whole build is writing OUT.
+    """
+    state = out / STATE_NAME
+    rule = "parts may write OUT beside each other only"
+    with shared_lock(out, state / HOLDER_NAME, rule=rule, fix="Wait for it to end."):
+        yield state
 
 
 @contextlib.contextmanager
@@ -181,7 +205,7 @@ def finished_before(
     finished = {}
     for number, (shard, _) in enumerate(planned):
         aside = records / shard.name
-        noted = _load_state(records / f"{shard.name}.json", spec)
+        noted = load_record(records, shard.name, spec)
         in_place = published.get(shard.name) or noted
         digest = expected.get(shard.name)
         kept = _intact(aside, noted, expected=digest)
@@ -229,27 +253,31 @@ def _intact(path: Path, noted: Finished | None, *, expected: str | None) -> Fini
     A shard with rejects is rebuilt, unless its SHA-256 is the expected one: its images may be
     readable by now.
     """
-    if noted is None or not path.is_file():
+    if noted is None:
         return None
-    shard = noted.shard
-    if noted.rejects if expected is None else shard.sha256 != expected:
+    if noted.rejects if expected is None else noted.shard.sha256 != expected:
         return None
-    is_whole = path.stat().st_size == shard.num_bytes and sha256_of(path) == shard.sha256
-    return noted if is_whole else None
+    return noted if noted.is_intact(path) else None
 
 
-def save_state(state: Path, finished: Finished) -> None:
+def num_recorded(records: Path) -> int:
+    """Count the shards that have a record, whether or not their bytes are still intact."""
+    return sum(1 for _ in records.glob("*.tar.json"))
+
+
+def save_record(records: Path, finished: Finished) -> None:
     """Record a finished shard for a later run of the same build."""
     fields = {"shard": encode_shard(finished.shard), "rejects": finished.rejects}
     data = msgspec.json.encode(fields)
-    with whole_write(state / f"{finished.shard.name}.json", num_bytes=len(data)) as file:
+    with whole_write(records / f"{finished.shard.name}.json", num_bytes=len(data)) as file:
         file.write(data)
 
 
-def _load_state(path: Path, spec: DataSpec) -> Finished | None:
+def load_record(records: Path, name: str, spec: DataSpec) -> Finished | None:
     """Read an earlier run's record of a shard; None, if it cannot be read, means a rebuild."""
     try:
-        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        data = (records / f"{name}.json").read_bytes()
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         return Finished(
             shard=decode_shard(fields["shard"], member_suffixes(spec)),
             rejects=msgspec.json.decode(fields["rejects"], type=tuple[Reject, ...]),

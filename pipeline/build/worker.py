@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.build.resume import Finished, save_state
+from pipeline.build.resume import Finished, save_record
 from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import open_decoder
@@ -104,7 +104,7 @@ def build_shard(task: Task) -> Finished:
     if len(shard.samples) + len(rejects) != len(task.images):
         raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
     finished = Finished(shard=shard, rejects=tuple(rejects))
-    save_state(task.records, finished)
+    save_record(task.records, finished)
     return finished
 
 

@@ -11,7 +11,8 @@ import click
 from pipeline.bench.cli import bench
 from pipeline.build.config import BuildConfig
 from pipeline.cli.doctor import doctor
-from pipeline.cli.verify import counts_of, verify
+from pipeline.cli.parts import merge, plan, print_part
+from pipeline.cli.verify import counts_of, print_counts, verify
 from pipeline.command.console import (
     AS_JSON,
     BYTES,
@@ -27,7 +28,6 @@ from pipeline.datasets.config import ScatterConfig, SceneConfig
 
 if TYPE_CHECKING:
     from pipeline.build.dry_run import BuildPlan
-    from pipeline.format.manifest import Manifest
 
 MAX_SKIPPED = 10  # names printed as text
 
@@ -44,6 +44,8 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(verify)
+main.add_command(plan)
+main.add_command(merge)
 main.add_command(doctor)
 
 
@@ -57,9 +59,17 @@ main.add_command(doctor)
     help="Print images, shards, bytes and estimated time, after decoding a few images; write "
     "nothing.",
 )
+@click.option(
+    "--shards",
+    metavar="0-99,120|I/N",
+    help="Build only these shards of the plan in OUT, by number, or the I-th of N parts of it; "
+    "merge then publishes them.  [default: all, without a plan]",
+)
 @options_of(BuildConfig)
 @AS_JSON
-def build_shards(source: Path, out: Path, dry_run: bool, as_json: bool, **options: object) -> None:
+def build_shards(
+    source: Path, out: Path, dry_run: bool, shards: str | None, as_json: bool, **options: object
+) -> None:
     """Cut images into crops and glimpses, and write shards.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
@@ -69,10 +79,13 @@ def build_shards(source: Path, out: Path, dry_run: bool, as_json: bool, **option
     from pipeline.build.dry_run import plan_build
 
     config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
+    if shards is not None:
+        print_part(config, shards, dry_run=dry_run, as_json=as_json)
+        return
     if dry_run:
         with shown_progress("images/s") as progress:
-            plan = plan_build(config, progress=progress)
-        _print_plan(plan, out, config.workers, as_json=as_json)
+            forecast = plan_build(config, progress=progress)
+        _print_plan(forecast, out, config.workers, as_json=as_json)
         return
     with shown_progress("images/s") as progress:
         result = build_shards(config, progress=progress)
@@ -84,7 +97,7 @@ def build_shards(source: Path, out: Path, dry_run: bool, as_json: bool, **option
         counts = {**counts_of(result.manifest), "skipped": result.skipped}
         click.echo(json.dumps({"folder": str(out), **counts}, indent=1))
     else:
-        _print_counts(result.manifest)
+        print_counts(result.manifest)
         _print_skipped(result.skipped, rest="--json names all")
 
 
@@ -107,17 +120,6 @@ def _print_plan(plan: "BuildPlan", out: Path, workers: int, *, as_json: bool) ->
         )
     there = " It holds shards already." if plan.exists else ""
     click.echo(f"Nothing was written to {out}.{there}")
-
-
-def _print_counts(manifest: "Manifest") -> None:
-    for split, num_sources in manifest.num_sources.items():
-        num_bytes = sum(shard.num_bytes for shard in manifest.of_split(split))
-        click.echo(
-            f"{split}: {num_sources} images in, {manifest.num_samples(split)} samples out, "
-            f"{len(manifest.of_split(split))} shards, {num_bytes / 2**20:.0f} MiB"
-        )
-    for reject in manifest.rejects:
-        click.echo(printable(f"rejected {reject.path}: {reject.reason}"))
 
 
 @main.command()

@@ -92,6 +92,18 @@ def counts_of(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
+def print_counts(manifest: "Manifest") -> None:
+    """Print what a folder that was built holds."""
+    for split, num_sources in manifest.num_sources.items():
+        num_bytes = sum(shard.num_bytes for shard in manifest.of_split(split))
+        click.echo(
+            f"{split}: {num_sources} images in, {manifest.num_samples(split)} samples out, "
+            f"{len(manifest.of_split(split))} shards, {num_bytes / 2**20:.0f} MiB"
+        )
+    for reject in manifest.rejects:
+        click.echo(printable(f"rejected {reject.path}: {reject.reason}"))
+
+
 def _repair(shards: str, source: Path, workers: int) -> None:
     from pipeline.verify.repair import repair
 

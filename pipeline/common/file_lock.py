@@ -101,6 +101,35 @@ def writer_lock(path: Path, note: Path, *, rule: str, fix: str) -> Iterator[None
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def shared_lock(path: Path, note: Path, *, rule: str, fix: str) -> Iterator[None]:
+    """Write a folder beside others that share it, unless a `writer_lock` has it alone.
+
+    On a file system without locks, only the note of that writer is looked at.
+
+    Args:
+        path: The folder; it exists.
+        note: File that names the owner of a `writer_lock`.
+        rule: Rule of the error if there is one.
+        fix: What to do then.
+
+    Raises:
+        ConfigError: If another process has the folder alone.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            is_ours = lock(descriptor, shared=True)
+        except OSError:
+            is_ours = _read(note) is None
+        if not is_ours:
+            owner = _read(note) or "another is writing"
+            raise ConfigError(f"{rule}; got {path}, which {owner}. {fix}")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _is_still_at(path: Path, descriptor: int) -> bool:
     """Whether the path was neither renamed nor removed before it was locked."""
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())

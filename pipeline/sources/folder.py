@@ -1,6 +1,7 @@
 """Find, check and list the source images: a folder of class folders, or a .tgz of one."""
 
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -23,6 +24,7 @@ IMAGE_SUFFIXES = (
     ".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+_ESCAPED = re.compile(r"\\\\|\\x([0-9a-f]{2})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,16 @@ def spelt_out(name: str) -> str:
     """
     doubled = name.replace("\\", "\\\\")
     return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_listed(name: str) -> str:
+    """Give the name that `spelt_out` escaped, as the system lists it."""
+
+    def character(found: re.Match[str]) -> str:
+        byte: str = found[1]
+        return bytes.fromhex(byte).decode("utf-8", "surrogateescape") if byte else "\\"
+
+    return _ESCAPED.sub(character, name)
 
 
 def _list_archive(archive: Path, scratch: Path, progress: Progress) -> _Found:

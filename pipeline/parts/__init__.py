@@ -1,0 +1,1 @@
+"""One build in parts, on any number of machines: a plan, its parts, and their merge."""

@@ -1,0 +1,54 @@
+"""Plan a build: list the source once, and write down which image goes to which shard."""
+
+from pathlib import Path
+
+from pipeline.build.config import BuildConfig
+from pipeline.build.prepare import ShardPlan, plan_source, spec_here
+from pipeline.build.resume import SCRATCH_NAME, open_records, open_state, refuse_other_build
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.progress import SILENT, Progress
+from pipeline.format import manifest
+from pipeline.parts.plan_file import save_plan
+from pipeline.sources.folder import require_source
+
+
+def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan:
+    """Write the plan of a build that is made in parts.
+
+    Planning the same build again keeps its finished shards.
+
+    Args:
+        config: The build; its workers and rejects do not matter here.
+        progress: Reports nothing yet: a folder is listed, no archive is read.
+
+    Raises:
+        ConfigError: If the output folder holds another build, or a finished one.
+        SourceError: If the source is no folder of images.
+    """
+    require_folder(config.source)
+    spec = spec_here(config)
+    with open_state(config.out) as state:
+        if (config.out / manifest.FILE_NAME).exists():
+            raise ConfigError(
+                f"OUT must not be finished to be planned; got {config.out}, which has a "
+                f"{manifest.FILE_NAME}. Choose another folder."
+            )
+        plan = plan_source(config, spec, scratch=state / SCRATCH_NAME, progress=progress)
+        refuse_other_build(config.out, spec, plan.fingerprint)
+        open_records(state / plan.fingerprint, spec)
+        save_plan(state, plan, source=config.source)
+    return plan
+
+
+def require_folder(source: Path) -> None:
+    """Check that a source is a folder, which every part can open its images in.
+
+    Raises:
+        SourceError: If it is missing, or an archive.
+    """
+    require_source(source)
+    if not source.is_dir():
+        raise SourceError(
+            f"a build in parts needs a folder of images; got {source}. Unpack it, or build it "
+            "whole, without plan and --shards."
+        )
