@@ -35,7 +35,7 @@ SCATTERED := --smallest 0.35 --largest 0.5
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,export,dali,remote,bench,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,export,dali,remote,ray,bench,dev]'
 	$(BIN)/python -c 'import pipeline.pixels.kernels'  # compiles now, and not before the first image
 	touch $@
 

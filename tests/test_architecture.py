@@ -56,6 +56,7 @@ LATE = {
     "pipeline.bench.decoders": {"pipeline"},
     "pipeline.command.console": {"rich"},
     "pipeline.decode": {"pipeline"},
+    "pipeline.engines": {"pipeline"},
     "pipeline.format.codecs": {"pipeline"},
     "pipeline.pixels.resize": {"pipeline"},
     "pipeline.read.collate": {"pipeline"},

@@ -32,6 +32,7 @@ EXTRAS = {
     "remote": "to read shards in S3, in Google Cloud Storage or on a web server",
     "dali": "to decode with DALI",
     "export": "to export runs",
+    "ray": "to build on Ray",
 }
 # What decides the speed, as the kernel names it.
 CPU_FLAGS = {

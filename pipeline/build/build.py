@@ -6,11 +6,12 @@ write the others. Publish: name the rejects, move shards into place, write the m
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.build.config import BuildConfig
+from pipeline.build.landmarks import landmarks
 from pipeline.build.prepare import plan_source, spec_here, tasks_left
 from pipeline.build.publish import check_rejects, describe, publish
 from pipeline.build.resume import (
@@ -25,7 +26,8 @@ from pipeline.build.resume import (
 from pipeline.build.worker import Task, build_shard
 from pipeline.common.errors import VerificationError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.engines import local
+from pipeline.engines import local, open_ray
+from pipeline.engines.local import Retry
 from pipeline.format.manifest import Manifest
 from pipeline.sources.folder import require_source
 
@@ -67,10 +69,10 @@ def build_shards(
     """
     spec = spec_here(config)
     require_source(config.source)
-    start_workers()
+    start_workers(config)
     digests = {shard.name: shard.sha256 for shard in expected.shards} if expected else {}
     with open_state(config.out) as state:
-        plan = plan_source(config, spec, scratch=state / SCRATCH_NAME, progress=progress)
+        plan = plan_source(config, spec, scratch=state.absolute() / SCRATCH_NAME, progress=progress)
         refuse_other_build(config.out, spec, plan.fingerprint)
         records = state / plan.fingerprint
         before = finished_before(
@@ -90,9 +92,10 @@ def build_shards(
     )
 
 
-def start_workers() -> None:
-    """Start what workers are forked from, early: it imports while the build lists the source."""
-    local.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
+def start_workers(config: BuildConfig) -> None:
+    """Start what local workers are forked from, early: it imports while the source is listed."""
+    if config.engine == "local":
+        local.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
 
 
 def write_shards(
@@ -109,7 +112,15 @@ def write_shards(
         retried.append(task.shard.name)
         return task.retry(num_done, how)
 
-    results = local.run_tasks(
+    run = _run_on_ray if config.engine == "ray" else _run_here
+    results = run(tasks, config, retry, progress)
+    return {result.shard.name: result for result in results}, retried
+
+
+def _run_here(
+    tasks: Sequence[Task], config: BuildConfig, retry: Retry[Task], progress: Progress
+) -> Iterator[Finished]:
+    return local.run_tasks(
         build_shard,
         tasks,
         workers=config.workers,
@@ -118,7 +129,26 @@ def write_shards(
         num_images=sum(len(task.images) for task in tasks),
         progress=progress,
     )
-    return {result.shard.name: result for result in results}, retried
+
+
+def _run_on_ray(
+    tasks: Sequence[Task], config: BuildConfig, retry: Retry[Task], progress: Progress
+) -> Iterator[Finished]:
+    if not tasks:
+        return
+    with landmarks(tasks) as find_fault:
+        yield from open_ray().run_tasks(
+            build_shard,
+            tasks,
+            shards=[(task.shard.name, len(task.images)) for task in tasks],
+            address=config.ray_address,
+            workers=config.workers,
+            timeout_s=config.image_timeout_s,
+            needs_gpu=config.device == "gpu",
+            find_fault=find_fault,
+            retry=retry,
+            progress=progress,
+        )
 
 
 def _require_same(

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.command.settings import check_settings, setting
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
+from pipeline.engines import ENGINES
 from pipeline.format.crops import CANDIDATE_SETS, CANDIDATES_TEXT
 from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
 
@@ -48,10 +49,17 @@ class BuildConfig:
     )
     workers: int = setting(
         num_usable(),
-        "Worker processes; each writes whole shards. With --device gpu they share the GPU.",
+        "Worker processes; each writes whole shards. With --device gpu they share the GPU; on Ray, "
+        "so many share each GPU. With --ray-address the cluster's CPUs count.",
         flags="-j --workers",
         low=1,
         shown="CPUs this process may use",
+    )
+    engine: str = setting(
+        "local", "What runs the workers: this machine, or Ray (srp[ray]).", choices=ENGINES
+    )
+    ray_address: str | None = setting(
+        None, "Ray cluster to use, auto or HOST:PORT.", shown="one on this machine"
     )
     image_timeout_s: int = setting(
         300,
@@ -75,6 +83,11 @@ class BuildConfig:
             raise ConfigError(
                 f"glimpse size must fit the crop; got --glimpse-size {self.glimpse_size} px for "
                 f"--crop-size {self.crop_size} px. Lower --glimpse-size."
+            )
+        if self.ray_address is not None and self.engine != "ray":
+            raise ConfigError(
+                f"--ray-address needs --engine ray; got {self.ray_address} with --engine "
+                f"{self.engine}. Add --engine ray, or drop --ray-address."
             )
         self._check_codec()
         self._check_decoder()

@@ -70,8 +70,8 @@ def spec_here(config: BuildConfig) -> DataSpec:
 
 
 def threads_of(config: BuildConfig) -> int:
-    """Divide the CPUs among the workers' decoders."""
-    return max(1, num_usable() // config.workers)
+    """Divide the CPUs among the workers' decoders; on Ray, each has one."""
+    return 1 if config.engine == "ray" else max(1, num_usable() // config.workers)
 
 
 def plan_source(
@@ -119,7 +119,8 @@ def tasks_left(
         NoRoomError: If the shards do not fit on the disk; a codec may need half of the estimate.
     """
     num_bytes = sample_bytes(plan.spec)
-    shared = (shards_folder(config.out, records), records, plan.spec, threads_of(config))
+    folder = shards_folder(config.out, records).absolute()  # on Ray, work begins elsewhere
+    shared = (folder, records.absolute(), plan.spec, threads_of(config))
     tasks = [
         Task(*shared, shard, images, plan.classes, len(images) * num_bytes)
         for shard, images in plan.shards

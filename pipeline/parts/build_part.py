@@ -63,7 +63,7 @@ def build_part(config: BuildConfig, shards: str, *, progress: Progress = SILENT)
     saved = load_plan(config.out)
     _require_same(saved, spec_here(config))
     numbers = parse_numbers(shards, len(saved.lines))
-    start_workers()
+    start_workers(config)
     with open_part(config.out) as state:
         records = state / saved.fingerprint
         plan = saved.with_images(read_shards(saved, numbers, source=config.source))
