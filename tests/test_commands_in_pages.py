@@ -27,6 +27,7 @@ NOT_RUN = {  # by the first words: the reason
     "srp-data download": "it needs a network; tests/pipeline/datasets serves it one",
     "srp-data plan": "tests/pipeline/parts/test_array.py runs it",
     "srp-data merge": "tests/pipeline/parts/test_array.py runs it",
+    "srp-data build-shards my-images shards/mine --engine ray": "tests/pipeline/engines runs Ray",
     "sbatch": "it needs Slurm; tests/pipeline/parts/test_array.py runs its script without",
     "tensorboard": "it serves pages until it is stopped",
     "srun": "it needs a cluster",

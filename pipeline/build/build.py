@@ -93,8 +93,14 @@ def build_shards(
 
 
 def start_workers(config: BuildConfig) -> None:
-    """Start what local workers are forked from, early: it imports while the source is listed."""
-    if config.engine == "local":
+    """Start what local workers are forked from, early: it imports while the source is listed.
+
+    Raises:
+        ConfigError: If the workers are Ray's, which is not installed or does not answer.
+    """
+    if config.engine == "ray":
+        open_ray().cluster.require_listening(config.ray_address)
+    else:
         local.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,26 +44,61 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
             "object_store_memory": _STORE_BYTES,
         }
     else:
-        _require_open(address)
         place = {"address": address}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**place, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+        told = printable(str(error)).rstrip(".")
         raise ConfigError(
             f"--ray-address must be of a Ray cluster of this version; got {address or 'none'}: "
-            f"{printable(str(error))}. Start one with ray start --head, or drop --ray-address."
+            f"{told}. Start one with ray start --head, or drop --ray-address."
         ) from error
     try:
-        with contextlib.suppress(ValueError):  # in another thread nobody has changed it
-            signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which cleans up nothing
-        yield
+        with _answered_by(handler):
+            yield
     finally:
         ray.shutdown()
 
 
-def _require_open(address: str) -> None:
-    """Check that something listens there; Ray itself would wait for two minutes."""
+@contextlib.contextmanager
+def _answered_by(handler: Any) -> Iterator[None]:
+    """Let SIGTERM end in what the program's own handler raises.
+
+    Ray sets a handler that cleans up nothing, and its calls turn whatever a handler raises into a
+    plain KeyboardInterrupt.
+    """
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raised: list[BaseException] = []
+
+    def answer(number: int, frame: Any) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    signal.signal(signal.SIGTERM, answer)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if raised:
+            raise raised[0] from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def require_listening(address: str | None) -> None:
+    """Check that something listens at an address; Ray itself would wait for two minutes.
+
+    Raises:
+        ConfigError: If nothing does, or it is no address of a cluster.
+    """
+    if address is None:
+        return
     found = _ADDRESS.fullmatch(address)
     if not found:
         raise ConfigError(
