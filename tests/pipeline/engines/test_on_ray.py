@@ -8,7 +8,7 @@ import pytest
 from planned import config, files
 from poisoned import poison, write_poisoned
 from reported import Reported
-from slow import count_slowly, divide
+from slow import count_and_sign, count_slowly, divide
 
 from pipeline.build.build import BuildResult, build_shards
 from pipeline.build.landmarks import Landmarks
@@ -145,24 +145,23 @@ def test_a_shard_that_takes_long_is_named_and_images_are_counted() -> None:
     assert "slow: shard-3" in seen
 
 
-def test_a_node_that_is_lost_costs_its_tasks_a_try(cluster: Any) -> None:
+def test_a_node_that_is_lost_costs_its_tasks_a_try(cluster: Any, tmp_path: Path) -> None:
     lost: list[str] = []
-    node = cluster.list_all_nodes[-1]
+    node = cluster.list_all_nodes()[-1]
 
-    def lose(num_images: int) -> None:
-        if num_images and node in cluster.list_all_nodes:
+    def lose(_num_images: int) -> None:
+        if (tmp_path / node.node_id).exists() and node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
 
-    def retry(seconds: float, _num_done: int, how: str) -> float:
+    def retry(folder: Path, _num_done: int, how: str) -> Path:
         lost.append(how)
-        return seconds
+        return folder
 
     try:
-        results = list(run([2.0] * 4, count_slowly, retry=retry, progress=Reported(lose)))
+        results = list(run([tmp_path] * 6, count_and_sign, retry=retry, progress=Reported(lose)))
     finally:
         cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    assert results == [2.0] * 4
-    assert lost
+    assert results == ["done"] * 6
     assert set(lost) == {"died"}
 
 
