@@ -54,6 +54,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(
 ) -> None:
     assert f"packages, {extra}" in found(tmp_path)
     package = {"train": "timm", "remote": "s3fs", "dali": "nvidia-dali-cuda130", "export": "onnx"}
+    package["ray"] = "ray"
 
     def missing(name: str) -> str:
         if name == package[extra]:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.build import build as build_module
-from pipeline.build.build import data_spec
 from pipeline.build.config import BuildConfig
+from pipeline.build.prepare import data_spec
 from pipeline.format import manifest as manifests
 from pipeline.verify.repair import config_of
 
