@@ -179,9 +179,13 @@ def on_node(node: str, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def actor_on(node: str, kind: type) -> Any:
-    """Start an actor on one node, beside its tasks, or elsewhere if that cannot be."""
+    """Start an actor on one node, beside its tasks, or elsewhere if that cannot be.
+
+    Should it be killed, it begins anew, and calls wait for it.
+    """
     there = NodeAffinitySchedulingStrategy(node, soft=True)
-    return ray.remote(num_cpus=0, scheduling_strategy=there)(kind).remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(scheduling_strategy=there, **options)(kind).remote()
 
 
 def call(find_fault: Callable[[], str]) -> str:

@@ -173,7 +173,9 @@ class _Run:
 
     def _read_counts(self, waited_s: float) -> None:
         """Read how far each task is."""
-        places = ray.get(self._counts.take.remote())
+        places: dict[tuple[int, int], Place] = {}
+        with contextlib.suppress(RayError):  # it was killed, and begins anew
+            places = ray.get(self._counts.take.remote())
         for each in self._tries.values():
             place = places.get((each.number, each.attempt))
             if each.place is None and place:

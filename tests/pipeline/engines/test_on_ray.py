@@ -146,8 +146,11 @@ def test_a_shard_that_takes_long_is_named_and_images_are_counted() -> None:
 
 
 def test_a_node_that_is_lost_costs_its_tasks_a_try(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
     lost: list[str] = []
-    node = cluster.list_all_nodes()[-1]
+    ours = ray.get_runtime_context().get_node_id()
+    node = next(each for each in cluster.list_all_nodes() if each.node_id != ours)
 
     def lose(_num_images: int) -> None:
         if (tmp_path / node.node_id).exists() and node in cluster.list_all_nodes():
@@ -163,6 +166,21 @@ def test_a_node_that_is_lost_costs_its_tasks_a_try(cluster: Any, tmp_path: Path)
         cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
     assert results == ["done"] * 6
     assert set(lost) == {"died"}
+
+
+def test_images_are_counted_again_after_what_counts_them_was_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from pipeline.engines import cluster as ours
+
+    actors: list[Any] = []
+    start = ours.actor_on
+    monkeypatch.setattr(ours, "actor_on", lambda *where: actors.append(start(*where)) or actors[-1])
+    progress = Reported(lambda done: done == 1 and ray.kill(actors[0], no_restart=False))
+    assert list(run([6.0], count_slowly, retry=None, progress=progress)) == [6.0]
+    assert progress.calls[-1][1] == 3
 
 
 def test_decoding_on_a_gpu_needs_a_node_that_has_one() -> None:
