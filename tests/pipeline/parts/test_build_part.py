@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from planned import SIZES, config, files
 
-from pipeline.build.build import build_shards
+from pipeline.build.build import build_shards, start_workers
 from pipeline.build.resume import open_part, open_state
 from pipeline.common.errors import ConfigError, RejectsError, SourceError
 from pipeline.parts.build_part import build_part
@@ -79,10 +79,12 @@ def test_more_parts_than_shards_leave_some_with_nothing_to_do(
 
 
 def test_two_parts_that_build_the_same_shards_at_once_do_no_harm(
-    image_tree: Path, planned: Path, whole: Path
+    image_tree: Path, planned: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    part = config(image_tree, planned)
+    start_workers(part)  # once: it changes this process's environment for a moment
+    monkeypatch.setattr("pipeline.parts.build_part.start_workers", lambda _: None)
     with ThreadPoolExecutor(2) as pool:
-        part = config(image_tree, planned)
         both = [pool.submit(build_part, part, shards) for shards in ("1/1", "0-8")]
     assert {built.result().num_recorded for built in both} == {9}
     assert not list(planned.glob(".*.partial"))
