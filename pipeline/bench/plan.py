@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from pipeline.bench.config import PlanBenchConfig
 from pipeline.bench.limits import Demand, Limit, limits_of
-from pipeline.build.build import data_spec
 from pipeline.build.config import BuildConfig
+from pipeline.build.prepare import data_spec
 from pipeline.command.results import Row
 from pipeline.common.errors import ConfigError
 from pipeline.format.spec import CODECS, DataSpec
