@@ -19,11 +19,13 @@ def count_slowly(seconds: float) -> float:
     return seconds
 
 
-def count_and_sign(folder: Path) -> str:
-    """Count an image, leave the name of the node, and take two seconds more."""
+def meet_and_count(folder: Path) -> str:
+    """Leave the name of the node, wait until another has left its own, and take four seconds."""
     import ray
 
     count_image()
     (folder / ray.get_runtime_context().get_node_id()).touch()
-    time.sleep(2)
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.1)
+    time.sleep(4)
     return "done"
