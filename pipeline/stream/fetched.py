@@ -9,7 +9,7 @@ Axes: B samples of a batch.
 import mmap
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from pipeline.format.index import ShardEntry
 from pipeline.pixels import Pixels
 from pipeline.read.memory_map import reserve_files
+from pipeline.stream.pace import MAX_AT_ONCE, Reading
 from pipeline.stream.store import RemoteStore, fix_of_kept
-
-NUM_FETCHES = 3  # shards that one reader fetches at the same time
 
 Numbers = NDArray[np.int64]
 
@@ -53,6 +52,9 @@ class FetchedShards:
     def _set_up(self) -> None:
         """Initialise the state of this process."""
         self._maps: dict[int, _Mapped] = {}
+        self.reading = Reading()
+        total_bytes = sum(shard.num_bytes for shard in self._shards)
+        self._mean_bytes = total_bytes / max(1, len(self._shards))
         reserve_files(self, len(self._shards))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,6 +72,22 @@ class FetchedShards:
     def limit_bytes(self) -> int | None:
         """Bytes that may be on this machine at once; None for all."""
         return self._cache.limit_bytes
+
+    @property
+    def waited_s(self) -> float:
+        """Time that readers of this process have waited for shards so far, s."""
+        return self.reading.waited_s
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that this process has fetched from the store so far."""
+        return self._store.link.num_bytes
+
+    def num_at_once(self) -> int:
+        """Say how many shards to fetch at once, so that the reader does not wait."""
+        return self.reading.num_at_once(
+            self._store.link, part_bytes=self._mean_bytes, limit=MAX_AT_ONCE
+        )
 
     def written_ns(self, number: int) -> int:
         """Check a shard's file, and fetch it if it is not there.
@@ -141,7 +159,8 @@ class FetchedShards:
         if found is None:
             if self.limit_bytes is not None:  # reading at random keeps one shard at a time
                 self._maps.clear()
-            found = self.fetch(number, threading.Event())
+            with self.reading.waiting():
+                found = self.fetch(number, threading.Event())
         return found
 
 
@@ -179,14 +198,20 @@ def _needs_of(shard_batches: Iterable[Numbers]) -> _Needs:
 class FetchAhead:
     """Fetches the shards of batches to come, in the order of first need.
 
-    Within the cache's limit: a shard is fetched once there is room beside those that are still
-    needed, or at once if the batch that is next waits for it.
+    As many at once as keep up with the batches that are used. Within the cache's limit: a shard is
+    fetched once there is room beside those that are still needed, or at once if the batch that is
+    next waits for it.
     """
 
     def __init__(self, fetched: FetchedShards, needs: _Needs) -> None:
         self._fetched, self._needs = fetched, needs
         self._ready = {number for number in needs.first if fetched.is_mapped(number)}
         self._queue = deque(number for number in needs.first if number not in self._ready)
+        self._coming = dict.fromkeys(self._queue)  # not here yet, in the order of first need
+        self._num_fetching = 0
+        self._first_bytes: Counter[int] = Counter()  # of shards that a batch is the first to need
+        for number, batch in needs.first.items():
+            self._first_bytes[batch] += fetched.size_of(number)
         self._leaving: dict[int, list[int]] = {}
         for number, batch in needs.last.items():
             self._leaving.setdefault(batch, []).append(number)
@@ -202,13 +227,17 @@ class FetchAhead:
 
         The threads are daemons: one that waits for a silent server does not keep the process.
         """
-        for number in range(min(NUM_FETCHES, len(self._queue))):
+        self._fetched.reading.begin()
+        with self._changed:
+            self._note_need()
+        for number in range(min(MAX_AT_ONCE, len(self._queue))):
             threading.Thread(target=self._work, name=f"srp-fetch-{number}", daemon=True).start()
 
     def stop(self) -> None:
         """Ask the threads to end, and end all waiting for them at once."""
         self._stop.set()
         with self._changed:
+            self._fetched.reading.end_wait()
             self._changed.notify_all()
         if self._fetched.limit_bytes is not None:
             for number in self._needs.first:
@@ -235,7 +264,21 @@ class FetchAhead:
                 for number in leaving:
                     self._fetched.let_go(number)
                     self._held_bytes -= self._fetched.size_of(number)
+            self._note_need()
             self._changed.notify_all()
+
+    def _note_need(self) -> None:
+        """Note that the oldest batch is wanted now."""
+        self._fetched.reading.take(self._first_bytes[self._num_done])
+        self._note_wait()
+
+    def _note_wait(self) -> None:
+        """Note whether the batch that is wanted waits for a shard."""
+        is_needed = self._coming and self._needs.first[next(iter(self._coming))] <= self._num_done
+        if is_needed:
+            self._fetched.reading.begin_wait()
+        else:
+            self._fetched.reading.end_wait()
 
     def _work(self) -> None:
         while (number := self._next()) is not None:
@@ -248,7 +291,11 @@ class FetchAhead:
                 return
             with self._changed:
                 self._ready.add(number)
-                if self._stop.is_set() and self._fetched.limit_bytes is not None:
+                self._num_fetching -= 1
+                del self._coming[number]
+                if not self._stop.is_set():
+                    self._note_wait()
+                elif self._fetched.limit_bytes is not None:
                     self._fetched.let_go(number)
                 self._changed.notify_all()
 
@@ -256,15 +303,18 @@ class FetchAhead:
         """Take the next shard as soon as it may be fetched; None at the end."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stop.is_set() or self._error or not self._queue or self._has_room()
+                lambda: self._stop.is_set() or self._error or not self._queue or self._may_fetch()
             )
             if self._stop.is_set() or self._error or not self._queue:
                 return None
             number = self._queue.popleft()
             self._held_bytes += self._fetched.size_of(number)
+            self._num_fetching += 1
             return number
 
-    def _has_room(self) -> bool:
+    def _may_fetch(self) -> bool:
+        if self._num_fetching >= self._fetched.num_at_once():
+            return False
         number, limit = self._queue[0], self._fetched.limit_bytes
         is_needed_now = self._needs.first[number] <= self._num_done
         held = self._held_bytes + self._fetched.size_of(number)

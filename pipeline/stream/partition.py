@@ -79,3 +79,27 @@ def cut_pieces(shards: Sequence[ShardEntry], share: range) -> Iterator[Piece]:
         if first < stop:
             yield Piece(shard, first, stop)
         position += count
+
+
+def cut_blocks(piece: Piece, block_bytes: int) -> Iterator[Piece]:
+    """Cut a piece into pieces of whole samples.
+
+    Args:
+        piece: Samples of a shard.
+        block_bytes: Largest size of a block; a larger sample is a block of its own.
+    """
+    first, start = piece.first, 0
+    for index, sample in enumerate(piece.shard.samples[piece.first : piece.stop], piece.first):
+        if index == first:
+            start = sample.offset
+        elif sample.offset + sample.length > start + block_bytes:
+            yield Piece(piece.shard, first, index)
+            first, start = index, sample.offset
+    yield Piece(piece.shard, first, piece.stop)
+
+
+def extent_of(piece: Piece) -> tuple[int, int]:
+    """Give the offsets where a piece's samples begin and end in its shard."""
+    samples = piece.shard.samples
+    last = samples[piece.stop - 1]
+    return samples[piece.first].offset, last.offset + last.length

@@ -1,28 +1,40 @@
 """Files of a remote folder, read front to back through fsspec; lost connections are resumed."""
 
+import errno
 import functools
+import io
 import os
+import random
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
 from pipeline.common.errors import ConfigError, DownloadError, SrpError, VerificationError
 from pipeline.stream.address import COPY_AGAIN, RemoteFolder
+from pipeline.stream.pace import Link
 
 TRIES = 5  # in a row without a byte
 STORE_TRIES = 2  # the same for backends that retry by themselves
-FIRST_WAIT_S = 0.5  # before the first retry; doubled before each further one
+FIRST_WAIT_S = 0.5  # before the first retry, on average; doubled before each further one
+LONGEST_WAIT_S = 60.0  # that a server may ask for
 BLOCK_BYTES = 1 << 23  # of one request where a store is read by blocks
 CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 # Statuses of the 400s that a retry may change.
 _TEMPORARY = frozenset((408, 425, 429))
+# Of the system, not seeded: many processes that a server failed together must not retry together.
+_CHANCE = random.SystemRandom()
 
 
 class RemoteFile:
-    """One file from some offset on. A retry starts at the offset that was reached.
+    """One file, or a part of it. A retry starts at the offset that was reached.
+
+    Attributes:
+        address: Of the file.
+        is_part: Whether the server sends the part that was asked for, and not the whole file.
 
     Raises, from `read`:
         FileNotFoundError: If there is no such file.
@@ -37,7 +49,9 @@ class RemoteFile:
         *,
         num_bytes: int | None,
         start: int = 0,
+        end: int | None = None,
         stop: threading.Event | None = None,
+        link: Link | None = None,
     ) -> None:
         """Name what to read; nothing is opened yet.
 
@@ -46,13 +60,19 @@ class RemoteFile:
             name: Its name.
             num_bytes: Its length; None if unknown.
             start: Offset of the first byte to read.
+            end: Offset of the first byte not to read; None reads to the end of the file.
             stop: Once set, reading ends in CancelledError.
+            link: Notes how fast the connections were.
         """
         self.address = folder.locate(name)
+        self.is_part = folder.scheme not in ("http", "https")
         self._folder = folder
         self._name = name
         self._num_bytes = num_bytes
         self._position = start
+        self._end = end
+        self._link = link or Link()
+        self._num_received, self._latency_s, self._later_s = 0, 0.0, 0.0  # of this connection
         self._stop = stop or threading.Event()
         self._file: Any = None
         self._num_failed = 0
@@ -60,9 +80,12 @@ class RemoteFile:
 
     def read(self, num_bytes: int) -> bytes:
         """Read at least one byte and at most `num_bytes`; none at the end."""
+        if self._end is not None:
+            num_bytes = min(num_bytes, self._end - self._position)
         while True:
             if self._stop.is_set():
                 raise CancelledError
+            began_s = time.monotonic()
             try:
                 if self._file is None:
                     self._file = self._open()
@@ -72,7 +95,7 @@ class RemoteFile:
             except Exception as error:  # each backend has its own tree of errors
                 self._note_failure(error)
                 continue
-            self._position += len(data)
+            self._note_received(len(data), time.monotonic() - began_s)
             if data:
                 self._num_failed = 0
             elif num_bytes and self._num_bytes is not None and self._position < self._num_bytes:
@@ -94,11 +117,26 @@ class RemoteFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._num_received:
+            self._link.note(
+                latency_s=self._latency_s, num_bytes=self._num_received, seconds=self._later_s
+            )
+        self._num_received, self._latency_s, self._later_s = 0, 0.0, 0.0
+
+    def _note_received(self, num_bytes: int, seconds: float) -> None:
+        if self._num_received:
+            self._later_s += seconds
+        else:
+            self._latency_s += seconds
+        self._num_received += num_bytes
+        self._position += num_bytes
 
     def _open(self) -> Any:
         files = filesystem(self._folder.scheme)
         if self._folder.scheme in ("http", "https"):
             return self._open_http(files)
+        if self._end is not None:  # one request, without asking for the length before
+            return io.BytesIO(files.cat_file(self.address, start=self._position, end=self._end))
         file = files.open(self.address, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
         try:
             self._check_length(file.size)
@@ -109,12 +147,15 @@ class RemoteFile:
         return file
 
     def _open_http(self, files: Any) -> Any:
-        """Request everything from the offset on; a server without ranges sends all of it."""
-        headers = {"Range": f"bytes={self._position}-"} if self._position else {}
+        """Request what is left of the part; a server without ranges sends the whole file."""
+        last = "" if self._end is None else self._end - 1
+        is_whole = self._end is None and not self._position
+        headers = {} if is_whole else {"Range": f"bytes={self._position}-{last}"}
         # Block size 0 streams; the size only keeps fsspec from asking for it first.
         file = files.open(self.address, "rb", block_size=0, size=1, headers=headers)
         try:
             response = file.r
+            self.is_part = response.status == 206
             if response.status == 206:
                 match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
                 if not match or int(match[1]) != self._position:
@@ -150,7 +191,8 @@ class RemoteFile:
         """
         self.close()
         status = getattr(error, "status", None)
-        if status == 416 and self._position:
+        is_beyond = status == 416 or (self._end and getattr(error, "errno", None) == errno.EINVAL)
+        if is_beyond and self._position:  # s3fs turns the status into EINVAL
             raise wrong_length(self.address, self._position, int(self._num_bytes or 0)) from error
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(self.address) from error  # unlike a local one, without filename
@@ -161,7 +203,31 @@ class RemoteFile:
                 f"shards must be reachable; got {_reason(error)} from {self.address} at offset "
                 f"{self._position}. Check the address, the network and your access to it."
             ) from error
-        self._stop.wait(FIRST_WAIT_S * 2 ** (self._num_failed - 1))
+        asked_s = _asked_wait_s(error)
+        self._stop.wait(wait_s(self._num_failed, asked_s=asked_s, chance=_CHANCE.random()))
+
+
+def wait_s(num_failed: int, *, asked_s: float, chance: float) -> float:
+    """Give the time to wait before a retry, s.
+
+    It doubles each time, and is drawn from half to one and a half of that, so that readers whose
+    requests failed together do not retry together. A server that asks for a longer wait gets it, up
+    to `LONGEST_WAIT_S`, and up to half of it more.
+
+    Args:
+        num_failed: Tries that have failed in a row, at least 1.
+        asked_s: What the server asks for, s.
+        chance: Drawn from 0 to 1.
+    """
+    spread = 0.5 + chance
+    backoff_s = FIRST_WAIT_S * 2.0 ** (num_failed - 1) * spread
+    return max(backoff_s, min(asked_s, LONGEST_WAIT_S) * max(1.0, spread))
+
+
+def _asked_wait_s(error: Exception) -> float:
+    """Read the seconds of a Retry-After header; one that is a date, or none, asks for nothing."""
+    asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
+    return float(asked) if asked.isdecimal() else 0.0
 
 
 def wrong_length(place: str, num_bytes: int, expected: int) -> VerificationError:

@@ -1,9 +1,10 @@
 """A folder of shards, local or remote: its manifest, and its shards read front to back."""
 
+import io
 import threading
 from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,6 +17,7 @@ from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
 from pipeline.stream.address import COPY_AGAIN, RemoteFolder, parse_address, spelled
 from pipeline.stream.cache import ShardCache, release
+from pipeline.stream.pace import Link
 from pipeline.stream.remote_file import RemoteFile
 
 MAX_MANIFEST_BYTES = 1 << 30
@@ -129,10 +131,17 @@ class LocalStore:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteStore:
-    """A folder at an address, and perhaps a cache on this machine."""
+    """A folder at an address, and perhaps a cache on this machine.
+
+    Attributes:
+        folder: The address.
+        cache: What keeps fetched shards; None reads them from the address each time.
+        link: What was measured of the connections to it.
+    """
 
     folder: RemoteFolder
     cache: ShardCache | None
+    link: Link = field(default_factory=Link, compare=False, repr=False)
 
     @property
     def address(self) -> str:
@@ -204,6 +213,40 @@ class RemoteStore:
             place=remote.address, read=remote.read, close=remote.close, fix=lambda: COPY_AGAIN
         )
 
+    def has_ranges(self) -> bool:
+        """Whether the store sends a part of a file; a plain web server sends the whole one.
+
+        Raises:
+            DownloadError: If it cannot be reached.
+        """
+        with closing(RemoteFile(self.folder, FILE_NAME, num_bytes=None, end=1)) as file:
+            if not file.is_part:
+                with suppress(FileNotFoundError):  # the caller may have the manifest from elsewhere
+                    file.connect()
+            return file.is_part
+
+    def fetch(self, shard: ShardEntry, *, start: int, end: int, stop: threading.Event) -> Source:
+        """Fetch a part of a shard into memory.
+
+        Args:
+            shard: What to fetch of.
+            start: Offset of the part's first byte.
+            end: Offset of the first byte after it; one after the shard's end finds what follows.
+            stop: Once set, fetching ends in CancelledError.
+
+        Raises:
+            DownloadError: If it cannot be fetched.
+            VerificationError: If the shard is missing or has another length.
+        """
+        with closing(self._file_of(shard, start=start, end=end, stop=stop)) as remote:
+            try:
+                data = io.BytesIO(b"".join(remote.chunks()))
+            except FileNotFoundError:
+                raise self._missing(shard) from None
+        return Source(
+            place=remote.address, read=data.read, close=data.close, fix=lambda: COPY_AGAIN
+        )
+
     def open_kept(self, shard: ShardEntry, *, stop: threading.Event) -> BinaryIO:
         """Open a shard in the cache, fetched before if it is not there; see `ShardCache.open`.
 
@@ -232,10 +275,13 @@ class RemoteStore:
             f"{self.folder.locate(shard.name)}. {COPY_AGAIN}"
         )
 
-    def _file_of(self, shard: ShardEntry, *, start: int, stop: threading.Event) -> RemoteFile:
+    def _file_of(
+        self, shard: ShardEntry, *, start: int, end: int | None = None, stop: threading.Event
+    ) -> RemoteFile:
         return RemoteFile(
-            self.folder, shard.name, num_bytes=shard.num_bytes, start=start, stop=stop
-        )
+            self.folder, shard.name, num_bytes=shard.num_bytes, start=start, end=end, stop=stop,
+            link=self.link,
+        )  # fmt: skip
 
 
 def fix_of_kept(path: Path) -> str:

@@ -7,11 +7,10 @@ parsed.
 """
 
 import random
-import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +20,10 @@ from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import GLIMPSES, LABEL, META, ORIGINALS, Sample, decode_sample
 from pipeline.format.ustar import TAR_END
+from pipeline.stream.pace import Reading
 from pipeline.stream.partition import Part, Piece, cut_pieces, share_of
-from pipeline.stream.store import Source, Store, open_store
+from pipeline.stream.prefetch import open_ahead
+from pipeline.stream.store import RemoteStore, Source, Store, open_store
 
 ALONE = Part()
 
@@ -73,6 +74,7 @@ class SampleStream:
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.epoch = 0
+        self._reading = Reading()
         if not self.manifest.num_samples(split):
             raise ConfigError(
                 f"a split must hold samples; got 0 in {split} of {self.store.address}. "
@@ -85,6 +87,19 @@ class SampleStream:
             )
         if seed is not None and seed < 0:
             raise ConfigError(f"a seed must be at least 0; got {seed}.")
+
+    @property
+    def waited_s(self) -> float:
+        """Time that this process has spent on waiting for this stream's bytes so far, s.
+
+        The share of a pass is what it adds, by the time that the pass takes.
+        """
+        return self._reading.waited_s
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that this process has fetched from the store's address so far."""
+        return self.store.link.num_bytes if isinstance(self.store, RemoteStore) else 0
 
     def count(self, *, part: Part = ALONE, equal: bool = False) -> int:
         """Count the samples of one reader's epoch, which is the same for every epoch."""
@@ -141,7 +156,8 @@ class SampleStream:
     def _encoded(self, epoch: int, part: Part, equal: bool) -> Generator["_Encoded", None, None]:
         """Read one reader's samples, shuffled but not decoded, which takes less memory."""
         pieces = self._pieces(epoch, part, equal)
-        with closing(_read_pieces(self.store, pieces, self.manifest.suffixes())) as found:
+        suffixes = self.manifest.suffixes()
+        with closing(_read_pieces(self.store, pieces, suffixes, self._reading)) as found:
             if self.seed is None or not self.shuffle_buffer:
                 yield from found
                 return
@@ -192,42 +208,19 @@ def _shuffle(
 
 
 def _read_pieces(
-    store: Store, pieces: Iterator[Piece], suffixes: tuple[str, ...]
+    store: Store, pieces: Iterator[Piece], suffixes: tuple[str, ...], reading: Reading
 ) -> Generator[_Encoded, None, None]:
     """Read the samples of some pieces, in order."""
-    with closing(_open_ahead(store, pieces)) as opened:
+
+    def read(source: Source, num_bytes: int) -> bytes:
+        with reading.waiting():
+            return source.read(num_bytes)
+
+    with closing(open_ahead(store, pieces, reading)) as opened:
         for piece, source in opened:
             with closing(source):
-                yield from _read_piece(piece, source, suffixes)
-
-
-def _open_ahead(
-    store: Store, pieces: Iterator[Piece]
-) -> Generator[tuple[Piece, Source], None, None]:
-    """Open pieces one by one, and always the next one while the last is being read."""
-    stop = threading.Event()
-    pending: deque[tuple[Piece, Future[Source]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="srp-stream") as pool:
-        try:
-            for piece in pieces:
-                opening = pool.submit(_open, store, piece, stop)
-                pending.append((piece, opening))
-                if len(pending) > 1:
-                    first, ready = pending.popleft()
-                    yield first, ready.result()
-            while pending:
-                first, ready = pending.popleft()
-                yield first, ready.result()
-        finally:
-            stop.set()
-            for _, opening in pending:
-                if not opening.cancel() and not opening.exception():
-                    opening.result().close()
-
-
-def _open(store: Store, piece: Piece, stop: threading.Event) -> Source:
-    start = piece.shard.samples[piece.first].offset  # which may read the shard's index file
-    return store.open(piece.shard, start=start, stop=stop)
+                counted = replace(source, read=partial(read, source))
+                yield from _read_piece(piece, counted, suffixes)
 
 
 def _read_piece(piece: Piece, source: Source, suffixes: tuple[str, ...]) -> Iterator[_Encoded]:

@@ -75,11 +75,13 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, self.end = int(first or 0), int(last) + 1 if last else None
         data = path.read_bytes()
         if name.endswith("-000000.tar") and self.web.faults:
             self.web.faults.pop(0)(self, data, start)
         elif not self.web.has_ranges:
+            self.end = None
             self.answer(data, start=0)
         elif start >= len(data) and wanted:
             self.send_error(416)
@@ -89,11 +91,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(
         self, data: bytes, *, start: int, sent: int | None = None, announced: int | None = None
     ) -> None:
-        """Send data from `start` on; `sent` and `announced` bytes of it, if not all."""
-        rest = data[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        """Send what was asked for from `start` on; `sent` and `announced` bytes, if not all."""
+        rest = data[start : self.end]
+        is_part = start > 0 or self.end is not None
+        self.send_response(206 if is_part else 200)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(rest) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(rest) if announced is None else announced))
         self.end_headers()
         self.wfile.write(rest[:sent])

@@ -69,7 +69,7 @@ def test_batches_of_an_address_are_those_of_the_folder(
 def test_shards_are_fetched_in_the_order_of_first_need_and_a_few_at_once(
     many: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetched_module, "NUM_FETCHES", 1)
+    monkeypatch.setattr(fetched_module, "MAX_AT_ONCE", 1)
     reader = opened(many, tmp_path / "cache").reader("train")
     all_bytes(reader)
     needed = dict.fromkeys(reader.shards_of(ORDER.ravel()).tolist())

@@ -34,6 +34,12 @@ def expected(folder: Path, split: str = "train") -> list[str]:
     return [sample.key for shard in shards for sample in shard.samples]
 
 
+def range_of(wanted: str) -> tuple[int, int | None]:
+    """Read the first offset of a range, and the one after the last; None where it has no end."""
+    first, _, last = wanted.removeprefix("bytes=").partition("-")
+    return int(first), int(last) + 1 if last else None
+
+
 @pytest.fixture
 def manifest(canvas_shards: Path) -> Manifest:
     return manifests.load(canvas_shards)
@@ -121,8 +127,10 @@ def test_parts_ask_for_their_ranges_alone(web: Any, shard: ShardEntry) -> None:
     parts = [Part(rank=rank, world_size=4) for rank in range(4)]
     read = [keys_of(web.address, part=part) for part in parts]
     assert [key for keys in read for key in keys] == expected(web.folder)
-    starts = {f"bytes={sample.offset}-" for sample in shard.samples[1:]}
-    assert {wanted for wanted in web.asked_for(shard.name) if wanted} <= starts
+    wanted = [range_of(wanted) for wanted in web.asked_for(shard.name)]
+    assert len(wanted) > 1
+    assert [start for start, _ in wanted[1:]] == [end for _, end in wanted[:-1]]
+    assert (wanted[0][0], wanted[-1][1]) == (0, shard.num_bytes + 1)
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
@@ -136,21 +144,23 @@ def test_a_failure_that_passes_is_taken_up_where_it_happened(
     cache = tmp_path / "cache" if has_cache else None
     assert keys_of(web.address, cache=cache) == expected(web.folder)
     if fault is hang_up:
-        starts = [int(wanted[6:-1]) for wanted in web.asked_for(shard.name) if wanted]
-        assert starts
-        assert min(starts) > 0
+        retries = web.asked_for(shard.name)[1:]
+        assert retries
+        assert min(range_of(wanted)[0] for wanted in retries) > 0
 
 
 def test_a_server_that_falls_silent_is_asked_again(
     web: Any, shard: ShardEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.5)
     remote_file._filesystem.cache_clear()
     done = threading.Event()
     web.faults = [partial(fall_silent, until=done)]
     assert keys_of(web.address) == expected(web.folder)
     done.set()
-    assert len(web.asked_for(shard.name)) == 2
+    again = web.asked_for(shard.name)[1:]
+    assert again
+    assert {range_of(wanted)[0] for wanted in again} == {3000}
     remote_file._filesystem.cache_clear()
 
 
@@ -240,7 +250,7 @@ def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
     web.faults = [send_part] * 9
     with pytest.raises(DownloadError, match=r"got OSError: another range than was requested from"):
         keys_of(web.address)
-    assert web.asked_for(shard.name) == [""] * remote_file.TRIES
+    assert web.asked_for(shard.name) == [f"bytes=0-{shard.num_bytes}"] * remote_file.TRIES
 
 
 def test_an_address_where_nobody_listens_ends_in_one_line(web: Any) -> None:
