@@ -55,6 +55,14 @@ class ShardBytes(Protocol):
     def limit_bytes(self) -> int | None:
         """Bytes that may be on this machine at once; None for all."""
 
+    @property
+    def waited_s(self) -> float:
+        """Time that readers of this process have waited for shards so far, s."""
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that this process has fetched from elsewhere so far."""
+
     def written_ns(self, number: int) -> int:
         """Check a shard's file, and say when it was last written, by the system's clock, ns."""
 
@@ -108,6 +116,8 @@ class MappedShards:
         reserve_files(self, len(self._shards))
 
     limit_bytes = None
+    waited_s = 0.0
+    fetched_bytes = 0
 
     @property
     def num_unmapped(self) -> int:

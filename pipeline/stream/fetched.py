@@ -198,9 +198,9 @@ def _needs_of(shard_batches: Iterable[Numbers]) -> _Needs:
 class FetchAhead:
     """Fetches the shards of batches to come, in the order of first need.
 
-    As many at once as keep up with the batches that are used. Within the cache's limit: a shard is
-    fetched once there is room beside those that are still needed, or at once if the batch that is
-    next waits for it.
+    At most `MAX_AT_ONCE` at the same time: those that the next batch waits for, and of the others
+    as many as keep up with the batches that are used, once there is room in the cache's limit
+    beside those that are still needed.
     """
 
     def __init__(self, fetched: FetchedShards, needs: _Needs) -> None:
@@ -313,9 +313,9 @@ class FetchAhead:
             return number
 
     def _may_fetch(self) -> bool:
-        if self._num_fetching >= self._fetched.num_at_once():
-            return False
         number, limit = self._queue[0], self._fetched.limit_bytes
-        is_needed_now = self._needs.first[number] <= self._num_done
+        if self._needs.first[number] <= self._num_done:  # the reader waits for it
+            return True
         held = self._held_bytes + self._fetched.size_of(number)
-        return limit is None or is_needed_now or held <= limit
+        has_room = limit is None or held <= limit
+        return has_room and self._num_fetching < self._fetched.num_at_once()

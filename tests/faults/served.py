@@ -1,5 +1,6 @@
 """Real servers for what is read over the network: one that misbehaves on request, and S3."""
 
+import http.client
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ class Web:
         self.is_gone = False
         self.waits = threading.Event()  # a request waits for it
         self.waits.set()
+        self.all_wait: threading.Barrier | None = None  # requests wait for each other
         self.requests: list[tuple[str, str]] = []
         self.server = Server(("127.0.0.1", 0), partial(Handler, self))
 
@@ -68,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.lstrip("/")
         self.web.requests.append((name, wanted))
         self.web.waits.wait()
+        if self.web.all_wait:
+            self.web.all_wait.wait(timeout=10)
         if self.web.is_gone:
             self.close_connection = True
             return
@@ -139,9 +143,127 @@ def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
     raise AssertionError("the S3 server ended")
 
 
+class Relay:
+    """Stands before a server. `faults` meet the next answers that carry a shard, one each."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.faults: list[RelayFault] = []
+        self.requests: list[tuple[str, str]] = []
+        self.ended = threading.Event()
+        self.server = Server(("127.0.0.1", 0), partial(RelayHandler, self))
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+
+class RelayHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+
+    def __init__(self, relay: Relay, *args: object) -> None:
+        self.relay = relay
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.pass_on()
+
+    def do_GET(self) -> None:
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Ask the server for the same, and let a fault meet what it answers."""
+        asked = http.client.HTTPConnection("127.0.0.1", self.relay.port, timeout=10)
+        asked.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():  # the host too, which is signed
+            asked.putheader(name, value)
+        asked.endheaders()
+        answer = asked.getresponse()
+        data = answer.read()
+        asked.close()
+        if self.command == "GET" and self.path.endswith(".tar"):
+            self.relay.requests.append((self.path, self.headers.get("Range", "")))
+            if self.relay.faults:
+                self.relay.faults.pop(0)(self, answer, data)
+                return
+        self.answer(answer, data)
+
+    def answer(
+        self, answer: http.client.HTTPResponse, data: bytes, sent: int | None = None
+    ) -> None:
+        """Send what the server answered; `sent` bytes of it, if not all."""
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("date", "server", "connection", "transfer-encoding"):
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[:sent])
+        if sent is not None:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+RelayFault = Callable[[RelayHandler, http.client.HTTPResponse, bytes], None]
+
+
+# What an answer of a relayed server may meet.
+def drop(handler: RelayHandler, answer: http.client.HTTPResponse, data: bytes) -> None:
+    handler.close_connection = True
+
+
+def cut(handler: RelayHandler, answer: http.client.HTTPResponse, data: bytes) -> None:
+    handler.answer(answer, data, sent=len(data) // 2)
+
+
+def stall(handler: RelayHandler, answer: http.client.HTTPResponse, data: bytes) -> None:
+    """Send half of it, and nothing more."""
+    handler.answer(answer, data, sent=len(data) // 2)
+    handler.relay.ended.wait()
+
+
+def refuse_for_now(
+    handler: RelayHandler, answer: http.client.HTTPResponse, data: bytes, code: str, status: int
+) -> None:
+    """Answer as S3 does where it is out of order or asked too often."""
+    text = f"<Error><Code>{code}</Code><Message>Please retry.</Message></Error>".encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/xml")
+    handler.send_header("Content-Length", str(len(text)))
+    handler.end_headers()
+    handler.wfile.write(text)
+
+
 @contextmanager
-def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A real S3 server, whose buckets are the folders in `root`."""
+def s3_relay(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """A relay before an S3 server, whose clients give a silent connection up after a second."""
+    relay = Relay(port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", relay.address)
+    monkeypatch.setitem(fsspec_conf(), "s3", {"config_kwargs": {"read_timeout": 1}})
+    remote_file._filesystem.cache_clear()
+    thread = threading.Thread(target=relay.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield relay
+    finally:
+        relay.ended.set()
+        relay.server.shutdown()
+        relay.server.server_close()
+        thread.join()
+        remote_file._filesystem.cache_clear()
+
+
+def fsspec_conf() -> dict[str, object]:
+    conf: dict[str, object] = pytest.importorskip("fsspec.config", reason=NO_REMOTE).conf
+    return conf
+
+
+@contextmanager
+def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A real S3 server, whose buckets are the folders in `root`, and its port."""
     pytest.importorskip("s3fs", reason=NO_REMOTE)
     beside = Path(sys.executable).parent
     rclone = shutil.which("rclone", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -159,7 +281,7 @@ def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     remote_file._filesystem.cache_clear()
     try:
         wait_for(port, server)
-        yield
+        yield port
     finally:
         server.terminate()
         server.wait()

@@ -21,6 +21,7 @@ from pipeline.read.reader import ShardReader
 from pipeline.stream import fetched as fetched_module
 from pipeline.stream.fetched import FetchedShards
 from pipeline.stream.folder import ShardFolder
+from pipeline.stream.pace import START_AT_ONCE
 
 MIB = 2**20
 ORDER = np.random.default_rng(5).permutation(18)[:16].reshape(-1, 2)  # each batch of many shards
@@ -75,6 +76,27 @@ def test_shards_are_fetched_in_the_order_of_first_need_and_a_few_at_once(
     needed = dict.fromkeys(reader.shards_of(ORDER.ravel()).tolist())
     names = [reader._shards[number].name for number in needed]
     assert [name for name, _ in many.requests if name.startswith("train")] == names
+
+
+def test_what_the_next_batch_waits_for_is_fetched_at_once_and_the_wait_is_counted(
+    many: Web, tmp_path: Path
+) -> None:
+    reader = opened(many, tmp_path / "cache").reader("train")
+    num_shards = len(reader._shards)
+    assert num_shards > START_AT_ONCE
+    assert (reader.mapped.waited_s, reader.mapped.fetched_bytes) == (0, 0)
+    many.requests.clear()
+    many.all_wait = threading.Barrier(num_shards)  # none is answered before all have been asked for
+    everything = [np.arange(18)] * 2
+    assert all_bytes(reader, everything, workers=1)
+    num_bytes = sum(shard.num_bytes for shard in reader._shards)
+    assert reader.mapped.fetched_bytes == num_bytes
+    waited_s = reader.mapped.waited_s
+    assert waited_s > 0
+    all_bytes(reader, everything)
+    assert reader.mapped.waited_s == waited_s  # all are here
+    local = ShardFolder.open(many.folder).reader("train").mapped
+    assert (local.waited_s, local.fetched_bytes) == (0, 0)
 
 
 def test_a_limit_holds_while_every_shard_is_read(many: Web, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pipeline.common.errors import ConfigError
 from pipeline.format.index import SampleEntry, ShardEntry
 from pipeline.format.ustar import TAR_END
-from pipeline.stream.partition import Part, cut_pieces, share_of
+from pipeline.stream.partition import Part, Piece, cut_blocks, cut_pieces, extent_of, share_of
 
 
 def shard_of(index: int, count: int) -> ShardEntry:
@@ -83,6 +83,48 @@ def test_neighbours_share_at_most_one_shard(
     opened = [{key.split("/")[0] for key in keys} for workers in ranks for keys in workers]
     num_opened = sum(map(len, opened))
     assert num_opened <= len(counts) + len(opened) - 1
+
+
+@given(
+    counts=COUNTS, num_nodes=st.integers(1, 4), ranks_each=st.integers(1, 3),
+    num_workers=st.integers(1, 3), equal=st.booleans(),
+)  # fmt: skip
+def test_each_shard_is_read_by_as_few_nodes_as_possible(
+    counts: list[int], num_nodes: int, ranks_each: int, num_workers: int, equal: bool
+) -> None:
+    ranks = keys_of_all(
+        counts, world_size=num_nodes * ranks_each, num_workers=num_workers, equal=equal
+    )
+    nodes = [
+        {
+            key.split("/")[0]
+            for workers in ranks[node * ranks_each : (node + 1) * ranks_each]
+            for keys in workers
+            for key in keys
+        }
+        for node in range(num_nodes)
+    ]
+    # Equal shares begin inside shards: each border between two nodes may cut one shard.
+    num_read = len(set().union(*nodes))
+    assert sum(map(len, nodes)) <= num_read + num_nodes - 1
+
+
+@given(count=st.integers(1, 30), data=st.data())
+def test_blocks_hold_the_samples_of_their_piece_in_order_and_no_more_bytes_than_they_may(
+    count: int, data: st.DataObject
+) -> None:
+    shard = shard_of(0, count)
+    first = data.draw(st.integers(0, count - 1))
+    piece = Piece(shard, first, data.draw(st.integers(first + 1, count)))
+    each = shard.samples[0].length
+    block_bytes = data.draw(st.integers(1, 8 * each))
+    blocks = list(cut_blocks(piece, block_bytes))
+    extents = [extent_of(block) for block in blocks]
+    assert (extents[0][0], extents[-1][1]) == extent_of(piece)
+    assert [start for start, _ in extents[1:]] == [end for _, end in extents[:-1]]
+    assert all(end - start <= max(block_bytes, each) for start, end in extents)
+    most = max(1, block_bytes // each)  # and none is smaller than it need be, but the last
+    assert len(blocks) == -(-(piece.stop - piece.first) // most)
 
 
 @pytest.mark.parametrize(
