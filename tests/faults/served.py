@@ -239,10 +239,10 @@ def refuse_for_now(
 
 @contextmanager
 def s3_relay(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """A relay before an S3 server, whose clients give a silent connection up after a second."""
+    """A relay before an S3 server, whose clients give up a silent connection in two seconds."""
     relay = Relay(port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", relay.address)
-    monkeypatch.setitem(fsspec_conf(), "s3", {"config_kwargs": {"read_timeout": 1}})
+    monkeypatch.setitem(fsspec_conf(), "s3", {"config_kwargs": {"read_timeout": 2}})
     remote_file._filesystem.cache_clear()
     thread = threading.Thread(target=relay.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
