@@ -42,6 +42,7 @@ ARROWS = {
         study
         choose
         run
+        optim
         saved
         score
         model
@@ -50,7 +51,7 @@ ARROWS = {
     """,
 }
 # Plain tables without imports of their own, which the config and all above it read.
-TABLES = ("training.model.policies", "training.run.schedules")
+TABLES = ("training.model.policies", "training.optim.schedules")
 # A command imports what is heavy when it runs; an optional backend when it is asked for.
 LATE = {
     "pipeline.bench.decoders": {"pipeline"},

@@ -12,7 +12,7 @@ from pipeline.command.settings import check_settings, flag_of, named_values, set
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import ConfigError
 from training.model.policies import DISTILLED, POLICIES, policies_using
-from training.run.schedules import SCHEDULES, schedules_using
+from training.optim.schedules import SCHEDULES, schedules_using
 
 NEEDS = {
     "distill_loss_weight": "kd_model",

@@ -12,7 +12,7 @@ from pipeline.common.errors import ConfigError
 from training.audit.config import HeadroomConfig
 from training.config import TrainConfig
 from training.model.policies import POLICIES, policies_using
-from training.run.schedules import SCHEDULES
+from training.optim.schedules import SCHEDULES
 from training.saved.folder import RunPaths
 from training.saved.record import config_from_json
 

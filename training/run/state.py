@@ -2,23 +2,14 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
-from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_class,
-    list_optimizers,
-    param_groups_weight_decay,
-)
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import CropLayout, Indices, ShardFolder
-from pipeline.command.settings import named_values, not_taken
 from pipeline.common.errors import ConfigError
 from training.config import FOLDS, TrainConfig
 from training.data.augment import Draws, Mirrored, mirrored_candidates
@@ -30,13 +21,12 @@ from training.model.compiled import check_compiler
 from training.model.policies import POLICIES
 from training.model.proposer import suited_channels
 from training.model.sync_norm import synchronise
-from training.run.average import begin_average
-from training.run.schedule import make_scheduler
+from training.optim.average import begin_average
+from training.optim.optimizer import make_optimizer, trained_weights
+from training.optim.schedule import make_scheduler
 from training.score.choices import mirrored_choices
 
 FLIPS = 2**32  # beside a seed, so that no other chance is drawn from the same
-FUSED = (SGD, Adam, AdamW)
-"""Optimizers whose step torch has as one loop over the weights, on a CPU and on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +102,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
     model = build_model(config, shards, process)
     if config.sync_bn:
         synchronise(model, process)
-    optimizer = _make_optimizer(model, config)
+    optimizer = make_optimizer(model, config)
     rows = training_rows(shards, config.fold)
     if len(rows) < config.images_per_rank * process.world_size:
         raise ConfigError(
@@ -134,7 +124,7 @@ def build_state(config: TrainConfig, shards: ShardFolder, process: Process) -> R
         average=begin_average(model, config),
         wrapped=parallel(model, process),
         optimizer=optimizer,
-        trained=_trained(model, config),
+        trained=trained_weights(model, config),
         scheduler=make_scheduler(optimizer, config, len(batches)),
         batches=batches,
         crop_layout=shards.crop_layout,
@@ -265,93 +255,3 @@ def glimpse_side(config: TrainConfig, shards: ShardFolder) -> int:
             f"{spec.crop_size} px in {shards.place}. Lower --glimpse-size."
         )
     return side
-
-
-def _parameters(
-    model: SelectiveClassifier, config: TrainConfig
-) -> nn.Module | list[dict[str, Any]]:
-    """Give the optimizer the whole model, or groups where not all weights are treated alike."""
-    is_muon = _is_muon(config)
-    if not is_muon:
-        if config.holds_proposer:
-            return model.classifier
-        if model.proposer is None or config.proposer_lr is None:
-            return model
-    return [
-        {**group, "lr": rate}
-        for part, rate in _rates(model, config).items()
-        for group in param_groups_weight_decay(
-            part, config.weight_decay, fallback_list=_ends(part) if is_muon else ()
-        )
-    ]
-
-
-def _rates(model: SelectiveClassifier, config: TrainConfig) -> dict[nn.Module, float]:
-    """Give the highest learning rate of each network."""
-    rates: dict[nn.Module, float] = {model.classifier: config.lr}
-    if model.proposer is not None and not config.holds_proposer:
-        rates[model.proposer] = config.lr if config.proposer_lr is None else config.proposer_lr
-    return rates
-
-
-def _trained(model: SelectiveClassifier, config: TrainConfig) -> tuple[nn.Parameter, ...]:
-    rates = _rates(model, config)
-    return tuple(weights for part, rate in rates.items() if rate for weights in part.parameters())
-
-
-def _make_optimizer(model: SelectiveClassifier, config: TrainConfig) -> Optimizer:
-    if config.opt not in list_optimizers():
-        raise ConfigError(
-            f"--opt must be a name that timm knows; got {config.opt!r}. Try sgd, adamw or lamb. "
-            'List all with: python -c "import timm; print(timm.optim.list_optimizers())"'
-        )
-    options = {"momentum": config.momentum, "lr": config.lr, **_optimizer_arguments(config)}
-    try:
-        if config.opt_kwargs:  # some optimizers look at their arguments only in a step
-            weight = nn.Parameter(torch.zeros(4, 4))
-            weight.grad = torch.zeros(4, 4)
-            create_optimizer_v2([weight], config.opt, **options).step()
-        optimizer: Optimizer = create_optimizer_v2(
-            _parameters(model, config), config.opt, weight_decay=config.weight_decay, **options
-        )
-    except (
-        AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError,
-        ValueError,
-    ) as error:  # fmt: skip
-        if config.opt_kwargs:
-            words = config.opt_kwargs
-            raise not_taken("--opt-kwargs", words, config.opt, error) from error
-        raise ConfigError(
-            f"--opt must work with the other options; got {error} for {config.opt!r}. "
-            "Change --momentum or --weight-decay, or try sgd, momentum or adamw."
-        ) from error
-    return optimizer
-
-
-def _optimizer_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Read `--opt-kwargs`, and add the fused step to what has one."""
-    arguments = named_values("--opt-kwargs", config.opt_kwargs)
-    ours = set(signature(create_optimizer_v2).parameters) - {"momentum", "foreach"}
-    if own := arguments.keys() & ours:
-        raise ConfigError(
-            "--opt-kwargs must leave groups of weights and what has an option of its own to srp; "
-            f"got {', '.join(sorted(own))}. Leave it out."
-        )
-    is_fused = get_optimizer_class(config.opt, bind_defaults=False) in FUSED
-    return {"fused": True, **arguments} if is_fused else arguments
-
-
-def _is_muon(config: TrainConfig) -> bool:
-    """Whether weights that are no matrices, and the ends, need Muon's own AdamW."""
-    return bool(get_optimizer_class(config.opt, bind_defaults=False).__name__ == "Muon")
-
-
-def _ends(part: nn.Module) -> list[str]:
-    """Give patterns of the names in a classifier's first and last layer; none for a proposer.
-
-    Muon is for the matrices in between (Jordan 2024).
-    """
-    known = getattr(part, "pretrained_cfg", {})
-    found = [known.get("first_conv") or (), known.get("classifier") or ()]
-    names = [name for each in found for name in ([each] if isinstance(each, str) else each)]
-    return [f"{name}.*" for name in names]

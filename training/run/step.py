@@ -11,9 +11,9 @@ from training.data import augment
 from training.data.processes import averages_gradients
 from training.data.shards import Batch, send
 from training.model.classifier import StepOutput
+from training.optim.average import decay_at, move_average
+from training.optim.schedule import temperature
 from training.run import views
-from training.run.average import decay_at, move_average
-from training.run.schedule import temperature
 from training.run.state import RunState
 
 

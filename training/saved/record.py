@@ -18,7 +18,7 @@ from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import MACHINE_FIELDS, NEEDS, TrainConfig
 from training.data.processes import cpu_capabilities
 from training.model.policies import policies_using
-from training.run.schedules import schedules_using
+from training.optim.schedules import schedules_using
 from training.score.metrics import Evaluation
 
 FORMAT = "srp-run/1"

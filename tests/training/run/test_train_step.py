@@ -11,7 +11,7 @@ from pipeline import ShardFolder
 from training.config import TrainConfig
 from training.data import augment
 from training.data.processes import Process
-from training.run import state as state_module
+from training.optim import optimizer as optimizer_module
 from training.run.state import RunState, build_state
 from training.run.train import train_step
 from training.score.choices import mirrored_choices
@@ -45,7 +45,7 @@ def test_a_step_asks_its_device_for_nothing(
     options: dict[str, Any], opened: ShardFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = torch.device("meta")  # it has no values, so asking for one is an error
-    monkeypatch.setattr(state_module, "FUSED", ())  # torch fuses nothing there
+    monkeypatch.setattr(optimizer_module, "FUSED", ())  # torch fuses nothing there
     state = state_on(nowhere, tiny(**options), opened)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)

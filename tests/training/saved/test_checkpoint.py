@@ -17,7 +17,7 @@ from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import embed_sha256
 from pipeline.common.errors import CheckpointError, ConfigError
 from training.config import TrainConfig
-from training.run.schedule import make_scheduler
+from training.optim.schedule import make_scheduler
 from training.saved.checkpoint import (
     DIGEST,
     CheckpointMeta,

@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from training.config import TrainConfig
-from training.run.schedule import make_scheduler, temperature
+from training.optim.schedule import make_scheduler, temperature
 from training.saved.checkpoint import _plain
 
 STEPS = 10

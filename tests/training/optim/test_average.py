@@ -11,8 +11,8 @@ from pipeline import ShardFolder
 from pipeline.common.errors import ConfigError
 from training.config import TrainConfig
 from training.data.processes import Process
+from training.optim.average import decay_at, move_average
 from training.run import train as train_module
-from training.run.average import decay_at, move_average
 from training.run.load import load_model
 from training.run.state import build_state
 from training.run.train import train_step

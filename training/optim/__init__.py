@@ -1,0 +1,1 @@
+"""How weights change: optimizer, schedule, moving average."""
