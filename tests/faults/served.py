@@ -108,6 +108,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+def range_of(wanted: str) -> tuple[int, int | None]:
+    """Read the first offset of a range, and the one after the last; None where it has no end."""
+    first, _, last = wanted.removeprefix("bytes=").partition("-")
+    return int(first), int(last) + 1 if last else None
+
+
 @contextmanager
 def web_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A folder on a web server of this machine; waits between tries take no time."""

@@ -1,26 +1,22 @@
-import random
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from served import announce_less, fall_silent, hang_up, remove_backends, s3_server
+from served import announce_less, fall_silent, hang_up, range_of, remove_backends, s3_server
 
 from pipeline.common.errors import ConfigError, DownloadError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
-from pipeline.stream import prefetch, remote_file
-from pipeline.stream.address import RemoteFolder
+from pipeline.stream import remote_file
 from pipeline.stream.partition import Part
-from pipeline.stream.remote_file import RemoteFile, wait_s
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
 
@@ -36,12 +32,6 @@ def keys_of(
 def expected(folder: Path, split: str = "train") -> list[str]:
     shards = manifests.load(folder).of_split(split)
     return [sample.key for shard in shards for sample in shard.samples]
-
-
-def range_of(wanted: str) -> tuple[int, int | None]:
-    """Read the first offset of a range, and the one after the last; None where it has no end."""
-    first, _, last = wanted.removeprefix("bytes=").partition("-")
-    return int(first), int(last) + 1 if last else None
 
 
 @pytest.fixture
@@ -246,71 +236,6 @@ def test_a_server_that_keeps_failing_ends_in_one_line_with_the_address(
     assert f"{web.address}/{shard.name} at offset 0. Check the address, the network and" in message
     assert "\n" not in message
     assert len(web.asked_for(shard.name)) == (1 if status == 403 else remote_file.TRIES)
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [(None, 1.0), ("7", 7.0), ("999", 60.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0), ("-3", 1.0)],
-)
-def test_a_server_that_asks_for_a_longer_wait_gets_it(
-    asked: str | None, expected: float, web: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Clock(threading.Event):
-        waits: ClassVar[list[float]] = []
-
-        def wait(self, timeout: float | None = None) -> bool:
-            self.waits.append(timeout or 0.0)
-            return False
-
-    def too_often(handler: Any, data: bytes, start: int) -> None:
-        handler.send_response(503)
-        if asked is not None:
-            handler.send_header("Retry-After", asked)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 1.0)
-    monkeypatch.setattr(remote_file, "_CHANCE", random.Random())
-    monkeypatch.setattr(remote_file._CHANCE, "random", lambda: 0.5)
-    web.faults = [too_often]
-    folder = RemoteFolder(scheme="http", address=web.address)
-    with closing(RemoteFile(folder, "train-000000.tar", num_bytes=None, stop=Clock())) as file:
-        assert file.read(100)
-    assert Clock.waits == [expected]
-
-
-def test_waits_double_and_those_who_failed_together_do_not_retry_together() -> None:
-    def waits(chance: float, asked_s: float = 0.0) -> list[float]:
-        return [wait_s(n, asked_s=asked_s, chance=chance) for n in (1, 2, 3, 4)]
-
-    assert waits(0.5) == [0.5, 1.0, 2.0, 4.0]
-    assert waits(0.0) == [0.25, 0.5, 1.0, 2.0]
-    assert waits(1.0) == [0.75, 1.5, 3.0, 6.0]
-    assert waits(0.0, 10.0) == [10.0] * 4  # never sooner than was asked for
-    assert waits(1.0, 10.0) == [15.0] * 4
-
-
-def test_a_stream_reads_what_it_waits_for_in_blocks_and_counts_wait_and_bytes(
-    web: Any, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prefetch, "BLOCK_BYTES", 200_000)  # a few samples
-    stream = SampleStream(web.address, "train")
-    assert (stream.waited_s, stream.fetched_bytes) == (0, 0)
-    assert [sample.key for sample in stream.samples()] == expected(web.folder)
-    shards = manifest.of_split("train")
-    assert stream.fetched_bytes == sum(shard.num_bytes for shard in shards)
-    assert stream.waited_s > 0
-    for shard in shards:
-        wanted = sorted(map(range_of, web.asked_for(shard.name)))
-        assert len(wanted) > 2
-        assert [start for start, _ in wanted[1:]] == [end for _, end in wanted[:-1]]
-    assert SampleStream(web.folder, "train").fetched_bytes == 0
-
-
-def test_a_server_without_ranges_sends_each_shard_once(web: Any, manifest: Manifest) -> None:
-    web.has_ranges = False
-    assert keys_of(web.address) == expected(web.folder)
-    assert all(web.asked_for(shard.name) == [""] for shard in manifest.of_split("train"))
 
 
 def test_a_server_that_sends_parts_where_all_was_asked_for_ends_in_one_line(
