@@ -26,7 +26,8 @@ ARROWS = {
         bench parts verify
         datasets
         build photos
-        decode engines sources stream
+        decode engines sources
+        stream
         read
         format
         pixels
@@ -61,6 +62,7 @@ LATE = {
     "pipeline.format.codecs": {"pipeline"},
     "pipeline.pixels.resize": {"pipeline"},
     "pipeline.read.collate": {"pipeline"},
+    "pipeline.stream.backends": {"huggingface_hub"},
     "pipeline.stream.remote_file": {"fsspec", "pipeline"},
     "pipeline.stream.stream": {"webdataset"},
     "training.export.onnx_file": {"onnx", "onnxruntime"},

@@ -1,28 +1,19 @@
-"""READ FIRST: from a folder of images to a folder of shards.
+"""READ FIRST: from a folder of images to a folder of shards, each here or at an address.
 
 Prepare: list the source, plan which image goes to which shard, find finished shards. Run: workers
 write the others. Publish: name the rejects, move shards into place, write the manifest last.
 `pipeline/parts/` does the three in commands of their own, on any number of machines.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.build.config import BuildConfig
 from pipeline.build.landmarks import landmarks
+from pipeline.build.output import open_output
 from pipeline.build.prepare import plan_source, spec_here, tasks_left
-from pipeline.build.publish import check_rejects, describe, publish
-from pipeline.build.resume import (
-    SCRATCH_NAME,
-    Finished,
-    drop_records,
-    finished_before,
-    open_records,
-    open_state,
-    refuse_other_build,
-)
+from pipeline.build.publish import describe
+from pipeline.build.resume import Finished
 from pipeline.build.worker import Task, build_shard
 from pipeline.common.errors import VerificationError
 from pipeline.common.progress import SILENT, Progress
@@ -61,8 +52,9 @@ def build_shards(
         progress: Reports bytes of an archive, finished shards checked, and images built.
 
     Raises:
-        ConfigError: If the output folder holds another build.
+        ConfigError: If OUT holds another build.
         SourceError: If the source cannot be used.
+        StoreError: If an address cannot be read or written.
         NoRoomError: If the shards do not fit on the disk.
         RejectsError: If more images are unusable than allowed; nothing is published.
         VerificationError: If other shards result than expected; nothing is published.
@@ -71,22 +63,23 @@ def build_shards(
     require_source(config.source)
     start_workers(config)
     digests = {shard.name: shard.sha256 for shard in expected.shards} if expected else {}
-    with open_state(config.out) as state:
-        plan = plan_source(config, spec, scratch=state.absolute() / SCRATCH_NAME, progress=progress)
-        refuse_other_build(config.out, spec, plan.fingerprint)
-        records = state / plan.fingerprint
-        before = finished_before(
-            config.out, records, plan.shards, spec, expected=digests, progress=progress
-        )
-        tasks = tasks_left(plan, before, config=config, records=records)
-        open_records(records, spec)
+    with open_output(config) as output:
+        plan = plan_source(config, spec, scratch=output.images, progress=progress)
+        before = output.finished_before(plan, expected=digests, progress=progress)
+        tasks = tasks_left(plan, before, config=config, place=output.place(plan))
+        output.require_room(tasks, config)
+        output.begin(plan, before)
         written, retried = write_shards(tasks, config, progress=progress)
         finished = {**before, **written}
         built = describe(plan, finished)
-        _require_same(built, digests, source=config.source, records=records)
-        check_rejects(config.out, built.rejects, at_most=config.max_rejects)
-        publish(config.out, records, built, finished)
-        drop_records(records)
+        if changed := _changed(built, digests):
+            output.forget(plan)  # no later build may reuse these shards
+            raise VerificationError(
+                "a repair needs the images that the shards were built from; got others in "
+                f"{config.source}, which would change {', '.join(changed)}. Nothing was changed. "
+                "Give the original source."
+            )
+        output.publish(plan, built, finished, at_most=config.max_rejects)
     return BuildResult(
         manifest=built, reused=tuple(before), retried=tuple(retried), skipped=plan.skipped
     )
@@ -157,20 +150,7 @@ def _run_on_ray(
         )
 
 
-def _require_same(
-    built: Manifest, digests: Mapping[str, str], *, source: Path, records: Path
-) -> None:
-    """Check that a repair gives the shards that it must, and drop its records if not.
-
-    Raises:
-        VerificationError: If a shard has another SHA-256.
-    """
+def _changed(built: Manifest, digests: Mapping[str, str]) -> list[str]:
+    """Name the shards that have another SHA-256 than a repair must give."""
     sha256s = {shard.name: shard.sha256 for shard in built.shards}
-    changed = [name for name, digest in digests.items() if sha256s.get(name) != digest]
-    if changed:
-        shutil.rmtree(records)  # no later build may reuse these shards
-        raise VerificationError(
-            f"a repair needs the images that the shards were built from; got others in {source}, "
-            f"which would change {', '.join(changed)}. Nothing was changed. Give the original "
-            "source."
-        )
+    return [name for name, digest in digests.items() if sha256s.get(name) != digest]

@@ -9,14 +9,18 @@ from pipeline.common.errors import ConfigError
 from pipeline.engines import ENGINES
 from pipeline.format.crops import CANDIDATE_SETS, CANDIDATES_TEXT
 from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
+from pipeline.stream.address import WRITABLE_SCHEMES, RemoteFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """One `srp-data build-shards` command, from the images at `source` to the folder `out`."""
+    """One `srp-data build-shards` command, from the images at `source` to the folder `out`.
 
-    source: Path
-    out: Path
+    Each is a path or an address.
+    """
+
+    source: Path | RemoteFolder
+    out: Path | RemoteFolder
     canvas_size: int = setting(336, "Side of the square canvas, px.", low=1)
     crop_size: int = setting(224, "Side of every crop, px.", low=1)
     glimpse_size: int = setting(64, "Side of a glimpse before padding, px.", low=1)
@@ -61,9 +65,15 @@ class BuildConfig:
     ray_address: str | None = setting(
         None, "Ray cluster to use, auto or HOST:PORT.", shown="one on this machine"
     )
+    scratch: Path | None = setting(
+        None,
+        "Folder for shards on their way to an OUT at an address, one for each worker.",
+        shown="in the user's cache",
+    )
     image_timeout_s: int = setting(
         300,
-        "Seconds without a finished image after which a worker is killed and its shard retried.",
+        "Seconds without a finished image, or for sending a shard to an address, after which a "
+        "worker is killed and its shard retried.",
         flags="--image-timeout",
         low=1,
     )
@@ -89,8 +99,27 @@ class BuildConfig:
                 f"--ray-address needs --engine ray; got {self.ray_address} with --engine "
                 f"{self.engine}. Add --engine ray, or drop --ray-address."
             )
+        self._check_places()
         self._check_codec()
         self._check_decoder()
+
+    def _check_places(self) -> None:
+        if not isinstance(self.out, RemoteFolder):
+            if self.scratch is not None:
+                raise ConfigError(
+                    f"--scratch needs an OUT at an address; got {self.scratch} for the folder "
+                    f"{self.out}. Drop --scratch: shards are written where they stay."
+                )
+        elif self.out.scheme not in WRITABLE_SCHEMES:
+            raise ConfigError(
+                f"OUT must be a place that can be written; got {self.out}, and a web server only "
+                "gives files. Name a folder, or an address of s3, gs or hf."
+            )
+        elif self.engine == "ray":
+            raise ConfigError(
+                f"--engine ray needs an OUT that is a folder; got {self.out}. Drop --engine ray, "
+                "or name a folder that all nodes share."
+            )
 
     def _check_codec(self) -> None:
         if self.layout == "tensors" and self.codec != "raw":
@@ -118,3 +147,17 @@ class BuildConfig:
             raise ConfigError(
                 "--draft needs --decoder pillow or pillow-simd; got --decoder dali. Drop --draft."
             )
+
+
+def require_path(place: Path | RemoteFolder, what: str) -> Path:
+    """Give the path of a place on this machine.
+
+    Raises:
+        ConfigError: If it is at an address, which `what` does not take.
+    """
+    if isinstance(place, RemoteFolder):
+        raise ConfigError(
+            f"{what} needs a folder on this machine, or on a disk that it shares; got {place}. "
+            "Name a path, or build it whole: srp-data build-shards SOURCE OUT"
+        )
+    return place

@@ -18,7 +18,11 @@ from pipeline.decode import open_decoder
 from pipeline.decode.rules import own_process
 from pipeline.format import manifest
 from pipeline.format.spec import DataSpec
+from pipeline.sources.folder import is_archive
 from pipeline.sources.image import SourceImage
+from pipeline.stream.address import RemoteFolder
+from pipeline.stream.cache import default_folder
+from pipeline.stream.objects import look_up
 
 DECODED = 48  # images of the first shards, which are drawn by the seed
 MEASURING = "decoding a few images"
@@ -33,7 +37,7 @@ class BuildPlan:
         shards: To write, by split.
         num_bytes: Of the shards of each split, about; at most, where nothing is compressed.
         num_skipped: Files that are not images in train/CLASS/ or val/CLASS/.
-        free_bytes: On the disk of OUT.
+        free_bytes: On the disk of OUT; of the scratch folder, if OUT is at an address.
         images_per_s: Of one worker that decodes; None where the images are in an archive.
         seconds: Of all workers together, if each has a CPU, without writing; None likewise.
         exists: Whether OUT holds shards already.
@@ -63,7 +67,7 @@ def plan_build(config: BuildConfig, *, progress: Progress = SILENT) -> BuildPlan
     spec = spec_here(config)
     plan = plan_source(config, spec, scratch=Path(os.devnull), progress=progress)
     rate = None
-    if config.source.is_dir():  # an archive's images are not kept
+    if not is_archive(config.source):  # an archive's images are not kept
         first = [image for _, members in plan.shards for image in members][:DECODED]
         rate = _decoding_rate(spec, first, num_threads=threads_of(config), progress=progress)
     return BuildPlan(
@@ -71,10 +75,10 @@ def plan_build(config: BuildConfig, *, progress: Progress = SILENT) -> BuildPlan
         shards=dict(Counter(shard.split for shard, _ in plan.shards)),
         num_bytes={split: num * sample_bytes(spec) for split, num in plan.num_sources.items()},
         num_skipped=len(plan.skipped),
-        free_bytes=shutil.disk_usage(_parent_of(config.out)).free,
+        free_bytes=shutil.disk_usage(_parent_of(_written_here(config))).free,
         images_per_s=rate,
         seconds=None if not rate else sum(plan.num_sources.values()) / (rate * config.workers),
-        exists=(config.out / manifest.FILE_NAME).exists(),
+        exists=_has_manifest(config.out),
     )
 
 
@@ -98,6 +102,19 @@ def _decoding_rate(
             if done == 1:  # what is compiled or opened once does not count
                 begun = time.perf_counter()
     return (len(images) - 1) / (time.perf_counter() - begun) if len(images) > 1 else None
+
+
+def _written_here(config: BuildConfig) -> Path:
+    """Give the folder of this machine that shards are written to."""
+    if isinstance(config.out, RemoteFolder):
+        return config.scratch or default_folder()
+    return config.out
+
+
+def _has_manifest(out: Path | RemoteFolder) -> bool:
+    if isinstance(out, RemoteFolder):
+        return look_up(out, manifest.FILE_NAME) is not None
+    return (out / manifest.FILE_NAME).exists()
 
 
 def _parent_of(folder: Path) -> Path:

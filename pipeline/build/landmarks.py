@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.build.place import StorePlace
 from pipeline.build.worker import Task
 from pipeline.common.errors import SrpError
 from pipeline.decode import open_decoder
@@ -59,7 +60,10 @@ class Landmarks(NamedTuple):
 def landmarks(tasks: Sequence[Task]) -> Iterator[Landmarks]:
     """Leave a token in OUT while tasks run, and read one of their images."""
     text = secrets.token_hex(8)
-    token = tasks[0].records / f".token-{text}"  # parts may run beside each other
+    place = tasks[0].place
+    if isinstance(place, StorePlace):
+        raise RuntimeError("builds on Ray write a folder")  # BuildConfig refuses an address
+    token = place.records / f".token-{text}"  # parts may run beside each other
     image, sha256 = _readable([image for task in tasks for image in task.images[:1]])
     token.write_text(text, encoding="ascii")
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pipeline.build.config import BuildConfig
+from pipeline.build.place import FolderPlace, StorePlace
 from pipeline.build.planning import (
     Planned,
     plan_shards,
@@ -13,7 +14,7 @@ from pipeline.build.planning import (
     samples_per_shard,
     select,
 )
-from pipeline.build.resume import Finished, shards_folder
+from pipeline.build.resume import Finished
 from pipeline.build.worker import Task
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import NoRoomError
@@ -105,7 +106,11 @@ def plan_source(
 
 
 def tasks_left(
-    plan: ShardPlan, finished: Mapping[str, Finished], *, config: BuildConfig, records: Path
+    plan: ShardPlan,
+    finished: Mapping[str, Finished],
+    *,
+    config: BuildConfig,
+    place: FolderPlace | StorePlace,
 ) -> list[Task]:
     """Give a task for each shard that is not finished.
 
@@ -113,24 +118,27 @@ def tasks_left(
         plan: The shards to build.
         finished: Those that an earlier run finished, by name.
         config: The build.
-        records: Folder of the records of finished shards.
-
-    Raises:
-        NoRoomError: If the shards do not fit on the disk; a codec may need half of the estimate.
+        place: Where workers write; absolute paths, since on Ray work begins elsewhere.
     """
     num_bytes = sample_bytes(plan.spec)
-    folder = shards_folder(config.out, records).absolute()  # on Ray, work begins elsewhere
-    shared = (folder, records.absolute(), plan.spec, threads_of(config))
-    tasks = [
+    shared = (place, plan.spec, threads_of(config))
+    return [
         Task(*shared, shard, images, plan.classes, len(images) * num_bytes)
         for shard, images in plan.shards
         if shard.name not in finished
     ]
+
+
+def require_room(tasks: Sequence[Task], folder: Path, *, codec: str) -> None:
+    """Check that the shards of tasks fit on the disk of a folder.
+
+    Raises:
+        NoRoomError: If they do not; a codec may need half of the estimate.
+    """
     needed = sum(task.num_bytes for task in tasks)
-    free = shutil.disk_usage(config.out).free
-    if free < (needed if config.codec == "raw" else needed // 2):
+    free = shutil.disk_usage(folder).free
+    if free < (needed if codec == "raw" else needed // 2):
         raise NoRoomError(
-            f"the shards need about {needed:,} bytes; got {free:,} free at {config.out}. "
+            f"the shards need about {needed:,} bytes; got {free:,} free at {folder}. "
             "Free some space there, or choose a folder on another disk."
         )
-    return tasks

@@ -35,12 +35,25 @@ def check_rejects(out: Path, rejects: Sequence[Reject], *, at_most: int) -> None
     Raises:
         RejectsError: If there are too many.
     """
-    lines = "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects)
     path = out / manifest.REJECTS_NAME
     if rejects:
-        write_file(path, lines.encode())
+        write_file(path, reject_lines(rejects))
     else:
         path.unlink(missing_ok=True)  # of an earlier run
+    require_few(rejects, path, at_most=at_most)
+
+
+def reject_lines(rejects: Sequence[Reject]) -> bytes:
+    """Give the file that lists rejected images: a line of JSON for each."""
+    return "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects).encode()
+
+
+def require_few(rejects: Sequence[Reject], path: Path | str, *, at_most: int) -> None:
+    """Check the number of rejected images, which a file or an object lists.
+
+    Raises:
+        RejectsError: If there are too many.
+    """
     if len(rejects) > at_most:
         first = rejects[0]
         raise RejectsError(

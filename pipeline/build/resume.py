@@ -23,9 +23,10 @@ from pipeline.common.file_lock import shared_lock, writer_lock
 from pipeline.common.progress import Progress
 from pipeline.format import manifest
 from pipeline.format.index import ShardEntry, decode_shard, encode_shard
-from pipeline.format.manifest import Reject
+from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.sample import member_suffixes
 from pipeline.format.spec import DataSpec
+from pipeline.stream.address import RemoteFolder
 
 STATE_NAME = ".build"
 LOST_FOUND = "lost+found"  # in every new file system of the ext family
@@ -159,11 +160,16 @@ def refuse_other_build(out: Path, spec: DataSpec, fingerprint: str) -> None:
             if records.is_dir() and records.name != fingerprint
         }
     for theirs in others.values():
-        raise ConfigError(
-            f"OUT must be new or hold the same build; got {out} "
-            f"({changes(spec, theirs) or 'other source images'}). "
-            "Choose another folder, or delete this one."
-        )
+        raise other_build(out, spec, theirs)
+
+
+def other_build(out: Path | RemoteFolder, spec: DataSpec, theirs: Mapping[str, Any]) -> ConfigError:
+    """Make the error of an OUT that holds another build, of a spec with these fields."""
+    return ConfigError(
+        f"OUT must be new or hold the same build; got {out} "
+        f"({changes(spec, theirs) or 'other source images'}). "
+        "Choose another folder, or delete this one."
+    )
 
 
 def changes(spec: DataSpec, theirs: Mapping[str, Any]) -> str:
@@ -177,8 +183,16 @@ def changes(spec: DataSpec, theirs: Mapping[str, Any]) -> str:
 
 def _load_spec(path: Path) -> dict[str, Any]:
     try:
-        return asdict(msgspec.json.decode(path.read_bytes(), type=DataSpec))
-    except (OSError, TypeError, ValueError):
+        return decode_spec(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def decode_spec(data: bytes) -> dict[str, Any]:
+    """Read the fields of a build's spec; none if it is damaged."""
+    try:
+        return asdict(msgspec.json.decode(data, type=DataSpec))
+    except (TypeError, ValueError):
         return {}
 
 
@@ -227,16 +241,20 @@ def shards_folder(out: Path, records: Path) -> Path:
 def _published(out: Path, planned: Sequence[Planned]) -> dict[str, Finished]:
     if not (out / manifest.FILE_NAME).exists():
         return {}
-    before = manifest.load(out)
-    records = {shard.name: shard for shard in map(_with_index, before.shards) if shard}
-    published = {}
+    return finished_of(manifest.load(out), planned)
+
+
+def finished_of(published: Manifest, planned: Sequence[Planned]) -> dict[str, Finished]:
+    """Give the shards that a manifest names and their rejects, as records do, by name."""
+    entries = {shard.name: shard for shard in map(_with_index, published.shards) if shard}
+    finished = {}
     for shard, images in planned:
-        if shard.name not in records:
+        if shard.name not in entries:
             continue
         paths = {image.path for image in images}
-        rejects = tuple(reject for reject in before.rejects if reject.path in paths)
-        published[shard.name] = Finished(shard=records[shard.name], rejects=rejects)
-    return published
+        rejects = tuple(reject for reject in published.rejects if reject.path in paths)
+        finished[shard.name] = Finished(shard=entries[shard.name], rejects=rejects)
+    return finished
 
 
 def _with_index(shard: ShardEntry) -> ShardEntry | None:
@@ -267,8 +285,7 @@ def num_recorded(records: Path) -> int:
 
 def save_record(records: Path, finished: Finished) -> None:
     """Record a finished shard for a later run of the same build."""
-    fields = {"shard": encode_shard(finished.shard), "rejects": finished.rejects}
-    data = msgspec.json.encode(fields)
+    data = encode_record(finished)
     with whole_write(records / f"{finished.shard.name}.json", num_bytes=len(data)) as file:
         file.write(data)
 
@@ -277,10 +294,24 @@ def load_record(records: Path, name: str, spec: DataSpec) -> Finished | None:
     """Read an earlier run's record of a shard; None, if it cannot be read, means a rebuild."""
     try:
         data = (records / f"{name}.json").read_bytes()
+    except OSError:
+        return None
+    return decode_record(data, spec)
+
+
+def encode_record(finished: Finished) -> bytes:
+    """Give the JSON of a finished shard's record."""
+    fields = {"shard": encode_shard(finished.shard), "rejects": finished.rejects}
+    return msgspec.json.encode(fields)
+
+
+def decode_record(data: bytes, spec: DataSpec) -> Finished | None:
+    """Read a record; None if it is damaged."""
+    try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         return Finished(
             shard=decode_shard(fields["shard"], member_suffixes(spec)),
             rejects=msgspec.json.decode(fields["rejects"], type=tuple[Reject, ...]),
         )
-    except (OSError, KeyError, OverflowError, RecursionError, ValueError):
+    except (KeyError, OverflowError, RecursionError, ValueError):
         return None

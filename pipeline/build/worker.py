@@ -3,11 +3,11 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.build.resume import Finished, save_record
-from pipeline.build.shard_writer import EncodedSample, write_shard
+from pipeline.build.place import FolderPlace, StorePlace
+from pipeline.build.resume import Finished
+from pipeline.build.shard_writer import EncodedSample
 from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import open_decoder
 from pipeline.decode.rules import Views, own_process
@@ -33,8 +33,7 @@ class Task(NamedTuple):
     After a loss, images are decoded one at a time, so that the next loss identifies its image.
     """
 
-    out: Path
-    records: Path
+    place: FolderPlace | StorePlace
     spec: DataSpec
     num_threads: int
     shard: PlannedShard
@@ -98,13 +97,11 @@ def build_shard(task: Task) -> Finished:
 
     suffixes = member_suffixes(task.spec)
     with own_process():
-        shard = write_shard(
-            task.out, task.shard, samples(), suffixes=suffixes, num_bytes=task.num_bytes
-        )
+        shard = task.place.write(task.shard, samples(), suffixes=suffixes, num_bytes=task.num_bytes)
     if len(shard.samples) + len(rejects) != len(task.images):
         raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
     finished = Finished(shard=shard, rejects=tuple(rejects))
-    save_record(task.records, finished)
+    task.place.record(finished)
     return finished
 
 

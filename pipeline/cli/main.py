@@ -25,6 +25,7 @@ from pipeline.command.options import options_of
 from pipeline.common.atomic_io import require_file
 from pipeline.common.errors import few, printable
 from pipeline.datasets.config import ScatterConfig, SceneConfig
+from pipeline.stream.address import parse_address
 
 if TYPE_CHECKING:
     from pipeline.build.dry_run import BuildPlan
@@ -50,8 +51,8 @@ main.add_command(doctor)
 
 
 @main.command("build-shards", cls=Resumable)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", shell_complete=click.Path().shell_complete)
+@click.argument("out", shell_complete=click.Path(file_okay=False).shell_complete)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -68,17 +69,20 @@ main.add_command(doctor)
 @options_of(BuildConfig)
 @AS_JSON
 def build_shards(
-    source: Path, out: Path, dry_run: bool, shards: str | None, as_json: bool, **options: object
+    source: str, out: str, dry_run: bool, shards: str | None, as_json: bool, **options: Any
 ) -> None:
     """Cut images into crops and glimpses, and write shards.
 
     SOURCE is a folder with train/ and val/ class folders, or a .tgz of one; the shards go to the
-    folder OUT. Run the same command again to continue an interrupted build.
+    folder OUT. Either may be at an address: s3, gs or hf, and a .tgz at http or https. Run the same
+    command again to continue an interrupted build.
     """
     from pipeline.build.build import build_shards
     from pipeline.build.dry_run import plan_build
 
-    config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
+    config = BuildConfig(
+        source=parse_address(source, what="SOURCE"), out=parse_address(out, what="OUT"), **options
+    )
     if shards is not None:
         print_part(config, shards, dry_run=dry_run, as_json=as_json)
         return
@@ -101,7 +105,7 @@ def build_shards(
         _print_skipped(result.skipped, rest="--json names all")
 
 
-def _print_plan(plan: "BuildPlan", out: Path, workers: int, *, as_json: bool) -> None:
+def _print_plan(plan: "BuildPlan", out: str, workers: int, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"folder": str(out), **dataclasses.asdict(plan)}, indent=1))
         return

@@ -2,27 +2,28 @@
 
 import json
 from dataclasses import asdict, fields
-from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.build.config import BuildConfig
+from pipeline.build.config import BuildConfig, require_path
 from pipeline.cli.verify import counts_of, print_counts
 from pipeline.command.console import AS_JSON, Resumable, note, shown_progress
 from pipeline.command.options import options_of
 from pipeline.command.settings import settings_of
 from pipeline.common.errors import ConfigError, few, printable
 from pipeline.format.spec import DataSpec
+from pipeline.stream.address import parse_address
 
 _OF_SPEC = {field.name for field in fields(DataSpec)}
 
 
 @click.command(cls=Resumable)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", shell_complete=click.Path(file_okay=False).shell_complete)
+@click.argument("out", shell_complete=click.Path(file_okay=False).shell_complete)
 @options_of(BuildConfig, *(name for name in settings_of(BuildConfig) if name in _OF_SPEC))
 @AS_JSON
-def plan(source: Path, out: Path, as_json: bool, **options: object) -> None:
+def plan(source: str, out: str, as_json: bool, **options: Any) -> None:
     """Plan a build that is made in parts.
 
     SOURCE, a folder with train/ and val/ class folders, is listed once, and OUT gets the plan:
@@ -31,7 +32,9 @@ def plan(source: Path, out: Path, as_json: bool, **options: object) -> None:
     """
     from pipeline.parts.plan import plan_parts
 
-    config = BuildConfig(source=source, out=out, **options)  # type: ignore[arg-type]
+    config = BuildConfig(
+        source=parse_address(source, what="SOURCE"), out=parse_address(out, what="OUT"), **options
+    )
     with shown_progress("images/s") as progress:
         planned = plan_parts(config, progress=progress)
     splits = [shard.split for shard, _ in planned.shards]
@@ -89,7 +92,7 @@ def print_part(config: BuildConfig, shards: str, *, dry_run: bool, as_json: bool
 
 
 @click.command(cls=Resumable)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", shell_complete=click.Path(file_okay=False).shell_complete)
 @click.option(
     "-j",
     "--workers",
@@ -100,7 +103,7 @@ def print_part(config: BuildConfig, shards: str, *, dry_run: bool, as_json: bool
 )
 @options_of(BuildConfig, "max_rejects")
 @AS_JSON
-def merge(out: Path, workers: int, max_rejects: int, as_json: bool) -> None:
+def merge(out: str, workers: int, max_rejects: int, as_json: bool) -> None:
     """Publish a build that was made in parts.
 
     OUT holds a plan and its shards. The bytes of every shard are compared with its record; what is
@@ -109,7 +112,8 @@ def merge(out: Path, workers: int, max_rejects: int, as_json: bool) -> None:
     from pipeline.parts.merge import merge_parts
 
     with shown_progress("shards/s") as progress:
-        merged = merge_parts(out, max_rejects=max_rejects, workers=workers, progress=progress)
+        folder = require_path(parse_address(out, what="OUT"), "merge")
+        merged = merge_parts(folder, max_rejects=max_rejects, workers=workers, progress=progress)
     if as_json:
         click.echo(json.dumps({"folder": str(out), **counts_of(merged)}, indent=1))
     else:

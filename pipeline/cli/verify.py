@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.build.config import BuildConfig
+from pipeline.build.config import BuildConfig, require_path
 from pipeline.command.console import AS_JSON, note, shown_progress
 from pipeline.command.origins import Command
 from pipeline.common.errors import printable
+from pipeline.stream.address import parse_address
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest
@@ -108,7 +109,8 @@ def _repair(shards: str, source: Path, workers: int) -> None:
     from pipeline.verify.repair import repair
 
     with shown_progress("images/s") as progress:
-        result = repair(Path(shards), source, workers=workers, progress=progress)
+        folder = require_path(parse_address(shards), "--repair")
+        result = repair(folder, source, workers=workers, progress=progress)
     for shard in result.manifest.shards:
         if shard.name not in result.reused:
             note(f"rebuilt {shard.name}")

@@ -5,6 +5,7 @@
     │   └── EveryRankError 2  the same, raised by every process of a run; rank 0 knows why
     ├── SourceError        2  the source images are missing or not laid out as expected
     ├── DownloadError      2  a data set could not be fetched
+    ├── StoreError         2  a store at an address cannot be reached, or refuses
     ├── CheckpointError    2  a checkpoint does not fit what it is used for
     ├── VerificationError  3  bytes on disk are not what their manifest or digest says
     ├── RejectsError       4  more images were rejected than allowed
@@ -54,6 +55,12 @@ class SourceError(SrpError):
 
 class DownloadError(SrpError):
     """A data set could not be fetched."""
+
+    exit_status = 2
+
+
+class StoreError(SrpError):
+    """A store at an address cannot be reached, or does not let us read or write."""
 
     exit_status = 2
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from pipeline.build.build import start_workers, write_shards
-from pipeline.build.config import BuildConfig
-from pipeline.build.prepare import spec_here, tasks_left
+from pipeline.build.config import BuildConfig, require_path
+from pipeline.build.output import folder_place
+from pipeline.build.prepare import require_room, spec_here, tasks_left
 from pipeline.build.resume import Finished, changes, finished_before, num_recorded, open_part
 from pipeline.common.atomic_io import sync_folder
 from pipeline.common.errors import ConfigError, RejectsError, SourceError
@@ -59,21 +60,23 @@ def build_part(config: BuildConfig, shards: str, *, progress: Progress = SILENT)
         RejectsError: If more of their images are unusable than allowed for the whole build.
         VerificationError: If the plan is damaged.
     """
-    require_folder(config.source)
-    saved = load_plan(config.out)
+    source = require_folder(config.source)
+    out = require_path(config.out, "--shards")
+    saved = load_plan(out)
     _require_same(saved, spec_here(config))
     numbers = parse_numbers(shards, len(saved.lines))
     start_workers(config)
-    with open_part(config.out) as state:
+    with open_part(out) as state:
         records = state / saved.fingerprint
-        plan = saved.with_images(read_shards(saved, numbers, source=config.source))
+        plan = saved.with_images(read_shards(saved, numbers, source=source))
         _require_unchanged(image for _, images in plan.shards for image in images)
         before = finished_before(
-            config.out, records, plan.shards, plan.spec, expected={}, progress=progress
+            out, records, plan.shards, plan.spec, expected={}, progress=progress
         )
-        tasks = tasks_left(plan, before, config=config, records=records)
+        tasks = tasks_left(plan, before, config=config, place=folder_place(out, records))
+        require_room(tasks, out, codec=config.codec)
         written, retried = write_shards(tasks, config, progress=progress)
-        for folder in (config.out, records):
+        for folder in (out, records):
             sync_folder(folder)
         result = PartResult(
             numbers=numbers,

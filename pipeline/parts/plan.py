@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.build.config import BuildConfig
+from pipeline.build.config import BuildConfig, require_path
 from pipeline.build.prepare import ShardPlan, plan_source, spec_here
 from pipeline.build.resume import SCRATCH_NAME, open_records, open_state, refuse_other_build
 from pipeline.common.errors import ConfigError, SourceError
@@ -10,6 +10,7 @@ from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest
 from pipeline.parts.plan_file import save_plan
 from pipeline.sources.folder import require_source
+from pipeline.stream.address import RemoteFolder
 
 
 def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan:
@@ -25,30 +26,34 @@ def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan
         ConfigError: If the output folder holds another build, or a finished one.
         SourceError: If the source is no folder of images.
     """
-    require_folder(config.source)
+    source = require_folder(config.source)
+    out = require_path(config.out, "a build in parts")
     spec = spec_here(config)
-    with open_state(config.out) as state:
-        if (config.out / manifest.FILE_NAME).exists():
+    with open_state(out) as state:
+        if (out / manifest.FILE_NAME).exists():
             raise ConfigError(
-                f"OUT must not be finished to be planned; got {config.out}, which has a "
+                f"OUT must not be finished to be planned; got {out}, which has a "
                 f"{manifest.FILE_NAME}. Choose another folder."
             )
         plan = plan_source(config, spec, scratch=state / SCRATCH_NAME, progress=progress)
-        refuse_other_build(config.out, spec, plan.fingerprint)
+        refuse_other_build(out, spec, plan.fingerprint)
         open_records(state / plan.fingerprint, spec)
-        save_plan(state, plan, source=config.source)
+        save_plan(state, plan, source=source)
     return plan
 
 
-def require_folder(source: Path) -> None:
+def require_folder(source: Path | RemoteFolder) -> Path:
     """Check that a source is a folder, which every part can open its images in.
 
     Raises:
+        ConfigError: If it is at an address.
         SourceError: If it is missing, or an archive.
     """
-    require_source(source)
-    if not source.is_dir():
+    path = require_path(source, "a build in parts")
+    require_source(path)
+    if not path.is_dir():
         raise SourceError(
-            f"a build in parts needs a folder of images; got {source}. Unpack it, or build it "
+            f"a build in parts needs a folder of images; got {path}. Unpack it, or build it "
             "whole, without plan and --shards."
         )
+    return path

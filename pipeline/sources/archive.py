@@ -8,7 +8,7 @@ import io
 import lzma
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ from isal.igzip_lib import IsalError
 from pipeline.common.atomic_io import named_errors
 from pipeline.common.errors import SourceError
 from pipeline.common.progress import Progress
+from pipeline.sources.store import RemoteArchive, opened_archive
 
 # Enough for names of 4 KiB and a few attributes; tarfile parses such a header in quadratic time.
 MAX_HEADER_BYTES = 1 << 16
@@ -46,22 +47,24 @@ Member = tuple[tarfile.TarFile, tarfile.TarInfo, tuple[str, ...]]
 """The open archive, one member, and the parts of its path below the folder that holds train/."""
 
 
-def read_members(archive: Path, *, splits: tuple[str, ...], progress: Progress) -> Iterator[Member]:
+def read_members(
+    archive: Path | RemoteArchive, *, splits: tuple[str, ...], progress: Progress
+) -> Iterator[Member]:
     """Yield the folders, files and inner links of an archive, up to its last byte.
 
     Args:
-        archive: File to read.
+        archive: File to read, or one at an address.
         splits: Folders that may be at the top level, without a root folder.
         progress: Reports the archive's bytes that were read.
 
     Iterating and reading the members raise what `one_line` turns into a SourceError; a system
     error names the archive.
     """
-    total = archive.stat().st_size
+    total = archive.stat().st_size if isinstance(archive, Path) else archive.num_bytes
     limit = MAX_SMALL_BYTES + MAX_RATIO * total
     last = -1
     with (
-        io.BufferedReader(_NamedFile(archive), _BUFFER_BYTES) as raw,
+        _opened(archive) as raw,
         _Archive.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar,
     ):
         for member in tar:
@@ -75,6 +78,12 @@ def read_members(archive: Path, *, splits: tuple[str, ...], progress: Progress) 
             yield tar, member, parts
         _read_to_end(tar, limit)
     progress.update(STAGE, total, total)
+
+
+def _opened(archive: Path | RemoteArchive) -> AbstractContextManager[io.BufferedReader]:
+    if isinstance(archive, Path):
+        return io.BufferedReader(_NamedFile(archive), _BUFFER_BYTES)
+    return opened_archive(archive, _BUFFER_BYTES)
 
 
 class _Hostile(Exception):  # noqa: N818 - never leaves this file
@@ -120,7 +129,7 @@ class _Header(tarfile.TarInfo):
 
 
 @contextmanager
-def one_line(archive: Path) -> Iterator[None]:
+def one_line(archive: Path | RemoteArchive) -> Iterator[None]:
     """Turn whatever a damaged or hostile archive makes tarfile raise into its reason.
 
     Raises:
@@ -141,7 +150,7 @@ def one_line(archive: Path) -> Iterator[None]:
         raise _damaged(archive, error) from error
 
 
-def _damaged(archive: Path, error: Exception) -> SourceError:
+def _damaged(archive: Path | RemoteArchive, error: Exception) -> SourceError:
     reason = str(error).split("\n")[0].rstrip(":")  # tarfile adds a line for each compression
     return SourceError(
         f"an archive must be a complete .tgz; got {type(error).__name__}: {reason} in {archive}. "

@@ -1,4 +1,7 @@
-"""Find, check and list the source images: a folder of class folders, or a .tgz of one."""
+"""Find, check and list the source images: a folder of class folders, or a .tgz of one.
+
+Either may be at an address.
+"""
 
 import os
 import re
@@ -16,6 +19,14 @@ from pipeline.common.errors import SourceError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.sources.archive import one_line, read_members
 from pipeline.sources.image import MAX_IMAGE_BYTES, SourceImage
+from pipeline.sources.store import (
+    RemoteArchive,
+    find_archive,
+    is_archive_name,
+    list_files,
+    require_listable,
+)
+from pipeline.stream.address import RemoteFolder
 
 SPLITS = ("train", "val")
 # The suffixes that Pillow registers for `decode.rules.FORMATS` (tested). A constant,
@@ -51,23 +62,38 @@ class _Found(NamedTuple):
     skipped: list[str]
 
 
-def open_source(source: Path, *, scratch: Path, progress: Progress = SILENT) -> Source:
+def open_source(
+    source: Path | RemoteFolder, *, scratch: Path, progress: Progress = SILENT
+) -> Source:
     """List a source's images.
 
     Args:
-        source: Folder with `train/` and `val/` class folders, or a .tgz of one.
+        source: Folder with `train/` and `val/` class folders, or a .tgz of one, or the address of
+            either.
         scratch: File that an archive's images are appended to; paths inside the archive are never
             used as paths of files.
         progress: Reports the bytes read of an archive.
 
     Raises:
         SourceError: If the source is missing, damaged, hostile or has another layout.
+        StoreError: If an address does not answer.
         OSError: If one of its folders cannot be listed.
     """
     require_source(source)
+    if isinstance(source, RemoteFolder):
+        if is_archive(source):
+            return _check(source, _list_archive(find_archive(source), scratch, progress))
+        return _check(source, _list_store(source))
     if source.is_dir():
         return _check(source, _list_folder(source))
     return _check(source, _list_archive(source, scratch, progress))
+
+
+def is_archive(source: Path | RemoteFolder) -> bool:
+    """Whether a source is one file."""
+    if isinstance(source, RemoteFolder):
+        return is_archive_name(source.address)
+    return not source.is_dir()
 
 
 def count_images(source: Path) -> dict[str, int]:
@@ -81,13 +107,15 @@ def count_images(source: Path) -> dict[str, int]:
     return {split: len(images) for split, images in listed.images.items()}
 
 
-def require_source(source: Path) -> None:
-    """Check that a source exists, before anything is written.
+def require_source(source: Path | RemoteFolder) -> None:
+    """Check that a source exists, before anything is written; of an address, that it may.
 
     Raises:
         SourceError: If it does not.
     """
-    if not source.exists():
+    if isinstance(source, RemoteFolder):
+        require_listable(source)
+    elif not source.exists():
         raise SourceError(
             f"SOURCE must be a folder or a .tgz; got {source}, which does not exist. "
             "Check the path, or download a data set: srp-data download imagenette2-320"
@@ -180,6 +208,30 @@ def _take_file(path: Path, found: _Found, root: Path) -> None:
     )
 
 
+def _list_store(source: RemoteFolder) -> _Found:
+    """List a folder at an address; a class folder is one that holds files."""
+    found = _Found([], set(), [])
+    for parts, num_bytes in list_files(source):
+        name = "/".join(parts)
+        is_in_class = len(parts) >= 3 and parts[0] in SPLITS
+        if is_in_class:
+            found.classes.add((parts[0], spelt_out(parts[1])))
+        if not is_in_class or PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
+            found.skipped.append(name)
+            continue
+        image = SourceImage(
+            path=spelt_out(name),
+            split=parts[0],
+            class_name=spelt_out(parts[1]),
+            size=num_bytes,
+            file=name,
+            offset=None,
+            store=source,
+        )
+        found.images.append(image)
+    return found
+
+
 def spelt_out(name: str) -> str:
     r"""Escape the bytes of a name that are not UTF-8, as `\xff`, since JSON cannot hold them.
 
@@ -199,7 +251,7 @@ def as_listed(name: str) -> str:
     return _ESCAPED.sub(character, name)
 
 
-def _list_archive(archive: Path, scratch: Path, progress: Progress) -> _Found:
+def _list_archive(archive: Path | RemoteArchive, scratch: Path, progress: Progress) -> _Found:
     found = _Found([], set(), [])
     members = read_members(archive, splits=SPLITS, progress=progress)
     with one_line(archive), named_errors(scratch), scratch.open("wb") as out:
@@ -243,7 +295,7 @@ def _copy_image(
     )
 
 
-def _check(source: Path, found: _Found) -> Source:
+def _check(source: Path | RemoteFolder, found: _Found) -> Source:
     images, classes = found.images, found.classes
     names = tuple(sorted({name for _, name in classes}))
     for split in SPLITS:

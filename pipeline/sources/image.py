@@ -4,6 +4,9 @@ import errno
 import os
 from dataclasses import dataclass
 
+from pipeline.stream.address import RemoteFolder
+from pipeline.stream.objects import read_object
+
 MAX_IMAGE_BYTES = 1 << 30  # more than an image of --max-pixels needs; a sparse file may have more
 
 
@@ -17,8 +20,9 @@ class SourceImage:
         split: `train` or `val`.
         class_name: Name of its class folder.
         size: Size of the encoded image, bytes.
-        file: Local file that holds the bytes.
+        file: Local file that holds the bytes; with `store`, its name there.
         offset: Where in that file they begin; None if they are the whole file.
+        store: Folder at an address that holds the file; None if it is on this machine.
     """
 
     path: str
@@ -27,23 +31,34 @@ class SourceImage:
     size: int
     file: str
     offset: int | None
+    store: RemoteFolder | None = None
 
     def read(self) -> bytes:
         """Read the encoded image.
 
         Raises:
             OSError: If it cannot be read, is too large, or its size has changed.
+            StoreError: If its store does not answer.
         """
         if self.size > MAX_IMAGE_BYTES:
             raise OSError(errno.EFBIG, f"{self.size} bytes are more than {MAX_IMAGE_BYTES}")
+        data = self._load() if self.store is None else self._fetch(self.store)
+        if len(data) != self.size:
+            raise OSError(errno.ESTALE, "the file changed after it was listed")
+        return data
+
+    def _load(self) -> bytes:
+        """Read the file here, and a byte more if it is longer than when it was listed."""
         with open(self.file, "rb", opener=_open_at_once) as file:
             if self.offset is not None:
                 file.seek(self.offset)
-            data = file.read(self.size)
-            is_longer = self.offset is None and bool(file.read(1))
-        if len(data) != self.size or is_longer:
-            raise OSError(errno.ESTALE, "the file changed after it was listed")
-        return data
+            return file.read(self.size + (self.offset is None))
+
+    def _fetch(self, store: RemoteFolder) -> bytes:
+        try:
+            return read_object(store, self.file)
+        except FileNotFoundError as error:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""Where shards may be: in a folder of this machine, or at an address of one of a few schemes."""
+"""Where files may be: in a folder of this machine, or at an address of one of a few schemes."""
 
 import ipaddress
 import re
@@ -8,7 +8,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.common.errors import ConfigError
 
-REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+WRITABLE_SCHEMES = ("s3", "gs", "hf")
+REMOTE_SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
 COPY_AGAIN = "Copy the whole folder of shards there again."
 """What the owner of a remote folder must do where a file in it is damaged."""
 
@@ -17,7 +18,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFolder:
-    """A folder that is read over the network.
+    """A folder that is read, and perhaps written, over the network.
 
     Attributes:
         scheme: One of `REMOTE_SCHEMES`.
@@ -27,33 +28,57 @@ class RemoteFolder:
     scheme: str
     address: str
 
+    def __str__(self) -> str:
+        """Give what was typed."""
+        return self.address
+
     def locate(self, name: str) -> str:
         """Give the address of a file in the folder."""
-        plain = name if self.scheme in ("s3", "gs") else quote(name)
+        plain = name if self.scheme in WRITABLE_SCHEMES else quote(name)
         return f"{self.address}/{plain}"
 
 
-def parse_address(text: str) -> Path | RemoteFolder:
+def parse_address(text: str, *, what: str = "shards") -> Path | RemoteFolder:
     """Tell paths from addresses, and reject all schemes except `file` and `REMOTE_SCHEMES`.
 
     Libraries accept far more: `pipe:` runs a command, and chained addresses such as
     `simplecache::` or `reference://` open whatever they name.
 
+    Args:
+        text: What was typed.
+        what: What is there, for errors.
+
     Raises:
         ConfigError: If the text is neither; nothing was opened.
     """
+    try:
+        return _parse(text)
+    except _Refusal as refusal:
+        shown, found = refusal.args
+        raise ConfigError(
+            f"{what} must be in a folder, or at an address of file, http, https, s3, gs or hf; "
+            f"got {found} in {shown!r}. Name a folder or such an address; a path with a colon "
+            "needs ./ before it."
+        ) from None
+
+
+class _Refusal(Exception):  # noqa: N818 - never leaves this file
+    """A text that is no path and no address: what may be shown of it, and what is wrong."""
+
+
+def _parse(text: str) -> Path | RemoteFolder:
     match = _SCHEME.match(text)
     if not match:
         if not text or "\0" in text:
-            raise _refused(text, "no path")
+            raise _Refusal(text, "no path")
         return Path(text)
     scheme = match[1].lower()
     if "::" in text:
-        raise _refused(text, "a chain of addresses")
+        raise _Refusal(text, "a chain of addresses")
     if scheme not in ("file", *REMOTE_SCHEMES) or not text.startswith("://", match.end(1)):
-        raise _refused(text, f"the scheme {scheme}:")
+        raise _Refusal(text, f"the scheme {scheme}:")
     if any(character.isspace() or not character.isprintable() for character in text):
-        raise _refused(text, "a space or a control character")
+        raise _Refusal(text, "a space or a control character")
     rest = text[match.end(1) + len("://") :]
     return _local(text, rest) if scheme == "file" else _remote(text, scheme, rest)
 
@@ -74,28 +99,20 @@ def is_inner(address: str) -> bool:
 def _local(text: str, rest: str) -> Path:
     host, slash, path = rest.partition("/")
     if host not in ("", "localhost") or not slash or "%00" in path:
-        raise _refused(text, "a file address that is not an absolute path")
+        raise _Refusal(text, "a file address that is not an absolute path")
     return Path(f"/{unquote(path)}")
 
 
 def _remote(text: str, scheme: str, rest: str) -> RemoteFolder:
     host = rest.partition("/")[0]
     if "@" in host:
-        raise _refused(f"{scheme}://...@{host.rpartition('@')[2]}", "credentials")
+        raise _Refusal(f"{scheme}://...@{host.rpartition('@')[2]}", "credentials")
     if "?" in rest or "#" in rest:
-        raise _refused(text, "a query or a fragment")
+        raise _Refusal(text, "a query or a fragment")
     try:
         named = urlsplit(f"{scheme}://{rest}").hostname
     except ValueError:
         named = None
     if not named:
-        raise _refused(text, "no host or bucket")
+        raise _Refusal(text, "no host or bucket")
     return RemoteFolder(scheme=scheme, address=f"{scheme}://{rest.rstrip('/')}")
-
-
-def _refused(text: str, what: str) -> ConfigError:
-    return ConfigError(
-        "shards must be in a folder, or at an address of file, http, https, s3 or gs; "
-        f"got {what} in {text!r}. Name a folder or such an address; a path with a colon needs ./ "
-        "before it."
-    )

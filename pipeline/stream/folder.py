@@ -42,7 +42,7 @@ class ShardFolder:
         """Open a folder that has a manifest, or whose only subfolder with one is meant.
 
         Args:
-            place: A path, or an address of file, http, https, s3 or gs. A `Path` is always a path.
+            place: A path, or an address (see `parse_address`). A `Path` is always a path.
             cache: Folder that keeps the shards of an address, each fetched whole when it is first
                 needed; None takes that of the user's other caches.
             cache_mib: Size that the cache should not exceed, MiB; None keeps all.

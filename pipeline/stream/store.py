@@ -71,7 +71,7 @@ def open_store(
     """Name a folder of shards. Nothing is read yet.
 
     Args:
-        address: A path, or an address of file, http, https, s3 or gs. A `Path` is always a path.
+        address: A path, or an address (see `parse_address`). A `Path` is always a path.
         cache: Folder that keeps remote shards; None reads them from the store each time.
         cache_mib: Size that the cache should not exceed, MiB; None keeps all.
 

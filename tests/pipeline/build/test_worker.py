@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.build.place import FolderPlace
 from pipeline.build.worker import Task, build_shard
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.format.sample import PlannedShard
@@ -29,7 +30,7 @@ def task(jpeg: Any, canvas_shards: Path, tmp_path: Path) -> Task:
     spec = manifest.load(canvas_shards).spec
     keys = tuple(f"cat/{number}" for number in range(5))
     return Task(
-        tmp_path, tmp_path, spec, 1,
+        FolderPlace(tmp_path, tmp_path), spec, 1,
         PlannedShard(split="train", index=0, keys=keys), tuple(images), ("cat",), 0,
     )  # fmt: skip
 

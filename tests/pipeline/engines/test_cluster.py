@@ -11,6 +11,7 @@ from planned import config
 
 from pipeline.build.build import build_shards
 from pipeline.build.landmarks import landmarks
+from pipeline.build.place import FolderPlace
 from pipeline.build.worker import Task
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest
@@ -77,7 +78,7 @@ def task(canvas_shards: Path, image_tree: Path, tmp_path: Path) -> Task:
     )  # fmt: skip
     shard = PlannedShard(split="train", index=0, keys=("cat/cat_000",))
     spec = manifest.load(canvas_shards).spec
-    return Task(tmp_path, tmp_path, spec, 1, shard, (image,), ("cat",), 0)
+    return Task(FolderPlace(tmp_path, tmp_path), spec, 1, shard, (image,), ("cat",), 0)
 
 
 def fault(task: Task, **changed: Any) -> str:

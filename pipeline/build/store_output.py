@@ -1,0 +1,189 @@
+"""OUT at an address: what a store holds decides what is kept; nothing is downloaded but records.
+
+Objects appear whole. A shard is sent under its final name, then its record; the manifest comes last
+of all. A store has no locks: two builds of the same images and options write the same bytes, and
+one of another spec finds the first one's records or manifest and ends.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from pipeline.build.config import BuildConfig
+from pipeline.build.place import StorePlace, records_name
+from pipeline.build.prepare import ShardPlan, require_room
+from pipeline.build.publish import reject_lines, require_few
+from pipeline.build.resume import (
+    HOLDER_NAME,
+    SCRATCH_NAME,
+    SPEC_NAME,
+    STATE_NAME,
+    Finished,
+    decode_record,
+    decode_spec,
+    encode_record,
+    finished_of,
+    other_build,
+)
+from pipeline.build.worker import Task
+from pipeline.common.errors import StoreError
+from pipeline.common.file_lock import LockOwner
+from pipeline.common.progress import Progress
+from pipeline.format.manifest import FILE_NAME, REJECTS_NAME, Manifest, encode_manifest
+from pipeline.format.sidecars import sidecars
+from pipeline.stream.address import RemoteFolder
+from pipeline.stream.objects import (
+    abort_uploads,
+    list_objects,
+    look_up,
+    look_up_all,
+    read_object,
+    read_objects,
+    remove_objects,
+    write_object,
+    write_objects,
+)
+from pipeline.stream.store import RemoteStore
+
+CHECKING = "checking finished shards"
+
+
+@contextlib.contextmanager
+def noted_builder(folder: RemoteFolder) -> Iterator[None]:
+    """Leave a note of who builds at an address, for people; it also shows that one may write.
+
+    Raises:
+        StoreError: If one may not.
+    """
+    name = f"{STATE_NAME}/{HOLDER_NAME}"
+    since = f"{datetime.now().astimezone():%F %T %Z}"
+    write_object(
+        folder, name, msgspec.json.encode(LockOwner(os.getpid(), socket.gethostname(), since))
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(StoreError):  # an earlier error matters more
+            remove_objects(folder, [name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOutput:
+    """A folder at an address; see `pipeline.build.output.Output`.
+
+    Attributes:
+        folder: The address.
+        scratch: Folder of this machine for shards that are being written.
+    """
+
+    folder: RemoteFolder
+    scratch: Path
+
+    @property
+    def images(self) -> Path:
+        """File in the scratch folder."""
+        return self.scratch / SCRATCH_NAME
+
+    def finished_before(
+        self, plan: ShardPlan, *, expected: Mapping[str, str], progress: Progress
+    ) -> dict[str, Finished]:
+        """Compare what the store says of each shard with its record.
+
+        Parts of other shards that killed processes have sent are given up.
+        """
+        noted = self._published(plan)
+        if noted is None:
+            self._refuse_other_build(plan)
+            noted = self._noted(plan)
+        finished = {}
+        for number, stored in enumerate(look_up_all(self.folder, list(noted))):
+            name, found = list(noted.items())[number]
+            if stored and stored.is_of(found.shard.num_bytes, found.shard.sha256):
+                finished[name] = found
+            progress.update(CHECKING, number + 1, len(noted))
+        left = {shard.name for shard, _ in plan.shards} - finished.keys()
+        abort_uploads(self.folder, left)
+        return finished
+
+    def place(self, plan: ShardPlan) -> StorePlace:
+        """Give the address, and where shards are written first."""
+        return StorePlace(self.folder, plan.fingerprint, self.scratch)
+
+    def require_room(self, tasks: Sequence[Task], config: BuildConfig) -> None:
+        """Check that a shard of each worker fits into the scratch folder."""
+        at_once = sorted(tasks, key=lambda task: task.num_bytes)[-config.workers :]
+        require_room(at_once, self.scratch, codec=config.codec)
+
+    def begin(self, plan: ShardPlan, before: Mapping[str, Finished]) -> None:
+        """Write the spec beside the records; remove a manifest of which a shard is missing.
+
+        A manifest is never wrong: what it says of the shards that are kept becomes records first.
+        """
+        if len(before) == len(plan.shards):
+            return
+        name = records_name(plan.fingerprint)
+        write_object(self.folder, f"{name}/{SPEC_NAME}", msgspec.json.encode(plan.spec))
+        if look_up(self.folder, FILE_NAME):
+            write_objects(
+                self.folder,
+                {f"{name}/{shard}.json": encode_record(kept) for shard, kept in before.items()},
+            )
+            remove_objects(self.folder, [FILE_NAME])
+
+    def publish(
+        self, plan: ShardPlan, built: Manifest, finished: Mapping[str, Finished], *, at_most: int
+    ) -> None:
+        """Write side files, then the manifest; then remove the records."""
+        rejects = self.folder.locate(REJECTS_NAME)
+        if built.rejects:
+            write_object(self.folder, REJECTS_NAME, reject_lines(built.rejects))
+        else:
+            remove_objects(self.folder, [REJECTS_NAME])  # of an earlier run
+        require_few(built.rejects, rejects, at_most=at_most)
+        if self._load_manifest() != built:
+            write_objects(self.folder, dict(sidecars(built)))
+            write_object(self.folder, FILE_NAME, encode_manifest(built))
+        self.forget(plan)
+
+    def forget(self, plan: ShardPlan) -> None:
+        """Remove the records."""
+        remove_objects(self.folder, list(list_objects(self.folder, records_name(plan.fingerprint))))
+
+    def _load_manifest(self) -> Manifest | None:
+        if look_up(self.folder, FILE_NAME) is None:
+            return None
+        return RemoteStore(folder=self.folder, cache=None).load_manifest()
+
+    def _published(self, plan: ShardPlan) -> dict[str, Finished] | None:
+        """Give what a manifest says of the shards; None without a manifest."""
+        published = self._load_manifest()
+        if published is None:
+            return None
+        if published.fingerprint != plan.fingerprint:
+            raise other_build(self.folder, plan.spec, msgspec.to_builtins(published.spec))
+        return finished_of(published, plan.shards)
+
+    def _refuse_other_build(self, plan: ShardPlan) -> None:
+        """Check that there are no records of another build."""
+        for name in list_objects(self.folder, STATE_NAME):
+            if name.endswith(f"/{SPEC_NAME}") and plan.fingerprint not in name:
+                theirs = decode_spec(read_object(self.folder, name))
+                raise other_build(self.folder, plan.spec, theirs)
+
+    def _noted(self, plan: ShardPlan) -> dict[str, Finished]:
+        """Read the records of shards without rejects, whose images may be readable by now."""
+        there = list_objects(self.folder, records_name(plan.fingerprint))
+        names = {
+            name: shard.name
+            for shard, _ in plan.shards
+            if (name := f"{records_name(plan.fingerprint)}/{shard.name}.json") in there
+        }
+        records = zip(names.values(), read_objects(self.folder, names), strict=True)
+        decoded = {shard: decode_record(data, plan.spec) for shard, data in records}
+        return {shard: found for shard, found in decoded.items() if found and not found.rejects}
