@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "reads_all",
     default=False,
     show_default=True,
-    help="Read every shard, or only those changed since they were last verified.",
+    help="Read every shard, or only those changed since they were last verified; at an address, "
+    "only those whose SHA-256 the store does not give.",
 )
 @click.option(
     "--repair",
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
 def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_json: bool) -> None:
     """Check every byte, and decode every sample.
 
-    SHARDS is a folder of shards, or its address: http, https, s3 or gs. Every byte must match the
-    manifest. Shards unchanged since they were last verified are skipped unless --all is given.
+    SHARDS is a folder of shards, or its address: http, https, s3, gs or hf. Every byte must match
+    the manifest. Shards unchanged since they were last verified, or of which a store gives length
+    and SHA-256, are skipped unless --all is given.
     """
     from pipeline.verify.verify import verify_shards
 
@@ -56,10 +58,12 @@ def verify(shards: str, workers: int, reads_all: bool, repair: Path | None, as_j
         verdict = verify_shards(shards, workers=workers, reads_all=reads_all, progress=progress)
     manifest = verdict.manifest
     if verdict.unread:
-        note(
-            f"{len(verdict.unread)} of {len(manifest.shards)} shards are unchanged since they were "
-            "last verified; --all reads them again"
+        how = (
+            "unchanged since they were last verified; --all reads them again"
+            if isinstance(verdict.folder, Path)
+            else "stored with the length and the SHA-256 of the manifest; --all reads them"
         )
+        note(f"{len(verdict.unread)} of {len(manifest.shards)} shards are {how}")
     for name in verdict.unnamed:
         note(f"skipped {name}: not in the manifest")
     if as_json:

@@ -2,8 +2,9 @@
 
 Sidecar files must have the content that the manifest implies.
 
-In a local folder, shards unchanged since an earlier verification are skipped. A rotting disk
-changes no modification time: only reading every shard finds it.
+In a local folder, shards unchanged since an earlier verification are skipped, and at an address
+those whose length and SHA-256 the store gives. A rotting disk changes neither: only reading every
+shard finds it.
 """
 
 import hashlib
@@ -28,7 +29,9 @@ from pipeline.format.sample import Sample
 from pipeline.format.sidecars import sidecars
 from pipeline.format.ustar import TAR_END
 from pipeline.read.reader import ShardReader
-from pipeline.stream.store import LocalStore, Source, Store, open_store
+from pipeline.stream.address import WRITABLE_SCHEMES
+from pipeline.stream.objects import look_up_all
+from pipeline.stream.store import LocalStore, RemoteStore, Source, Store, open_store
 from pipeline.stream.stream import SampleStream, read_exactly
 
 VERIFIED_NAME = ".verified.json"
@@ -43,7 +46,8 @@ class Verdict:
         folder: The folder that was checked, or its address.
         manifest: What it was checked against.
         unnamed: Tars of a local folder that the manifest does not name; readers ignore them.
-        unread: Names of shards that are unchanged since an earlier verification.
+        unread: Names of shards that are unchanged since an earlier verification, or whose length
+            and SHA-256 the store gives.
     """
 
     folder: Path | str
@@ -72,8 +76,7 @@ def verify_shards(
     # Taken before reading: a shard that changes meanwhile counts as changed the next time.
     found = ((shard.name, stamp(folder, shard)) for shard in manifest.shards) if folder else ()
     stamps = {name: at for name, at in found if at}
-    known = load_stamps(folder) if folder and not reads_all else {}
-    unread = tuple(name for name, at in stamps.items() if known.get(name) == at)
+    unread = () if reads_all else _known_intact(store, manifest, stamps)
     rest = replace(manifest, shards=tuple(s for s in manifest.shards if s.name not in unread))
     faults = _find_faults(store, rest, workers=workers, progress=progress)
     if folder:
@@ -86,6 +89,27 @@ def verify_shards(
         manifest=manifest,
         unnamed=tuple(name for name in tars if name not in named),
         unread=unread,
+    )
+
+
+def _known_intact(
+    store: LocalStore | RemoteStore, manifest: Manifest, stamps: Mapping[str, "Stamp"]
+) -> tuple[str, ...]:
+    """Name the shards that need not be read.
+
+    In a folder, those unchanged since they were verified; at an address, those of which the store
+    gives the length and the SHA-256 of the manifest, as a build sent them.
+    """
+    if isinstance(store, LocalStore):
+        known = load_stamps(store.folder)
+        return tuple(name for name, at in stamps.items() if known.get(name) == at)
+    if store.folder.scheme not in WRITABLE_SCHEMES:
+        return ()
+    found = look_up_all(store.folder, [shard.name for shard in manifest.shards])
+    return tuple(
+        shard.name
+        for shard, stored in zip(manifest.shards, found, strict=True)
+        if stored and stored.sha256 and stored.is_of(shard.num_bytes, shard.sha256)
     )
 
 

