@@ -166,7 +166,6 @@ def remove_objects(folder: RemoteFolder, names: Collection[str]) -> None:
     Raises:
         StoreError: If one cannot be removed.
     """
-
     addresses = [folder.locate(name) for name in names]
     for start in range(0, len(addresses), REMOVED_AT_ONCE):
         some = addresses[start : start + REMOVED_AT_ONCE]

@@ -32,6 +32,7 @@ def test_paths_and_file_addresses_are_folders_of_this_machine(text: str, path: s
         ("HTTPS://host/a", "https", "https://host/a/t.tar"),
         ("s3://bucket/a b".replace(" ", "-"), "s3", "s3://bucket/a-b/t.tar"),
         ("gs://bucket", "gs", "gs://bucket/t.tar"),
+        ("hf://datasets/me/mine/a", "hf", "hf://datasets/me/mine/a/t.tar"),
     ],
 )
 def test_addresses_of_the_list_are_taken(text: str, scheme: str, located: str) -> None:
@@ -100,7 +101,7 @@ def test_whatever_is_typed_is_a_path_or_an_address_of_the_list_or_refused(text: 
     except ConfigError:
         return
     if isinstance(place, RemoteFolder):
-        assert place.address.startswith(("http://", "https://", "s3://", "gs://"))
+        assert place.address.startswith(("http://", "https://", "s3://", "gs://", "hf://"))
         assert "::" not in place.address
 
 

@@ -81,9 +81,9 @@ def test_the_headroom_of_shards_at_an_address_is_that_of_the_folder(
     ("place", "told"),
     [
         ("{web}/none", "shards must have a manifest.json; got none at {web}/none. Name the folder"),
-        ("ftp://host/a", "shards must be in a folder, or at an address of file, http, https, s3 or "
-         "gs; got the scheme ftp: in 'ftp://host/a'. Name"),
-        ("pipe:cat a", "shards must be in a folder, or at an address of file, http, https, s3 or "),
+        ("ftp://host/a", "shards must be in a folder, or at an address of file, http, https, s3, "
+         "gs or hf; got the scheme ftp: in 'ftp://host/a'. Name"),
+        ("pipe:cat a", "shards must be in a folder, or at an address of file, http, https, s3, "),
         ("http://127.0.0.1:{port}/a", "shards must be reachable; got ClientConnectorError: "),
     ],
 )  # fmt: skip
