@@ -35,7 +35,13 @@ from pipeline.build.worker import Task
 from pipeline.common.errors import StoreError
 from pipeline.common.file_lock import LockOwner
 from pipeline.common.progress import Progress
-from pipeline.format.manifest import FILE_NAME, REJECTS_NAME, Manifest, encode_manifest
+from pipeline.format.manifest import (
+    FILE_NAME,
+    REJECTS_NAME,
+    Manifest,
+    encode_manifest,
+    index_files,
+)
 from pipeline.format.sidecars import sidecars
 from pipeline.stream.address import RemoteFolder
 from pipeline.stream.objects import (
@@ -139,32 +145,32 @@ class StoreOutput:
     def publish(
         self, plan: ShardPlan, built: Manifest, finished: Mapping[str, Finished], *, at_most: int
     ) -> None:
-        """Write side files, then the manifest; then remove the records."""
+        """Write the side files that are missing, then the manifest; then remove the records."""
         rejects = self.folder.locate(REJECTS_NAME)
         if built.rejects:
             write_object(self.folder, REJECTS_NAME, reject_lines(built.rejects))
         else:
             remove_objects(self.folder, [REJECTS_NAME])  # of an earlier run
         require_few(built.rejects, rejects, at_most=at_most)
-        if self._load_manifest() != built:
-            write_objects(self.folder, dict(sidecars(built)))
-            write_object(self.folder, FILE_NAME, encode_manifest(built))
+        there = list_objects(self.folder)
+        beside = dict(index_files(built))
+        beside |= {sidecar.name: sidecar.text().encode() for sidecar in sidecars(built)}
+        missing = {name: data for name, data in beside.items() if there.get(name) != len(data)}
+        write_objects(self.folder, missing)
+        text = encode_manifest(built)
+        if FILE_NAME not in there or read_object(self.folder, FILE_NAME) != text:
+            write_object(self.folder, FILE_NAME, text)
         self.forget(plan)
 
     def forget(self, plan: ShardPlan) -> None:
         """Remove the records."""
         remove_objects(self.folder, list(list_objects(self.folder, records_name(plan.fingerprint))))
 
-    def _load_manifest(self) -> Manifest | None:
-        if look_up(self.folder, FILE_NAME) is None:
-            return None
-        return RemoteStore(folder=self.folder, cache=None).load_manifest()
-
     def _published(self, plan: ShardPlan) -> dict[str, Finished] | None:
         """Give what a manifest says of the shards; None without a manifest."""
-        published = self._load_manifest()
-        if published is None:
+        if look_up(self.folder, FILE_NAME) is None:
             return None
+        published = RemoteStore(folder=self.folder, cache=None).load_manifest()
         if published.fingerprint != plan.fingerprint:
             raise other_build(self.folder, plan.spec, msgspec.to_builtins(published.spec))
         return finished_of(published, plan.shards)
