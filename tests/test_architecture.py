@@ -29,6 +29,7 @@ ARROWS = {
         decode engines sources
         stream
         read
+        remote
         format
         pixels
         command
@@ -62,8 +63,8 @@ LATE = {
     "pipeline.format.codecs": {"pipeline"},
     "pipeline.pixels.resize": {"pipeline"},
     "pipeline.read.collate": {"pipeline"},
-    "pipeline.stream.backends": {"huggingface_hub"},
-    "pipeline.stream.remote_file": {"fsspec", "pipeline"},
+    "pipeline.remote.backends": {"huggingface_hub"},
+    "pipeline.remote.remote_file": {"fsspec", "pipeline"},
     "pipeline.stream.stream": {"webdataset"},
     "training.export.onnx_file": {"onnx", "onnxruntime"},
     "training.run.watching": {"torch"},

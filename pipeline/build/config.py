@@ -9,7 +9,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.engines import ENGINES
 from pipeline.format.crops import CANDIDATE_SETS, CANDIDATES_TEXT
 from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
-from pipeline.stream.address import WRITABLE_SCHEMES, RemoteFolder
+from pipeline.remote.address import WRITABLE_SCHEMES, RemoteFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from pipeline.decode import open_decoder
 from pipeline.decode.rules import own_process
 from pipeline.format import manifest
 from pipeline.format.spec import DataSpec
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.objects import look_up
 from pipeline.sources.folder import is_archive
 from pipeline.sources.image import SourceImage
-from pipeline.stream.address import RemoteFolder
 from pipeline.stream.cache import default_folder
-from pipeline.stream.objects import look_up
 
 DECODED = 48  # images of the first shards, which are drawn by the seed
 MEASURING = "decoding a few images"

@@ -26,7 +26,7 @@ from pipeline.build.store_output import StoreOutput, noted_builder
 from pipeline.build.worker import Task
 from pipeline.common.progress import Progress
 from pipeline.format.manifest import Manifest
-from pipeline.stream.address import RemoteFolder
+from pipeline.remote.address import RemoteFolder
 
 
 class Output(Protocol):

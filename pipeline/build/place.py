@@ -8,8 +8,8 @@ from pipeline.build.resume import STATE_NAME, Finished, encode_record, save_reco
 from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.format.index import ShardEntry
 from pipeline.format.sample import PlannedShard
-from pipeline.stream.address import RemoteFolder
-from pipeline.stream.objects import upload_file, write_object
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.objects import upload_file, write_object
 
 
 class FolderPlace(NamedTuple):

@@ -26,7 +26,7 @@ from pipeline.format.index import ShardEntry, decode_shard, encode_shard
 from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.sample import member_suffixes
 from pipeline.format.spec import DataSpec
-from pipeline.stream.address import RemoteFolder
+from pipeline.remote.address import RemoteFolder
 
 STATE_NAME = ".build"
 LOST_FOUND = "lost+found"  # in every new file system of the ext family

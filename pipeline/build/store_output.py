@@ -43,8 +43,8 @@ from pipeline.format.manifest import (
     index_files,
 )
 from pipeline.format.sidecars import sidecars
-from pipeline.stream.address import RemoteFolder
-from pipeline.stream.objects import (
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.objects import (
     abort_uploads,
     list_objects,
     look_up,

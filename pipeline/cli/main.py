@@ -25,7 +25,7 @@ from pipeline.command.options import options_of
 from pipeline.common.atomic_io import require_file
 from pipeline.common.errors import few, printable
 from pipeline.datasets.config import ScatterConfig, SceneConfig
-from pipeline.stream.address import parse_address
+from pipeline.remote.address import parse_address
 
 if TYPE_CHECKING:
     from pipeline.build.dry_run import BuildPlan

@@ -13,7 +13,7 @@ from pipeline.command.options import options_of
 from pipeline.command.settings import settings_of
 from pipeline.common.errors import ConfigError, few, printable
 from pipeline.format.spec import DataSpec
-from pipeline.stream.address import parse_address
+from pipeline.remote.address import parse_address
 
 _OF_SPEC = {field.name for field in fields(DataSpec)}
 

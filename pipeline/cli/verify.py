@@ -11,7 +11,7 @@ from pipeline.build.config import BuildConfig, require_path
 from pipeline.command.console import AS_JSON, note, shown_progress
 from pipeline.command.origins import Command
 from pipeline.common.errors import printable
-from pipeline.stream.address import parse_address
+from pipeline.remote.address import parse_address
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import Manifest

@@ -9,8 +9,8 @@ from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest
 from pipeline.parts.plan_file import save_plan
+from pipeline.remote.address import RemoteFolder
 from pipeline.sources.folder import require_source
-from pipeline.stream.address import RemoteFolder
 
 
 def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan:

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 from pipeline.common.atomic_io import named_errors
 from pipeline.common.errors import SourceError
 from pipeline.common.progress import SILENT, Progress
+from pipeline.remote.address import RemoteFolder
 from pipeline.sources.archive import one_line, read_members
 from pipeline.sources.image import MAX_IMAGE_BYTES, SourceImage
 from pipeline.sources.store import (
@@ -26,7 +27,6 @@ from pipeline.sources.store import (
     list_files,
     require_listable,
 )
-from pipeline.stream.address import RemoteFolder
 
 SPLITS = ("train", "val")
 # The suffixes that Pillow registers for `decode.rules.FORMATS` (tested). A constant,

@@ -4,8 +4,8 @@ import errno
 import os
 from dataclasses import dataclass
 
-from pipeline.stream.address import RemoteFolder
-from pipeline.stream.objects import read_object
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.objects import read_object
 
 MAX_IMAGE_BYTES = 1 << 30  # more than an image of --max-pixels needs; a sparse file may have more
 

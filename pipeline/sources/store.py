@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import SourceError
-from pipeline.stream.address import WRITABLE_SCHEMES, RemoteFolder
-from pipeline.stream.objects import length_of, list_objects
-from pipeline.stream.remote_file import RemoteFile
+from pipeline.remote.address import WRITABLE_SCHEMES, RemoteFolder
+from pipeline.remote.objects import length_of, list_objects
+from pipeline.remote.remote_file import RemoteFile
 
 ARCHIVE_SUFFIXES = (".tgz", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2")
 

@@ -18,7 +18,7 @@ from pipeline.common import file_lock
 from pipeline.common.atomic_io import atomic_write
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.index import ShardEntry
-from pipeline.stream.address import COPY_AGAIN
+from pipeline.remote.address import COPY_AGAIN
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

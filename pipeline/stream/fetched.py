@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.format.index import ShardEntry
 from pipeline.pixels import Pixels
 from pipeline.read.memory_map import reserve_files
-from pipeline.stream.pace import MAX_AT_ONCE, Reading
+from pipeline.remote.pace import MAX_AT_ONCE, Reading
 from pipeline.stream.store import RemoteStore, fix_of_kept
 
 Numbers = NDArray[np.int64]

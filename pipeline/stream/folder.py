@@ -15,7 +15,7 @@ from pipeline.format.index import SampleIndex, ShardEntry
 from pipeline.format.manifest import Manifest
 from pipeline.read.reader import ShardReader
 from pipeline.read.sampler import window_bytes
-from pipeline.stream.address import RemoteFolder, parse_address
+from pipeline.remote.address import RemoteFolder, parse_address
 from pipeline.stream.cache import ShardCache, default_folder
 from pipeline.stream.fetched import FetchedShards
 from pipeline.stream.store import LocalStore, RemoteStore, open_store

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from pipeline.stream.pace import MAX_AT_ONCE, Link, Reading
+from pipeline.remote.pace import MAX_AT_ONCE, Link, Reading
 from pipeline.stream.partition import Piece, cut_blocks, extent_of
 from pipeline.stream.store import RemoteStore, Source, Store
 

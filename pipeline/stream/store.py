@@ -15,10 +15,10 @@ from pipeline.format.index import ShardEntry
 from pipeline.format.index_file import LocalFiles
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
-from pipeline.stream.address import COPY_AGAIN, RemoteFolder, parse_address, spelled
+from pipeline.remote.address import COPY_AGAIN, RemoteFolder, parse_address, spelled
+from pipeline.remote.pace import Link
+from pipeline.remote.remote_file import RemoteFile
 from pipeline.stream.cache import ShardCache, release
-from pipeline.stream.pace import Link
-from pipeline.stream.remote_file import RemoteFile
 
 MAX_MANIFEST_BYTES = 1 << 30
 

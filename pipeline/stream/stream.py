@@ -20,7 +20,7 @@ from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format.manifest import Manifest
 from pipeline.format.sample import GLIMPSES, LABEL, META, ORIGINALS, Sample, decode_sample
 from pipeline.format.ustar import TAR_END
-from pipeline.stream.pace import Reading
+from pipeline.remote.pace import Reading
 from pipeline.stream.partition import Part, Piece, cut_pieces, share_of
 from pipeline.stream.prefetch import open_ahead
 from pipeline.stream.store import RemoteStore, Source, Store, open_store

@@ -29,8 +29,8 @@ from pipeline.format.sample import Sample
 from pipeline.format.sidecars import sidecars
 from pipeline.format.ustar import TAR_END
 from pipeline.read.reader import ShardReader
-from pipeline.stream.address import WRITABLE_SCHEMES
-from pipeline.stream.objects import look_up_all
+from pipeline.remote.address import WRITABLE_SCHEMES
+from pipeline.remote.objects import look_up_all
 from pipeline.stream.store import LocalStore, RemoteStore, Source, Store, open_store
 from pipeline.stream.stream import SampleStream, read_exactly
 

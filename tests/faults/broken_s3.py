@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from served import Server
 
-from pipeline.stream import objects, remote_file
+from pipeline.remote import objects, remote_file
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stream import remote_file
+from pipeline.remote import remote_file
 
 NO_REMOTE = "needs the extra remote, which is not installed"
 Fault = Callable[["Handler", bytes, int], None]

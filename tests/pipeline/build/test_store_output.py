@@ -16,9 +16,9 @@ from served import remove_backends, s3_server
 from pipeline.build import build
 from pipeline.build.worker import build_shard
 from pipeline.common.errors import ConfigError, RejectsError, SourceError, StoreError
-from pipeline.stream import backends, objects
-from pipeline.stream.address import RemoteFolder, parse_address
-from pipeline.stream.objects import list_objects, look_up, upload_file
+from pipeline.remote import backends, objects
+from pipeline.remote.address import RemoteFolder, parse_address
+from pipeline.remote.objects import list_objects, look_up, upload_file
 from pipeline.verify.verify import verify_shards
 
 SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}  # of the test's shards

@@ -18,10 +18,10 @@ from pipeline.common.errors import DownloadError, VerificationError
 from pipeline.read.collate import BatchSpec
 from pipeline.read.loader import BatchLoader
 from pipeline.read.reader import ShardReader
+from pipeline.remote.pace import START_AT_ONCE
 from pipeline.stream import fetched as fetched_module
 from pipeline.stream.fetched import FetchedShards
 from pipeline.stream.folder import ShardFolder
-from pipeline.stream.pace import START_AT_ONCE
 
 MIB = 2**20
 ORDER = np.random.default_rng(5).permutation(18)[:16].reshape(-1, 2)  # each batch of many shards

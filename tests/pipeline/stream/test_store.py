@@ -15,7 +15,7 @@ from pipeline.common.errors import ConfigError, DownloadError, VerificationError
 from pipeline.format import manifest as manifests
 from pipeline.format.index import ShardEntry
 from pipeline.format.manifest import Manifest
-from pipeline.stream import remote_file
+from pipeline.remote import remote_file
 from pipeline.stream.partition import Part
 from pipeline.stream.store import open_store
 from pipeline.stream.stream import SampleStream
@@ -146,7 +146,7 @@ def test_a_failure_that_passes_is_taken_up_where_it_happened(
 def test_a_server_that_falls_silent_is_asked_again(
     web: Any, shard: ShardEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pipeline.remote.http_session.READ_TIMEOUT_S", 0.5)
     remote_file._filesystem.cache_clear()
     done = threading.Event()
     web.faults = [partial(fall_silent, until=done)]

@@ -33,7 +33,7 @@ from pipeline.common.errors import (
     VerificationError,
 )
 from pipeline.common.progress import Progress
-from pipeline.stream import remote_file
+from pipeline.remote import remote_file
 from training.choose import method
 from training.config import TrainConfig
 from training.data.processes import Process
@@ -127,7 +127,7 @@ def test_an_epoch_through_faults_is_that_on_the_folder(
     web: Web, local: Callable[..., RunPaths], run: Train, tiny: Tiny, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipeline.stream.http_session.READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("pipeline.remote.http_session.READ_TIMEOUT_S", 0.3)
     remote_file._filesystem.cache_clear()
     silent = threading.Event()
     web.faults = [hang_up, partial(fall_silent, until=silent), hang_up]

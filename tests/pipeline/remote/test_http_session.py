@@ -16,10 +16,10 @@ import aiohttp
 from yarl import URL
 
 from pipeline.common.errors import DownloadError
-from pipeline.stream import remote_file
-from pipeline.stream.address import RemoteFolder, is_inner
-from pipeline.stream.http_session import _is_inner, make_session
-from pipeline.stream.remote_file import RemoteFile
+from pipeline.remote import remote_file
+from pipeline.remote.address import RemoteFolder, is_inner
+from pipeline.remote.http_session import _is_inner, make_session
+from pipeline.remote.remote_file import RemoteFile
 
 if sys.platform != "linux":
     pytest.skip("needs more than one loopback address", allow_module_level=True)
@@ -78,7 +78,7 @@ def serve(host: str) -> Iterator[Server]:
 
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("pipeline.stream.http_session.is_inner", lambda address: address != PUBLIC)
+    monkeypatch.setattr("pipeline.remote.http_session.is_inner", lambda address: address != PUBLIC)
     monkeypatch.setenv("no_proxy", "*")
     yield from serve(PUBLIC)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from pipeline.stream.address import RemoteFolder, parse_address, spelled
+from pipeline.remote.address import RemoteFolder, parse_address, spelled
 
 
 @pytest.mark.parametrize(

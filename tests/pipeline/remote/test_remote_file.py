@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.stream import remote_file
-from pipeline.stream.address import RemoteFolder
-from pipeline.stream.remote_file import RemoteFile, wait_s
+from pipeline.remote import remote_file
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.remote_file import RemoteFile, wait_s
 
 
 @pytest.mark.parametrize(

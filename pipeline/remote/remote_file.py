@@ -13,8 +13,8 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from pipeline.common.errors import ConfigError, DownloadError, SrpError, VerificationError
-from pipeline.stream.address import COPY_AGAIN, RemoteFolder
-from pipeline.stream.pace import Link
+from pipeline.remote.address import COPY_AGAIN, RemoteFolder
+from pipeline.remote.pace import Link
 
 TRIES = 5  # in a row without a byte
 STORE_TRIES = 2  # the same for backends that retry by themselves
@@ -253,7 +253,7 @@ def _filesystem(scheme: str, _pid: int) -> Any:
         import fsspec
 
         if scheme in ("http", "https"):
-            from pipeline.stream.http_session import make_session
+            from pipeline.remote.http_session import make_session
 
             return fsspec.filesystem(scheme, get_client=make_session, skip_instance_cache=True)
         return fsspec.filesystem(scheme, skip_instance_cache=True)

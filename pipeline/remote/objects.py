@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.common.errors import SrpError, StoreError
-from pipeline.stream import backends
-from pipeline.stream.address import RemoteFolder
-from pipeline.stream.backends import PART_BYTES, Stored
-from pipeline.stream.remote_file import filesystem
+from pipeline.remote import backends
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.backends import PART_BYTES, Stored
+from pipeline.remote.remote_file import filesystem
 
 TRIES = 3  # of a request; the backends retry by themselves before
 FIRST_WAIT_S = 1.0  # before the first retry; four times as long before the second

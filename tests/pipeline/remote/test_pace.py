@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stream import pace
-from pipeline.stream.pace import START_AT_ONCE, Link, Reading, num_at_once
+from pipeline.remote import pace
+from pipeline.remote.pace import START_AT_ONCE, Link, Reading, num_at_once
 
 MIB = 2**20
 

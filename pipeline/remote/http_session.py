@@ -17,7 +17,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from pipeline.common.errors import DownloadError
-from pipeline.stream.address import is_inner
+from pipeline.remote.address import is_inner
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0

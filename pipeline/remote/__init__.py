@@ -1,0 +1,1 @@
+"""Addresses, and the files and objects that lie at them."""
