@@ -229,7 +229,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _refusal(place: str, verb: str, error: Exception) -> StoreError:
-    text = " ".join(str(error).split()) or "no reason"
+    text = " ".join(str(error).split()).rstrip(".") or "no reason"
     return StoreError(
         f"cannot {verb} {place}: {type(error).__name__}: {text[:300]}. Check the address, the "
         "network and your rights there, and run the same command again."

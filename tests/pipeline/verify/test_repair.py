@@ -135,7 +135,7 @@ def test_what_a_killed_repair_from_other_images_left_is_not_taken(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_module, "_require_same", killed)
+        patch.setattr(build_module, "_changed", killed)
         assert srp_data(*repair).exit_code == 130
     image.write_bytes(whole)
     result = srp_data(*repair)
