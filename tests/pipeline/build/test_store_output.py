@@ -18,7 +18,13 @@ from pipeline.build.worker import build_shard
 from pipeline.common.errors import ConfigError, RejectsError, SourceError, StoreError
 from pipeline.remote import backends, objects
 from pipeline.remote.address import RemoteFolder, parse_address
-from pipeline.remote.objects import list_objects, look_up, upload_file
+from pipeline.remote.objects import (
+    list_objects,
+    look_up,
+    remove_objects,
+    upload_file,
+    write_object,
+)
 from pipeline.verify.verify import verify_shards
 
 SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}  # of the test's shards
@@ -140,9 +146,9 @@ def test_a_published_shard_that_is_gone_or_cut_is_built_again(
     bucket: Path, image_tree: Path, canvas_shards: Path, make_shards: Any
 ) -> None:
     built = make_shards(image_tree, OUT, **OPTIONS).manifest
-    (bucket / "deep/mine/train-000000.tar").unlink()
-    path = bucket / "deep/mine" / built.shards[-1].name
-    path.write_bytes(path.read_bytes()[:-512])
+    remove_objects(OUT, ["train-000000.tar"])  # by the server, which keeps its list for a while
+    cut = built.shards[-1].name
+    write_object(OUT, cut, (bucket / "deep/mine" / cut).read_bytes()[:-512])
     again = make_shards(image_tree, OUT, **OPTIONS)
     assert set(again.reused) == {s.name for s in built.shards[1:-1]}
     assert files(bucket / "deep/mine") == files(canvas_shards)
