@@ -3,6 +3,7 @@
 import errno
 import functools
 import io
+import logging
 import os
 import random
 import re
@@ -256,6 +257,9 @@ def _filesystem(scheme: str, _pid: int) -> Any:
             from pipeline.remote.http_session import make_session
 
             return fsspec.filesystem(scheme, get_client=make_session, skip_instance_cache=True)
+        # gcsfs would ask for each bucket's kind by another protocol, and warn without credentials.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
         return fsspec.filesystem(scheme, skip_instance_cache=True)
     except ImportError as error:
         if (error.name or "").startswith("pipeline"):

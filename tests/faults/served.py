@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,25 @@ def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     finally:
         server.terminate()
         server.wait()
+        remote_file._filesystem.cache_clear()
+
+
+@contextmanager
+def google_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A server that speaks Google Cloud Storage, with a bucket `bucket` in memory, and its port."""
+    if find_spec("gcsfs") is None:  # not imported here, since srp sets before how it works
+        pytest.skip(NO_REMOTE)
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs the extra dev")
+    port = free_port()
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
+    remote_file._filesystem.cache_clear()
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop()
         remote_file._filesystem.cache_clear()
 
 

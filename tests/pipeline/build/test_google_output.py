@@ -1,0 +1,80 @@
+"""OUT at Google Cloud Storage: its real client, and a server in memory that speaks as it does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import google_server
+
+from pipeline import SampleStream, ShardFolder
+from pipeline.build import build
+from pipeline.build.worker import build_shard
+from pipeline.common.errors import StoreError
+from pipeline.remote.address import RemoteFolder, parse_address
+from pipeline.remote.objects import remove_objects
+from pipeline.remote.remote_file import filesystem
+from pipeline.verify.verify import verify_shards
+
+OPTIONS = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1}  # of canvas_shards
+
+
+def at(address: str) -> RemoteFolder:
+    place = parse_address(address)
+    assert isinstance(place, RemoteFolder)
+    return place
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteFolder]:
+    """A folder of the bucket. What is built there is built by this process."""
+    monkeypatch.setattr(build, "_run_here", lambda tasks, *_: map(build_shard, tasks))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with google_server(monkeypatch):
+        yield at("gs://bucket/deep/mine")
+
+
+def files(folder: RemoteFolder) -> dict[str, bytes]:
+    store = filesystem("gs")
+    prefix = folder.address.removeprefix("gs://")
+    return {
+        name.removeprefix(f"{prefix}/"): store.cat_file(name)
+        for name in store.find(prefix, refresh=True)
+    }
+
+
+def test_google_gets_the_bytes_of_a_folder_and_gives_them_back(
+    out: RemoteFolder, image_tree: Path, canvas_shards: Path, make_shards: Any, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    make_shards(image_tree, out, **OPTIONS)
+    assert not caplog.records
+    local = {path.name: path.read_bytes() for path in canvas_shards.iterdir() if path.is_file()}
+    assert files(out) == local
+    verify_shards(out.address, workers=1)
+    ours, theirs = (
+        [
+            (sample.key, sample.originals.tobytes())
+            for sample in SampleStream(place, "train").samples()
+        ]
+        for place in (canvas_shards, out.address)
+    )
+    assert ours == theirs
+    reader = ShardFolder.open(out.address, cache=tmp_path / "kept").reader("val")
+    assert reader.read(0).key == ShardFolder.open(canvas_shards).reader("val").read(0).key
+
+
+def test_a_build_at_google_goes_on_by_the_digests_that_the_store_gives(
+    out: RemoteFolder, image_tree: Path, canvas_shards: Path, make_shards: Any
+) -> None:
+    built = make_shards(image_tree, out, **OPTIONS).manifest
+    remove_objects(out, ["manifest.json", built.shards[0].name])
+    again = make_shards(image_tree, out, **OPTIONS)
+    assert again.manifest == built
+    assert files(out).keys() == {path.name for path in canvas_shards.iterdir() if path.is_file()}
+
+
+@pytest.mark.usefixtures("out")
+def test_a_bucket_that_is_not_there_is_one_line(image_tree: Path, make_shards: Any) -> None:
+    with pytest.raises(StoreError, match=r"cannot write gs://nowhere/x/.*Check the address, the"):
+        make_shards(image_tree, at("gs://nowhere/x"), **OPTIONS)
