@@ -36,6 +36,7 @@ from pipeline.common.errors import (
     SourceError,
     SrpError,
     StoppedRunError,
+    StoreError,
     ToldError,
     VerificationError,
 )
@@ -54,6 +55,7 @@ STATUSES = {
     EveryRankError: 2,
     SourceError: 2,
     DownloadError: 2,
+    StoreError: 2,
     CheckpointError: 2,
     VerificationError: 3,
     RejectsError: 4,
@@ -132,7 +134,9 @@ def test_the_commands_that_resume_are_those_that_keep_what_they_did() -> None:
         for name, command in program.commands.items()
         if isinstance(command, Resumable)
     }
-    assert resuming == {"build-shards", "download", "from", "distill", "study", "headroom"}
+    assert resuming == {
+        "build-shards", "download", "plan", "merge", "from", "distill", "study", "headroom",
+    }  # fmt: skip
     assert not any(isinstance(c, Resumable) for c in bench.commands.values())
 
 
