@@ -129,6 +129,7 @@ def test_a_run_that_is_not_there_and_an_empty_list_are_one_line(
     assert "got none on standard input" in error_of(predict("-"), 2)
 
 
+@pytest.mark.sweep
 def test_stdout_is_data_alone_also_where_stderr_is_a_terminal(
     finished: Finished, scenes: Path, tmp_path: Path
 ) -> None:

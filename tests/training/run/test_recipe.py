@@ -59,6 +59,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, at_step: int) 
     monkeypatch.setattr(train_module, "train_step", signalled)
 
 
+@pytest.mark.quick("teachers-distilled", *(case for case in CASES if "distilled" not in case))
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_of_each_recipe_is_resumed_bit_for_bit_and_scored_again_alike(
     case: str, opened: ShardFolder, alone: Process, tiny: Tiny,

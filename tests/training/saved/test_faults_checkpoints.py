@@ -71,6 +71,7 @@ def saved(
     return state, paths, replace(record, epochs=(EPOCH, replace(EPOCH, epoch=2, val_top1=12.0)))
 
 
+@pytest.mark.sweep
 def test_a_kill_at_any_write_fsync_or_rename_of_a_save_leaves_a_whole_checkpoint(
     saved: tuple[RunState, RunPaths, RunRecord],
     opened: ShardFolder,

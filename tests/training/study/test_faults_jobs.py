@@ -191,7 +191,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.quick("SIGTERM-75")
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("how", "status"),
     [("SIGINT", 130), ("SIGTERM", 75), ("SIGKILL", -signal.SIGKILL), ("a worker", 1)],
