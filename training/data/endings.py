@@ -18,6 +18,8 @@ from pipeline.common.errors import (
     ToldError,
 )
 
+# Gloo's errors are plain ones: most name its own file, but not what it says of a peer that hangs.
+GLOOS = ("gloo", "Application timeout caused pair closure")
 ENDED = "ended"  # counts the processes that end with an error, in the store that all share
 
 
@@ -69,7 +71,7 @@ def _lost(error: BaseException, answer: timedelta) -> LostRankError | None:
     """Recognise what an exchange raises when another process is gone."""
     cause: BaseException | None = None if isinstance(error, SrpError) else error
     while cause is not None:
-        is_gloos = isinstance(cause, RuntimeError) and "gloo" in str(cause)
+        is_gloos = isinstance(cause, RuntimeError) and any(word in str(cause) for word in GLOOS)
         if is_gloos or isinstance(cause, dist.DistError):
             _, _, reason = str(cause).splitlines()[0].partition("] ")  # before it, gloo's own file
             reason = (reason or str(cause)).partition(". ")[0]
