@@ -26,6 +26,7 @@ ARROWS = {
         bench parts verify
         datasets
         build photos
+        write
         decode engines sources
         stream
         read

@@ -24,9 +24,7 @@ from pipeline.bench.config import BenchConfig
 from pipeline.bench.other_env import other_contenders
 from pipeline.build.build import build_shards
 from pipeline.build.config import BuildConfig
-from pipeline.build.planning import select
 from pipeline.build.prepare import data_spec
-from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.command import results
 from pipeline.command.results import Contender, Difference, Row, Turn
 from pipeline.common.errors import ConfigError, ImageError, SourceError
@@ -41,6 +39,8 @@ from pipeline.format.spec import DataSpec
 from pipeline.pixels import Pixels
 from pipeline.pixels.resize import gray, is_exact, resize_exactly
 from pipeline.sources.folder import open_source
+from pipeline.write.planning import select
+from pipeline.write.shard_writer import EncodedSample, write_shard
 
 DECODE = "libjpeg-turbo: decode"
 DECODE_RESIZE = "libjpeg-turbo: decode, one resize"

@@ -13,14 +13,14 @@ from pipeline.build.landmarks import landmarks
 from pipeline.build.output import open_output
 from pipeline.build.prepare import plan_source, spec_here, tasks_left
 from pipeline.build.publish import describe
-from pipeline.build.resume import Finished
-from pipeline.build.worker import Task, build_shard
 from pipeline.common.errors import VerificationError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.engines import local, open_ray
 from pipeline.engines.local import Retry
 from pipeline.format.manifest import Manifest
 from pipeline.sources.folder import require_source
+from pipeline.write.resume import Finished
+from pipeline.write.worker import Task, build_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def start_workers(config: BuildConfig) -> None:
     if config.engine == "ray":
         open_ray().cluster.require_listening(config.ray_address)
     else:
-        local.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
+        local.start_server(("pipeline.write.worker", "pipeline.pixels.kernels"))
 
 
 def write_shards(

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.build.config import BuildConfig
-from pipeline.build.planning import sample_bytes
 from pipeline.build.prepare import plan_source, spec_here, threads_of
 from pipeline.common.errors import ImageError
 from pipeline.common.progress import SILENT, Progress
@@ -23,6 +22,7 @@ from pipeline.remote.objects import look_up
 from pipeline.sources.folder import is_archive
 from pipeline.sources.image import SourceImage
 from pipeline.stream.cache import default_folder
+from pipeline.write.planning import sample_bytes
 
 DECODED = 48  # images of the first shards, which are drawn by the seed
 MEASURING = "decoding a few images"

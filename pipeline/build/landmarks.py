@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.build.place import StorePlace
-from pipeline.build.worker import Task
 from pipeline.common.errors import SrpError
 from pipeline.decode import open_decoder
 from pipeline.format.spec import DataSpec
 from pipeline.sources.image import SourceImage
+from pipeline.write.place import StorePlace
+from pipeline.write.worker import Task
 
 _NUM_READ = 8  # images that are tried, should some be unreadable here too
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.build.config import BuildConfig
-from pipeline.build.place import FolderPlace, StorePlace
 from pipeline.build.prepare import ShardPlan, require_room
 from pipeline.build.publish import check_rejects, publish
-from pipeline.build.resume import (
+from pipeline.build.store_output import StoreOutput, noted_builder
+from pipeline.common.progress import Progress
+from pipeline.format.manifest import Manifest
+from pipeline.remote.address import RemoteFolder
+from pipeline.write.place import FolderPlace, StorePlace
+from pipeline.write.resume import (
     SCRATCH_NAME,
     Finished,
     drop_records,
@@ -21,12 +25,8 @@ from pipeline.build.resume import (
     refuse_other_build,
     shards_folder,
 )
-from pipeline.build.scratch import open_scratch
-from pipeline.build.store_output import StoreOutput, noted_builder
-from pipeline.build.worker import Task
-from pipeline.common.progress import Progress
-from pipeline.format.manifest import Manifest
-from pipeline.remote.address import RemoteFolder
+from pipeline.write.scratch import open_scratch
+from pipeline.write.worker import Task
 
 
 class Output(Protocol):

@@ -6,16 +6,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pipeline.build.config import BuildConfig
-from pipeline.build.place import FolderPlace, StorePlace
-from pipeline.build.planning import (
-    Planned,
-    plan_shards,
-    sample_bytes,
-    samples_per_shard,
-    select,
-)
-from pipeline.build.resume import Finished
-from pipeline.build.worker import Task
 from pipeline.common.cpus import num_usable
 from pipeline.common.errors import NoRoomError
 from pipeline.common.progress import Progress
@@ -24,6 +14,16 @@ from pipeline.format import manifest
 from pipeline.format.codecs import Codec
 from pipeline.format.spec import DataSpec
 from pipeline.sources.folder import open_source, spelt_out
+from pipeline.write.place import FolderPlace, StorePlace
+from pipeline.write.planning import (
+    Planned,
+    plan_shards,
+    sample_bytes,
+    samples_per_shard,
+    select,
+)
+from pipeline.write.resume import Finished
+from pipeline.write.worker import Task
 
 
 @dataclass(frozen=True, kw_only=True)

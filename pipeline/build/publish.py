@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.build.prepare import ShardPlan
-from pipeline.build.resume import Finished, save_record
 from pipeline.common.atomic_io import sync_folder, write_file
 from pipeline.common.errors import RejectsError
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.sidecars import write_sidecars
 from pipeline.sources.class_names import CLASS_NAMES
+from pipeline.write.resume import Finished, save_record
 
 
 def describe(plan: ShardPlan, finished: Mapping[str, Finished]) -> Manifest:

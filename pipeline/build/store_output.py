@@ -16,22 +16,8 @@ from pathlib import Path
 import msgspec
 
 from pipeline.build.config import BuildConfig
-from pipeline.build.place import StorePlace, records_name
 from pipeline.build.prepare import ShardPlan, require_room
 from pipeline.build.publish import reject_lines, require_few
-from pipeline.build.resume import (
-    HOLDER_NAME,
-    SCRATCH_NAME,
-    SPEC_NAME,
-    STATE_NAME,
-    Finished,
-    decode_record,
-    decode_spec,
-    encode_record,
-    finished_of,
-    other_build,
-)
-from pipeline.build.worker import Task
 from pipeline.common.errors import StoreError
 from pipeline.common.file_lock import LockOwner
 from pipeline.common.progress import Progress
@@ -56,6 +42,20 @@ from pipeline.remote.objects import (
     write_objects,
 )
 from pipeline.stream.store import RemoteStore
+from pipeline.write.place import StorePlace, records_name
+from pipeline.write.resume import (
+    HOLDER_NAME,
+    SCRATCH_NAME,
+    SPEC_NAME,
+    STATE_NAME,
+    Finished,
+    decode_record,
+    decode_spec,
+    encode_record,
+    finished_of,
+    other_build,
+)
+from pipeline.write.worker import Task
 
 CHECKING = "checking finished shards"
 
@@ -108,11 +108,12 @@ class StoreOutput:
             self._refuse_other_build(plan)
             noted = self._noted(plan)
         finished = {}
-        for number, stored in enumerate(look_up_all(self.folder, list(noted))):
-            name, found = list(noted.items())[number]
+        there = look_up_all(self.folder, list(noted))
+        pairs = zip(noted.items(), there, strict=True)
+        for number, ((name, found), stored) in enumerate(pairs, start=1):
             if stored and stored.is_of(found.shard.num_bytes, found.shard.sha256):
                 finished[name] = found
-            progress.update(CHECKING, number + 1, len(noted))
+            progress.update(CHECKING, number, len(noted))
         left = {shard.name for shard, _ in plan.shards} - finished.keys()
         abort_uploads(self.folder, left)
         return finished

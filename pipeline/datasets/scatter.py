@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.build.planning import assign_keys
-from pipeline.build.resume import open_new
 from pipeline.common.errors import ImageError, SourceError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import ScatterConfig
@@ -27,6 +25,8 @@ from pipeline.datasets.writer import ObjectBox, Picture, write_pictures
 from pipeline.decode.rules import opened, to_rgb
 from pipeline.sources.folder import SPLITS, open_source, require_source
 from pipeline.sources.image import SourceImage
+from pipeline.write.planning import assign_keys
+from pipeline.write.resume import open_new
 
 BANK = 400  # images of a split that textures are cut from
 BANK_PX = 192  # their longer side, at most

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.build.resume import open_new
 from pipeline.common.progress import SILENT, Progress
 from pipeline.datasets.config import SceneConfig
 from pipeline.datasets.writer import ObjectBox, Picture, write_pictures
+from pipeline.write.resume import open_new
 
 SUPERSAMPLE = 2  # scenes are drawn at this multiple of their size, then averaged: smooth edges
 STENCIL_PX = 256

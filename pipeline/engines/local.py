@@ -169,7 +169,7 @@ class _Pool:
             except (EOFError, ConnectionError) as error:
                 raise SrpError(
                     "cannot start workers: their server ended while importing numba and Pillow. "
-                    "See the lines above, and try: python -c 'import pipeline.build.worker'"
+                    "See the lines above, and try: python -c 'import pipeline.write.worker'"
                 ) from error
             theirs.close()  # so that the pipe closes when the worker ends
             self._busy.append(_Worker(process=process, pipe=pipe))

@@ -12,7 +12,6 @@ from pipeline.build.build import start_workers, write_shards
 from pipeline.build.config import BuildConfig, require_path
 from pipeline.build.output import folder_place
 from pipeline.build.prepare import require_room, spec_here, tasks_left
-from pipeline.build.resume import Finished, changes, finished_before, num_recorded, open_part
 from pipeline.common.atomic_io import sync_folder
 from pipeline.common.errors import ConfigError, RejectsError, SourceError
 from pipeline.common.progress import SILENT, Progress
@@ -22,6 +21,7 @@ from pipeline.parts.numbers import parse_numbers
 from pipeline.parts.plan import require_folder
 from pipeline.parts.plan_file import SavedPlan, load_plan, read_shards
 from pipeline.sources.image import SourceImage
+from pipeline.write.resume import Finished, changes, finished_before, num_recorded, open_part
 
 
 @dataclass(frozen=True, kw_only=True)

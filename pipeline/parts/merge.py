@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pipeline.build.config import BuildConfig
 from pipeline.build.publish import check_rejects, describe, publish
-from pipeline.build.resume import Finished, drop_records, load_record, open_state
 from pipeline.command.settings import flag_of, settings_of
 from pipeline.common.errors import VerificationError
 from pipeline.common.progress import SILENT, Progress
@@ -17,6 +16,7 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.spec import DataSpec
 from pipeline.parts.numbers import spell_numbers
 from pipeline.parts.plan_file import SavedPlan, ShardLine, load_plan
+from pipeline.write.resume import Finished, drop_records, load_record, open_state
 
 
 def merge_parts(

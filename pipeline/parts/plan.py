@@ -4,13 +4,13 @@ from pathlib import Path
 
 from pipeline.build.config import BuildConfig, require_path
 from pipeline.build.prepare import ShardPlan, plan_source, spec_here
-from pipeline.build.resume import SCRATCH_NAME, open_records, open_state, refuse_other_build
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.format import manifest
 from pipeline.parts.plan_file import save_plan
 from pipeline.remote.address import RemoteFolder
 from pipeline.sources.folder import require_source
+from pipeline.write.resume import SCRATCH_NAME, open_records, open_state, refuse_other_build
 
 
 def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.build.planning import Planned
 from pipeline.build.prepare import ShardPlan
-from pipeline.build.resume import PLAN_NAME, STATE_NAME
 from pipeline.common.atomic_io import atomic_write
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, verify_sha256
 from pipeline.common.errors import ConfigError, VerificationError
@@ -25,6 +23,8 @@ from pipeline.format.sample import PlannedShard
 from pipeline.format.spec import DataSpec
 from pipeline.sources.folder import SPLITS, as_listed
 from pipeline.sources.image import SourceImage
+from pipeline.write.planning import Planned
+from pipeline.write.resume import PLAN_NAME, STATE_NAME
 
 FORMAT = "srp-plan/1"
 DIGEST = "plan_sha256"

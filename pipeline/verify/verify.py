@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import write_file
 from pipeline.common.errors import DownloadError, VerificationError
 from pipeline.common.progress import SILENT, Progress
@@ -33,6 +32,7 @@ from pipeline.remote.address import WRITABLE_SCHEMES
 from pipeline.remote.objects import look_up_all
 from pipeline.stream.store import LocalStore, RemoteStore, Source, Store, open_store
 from pipeline.stream.stream import SampleStream, read_exactly
+from pipeline.write.shard_writer import sha256_of
 
 VERIFIED_NAME = ".verified.json"
 _POLL_S = 0.1

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from pipeline.build.resume import Finished
-from pipeline.build.worker import Task, build_shard
 from pipeline.sources.image import SourceImage
+from pipeline.write.resume import Finished
+from pipeline.write.worker import Task, build_shard
 
 POISON = b"POISON "
 

@@ -9,12 +9,12 @@ from served import google_server
 
 from pipeline import SampleStream, ShardFolder
 from pipeline.build import build
-from pipeline.build.worker import build_shard
 from pipeline.common.errors import StoreError
 from pipeline.remote.address import RemoteFolder, parse_address
 from pipeline.remote.objects import remove_objects
 from pipeline.remote.remote_file import filesystem
 from pipeline.verify.verify import verify_shards
+from pipeline.write.worker import build_shard
 
 OPTIONS = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1}  # of canvas_shards
 

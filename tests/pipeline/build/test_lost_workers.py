@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from poisoned import poison, write_poisoned
 
-from pipeline.build.resume import Finished
-from pipeline.build.worker import Task, build_shard
 from pipeline.common.errors import RejectsError, SrpError
+from pipeline.write.resume import Finished
+from pipeline.write.worker import Task, build_shard
 
 VICTIM = "train/dog/dog_003.JPEG"
 

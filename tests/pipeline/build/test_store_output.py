@@ -14,7 +14,6 @@ from broken_s3 import Proxy, broken_s3, deny, drop, fall_silent, lose_answer, th
 from served import remove_backends, s3_server
 
 from pipeline.build import build
-from pipeline.build.worker import build_shard
 from pipeline.common.errors import ConfigError, RejectsError, SourceError, StoreError
 from pipeline.remote import backends, objects
 from pipeline.remote.address import RemoteFolder, parse_address
@@ -26,6 +25,7 @@ from pipeline.remote.objects import (
     write_object,
 )
 from pipeline.verify.verify import verify_shards
+from pipeline.write.worker import build_shard
 
 SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}  # of the test's shards
 OPTIONS = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1}  # of canvas_shards

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.build.planning import assign_keys
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.datasets.config import ScatterConfig
 from pipeline.datasets.scatter import Scattered, draw_scattered, scatter
+from pipeline.write.planning import assign_keys
 
 SIZE_PX = 96
 

@@ -11,12 +11,12 @@ from planned import config
 
 from pipeline.build.build import build_shards
 from pipeline.build.landmarks import landmarks
-from pipeline.build.place import FolderPlace
-from pipeline.build.worker import Task
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest
 from pipeline.format.sample import PlannedShard
 from pipeline.sources.image import SourceImage
+from pipeline.write.place import FolderPlace
+from pipeline.write.worker import Task
 
 
 def build(source: Path, out: Path, **options: Any) -> None:

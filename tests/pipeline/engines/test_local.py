@@ -19,7 +19,7 @@ Lost = list[tuple[Any, int, str]]
 @pytest.fixture(autouse=True, scope="module")
 def quick_start() -> None:
     """Let workers find loaded what this file needs, if no test has started the server yet."""
-    local.start_server(("pipeline.build.worker", "pipeline.pixels.kernels"))
+    local.start_server(("pipeline.write.worker", "pipeline.pixels.kernels"))
 
 
 def run(

@@ -15,12 +15,12 @@ import pytest
 from planned import SIZES, config, files
 
 from pipeline.build.build import build_shards, start_workers
-from pipeline.build.resume import open_part, open_state
 from pipeline.common.errors import ConfigError, RejectsError, SourceError
 from pipeline.parts.build_part import build_part
 from pipeline.parts.merge import merge_parts
 from pipeline.parts.plan import plan_parts
 from pipeline.verify.verify import verify_shards
+from pipeline.write.resume import open_part, open_state
 
 REPO = Path(__file__).resolve().parents[3]
 

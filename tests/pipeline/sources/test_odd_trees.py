@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.build.planning import assign_keys
 from pipeline.sources.folder import Source, open_source
+from pipeline.write.planning import assign_keys
 
 SPLITS = ("train", "val")
 STEMS = [

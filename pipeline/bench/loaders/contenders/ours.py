@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.bench.loaders.protocol import Batch, Epoch, Images, Task
-from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.format import manifest
 from pipeline.format.codecs import Codec
 from pipeline.format.manifest import Manifest
@@ -22,6 +21,7 @@ from pipeline.read.loader import BatchLoader
 from pipeline.read.sampler import training_batches
 from pipeline.stream.folder import ShardFolder
 from pipeline.stream.stream import SampleStream
+from pipeline.write.shard_writer import EncodedSample, write_shard
 
 LOADED = (copies, kernels)  # numba's second is one of importing, here as with FFCV
 SPLIT = "train"

@@ -15,8 +15,6 @@ from typing import Any
 
 import msgspec
 
-from pipeline.build.planning import Planned
-from pipeline.build.shard_writer import sha256_of
 from pipeline.common.atomic_io import named_output, remove_partials, whole_write, write_file
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.common.file_lock import shared_lock, writer_lock
@@ -27,6 +25,8 @@ from pipeline.format.manifest import Manifest, Reject
 from pipeline.format.sample import member_suffixes
 from pipeline.format.spec import DataSpec
 from pipeline.remote.address import RemoteFolder
+from pipeline.write.planning import Planned
+from pipeline.write.shard_writer import sha256_of
 
 STATE_NAME = ".build"
 LOST_FOUND = "lost+found"  # in every new file system of the ext family

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.build.shard_writer import sha256_of
 from pipeline.common.errors import ConfigError, VerificationError
 from pipeline.format import manifest as manifests
+from pipeline.write.shard_writer import sha256_of
 
 REPO = Path(__file__).resolve().parents[3]
 

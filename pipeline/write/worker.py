@@ -5,9 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.build.place import FolderPlace, StorePlace
-from pipeline.build.resume import Finished
-from pipeline.build.shard_writer import EncodedSample
 from pipeline.common.errors import ImageError, SrpError
 from pipeline.decode import open_decoder
 from pipeline.decode.rules import Views, own_process
@@ -16,6 +13,9 @@ from pipeline.format.manifest import Reject
 from pipeline.format.sample import PlannedShard, SampleMeta, encode_sample, member_suffixes
 from pipeline.format.spec import DataSpec
 from pipeline.sources.image import SourceImage
+from pipeline.write.place import FolderPlace, StorePlace
+from pipeline.write.resume import Finished
+from pipeline.write.shard_writer import EncodedSample
 
 MAX_LOSSES = 16  # workers that one shard may lose: eight images that kill two workers each
 

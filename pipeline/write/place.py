@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.build.resume import STATE_NAME, Finished, encode_record, save_record
-from pipeline.build.shard_writer import EncodedSample, write_shard
 from pipeline.format.index import ShardEntry
 from pipeline.format.sample import PlannedShard
 from pipeline.remote.address import RemoteFolder
 from pipeline.remote.objects import upload_file, write_object
+from pipeline.write.resume import STATE_NAME, Finished, encode_record, save_record
+from pipeline.write.shard_writer import EncodedSample, write_shard
 
 
 class FolderPlace(NamedTuple):

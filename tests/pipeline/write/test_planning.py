@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import spec_of
 
-from pipeline.build.planning import (
+from pipeline.common.errors import SourceError
+from pipeline.format.crops import CANDIDATE_SETS
+from pipeline.format.sample import member_suffixes
+from pipeline.format.spec import CODECS, LAYOUTS
+from pipeline.format.ustar import tar_header
+from pipeline.write.planning import (
     SourceImage,
     assign_keys,
     plan_shards,
     samples_per_shard,
     select,
 )
-from pipeline.common.errors import SourceError
-from pipeline.format.crops import CANDIDATE_SETS
-from pipeline.format.sample import member_suffixes
-from pipeline.format.spec import CODECS, LAYOUTS
-from pipeline.format.ustar import tar_header
 
 NAMES = st.one_of(
     st.text(st.sampled_from("aAbß_é.- /"), min_size=1, max_size=6),
@@ -80,7 +80,7 @@ def test_a_name_like_anothers_key_is_kept_apart_from_it() -> None:
 
 
 def test_two_images_with_one_key_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.build.planning.hashlib.sha256", lambda _: hashlib.md5(b""))  # noqa: S324
+    monkeypatch.setattr("pipeline.write.planning.hashlib.sha256", lambda _: hashlib.md5(b""))  # noqa: S324
     message = r"its own key; got c/a_b-\w{12} for train/c/a b\.jpg and for train/c/a\*b\.jpg\."
     with pytest.raises(SourceError, match=message):
         assign_keys(["train/c/a b.jpg", "train/c/a*b.jpg"])

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.build.place import FolderPlace
-from pipeline.build.worker import Task, build_shard
 from pipeline.decode.pillow import PillowDecoder
 from pipeline.format.sample import PlannedShard
 from pipeline.sources.image import SourceImage
+from pipeline.write.place import FolderPlace
+from pipeline.write.worker import Task, build_shard
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import shard_writer
-from pipeline.build.shard_writer import SMALL, EncodedSample, sha256_of, write_shard
 from pipeline.format.sample import PlannedShard
+from pipeline.write import shard_writer
+from pipeline.write.shard_writer import SMALL, EncodedSample, sha256_of, write_shard
 
 SPEC = PlannedShard(split="train", index=3, keys=("a", "c/b", "d"))
 SAMPLES = [
