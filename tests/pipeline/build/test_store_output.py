@@ -24,7 +24,7 @@ from pipeline.remote.objects import (
     upload_file,
     write_object,
 )
-from pipeline.verify.verify import verify_shards
+from pipeline.verify.verify import VERIFIED_NAME, verify_shards
 from pipeline.write.worker import build_shard
 
 SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}  # of the test's shards
@@ -58,7 +58,9 @@ def proxy(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Everything in a folder, but what `verify` noted there, which other tests may have called."""
+    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != VERIFIED_NAME}
 
 
 def test_an_address_gets_the_bytes_of_a_folder_and_nothing_stays_here(
