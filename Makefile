@@ -191,9 +191,8 @@ reproduce: $(READY)
 
 # The best short training that is known: the whole image at 128 px, 5 epochs; training/results says how
 # it was searched.
-SPEEDRUN := --policy whole --candidates full --epochs 5 --seed 0 --experiment speedrun --resume \
-  --model-kwargs stem_type=deep --model-kwargs stem_width=32 --model-kwargs avg_down=True \
-  --opt muon --lr 0.03 --weight-decay 0.01 -b 128
+SPEEDRUN := -c training/recipes/short.toml --policy whole --candidates full --seed 0 \
+  --experiment speedrun --resume
 
 speedrun: $(READY)
 	@$(FIND_IMAGENETTE)

@@ -76,6 +76,24 @@ def test_a_part_without_its_packages_is_left_out_and_a_failure_does_not_end_the_
     assert check.failed == ["second"]
 
 
+def test_the_commands_of_its_trainings_parse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def took(_check: gpu_check.Check, _name: str, *command: str | Path) -> float:
+        asked.append(tuple(map(str, command)))
+        return 1e9  # so that no second seed fits
+
+    monkeypatch.setattr(gpu_check.Check, "part", took)
+    gpu_check.Check(tmp_path, minutes=1).trainings(tmp_path)
+    commands = [words[len(gpu_check.TRAIN) :] for words in asked if "from" in words]
+    assert len(commands) == len(gpu_check.CANVASES) * len(gpu_check.KINDS)
+    for name, *words in commands:
+        context = srp_train.commands[name].make_context(name, words)
+        assert context.params["epochs"] == gpu_check.EPOCHS
+
+
 def test_digests_are_of_the_pieces(folder: Path) -> None:
     sums = json.loads((folder / gpu_check.PIECES).read_text(encoding="utf-8"))
     for digests in sums.values():

@@ -25,7 +25,11 @@ NEEDED = ("torch", "timm", "numba", "msgspec", "simplejpeg", "zstandard", "safet
 TESTING = ("pytest", "hypothesis", "xdist", "pytest_timeout", "torchvision")
 CANVASES = {128: 160, 224: 280}  # by the crop's side, px
 EPOCHS = 20
-KINDS = {"whole": ("--candidates=full",), "distilled": ()}
+RECIPES = REPO / "training/recipes"
+KINDS = {
+    "whole": ("--candidates=full", f"--config={RECIPES / 'long.toml'}"),
+    "distilled": (f"--config={RECIPES / 'short.toml'}",),
+}
 PYTHON = sys.executable
 DATA, TRAIN = (PYTHON, "-m", "pipeline.cli.main"), (PYTHON, "-m", "training")
 # The environment is there: make must not begin one of its own.
@@ -101,7 +105,7 @@ class Check:
             options = (f"--policy={policy}", f"--epochs={EPOCHS}", f"--seed={seed}", *KINDS[policy])
             place = (f"--output={self.work}", f"--experiment={policy}-{crop}-s{seed}")
             took[crop, policy] = self.part(
-                name, *TRAIN, "from", shards, *options, *place, "--batch-size=128", "--resume"
+                name, *TRAIN, "from", shards, *options, *place, "--resume"
             )
 
 

@@ -2,11 +2,14 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import training
+from pipeline.command.options_file import read_options
 from pipeline.command.settings import named_values
 from pipeline.common.errors import ConfigError
 from training.audit.config import HeadroomConfig
@@ -15,6 +18,8 @@ from training.model.policies import POLICIES, policies_using
 from training.optim.schedules import SCHEDULES
 from training.saved.folder import RunPaths
 from training.saved.record import config_from_json
+
+RECIPES = Path(training.__file__).parent / "recipes"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +224,17 @@ def test_exactly_the_policies_with_a_proposer_select() -> None:
         "expected",
         "distilled",
     }
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_short_recipe_is_for_every_policy(policy: str) -> None:
+    recipe = read_options(RECIPES / "short.toml", TrainConfig)
+    assert TrainConfig(policy=policy, **recipe).opt == "muon"
+
+
+def test_the_long_recipe_ends_on_what_is_evaluated() -> None:
+    recipe = TrainConfig(policy="whole", **read_options(RECIPES / "long.toml", TrainConfig))
+    assert 0 < recipe.scale_off_epochs < recipe.epochs
 
 
 def test_every_file_of_a_run_lies_in_its_folder(tmp_path: Any) -> None:
