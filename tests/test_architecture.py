@@ -65,7 +65,7 @@ LATE = {
     "pipeline.pixels.resize": {"pipeline"},
     "pipeline.read.collate": {"pipeline"},
     "pipeline.remote.backends": {"huggingface_hub"},
-    "pipeline.remote.remote_file": {"fsspec", "pipeline"},
+    "pipeline.remote.remote_file": {"fsspec", "huggingface_hub", "pipeline"},
     "pipeline.stream.stream": {"webdataset"},
     "training.export.onnx_file": {"onnx", "onnxruntime"},
     "training.run.watching": {"torch"},

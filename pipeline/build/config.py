@@ -1,5 +1,6 @@
 """What a build is asked to do: every option of `srp-data build-shards`, with its default."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pipeline.engines import ENGINES
 from pipeline.format.crops import CANDIDATE_SETS, CANDIDATES_TEXT
 from pipeline.format.spec import CODECS, DECODERS, DEVICES, JPEG_SUBSAMPLINGS, LAYOUTS
 from pipeline.remote.address import WRITABLE_SCHEMES, RemoteFolder
+
+_DATASET = re.compile(r"hf://datasets/[^/]+/[^/]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,10 @@ class BuildConfig:
             raise ConfigError(
                 f"OUT must be a place that can be written; got {self.out}, and a web server only "
                 "gives files. Name a folder, or an address of s3, gs or hf."
+            )
+        elif self.out.scheme == "hf" and not _DATASET.match(self.out.address):
+            raise ConfigError(
+                f"OUT at hf must be in a dataset; got {self.out}. Name hf://datasets/OWNER/NAME."
             )
         elif self.engine == "ray":
             raise ConfigError(

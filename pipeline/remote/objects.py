@@ -7,7 +7,7 @@ or in parts. Failures that may pass are retried; each backend of fsspec has its 
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.common.errors import SrpError, StoreError
 from pipeline.remote import backends
 from pipeline.remote.address import RemoteFolder
 from pipeline.remote.backends import PART_BYTES, Stored
-from pipeline.remote.remote_file import filesystem
+from pipeline.remote.remote_file import LONGEST_WAIT_S, asked_wait_s, filesystem, status_of
 
 TRIES = 3  # of a request; the backends retry by themselves before
 FIRST_WAIT_S = 1.0  # before the first retry; four times as long before the second
@@ -65,20 +65,25 @@ def look_up(folder: RemoteFolder, name: str) -> Stored | None:
     Raises:
         StoreError: If it does not answer.
     """
+    return _look_up(folder, [name])[0]
 
-    def ask(files: Any) -> Stored:
-        files.invalidate_cache()
-        return backends.ASK[folder.scheme](files, folder.locate(name))
+
+def look_up_all(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Stored | None]:
+    """Ask about many objects, in their order, with as few requests as the store takes."""
+    for found in _chunked(folder, partial(_look_up, folder), names):
+        yield from found
+
+
+def _look_up(folder: RemoteFolder, names: Sequence[str]) -> list[Stored | None]:
+    addresses = [folder.locate(name) for name in names]
+
+    def ask(files: Any) -> list[Stored | None]:
+        return backends.ASK[folder.scheme](files, addresses)
 
     try:
-        return _retried(folder, name, "read", ask)
-    except FileNotFoundError:
-        return None
-
-
-def look_up_all(folder: RemoteFolder, names: Collection[str]) -> Iterator[Stored | None]:
-    """Ask about many objects, in their order, a few at a time."""
-    return _at_once(lambda name: look_up(folder, name), names)
+        return _retried(folder, names[0], "read", ask)
+    except FileNotFoundError:  # of the bucket
+        return [None] * len(names)
 
 
 def length_of(folder: RemoteFolder, name: str) -> int | None:
@@ -120,44 +125,68 @@ def write_object(folder: RemoteFolder, name: str, data: bytes) -> None:
     Raises:
         StoreError: If it cannot be written.
     """
-    with _writing(folder, name):
-        _retried(
-            folder,
-            name,
-            "write",
-            lambda files: backends.WRITE[folder.scheme](files, folder.locate(name), data),
-        )
+    write_objects(folder, {name: data})
 
 
 def write_objects(folder: RemoteFolder, contents: Mapping[str, bytes]) -> None:
     """Write many small objects by name, a few at a time; raises as `write_object`."""
-    list(_at_once(lambda name: write_object(folder, name, contents[name]), contents))
+
+    def write(names: Sequence[str]) -> None:
+        some = {folder.locate(name): contents[name] for name in names}
+        with _writing(folder, names[0]):
+            _retried(
+                folder, names[0], "write", lambda files: backends.WRITE[folder.scheme](files, some)
+            )
+
+    list(_chunked(folder, write, list(contents)))
 
 
-def upload_file(folder: RemoteFolder, name: str, path: Path, *, sha256: str) -> None:
+def upload_file(
+    folder: RemoteFolder,
+    name: str,
+    path: Path,
+    *,
+    sha256: str,
+    beside: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a file as an object, with its SHA-256 beside it, and check what has arrived.
 
     Its length must be the file's. Where the store gives an MD5, it must be that of the file or of
     its parts; a store that encrypts gives another, so then the object is read back and hashed.
 
+    Args:
+        folder: Where to write it.
+        name: Its name there.
+        path: The file.
+        sha256: The digest of its bytes.
+        beside: Small objects that are written once it has arrived; at Hugging Face they share its
+            commit.
+
     Raises:
         StoreError: If it cannot be written, or other bytes have arrived.
     """
-    num_bytes = path.stat().st_size
+    beside = beside or {}
+    address, num_bytes = folder.locate(name), path.stat().st_size
     md5s = _md5s(path)
 
     def send(files: Any) -> None:
-        backends.SEND[folder.scheme](files, path, folder.locate(name), sha256)
-        files.invalidate_cache()
-        stored = backends.ASK[folder.scheme](files, folder.locate(name))
-        if not stored.is_of(num_bytes, sha256):
-            raise OSError(f"{stored.num_bytes} bytes, not {num_bytes}, or another digest")
+        if folder.scheme == "hf":
+            others = {folder.locate(other): data for other, data in beside.items()}
+            backends.commit(files, {address: path, **others})
+        else:
+            backends.SEND[folder.scheme](files, path, address, sha256)
+        (stored,) = backends.ASK[folder.scheme](files, [address])
+        if stored is None or not stored.is_of(num_bytes, sha256):
+            found = f"{stored.num_bytes} bytes, not {num_bytes}" if stored else "nothing"
+            raise OSError(f"{found}, or another digest")
         is_known = stored.md5 is None or stored.md5 in md5s
-        if not is_known and _sha256(files, folder.locate(name)) != sha256:
+        if not is_known and _sha256(files, address) != sha256:
             raise OSError("other bytes than were sent")
 
     with _writing(folder, name):
         _retried(folder, name, "write", send)
+    if folder.scheme != "hf":
+        write_objects(folder, beside)
 
 
 def remove_objects(folder: RemoteFolder, names: Collection[str]) -> None:
@@ -194,8 +223,22 @@ def _address(folder: RemoteFolder, name: str) -> str:
     return folder.locate(name) if name else folder.address
 
 
-def _at_once(call: Callable[[Name], Answer], names: Iterable[Name]) -> Iterator[Answer]:
-    pool = ThreadPoolExecutor(THREADS)
+def _chunked(
+    folder: RemoteFolder, call: Callable[[Sequence[str]], Answer], names: Sequence[str]
+) -> Iterator[Answer]:
+    """Call with some names at a time, as many as the store takes in one request.
+
+    Where it takes many, one request at a time is enough; commits would also be in each other's way.
+    """
+    size = backends.AT_ONCE[folder.scheme]
+    chunks = [names[start : start + size] for start in range(0, len(names), size)]
+    return _at_once(call, chunks, threads=THREADS if size == 1 else 1)
+
+
+def _at_once(
+    call: Callable[[Name], Answer], names: Iterable[Name], *, threads: int = THREADS
+) -> Iterator[Answer]:
+    pool = ThreadPoolExecutor(threads)
     try:
         yield from pool.map(call, names)
     finally:
@@ -214,22 +257,24 @@ def _retried(folder: RemoteFolder, name: str, verb: str, call: Callable[[Any], A
         except FileNotFoundError as error:
             raise FileNotFoundError(" ".join(str(error).split()) or place) from error
         except Exception as error:  # each backend has its own tree of errors
-            if num_failed == TRIES or _is_final(error):
+            asked_s = asked_wait_s(error)
+            if num_failed == TRIES or _is_final(error) or asked_s > LONGEST_WAIT_S:
                 raise _refusal(place, verb, error) from error
-        time.sleep(FIRST_WAIT_S * 4 ** (num_failed - 1))
+        time.sleep(max(FIRST_WAIT_S * 4 ** (num_failed - 1), asked_s))
     raise RuntimeError("unreachable")
 
 
 def _is_final(error: Exception) -> bool:
     """Whether a store will not say anything else when it is asked again."""
-    response = getattr(error, "response", None)
-    status = getattr(error, "code", None) or getattr(response, "status_code", None)
     is_unsigned = type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError")
-    return isinstance(error, PermissionError) or is_unsigned or status in (401, 403)
+    is_refused = status_of(error) in (401, 403)
+    return isinstance(error, PermissionError) or is_unsigned or is_refused
 
 
 def _refusal(place: str, verb: str, error: Exception) -> StoreError:
-    text = " ".join(str(error).split()).rstrip(".") or "no reason"
+    said = getattr(error, "server_message", None)  # Hugging Face's, without links and numbers
+    words = f"{status_of(error)}, {said}" if said else str(error)
+    text = " ".join(words.split()).rstrip(".") or "no reason"
     return StoreError(
         f"cannot {verb} {place}: {type(error).__name__}: {text[:300]}. Check the address, the "
         "network and your rights there, and run the same command again."

@@ -24,6 +24,9 @@ LONGEST_WAIT_S = 60.0  # that a server may ask for
 BLOCK_BYTES = 1 << 23  # of one request where a store is read by blocks
 CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_RATE_LIMIT = re.compile(r"\br=0;\s*t=(\d+)")  # none left, and the seconds until there are
+# Hugging Face's file reads 5 MiB ahead otherwise, which nobody would use.
+_PART_OPTIONS: dict[str, dict[str, str]] = {"hf": {"cache_type": "none"}}
 # Statuses of the 400s that a retry may change.
 _TEMPORARY = frozenset((408, 425, 429))
 # Of the system, not seeded: many processes that a server failed together must not retry together.
@@ -137,7 +140,9 @@ class RemoteFile:
         if self._folder.scheme in ("http", "https"):
             return self._open_http(files)
         if self._end is not None:  # one request, without asking for the length before
-            return io.BytesIO(files.cat_file(self.address, start=self._position, end=self._end))
+            options = _PART_OPTIONS.get(self._folder.scheme, {})
+            part = files.cat_file(self.address, start=self._position, end=self._end, **options)
+            return io.BytesIO(part)
         file = files.open(self.address, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
         try:
             self._check_length(file.size)
@@ -191,20 +196,20 @@ class RemoteFile:
             FileNotFoundError, VerificationError: As `read`.
         """
         self.close()
-        status = getattr(error, "status", None)
+        status = status_of(error)
         is_beyond = status == 416 or (self._end and getattr(error, "errno", None) == errno.EINVAL)
         if is_beyond and self._position:  # s3fs turns the status into EINVAL
             raise wrong_length(self.address, self._position, int(self._num_bytes or 0)) from error
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(self.address) from error  # unlike a local one, without filename
         self._num_failed += 1
-        is_refused = isinstance(status, int) and 400 <= status < 500 and status not in _TEMPORARY
+        is_refused = status is not None and 400 <= status < 500 and status not in _TEMPORARY
         if self._num_failed >= self._tries or is_refused or isinstance(error, PermissionError):
             raise DownloadError(
                 f"shards must be reachable; got {_reason(error)} from {self.address} at offset "
                 f"{self._position}. Check the address, the network and your access to it."
             ) from error
-        asked_s = _asked_wait_s(error)
+        asked_s = asked_wait_s(error)
         self._stop.wait(wait_s(self._num_failed, asked_s=asked_s, chance=_CHANCE.random()))
 
 
@@ -225,9 +230,26 @@ def wait_s(num_failed: int, *, asked_s: float, chance: float) -> float:
     return max(backoff_s, min(asked_s, LONGEST_WAIT_S) * max(1.0, spread))
 
 
-def _asked_wait_s(error: Exception) -> float:
-    """Read the seconds of a Retry-After header; one that is a date, or none, asks for nothing."""
-    asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
+def status_of(error: Exception) -> int | None:
+    """Give the HTTP status in a backend's error; None if it holds none."""
+    response = getattr(error, "response", None)
+    found = (
+        getattr(error, "status", None)  # aiohttp's
+        or getattr(error, "code", None)  # gcsfs's
+        or getattr(response, "status_code", None)  # Hugging Face's
+    )
+    return found if isinstance(found, int) else None
+
+
+def asked_wait_s(error: Exception) -> float:
+    """Give the wait that a server asks for, s: by Retry-After, or by the RateLimit of the Hub.
+
+    A date asks for nothing.
+    """
+    response = getattr(error, "response", None)
+    headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
+    limited = _RATE_LIMIT.search(str(headers.get("RateLimit", "")))
+    asked = limited[1] if limited else str(headers.get("Retry-After", ""))
     return float(asked) if asked.isdecimal() else 0.0
 
 
@@ -260,6 +282,8 @@ def _filesystem(scheme: str, _pid: int) -> Any:
         # gcsfs would ask for each bucket's kind by another protocol, and warn without credentials.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
+        if scheme == "hf":
+            _quieten_hub()
         return fsspec.filesystem(scheme, skip_instance_cache=True)
     except ImportError as error:
         if (error.name or "").startswith("pipeline"):
@@ -268,6 +292,15 @@ def _filesystem(scheme: str, _pid: int) -> Any:
             f"an address of {scheme} needs packages that are not installed; got "
             f"{' '.join(str(error).split())}. Install them with: pip install 'srp[remote]'"
         ) from error
+
+
+def _quieten_hub() -> None:
+    """Show no progress bar of each file, and no warning of a commit that would change nothing."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+
+    if not are_progress_bars_disabled():
+        disable_progress_bars()
+    logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)
 
 
 def _skip(file: Any, num_bytes: int) -> None:

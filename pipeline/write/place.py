@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pipeline.format.index import ShardEntry
 from pipeline.format.sample import PlannedShard
 from pipeline.remote.address import RemoteFolder
-from pipeline.remote.objects import upload_file, write_object
+from pipeline.remote.objects import upload_file
 from pipeline.write.resume import STATE_NAME, Finished, encode_record, save_record
 from pipeline.write.shard_writer import EncodedSample, write_shard
 
@@ -29,7 +29,7 @@ class FolderPlace(NamedTuple):
         """Write a shard; see `write_shard`."""
         return write_shard(self.out, spec, samples, suffixes=suffixes, num_bytes=num_bytes)
 
-    def record(self, finished: Finished) -> None:
+    def keep(self, finished: Finished) -> None:
         """Record a finished shard for a later run."""
         save_record(self.records, finished)
 
@@ -49,27 +49,28 @@ class StorePlace(NamedTuple):
         suffixes: Sequence[str],
         num_bytes: int,
     ) -> ShardEntry:
-        """Write a shard here, send it under its final name, and remove it here.
+        """Write a shard here; see `write_shard`."""
+        return write_shard(self.scratch, spec, samples, suffixes=suffixes, num_bytes=num_bytes)
+
+    def keep(self, finished: Finished) -> None:
+        """Send a finished shard under its final name, then its record, and remove it here.
 
         Raises:
-            StoreError: If it cannot be sent.
+            StoreError: If they cannot be sent.
         """
-        path = self.scratch / spec.name
+        shard = finished.shard
+        path = self.scratch / shard.name
+        record = f"{records_name(self.fingerprint)}/{shard.name}.json"
         try:
-            entry = write_shard(self.scratch, spec, samples, suffixes=suffixes, num_bytes=num_bytes)
-            upload_file(self.folder, spec.name, path, sha256=entry.sha256)
+            upload_file(
+                self.folder,
+                shard.name,
+                path,
+                sha256=shard.sha256,
+                beside={record: encode_record(finished)},
+            )
         finally:
             path.unlink(missing_ok=True)
-        return entry
-
-    def record(self, finished: Finished) -> None:
-        """Record a shard that has arrived.
-
-        Raises:
-            StoreError: If the record cannot be written.
-        """
-        name = f"{records_name(self.fingerprint)}/{finished.shard.name}.json"
-        write_object(self.folder, name, encode_record(finished))
 
 
 def records_name(fingerprint: str) -> str:

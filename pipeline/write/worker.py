@@ -101,7 +101,7 @@ def build_shard(task: Task) -> Finished:
     if len(shard.samples) + len(rejects) != len(task.images):
         raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
     finished = Finished(shard=shard, rejects=tuple(rejects))
-    task.place.record(finished)
+    task.place.keep(finished)
     return finished
 
 
