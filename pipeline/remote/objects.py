@@ -22,6 +22,7 @@ from pipeline.remote.remote_file import LONGEST_WAIT_S, asked_wait_s, filesystem
 TRIES = 3  # of a request; the backends retry by themselves before
 FIRST_WAIT_S = 1.0  # before the first retry; four times as long before the second
 THREADS = 8  # for many small requests
+REQUEST_BYTES = 16 << 20  # of small objects that are written together
 REMOVED_AT_ONCE = 1000  # the most that S3 takes
 
 Answer = TypeVar("Answer")
@@ -70,7 +71,7 @@ def look_up(folder: RemoteFolder, name: str) -> Stored | None:
 
 def look_up_all(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Stored | None]:
     """Ask about many objects, in their order, with as few requests as the store takes."""
-    for found in _chunked(folder, partial(_look_up, folder), names):
+    for found in _chunked(folder, partial(_look_up, folder), dict.fromkeys(names, 0)):
         yield from found
 
 
@@ -138,7 +139,7 @@ def write_objects(folder: RemoteFolder, contents: Mapping[str, bytes]) -> None:
                 folder, names[0], "write", lambda files: backends.WRITE[folder.scheme](files, some)
             )
 
-    list(_chunked(folder, write, list(contents)))
+    list(_chunked(folder, write, {name: len(data) for name, data in contents.items()}))
 
 
 def upload_file(
@@ -224,15 +225,27 @@ def _address(folder: RemoteFolder, name: str) -> str:
 
 
 def _chunked(
-    folder: RemoteFolder, call: Callable[[Sequence[str]], Answer], names: Sequence[str]
+    folder: RemoteFolder, call: Callable[[Sequence[str]], Answer], sizes: Mapping[str, int]
 ) -> Iterator[Answer]:
     """Call with some names at a time, as many as the store takes in one request.
 
     Where it takes many, one request at a time is enough; commits would also be in each other's way.
+
+    Args:
+        folder: At which store.
+        call: What to call with the names.
+        sizes: What each name adds to a request, bytes.
     """
-    size = backends.AT_ONCE[folder.scheme]
-    chunks = [names[start : start + size] for start in range(0, len(names), size)]
-    return _at_once(call, chunks, threads=THREADS if size == 1 else 1)
+    at_once = backends.AT_ONCE[folder.scheme]
+    chunks: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        if not chunks or len(chunks[-1]) == at_once or size > left:
+            chunks.append([])
+            left = REQUEST_BYTES
+        chunks[-1].append(name)
+        left -= size
+    return _at_once(call, chunks, threads=THREADS if at_once == 1 else 1)
 
 
 def _at_once(

@@ -21,6 +21,7 @@ TRIES = 5  # in a row without a byte
 STORE_TRIES = 2  # the same for backends that retry by themselves
 FIRST_WAIT_S = 0.5  # before the first retry, on average; doubled before each further one
 LONGEST_WAIT_S = 60.0  # that a server may ask for
+HUB_SILENCE_S = 120.0  # in which Hugging Face sends or takes nothing
 BLOCK_BYTES = 1 << 23  # of one request where a store is read by blocks
 CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -270,6 +271,15 @@ def filesystem(scheme: str) -> Any:
     return _filesystem(scheme, os.getpid())  # connections do not survive a fork
 
 
+def forget_listings(scheme: str) -> None:
+    """Drop what a store has told of its folders: another process may have written there since.
+
+    Raises:
+        ConfigError: If its backend is not installed.
+    """
+    filesystem(scheme).dircache.clear()
+
+
 @functools.cache
 def _filesystem(scheme: str, _pid: int) -> Any:
     try:
@@ -279,12 +289,17 @@ def _filesystem(scheme: str, _pid: int) -> Any:
             from pipeline.remote.http_session import make_session
 
             return fsspec.filesystem(scheme, get_client=make_session, skip_instance_cache=True)
-        # gcsfs would ask for each bucket's kind by another protocol, and warn without credentials.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
-        if scheme == "hf":
-            _quieten_hub()
-        return fsspec.filesystem(scheme, skip_instance_cache=True)
+        options: dict[str, Any] = {}
+        if scheme == "gs":
+            from pipeline.remote.gs_session import session_options
+
+            # It would ask for each bucket's kind by another protocol, and warn without credentials.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
+            options["session_kwargs"] = session_options()
+        elif scheme == "hf":
+            _prepare_hub()
+        return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except ImportError as error:
         if (error.name or "").startswith("pipeline"):
             raise
@@ -294,10 +309,15 @@ def _filesystem(scheme: str, _pid: int) -> Any:
         ) from error
 
 
-def _quieten_hub() -> None:
-    """Show no progress bar of each file, and no warning of a commit that would change nothing."""
+def _prepare_hub() -> None:
+    """Let the client of Hugging Face end a silent connection, and print no bar of each file.
+
+    Nor does it say that a commit would change nothing, as one that is sent again may.
+    """
+    from huggingface_hub import get_session
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 
+    get_session().timeout = HUB_SILENCE_S  # it has none by itself
     if not are_progress_bars_disabled():
         disable_progress_bars()
     logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)

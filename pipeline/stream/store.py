@@ -17,7 +17,7 @@ from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.read.memory_map import check_length, fix_of
 from pipeline.remote.address import COPY_AGAIN, RemoteFolder, parse_address, spelled
 from pipeline.remote.pace import Link
-from pipeline.remote.remote_file import RemoteFile
+from pipeline.remote.remote_file import RemoteFile, forget_listings
 from pipeline.stream.cache import ShardCache, release
 
 MAX_MANIFEST_BYTES = 1 << 30
@@ -162,6 +162,7 @@ class RemoteStore:
             VerificationError: If it is damaged.
         """
         place = self.folder.locate(FILE_NAME)
+        forget_listings(self.folder.scheme)
         try:
             data = self.read_file(FILE_NAME, at_most=MAX_MANIFEST_BYTES)
             if len(data) > MAX_MANIFEST_BYTES:

@@ -9,7 +9,8 @@ from served import google_server
 
 from pipeline import SampleStream, ShardFolder
 from pipeline.build import build
-from pipeline.common.errors import StoreError
+from pipeline.common.errors import DownloadError, StoreError
+from pipeline.remote import objects, remote_file
 from pipeline.remote.address import RemoteFolder, parse_address
 from pipeline.remote.objects import remove_objects
 from pipeline.remote.remote_file import filesystem
@@ -83,3 +84,19 @@ def test_a_build_at_google_goes_on_by_the_digests_that_the_store_gives(
 def test_a_bucket_that_is_not_there_is_one_line(image_tree: Path, make_shards: Any) -> None:
     with pytest.raises(StoreError, match=r"cannot write gs://nowhere/x/.*Check the address, the"):
         make_shards(image_tree, at("gs://nowhere/x"), **OPTIONS)
+
+
+def test_a_google_that_nobody_answers_for_is_one_line_after_three_tries(
+    out: RemoteFolder, image_tree: Path, make_shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setattr(objects.time, "sleep", waits.append)
+    remote_file._filesystem.cache_clear()
+    with pytest.raises(
+        StoreError, match=r"UnreachableError: Cannot connect to host 127\.0\.0\.1:9"
+    ):
+        make_shards(image_tree, out, **OPTIONS)
+    assert waits == [1.0, 4.0]  # gcsfs does not retry this error by itself
+    with pytest.raises(DownloadError, match=r"got UnreachableError: Cannot connect to host 127\."):
+        ShardFolder.open(out.address)

@@ -162,6 +162,18 @@ def test_shards_read_from_the_hub_give_the_samples_and_batches_of_the_folder(
     assert batches[0] == batches[1]
 
 
+def test_shards_that_another_process_has_built_since_are_found_and_read(
+    hub: Hub, canvas_shards: Path, five_shards: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"shards must have a manifest\.json; got none at hf://da"
+    ):
+        ShardFolder.open(OUT.address)
+    for folder in (canvas_shards, five_shards):  # of other lengths
+        hold(hub, folder, "deep/mine")
+        assert ShardFolder.open(OUT.address).manifest == ShardFolder.open(folder).manifest
+
+
 def test_a_part_of_a_shard_is_fetched_by_one_request_and_nothing_beyond_it(
     hub: Hub, canvas_shards: Path
 ) -> None:
@@ -204,18 +216,19 @@ def test_many_small_files_are_a_few_commits_and_those_that_are_gone_do_no_harm(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(backends.AT_ONCE, "hf", 4)
-    contents = {f"{number}.json": b"%d" % number for number in range(10)}
+    monkeypatch.setattr(objects, "REQUEST_BYTES", 30)
+    contents = {f"{number}.json": b"%d" % number for number in range(9)} | {"9.json": b"9" * 30}
     write_objects(OUT, contents)
-    assert len(hub.repos["me/mine"].commits) == 3
+    assert len(hub.repos["me/mine"].commits) == 4  # of 4, 4 and 1 files, and of the long one
     assert list_objects(OUT) == {name: len(data) for name, data in contents.items()}
     assert read_object(OUT, "7.json") == b"7"
     write_object(OUT, "7.json", b"seven")
     assert read_object(OUT, "7.json") == b"seven"
     remove_objects(OUT, [*contents, "never"])
     assert not list_objects(OUT)
-    assert len(hub.repos["me/mine"].commits) == 5
+    assert len(hub.repos["me/mine"].commits) == 6
     remove_objects(OUT, ["never"])
-    assert len(hub.repos["me/mine"].commits) == 5
+    assert len(hub.repos["me/mine"].commits) == 6
 
 
 def test_a_commit_that_another_one_came_before_is_sent_again_but_no_file_is(
@@ -375,3 +388,22 @@ def test_a_hub_that_nobody_answers_for_is_one_line_after_three_tries(
     assert waits == [1.0, 4.0]
     with pytest.raises(Exception, match=r"got ConnectError: .* from hf://.*Check the address, the"):
         ShardFolder.open(OUT.address)
+
+
+def test_a_hub_that_falls_silent_in_a_commit_is_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "HUB_SILENCE_S", 0.2)
+    woken = threading.Event()
+
+    def fall_silent(request: Any) -> bool:
+        if "/commit/" not in request.path or woken.is_set():
+            return False
+        woken.set()
+        request.rfile.read()  # until the client is gone
+        request.close_connection = True
+        return True
+
+    hub.faults = [fall_silent]
+    write_object(OUT, "a", b"a")
+    assert hub.files("deep/mine") == {"a": b"a"}

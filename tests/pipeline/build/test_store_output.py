@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_s3 import Proxy, broken_s3, deny, drop, fall_silent, lose_answer, throttle
+from broken_s3 import Proxy, Request, broken_s3, deny, drop, fall_silent, lose_answer, throttle
 from served import remove_backends, s3_server
 
 from pipeline.build import build
@@ -24,6 +24,7 @@ from pipeline.remote.objects import (
     upload_file,
     write_object,
 )
+from pipeline.remote.remote_file import filesystem
 from pipeline.verify.verify import VERIFIED_NAME, verify_shards
 from pipeline.write.worker import build_shard
 
@@ -142,6 +143,38 @@ def test_a_build_that_is_killed_leaves_whole_objects_and_its_scratch_goes_with_t
     make_shards(image_tree, OUT, **OPTIONS)
     assert files(bucket / "deep/mine") == whole
     assert not list(left.iterdir())
+
+
+@pytest.mark.sweep
+def test_parts_that_a_killed_build_sent_are_given_up_by_the_next_run(
+    proxy: Proxy, image_tree: Path
+) -> None:
+    large = [OUT.address, "--canvas-size=1152", "--crop-size=64", "--glimpse-size=32"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "build-shards", str(image_tree), *large]
+    command += ["--shard-mib=48", "--workers=1"]  # a shard of three parts, and one of two
+    hung = threading.Event()
+
+    def fall_silent_in_the_second_part(request: Request) -> bool:
+        is_it = "train-000000.tar?partNumber=2" in request.path.replace("&", "?")
+        return is_it and fall_silent(request, "train-000000.tar", hung)
+
+    def unfinished() -> list[str]:
+        bucket, prefix, _ = filesystem("s3").split_path(OUT.address)
+        found = filesystem("s3").call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+        return [upload["Key"] for upload in found.get("Uploads", ())]
+
+    proxy.faults = [fall_silent_in_the_second_part]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    assert hung.wait(90)
+    killed.kill()
+    killed.wait()
+    assert unfinished() == ["deep/mine/train-000000.tar"]
+    assert "train-000000.tar" not in list_objects(OUT)
+    proxy.faults = []
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert unfinished() == []
+    assert verify_shards(OUT.address, workers=1).unread == ()
 
 
 def test_a_published_shard_that_is_gone_or_cut_is_built_again(
