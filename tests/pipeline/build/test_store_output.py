@@ -147,7 +147,7 @@ def test_a_build_that_is_killed_leaves_whole_objects_and_its_scratch_goes_with_t
 
 @pytest.mark.sweep
 def test_parts_that_a_killed_build_sent_are_given_up_by_the_next_run(
-    proxy: Proxy, image_tree: Path
+    proxy: Proxy, bucket: Path, image_tree: Path
 ) -> None:
     large = [OUT.address, "--canvas-size=1152", "--crop-size=64", "--glimpse-size=32"]
     command = [sys.executable, "-m", "pipeline.cli.main", "build-shards", str(image_tree), *large]
@@ -174,7 +174,7 @@ def test_parts_that_a_killed_build_sent_are_given_up_by_the_next_run(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert unfinished() == []
-    assert verify_shards(OUT.address, workers=1).unread == ()
+    assert verify_shards(bucket / "deep/mine", workers=1).unread == ()  # of the server's disk
 
 
 def test_a_published_shard_that_is_gone_or_cut_is_built_again(
