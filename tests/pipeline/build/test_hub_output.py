@@ -23,7 +23,13 @@ from hub import (
 
 from pipeline import BatchLoader, BatchSpec, SampleStream, ShardFolder, training_batches
 from pipeline.build import build
-from pipeline.common.errors import ConfigError, SourceError, StoreError
+from pipeline.common.errors import (
+    ConfigError,
+    DownloadError,
+    SourceError,
+    StoreError,
+    VerificationError,
+)
 from pipeline.remote import backends, objects, remote_file
 from pipeline.remote.address import RemoteFolder, parse_address
 from pipeline.remote.objects import (
@@ -130,7 +136,9 @@ def test_the_hubs_digests_verify_shards_that_are_not_read(
     damaged = hub.repos["me/mine"].files
     damaged[f"deep/mine/{names[0]}"] = Blob(b"other", is_lfs=True)
     hub.uploaded[damaged[f"deep/mine/{names[0]}"].sha256] = b"other"
-    with pytest.raises(Exception, match=rf"got 5 bytes, not \d+, in {OUT.address}/{names[0]}"):
+    with pytest.raises(
+        VerificationError, match=rf"got 5 bytes, not \d+, in {OUT.address}/{names[0]}"
+    ):
         verify_shards(OUT.address, workers=1, reads_all=False)
 
 
@@ -386,7 +394,9 @@ def test_a_hub_that_nobody_answers_for_is_one_line_after_three_tries(
     with pytest.raises(StoreError, match=r"ConnectError: \[Errno 111\] Connection refused\. Chec"):
         make_shards(image_tree, OUT, **OPTIONS)
     assert waits == [1.0, 4.0]
-    with pytest.raises(Exception, match=r"got ConnectError: .* from hf://.*Check the address, the"):
+    with pytest.raises(
+        DownloadError, match=r"got ConnectError: .* from hf://.*Check the address, the"
+    ):
         ShardFolder.open(OUT.address)
 
 
