@@ -29,7 +29,7 @@ NOT_RUN = {  # by the first words: the reason
     "srp-data merge": "tests/pipeline/parts/test_array.py runs it",
     "srp-data build-shards my-images s3://bucket/mine": "tests/pipeline/build has a server",
     "srp-data build-shards s3://bucket/images.tgz": "tests/pipeline/build has a server",
-    "srp-data build-shards my-images hf://datasets/OWNER/NAME": "tests/pipeline/build has a stand-in",
+    "srp-data build-shards my-images hf://datasets/OWNER/NAME": "tests/pipeline/build runs it",
     "hf repos create": "it needs the Hub; the stand-in has a dataset",
     "srp-data verify s3://bucket/mine": "tests/pipeline/build has a server",
     "srp-data build-shards my-images shards/mine --engine ray": "tests/pipeline/engines runs Ray",

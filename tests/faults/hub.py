@@ -9,7 +9,7 @@ Spoken: information about a repository, the tree in pages (`Link`), `paths-info`
 LFS batch in both transfers (basic, and multipart above `part_bytes`), LFS verify, commits as
 NDJSON, and `resolve`, which redirects to a storage of another origin for what is in LFS. Large
 files are told from small ones as `.gitattributes` of a new dataset does. There is no Xet: whoever
-uses this sets HF_HUB_DISABLE_XET, as `hub_server` does, since the client does not ask before.
+uses this sets HF_HUB_DISABLE_XET, as `served_hub.py` does, since the client does not ask before.
 """
 
 import base64
@@ -18,16 +18,12 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pytest
-from served import NO_REMOTE, Server, range_of
-
-from pipeline.remote import backends, objects, remote_file
+from served import Server, range_of
 
 LARGE = (".tar", ".tgz", ".gz", ".zst", ".npy", ".bin")  # what LFS keeps, of any size
 LARGE_BYTES = 10 << 20  # and what is longer
@@ -386,69 +382,3 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"/storage/(?P<oid>\w+)(?:/(?P<number>\d+))?", any_storage),
     (r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
 ]
-
-
-def answer_with(
-    status: int, method: str, pattern: str, times: int, message: str = "", **headers: str
-) -> Fault:
-    """Refuse so many requests whose path has a pattern."""
-    left = [times]
-
-    def fault(request: Request) -> bool:
-        if not left[0] or request.command != method or not re.search(pattern, request.path):
-            return False
-        left[0] -= 1
-        request.close_connection = True  # its body was not read
-        request.refuse(Refusal(status, message, **headers))
-        return True
-
-    return fault
-
-
-def fall_silent(request: Request, pattern: str, hung: threading.Event) -> bool:
-    """Read half of what is put, and do nothing more until the client is gone."""
-    if request.command != "PUT" or not re.search(pattern, request.path):
-        return False
-    request.rfile.read(int(request.headers.get("Content-Length") or 2) // 2)
-    hung.set()
-    request.connection.settimeout(120)
-    request.rfile.read()
-    request.close_connection = True
-    return True
-
-
-@contextmanager
-def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub with an empty dataset `me/mine`, and a token that may write it."""
-    constants: Any = pytest.importorskip("huggingface_hub.constants", reason=NO_REMOTE)
-    http: Any = pytest.importorskip("huggingface_hub.utils._http", reason=NO_REMOTE)
-    hub = Hub()
-    use_endpoint(hub.endpoint, monkeypatch)
-    monkeypatch.setenv("HF_TOKEN", WRITER)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
-    monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(backends, "CONFLICT_WAIT_S", 0.01)
-    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        remote_file._filesystem.cache_clear()
-        http.close_session()
-        hub.server.shutdown()
-        hub.server.server_close()
-        thread.join()
-
-
-def use_endpoint(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process, and those that it starts, take an address for the Hub's."""
-    constants: Any = pytest.importorskip("huggingface_hub.constants", reason=NO_REMOTE)
-    monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)  # read when it was imported
-    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    remote_file._filesystem.cache_clear()
