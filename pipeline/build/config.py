@@ -70,7 +70,8 @@ class BuildConfig:
     )
     scratch: Path | None = setting(
         None,
-        "Folder for shards on their way to an OUT at an address, one for each worker.",
+        "Folder for shards on their way to an OUT at an address, one for each worker; on Ray, of "
+        "each node.",
         shown="in the user's cache",
     )
     image_timeout_s: int = setting(
@@ -107,25 +108,11 @@ class BuildConfig:
         self._check_decoder()
 
     def _check_places(self) -> None:
-        if not isinstance(self.out, RemoteFolder):
-            if self.scratch is not None:
-                raise ConfigError(
-                    f"--scratch needs an OUT at an address; got {self.scratch} for the folder "
-                    f"{self.out}. Drop --scratch: shards are written where they stay."
-                )
-        elif self.out.scheme not in WRITABLE_SCHEMES:
+        require_writable(self.out)
+        if self.scratch is not None and not isinstance(self.out, RemoteFolder):
             raise ConfigError(
-                f"OUT must be a place that can be written; got {self.out}, and a web server only "
-                "gives files. Name a folder, or an address of s3, gs or hf."
-            )
-        elif self.out.scheme == "hf" and not _DATASET.match(self.out.address):
-            raise ConfigError(
-                f"OUT at hf must be in a dataset; got {self.out}. Name hf://datasets/OWNER/NAME."
-            )
-        elif self.engine == "ray":
-            raise ConfigError(
-                f"--engine ray needs an OUT that is a folder; got {self.out}. Drop --engine ray, "
-                "or name a folder that all nodes share."
+                f"--scratch needs an OUT at an address; got {self.scratch} for the folder "
+                f"{self.out}. Drop --scratch: shards are written where they stay."
             )
 
     def _check_codec(self) -> None:
@@ -154,6 +141,25 @@ class BuildConfig:
             raise ConfigError(
                 "--draft needs --decoder pillow or pillow-simd; got --decoder dali. Drop --draft."
             )
+
+
+def require_writable(out: Path | RemoteFolder) -> None:
+    """Check that OUT is of a kind that can be written; nothing is asked.
+
+    Raises:
+        ConfigError: If it is at a web server, or in no dataset of Hugging Face.
+    """
+    if not isinstance(out, RemoteFolder):
+        return
+    if out.scheme not in WRITABLE_SCHEMES:
+        raise ConfigError(
+            f"OUT must be a place that can be written; got {out}, and a web server only gives "
+            "files. Name a folder, or an address of s3, gs or hf."
+        )
+    if out.scheme == "hf" and not _DATASET.match(out.address):
+        raise ConfigError(
+            f"OUT at hf must be in a dataset; got {out}. Name hf://datasets/OWNER/NAME."
+        )
 
 
 def require_path(place: Path | RemoteFolder, what: str) -> Path:

@@ -10,15 +10,14 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.build.config import BuildConfig
+from pipeline.build.output import has_manifest
 from pipeline.build.prepare import plan_source, spec_here, threads_of
 from pipeline.common.errors import ImageError
 from pipeline.common.progress import SILENT, Progress
 from pipeline.decode import open_decoder
 from pipeline.decode.rules import own_process
-from pipeline.format import manifest
 from pipeline.format.spec import DataSpec
 from pipeline.remote.address import RemoteFolder
-from pipeline.remote.objects import look_up
 from pipeline.sources.folder import is_archive
 from pipeline.sources.image import SourceImage
 from pipeline.stream.cache import default_folder
@@ -78,7 +77,7 @@ def plan_build(config: BuildConfig, *, progress: Progress = SILENT) -> BuildPlan
         free_bytes=shutil.disk_usage(_parent_of(_written_here(config))).free,
         images_per_s=rate,
         seconds=None if not rate else sum(plan.num_sources.values()) / (rate * config.workers),
-        exists=_has_manifest(config.out),
+        exists=has_manifest(config.out),
     )
 
 
@@ -109,12 +108,6 @@ def _written_here(config: BuildConfig) -> Path:
     if isinstance(config.out, RemoteFolder):
         return config.scratch or default_folder()
     return config.out
-
-
-def _has_manifest(out: Path | RemoteFolder) -> bool:
-    if isinstance(out, RemoteFolder):
-        return look_up(out, manifest.FILE_NAME) is not None
-    return (out / manifest.FILE_NAME).exists()
 
 
 def _parent_of(folder: Path) -> Path:

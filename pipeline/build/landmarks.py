@@ -1,18 +1,19 @@
 """What another machine must find, so that a shard that is built there is the same as here."""
 
 import contextlib
+import errno
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.common.errors import SrpError
+from pipeline.common.errors import SrpError, StoreError
 from pipeline.decode import open_decoder
 from pipeline.format.spec import DataSpec
 from pipeline.sources.image import SourceImage
-from pipeline.write.place import StorePlace
+from pipeline.write.place import FolderPlace, StorePlace
 from pipeline.write.worker import Task
 
 _NUM_READ = 8  # images that are tried, should some be unreadable here too
@@ -22,7 +23,8 @@ class Landmarks(NamedTuple):
     """What is the same on every machine of a build; called there, it says what is not.
 
     Attributes:
-        token: File in OUT that this build wrote.
+        place: Where shards go.
+        token: Name of a file in OUT that this build wrote, among its records.
         text: What is in it.
         image: An image of SOURCE; None if it has none that can be read.
         sha256: Digest of the image.
@@ -30,7 +32,8 @@ class Landmarks(NamedTuple):
         version: Version of srp.
     """
 
-    token: Path
+    place: FolderPlace | StorePlace
+    token: str
     text: str
     image: SourceImage | None
     sha256: str
@@ -40,20 +43,42 @@ class Landmarks(NamedTuple):
     def __call__(self) -> str:
         """Say what differs on this machine; "" if nothing does."""
         try:
-            if self.token.read_text(encoding="ascii") != self.text:
-                return f"another {self.token.parent}"
-            if self.image and hashlib.sha256(self.image.read()).hexdigest() != self.sha256:
-                return f"another {self.image.file}"
+            with self.place.opened():  # where shards are written first
+                pass
+            return self._of_out() or self._of_source() or self._of_programs()
+        except SrpError as error:
+            return str(error).partition(". ")[0]  # without its fix, which is for this machine alone
+
+    def _of_out(self) -> str:
+        where = self.place.locate(self.token)
+        try:
+            if self.place.read_token(self.token) != self.text:
+                return f"another {where.rpartition('/')[0]}"
         except OSError as error:
-            return f"{error.strerror}: {error.filename or self.token}"
+            return _missing(where, error)
+        return ""
+
+    def _of_source(self) -> str:
+        if self.image is None:
+            return ""
+        where = self.image.place
+        try:
+            if hashlib.sha256(self.image.read()).hexdigest() != self.sha256:
+                return f"another {where}"
+        except OSError as error:
+            return _missing(where, error)
+        return ""
+
+    def _of_programs(self) -> str:
         if (found := version("srp")) != self.version:
             return f"srp {found}, not {self.version},"
-        try:
-            library = open_decoder(self.spec).library
-        except SrpError as error:
-            return str(error)
-        wanted = self.spec.decoder_library
+        library, wanted = open_decoder(self.spec).library, self.spec.decoder_library
         return "" if library == wanted else f"{library}, not {wanted},"
+
+
+def _missing(where: str, error: OSError) -> str:
+    """Name what is not there; a store's error has neither number nor file."""
+    return f"{error.strerror or os.strerror(errno.ENOENT)}: {where}"
 
 
 @contextlib.contextmanager
@@ -61,16 +86,14 @@ def landmarks(tasks: Sequence[Task]) -> Iterator[Landmarks]:
     """Leave a token in OUT while tasks run, and read one of their images."""
     text = secrets.token_hex(8)
     place = tasks[0].place
-    if isinstance(place, StorePlace):
-        raise RuntimeError("builds on Ray write a folder")  # BuildConfig refuses an address
-    token = place.records / f".token-{text}"  # parts may run beside each other
+    token = f".token-{text}"  # parts may run beside each other
     image, sha256 = _readable([image for task in tasks for image in task.images[:1]])
-    token.write_text(text, encoding="ascii")
+    place.write_token(token, text)
     try:
-        yield Landmarks(token, text, image, sha256, tasks[0].spec, version("srp"))
+        yield Landmarks(place, token, text, image, sha256, tasks[0].spec, version("srp"))
     finally:
-        with contextlib.suppress(OSError):  # an earlier error matters more
-            token.unlink()
+        with contextlib.suppress(OSError, StoreError):  # an earlier error matters more
+            place.remove_token(token)
 
 
 def _readable(images: Sequence[SourceImage]) -> tuple[SourceImage | None, str]:

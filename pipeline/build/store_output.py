@@ -45,6 +45,7 @@ from pipeline.stream.store import RemoteStore
 from pipeline.write.place import StorePlace, records_name
 from pipeline.write.resume import (
     HOLDER_NAME,
+    PLAN_NAME,
     SCRATCH_NAME,
     SPEC_NAME,
     STATE_NAME,
@@ -61,13 +62,14 @@ CHECKING = "checking finished shards"
 
 
 @contextlib.contextmanager
-def noted_builder(folder: RemoteFolder) -> Iterator[None]:
+def noted_builder(
+    folder: RemoteFolder, name: str = f"{STATE_NAME}/{HOLDER_NAME}"
+) -> Iterator[None]:
     """Leave a note of who builds at an address, for people; it also shows that one may write.
 
     Raises:
         StoreError: If one may not.
     """
-    name = f"{STATE_NAME}/{HOLDER_NAME}"
     since = f"{datetime.now().astimezone():%F %T %Z}"
     write_object(
         folder, name, msgspec.json.encode(LockOwner(os.getpid(), socket.gethostname(), since))
@@ -85,11 +87,14 @@ class StoreOutput:
 
     Attributes:
         folder: The address.
-        scratch: Folder of this machine for shards that are being written.
+        scratch: Folder of this machine for an archive's images.
+        place_scratch: Folder in which each worker makes its own, wherever it runs; None takes one
+            among the user's caches there.
     """
 
     folder: RemoteFolder
     scratch: Path
+    place_scratch: Path | None
 
     @property
     def images(self) -> Path:
@@ -99,31 +104,40 @@ class StoreOutput:
     def finished_before(
         self, plan: ShardPlan, *, expected: Mapping[str, str], progress: Progress
     ) -> dict[str, Finished]:
-        """Compare what the store says of each shard with its record.
+        """Compare what the store says of each shard with its record, if that has no rejects.
 
-        Parts of other shards that killed processes have sent are given up.
+        Rejected images may be readable by now.
         """
         noted = self._published(plan)
         if noted is None:
-            self._refuse_other_build(plan)
-            noted = self._noted(plan)
-        finished = {}
-        there = look_up_all(self.folder, list(noted))
-        pairs = zip(noted.items(), there, strict=True)
-        for number, ((name, found), stored) in enumerate(pairs, start=1):
-            if stored and stored.is_of(found.shard.num_bytes, found.shard.sha256):
-                finished[name] = found
-            progress.update(CHECKING, number, len(noted))
-        left = {shard.name for shard, _ in plan.shards} - finished.keys()
-        abort_uploads(self.folder, left)
-        return finished
+            self.refuse_other_build(plan)
+            records = self._noted(plan, [shard.name for shard, _ in plan.shards])
+            noted = {name: found for name, found in records.items() if not found.rejects}
+        return self._arrived(noted, progress)
+
+    def intact(
+        self, plan: ShardPlan, names: Sequence[str], *, workers: int, progress: Progress
+    ) -> dict[str, Finished]:
+        """Compare what the store says of each shard with its record.
+
+        What killed processes have sent of the shards is given up.
+        """
+        abort_uploads(self.folder, names)
+        return self._arrived(self._noted(plan, names), progress)
+
+    def num_recorded(self, plan: ShardPlan) -> int:
+        """Count what is listed."""
+        there = list_objects(self.folder, records_name(plan.fingerprint))
+        return sum(name.endswith(".tar.json") for name in there)
 
     def place(self, plan: ShardPlan) -> StorePlace:
         """Give the address, and where shards are written first."""
-        return StorePlace(self.folder, plan.fingerprint, self.scratch)
+        return StorePlace(self.folder, plan.fingerprint, self.place_scratch)
 
     def require_room(self, tasks: Sequence[Task], config: BuildConfig) -> None:
-        """Check that a shard of each worker fits into the scratch folder."""
+        """Check that a shard of each worker fits into the scratch folder; not on Ray's nodes."""
+        if config.engine == "ray":
+            return
         at_once = sorted(tasks, key=lambda task: task.num_bytes)[-config.workers :]
         require_room(at_once, self.scratch, codec=config.codec)
 
@@ -131,9 +145,11 @@ class StoreOutput:
         """Write the spec beside the records; remove a manifest of which a shard is missing.
 
         A manifest is never wrong: what it says of the shards that are kept becomes records first.
+        What killed processes have sent of the missing shards is given up.
         """
         if len(before) == len(plan.shards):
             return
+        abort_uploads(self.folder, {shard.name for shard, _ in plan.shards} - before.keys())
         name = records_name(plan.fingerprint)
         write_object(self.folder, f"{name}/{SPEC_NAME}", msgspec.json.encode(plan.spec))
         if look_up(self.folder, FILE_NAME):
@@ -163,8 +179,12 @@ class StoreOutput:
             write_object(self.folder, FILE_NAME, text)
         self.forget(plan)
 
+    def sync(self, plan: ShardPlan) -> None:
+        """Do nothing: what a store has taken is safe."""
+
     def forget(self, plan: ShardPlan) -> None:
-        """Remove the records."""
+        """Remove the plan of parts, which promises its records, then the records."""
+        remove_objects(self.folder, [f"{STATE_NAME}/{PLAN_NAME}"])
         remove_objects(self.folder, list(list_objects(self.folder, records_name(plan.fingerprint))))
 
     def _published(self, plan: ShardPlan) -> dict[str, Finished] | None:
@@ -176,21 +196,32 @@ class StoreOutput:
             raise other_build(self.folder, plan.spec, msgspec.to_builtins(published.spec))
         return finished_of(published, plan.shards)
 
-    def _refuse_other_build(self, plan: ShardPlan) -> None:
+    def refuse_other_build(self, plan: ShardPlan) -> None:
         """Check that there are no records of another build."""
         for name in list_objects(self.folder, STATE_NAME):
             if name.endswith(f"/{SPEC_NAME}") and plan.fingerprint not in name:
                 theirs = decode_spec(read_object(self.folder, name))
                 raise other_build(self.folder, plan.spec, theirs)
 
-    def _noted(self, plan: ShardPlan) -> dict[str, Finished]:
-        """Read the records of shards without rejects, whose images may be readable by now."""
+    def _noted(self, plan: ShardPlan, shards: Sequence[str]) -> dict[str, Finished]:
+        """Read the records of some shards, as far as there are any."""
         there = list_objects(self.folder, records_name(plan.fingerprint))
         names = {
-            name: shard.name
-            for shard, _ in plan.shards
-            if (name := f"{records_name(plan.fingerprint)}/{shard.name}.json") in there
+            name: shard
+            for shard in shards
+            if (name := f"{records_name(plan.fingerprint)}/{shard}.json") in there
         }
         records = zip(names.values(), read_objects(self.folder, names), strict=True)
         decoded = {shard: decode_record(data, plan.spec) for shard, data in records}
-        return {shard: found for shard, found in decoded.items() if found and not found.rejects}
+        return {shard: found for shard, found in decoded.items() if found}
+
+    def _arrived(self, noted: Mapping[str, Finished], progress: Progress) -> dict[str, Finished]:
+        """Keep the records of shards of which the store gives the length and the SHA-256."""
+        arrived = {}
+        there = look_up_all(self.folder, list(noted))
+        pairs = zip(noted.items(), there, strict=True)
+        for number, ((name, found), stored) in enumerate(pairs, start=1):
+            if stored and stored.is_of(found.shard.num_bytes, found.shard.sha256):
+                arrived[name] = found
+            progress.update(CHECKING, number, len(noted))
+        return arrived

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.build.config import BuildConfig, require_path
+from pipeline.build.config import BuildConfig
 from pipeline.cli.verify import counts_of, print_counts
 from pipeline.command.console import AS_JSON, Resumable, note, shown_progress
 from pipeline.command.options import options_of
@@ -28,7 +28,7 @@ def plan(source: str, out: str, as_json: bool, **options: Any) -> None:
 
     SOURCE, a folder with train/ and val/ class folders, is listed once, and OUT gets the plan:
     which image goes to which shard. Then build-shards --shards builds parts of it, on any machines
-    that have both folders, and merge publishes them.
+    that have both folders, and merge publishes them. Either may be at an address: s3, gs or hf.
     """
     from pipeline.parts.plan import plan_parts
 
@@ -99,21 +99,22 @@ def print_part(config: BuildConfig, shards: str, *, dry_run: bool, as_json: bool
     default=BuildConfig.workers,
     show_default="CPUs this process may use",
     type=click.IntRange(1),
-    help="Threads; each hashes whole shards.",
+    help="Threads; each hashes whole shards of a folder.",
 )
 @options_of(BuildConfig, "max_rejects")
 @AS_JSON
 def merge(out: str, workers: int, max_rejects: int, as_json: bool) -> None:
     """Publish a build that was made in parts.
 
-    OUT holds a plan and its shards. The bytes of every shard are compared with its record; what is
-    missing is named, with the command that builds it, and else the manifest is written.
+    OUT holds a plan and its shards. The bytes of every shard are compared with its record, or at an
+    address what the store says of them; what is missing is named, with the command that builds it,
+    and else the manifest is written.
     """
     from pipeline.parts.merge import merge_parts
 
     with shown_progress("shards/s") as progress:
-        folder = require_path(parse_address(out, what="OUT"), "merge")
-        merged = merge_parts(folder, max_rejects=max_rejects, workers=workers, progress=progress)
+        place = parse_address(out, what="OUT")
+        merged = merge_parts(place, max_rejects=max_rejects, workers=workers, progress=progress)
     if as_json:
         click.echo(json.dumps({"folder": str(out), **counts_of(merged)}, indent=1))
     else:

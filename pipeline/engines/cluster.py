@@ -166,8 +166,9 @@ def require_same_everywhere(find_fault: Callable[[], str]) -> None:
 def differs(fault: str) -> ConfigError:
     """Make the error of a node that would not build the same shards."""
     return ConfigError(
-        "every Ray node must have the same srp, and SOURCE and OUT at the same paths; got "
-        f"{fault}. Mount the folders there, or install what is missing."
+        "every Ray node must have the same srp, and reach SOURCE and OUT where they are here; got "
+        f"{fault}. Mount the folder there, give the node your access to the store, or install what "
+        "is missing."
     )
 
 

@@ -2,13 +2,12 @@
 
 import shlex
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 
-from pipeline.build.config import BuildConfig
-from pipeline.build.publish import check_rejects, describe, publish
+from pipeline.build.config import BuildConfig, require_writable
+from pipeline.build.output import open_alone
+from pipeline.build.publish import describe
 from pipeline.command.settings import flag_of, settings_of
 from pipeline.common.errors import VerificationError
 from pipeline.common.progress import SILENT, Progress
@@ -16,71 +15,57 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.spec import DataSpec
 from pipeline.parts.numbers import spell_numbers
 from pipeline.parts.plan_file import SavedPlan, ShardLine, load_plan
-from pipeline.write.resume import Finished, drop_records, load_record, open_state
+from pipeline.remote.address import RemoteFolder
+from pipeline.write.resume import Finished
 
 
 def merge_parts(
-    out: Path, *, max_rejects: int, workers: int, progress: Progress = SILENT
+    out: Path | RemoteFolder, *, max_rejects: int, workers: int, progress: Progress = SILENT
 ) -> Manifest:
     """Publish a build whose parts are finished, with one manifest.
 
     Args:
-        out: The folder of the parts.
+        out: The folder of the parts, or its address.
         max_rejects: Unusable images that all parts together may leave out.
-        workers: Threads; each hashes whole shards.
+        workers: Threads; each hashes whole shards of a folder. A store is asked for digests.
         progress: Reports shards checked.
 
     Raises:
-        ConfigError: If the folder has no plan, or is being written.
+        ConfigError: If OUT has no plan, is at a web server, or a folder that is being written.
+        StoreError: If the address cannot be read or written.
         RejectsError: If more images are unusable than allowed; nothing is published.
         VerificationError: If the plan is damaged, or a shard is missing or not as its record says.
     """
+    require_writable(out)
     saved = load_plan(out)
-    with open_state(out) as state:
-        records = state / saved.fingerprint
-        kept = _check_shards(saved, out, records, workers=workers, progress=progress)
-        missing = [number for number, found in enumerate(kept) if found is None]
+    plan = saved.with_images()
+    with open_alone(out) as output:
+        names = [line.name for line in saved.lines]
+        intact = output.intact(plan, names, workers=workers, progress=progress)
+        missing = [
+            number
+            for number, line in enumerate(saved.lines)
+            if not _is_finished(line, intact.get(line.name))
+        ]
         if missing:
             raise VerificationError(
                 f"every shard of the plan must be there, with the bytes of its record; got "
-                f"{len(missing)} of {len(kept)} missing or damaged in {out}. Build them with: "
-                f"{_command(saved, out, missing)}"
+                f"{len(missing)} of {len(names)} missing or damaged in {out}. Build them with: "
+                f"{_command(saved, missing)}"
             )
-        finished = {found.shard.name: found for found in kept if found}
-        built = describe(saved.with_images(), finished)
-        check_rejects(out, built.rejects, at_most=max_rejects)
-        publish(out, records, built, finished)
-        drop_records(records)
+        built = describe(plan, intact)
+        output.publish(plan, built, intact, at_most=max_rejects)
     return built
 
 
-def _check_shards(
-    saved: SavedPlan, out: Path, records: Path, *, workers: int, progress: Progress
-) -> list[Finished | None]:
-    """Give the record of each shard of a plan, or None for one that must be built."""
-    check = partial(_check_shard, saved.spec, out, records)
-    kept = []
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for found in pool.map(check, saved.lines):
-            kept.append(found)
-            progress.update("checking finished shards", len(kept), len(saved.lines))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return kept
+def _is_finished(line: ShardLine, found: Finished | None) -> bool:
+    """Whether a record is there, and of as many images as were planned."""
+    return found is not None and len(found.shard.samples) + len(found.rejects) == line.num_images
 
 
-def _check_shard(spec: DataSpec, out: Path, records: Path, line: ShardLine) -> Finished | None:
-    found = load_record(records, line.name, spec)
-    if found is None or not found.is_intact(out / line.name):
-        return None
-    num_images = len(found.shard.samples) + len(found.rejects)
-    return found if num_images == line.num_images else None
-
-
-def _command(saved: SavedPlan, out: Path, missing: Sequence[int]) -> str:
+def _command(saved: SavedPlan, missing: Sequence[int]) -> str:
     """Spell the command that builds shards, with the options that were planned."""
-    words = ["srp-data", "build-shards", saved.source, str(out)]
+    words = ["srp-data", "build-shards", saved.source, str(saved.out)]
     recorded = {field.name for field in fields(DataSpec)}
     for name, (_, default) in settings_of(BuildConfig).items():
         value = getattr(saved.spec, name) if name in recorded else None

@@ -1,7 +1,7 @@
 """Which shards of a plan are meant: `0-99,120`, or the third of ten parts, `3/10`."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from pipeline.common.errors import ConfigError
@@ -57,12 +57,12 @@ def spell_numbers(numbers: Sequence[int]) -> str:
 
     Many ranges become one, which holds shards between them as well: finished ones are kept.
     """
-    ranges = [f"{first}-{last}" if first < last else f"{first}" for first, last in _runs(numbers)]
+    ranges = [f"{first}-{last}" if first < last else f"{first}" for first, last in runs_of(numbers)]
     return ",".join(ranges) if len(ranges) <= MAX_RANGES else f"{numbers[0]}-{numbers[-1]}"
 
 
-def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Give the first and the last of each run of numbers that follow each other."""
+def runs_of(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Give the first and the last of each run of numbers, which ascend, that follow each other."""
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
         yield members[0], members[-1]

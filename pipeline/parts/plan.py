@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from pipeline.build.config import BuildConfig, require_path
+from pipeline.build.config import BuildConfig
+from pipeline.build.output import has_manifest, open_alone
 from pipeline.build.prepare import ShardPlan, plan_source, spec_here
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.progress import SILENT, Progress
-from pipeline.format import manifest
+from pipeline.format.manifest import FILE_NAME
 from pipeline.parts.plan_file import save_plan
 from pipeline.remote.address import RemoteFolder
-from pipeline.sources.folder import require_source
-from pipeline.write.resume import SCRATCH_NAME, open_records, open_state, refuse_other_build
+from pipeline.sources.folder import is_archive, require_source
 
 
 def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan:
@@ -23,37 +23,34 @@ def plan_parts(config: BuildConfig, *, progress: Progress = SILENT) -> ShardPlan
         progress: Reports nothing yet: a folder is listed, no archive is read.
 
     Raises:
-        ConfigError: If the output folder holds another build, or a finished one.
+        ConfigError: If OUT holds another build, or a finished one.
         SourceError: If the source is no folder of images.
+        StoreError: If an address cannot be read or written.
     """
-    source = require_folder(config.source)
-    out = require_path(config.out, "a build in parts")
+    require_folder(config.source)
     spec = spec_here(config)
-    with open_state(out) as state:
-        if (out / manifest.FILE_NAME).exists():
+    with open_alone(config.out) as output:
+        if has_manifest(config.out):
             raise ConfigError(
-                f"OUT must not be finished to be planned; got {out}, which has a "
-                f"{manifest.FILE_NAME}. Choose another folder."
+                f"OUT must not be finished to be planned; got {config.out}, which has a "
+                f"{FILE_NAME}. Choose another folder."
             )
-        plan = plan_source(config, spec, scratch=state / SCRATCH_NAME, progress=progress)
-        refuse_other_build(out, spec, plan.fingerprint)
-        open_records(state / plan.fingerprint, spec)
-        save_plan(state, plan, source=source)
+        plan = plan_source(config, spec, scratch=output.images, progress=progress)
+        output.refuse_other_build(plan)
+        output.begin(plan, {})
+        save_plan(config.out, plan, source=config.source)
     return plan
 
 
-def require_folder(source: Path | RemoteFolder) -> Path:
+def require_folder(source: Path | RemoteFolder) -> None:
     """Check that a source is a folder, which every part can open its images in.
 
     Raises:
-        ConfigError: If it is at an address.
         SourceError: If it is missing, or an archive.
     """
-    path = require_path(source, "a build in parts")
-    require_source(path)
-    if not path.is_dir():
+    require_source(source)
+    if is_archive(source):
         raise SourceError(
-            f"a build in parts needs a folder of images; got {path}. Unpack it, or build it "
+            f"a build in parts needs a folder of images; got {source}. Unpack it, or build it "
             "whole, without plan and --shards."
         )
-    return path

@@ -1,4 +1,4 @@
-"""The plan on disk: `OUT/.build/plan.jsonl`, which each part reads in place of the source.
+"""The plan: `OUT/.build/plan.jsonl`, which each part reads in place of the source.
 
 The first line is the head, with its own SHA-256. Then comes a line for each shard: key, path and
 size of each image. The head holds length and SHA-256 of each line, so that a part reads its own
@@ -14,13 +14,16 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.build.output import has_manifest
 from pipeline.build.prepare import ShardPlan
-from pipeline.common.atomic_io import atomic_write
+from pipeline.common.atomic_io import write_file
 from pipeline.common.checksum import NO_DIGEST, embed_sha256, verify_sha256
 from pipeline.common.errors import ConfigError, VerificationError
-from pipeline.format import manifest
 from pipeline.format.sample import PlannedShard
 from pipeline.format.spec import DataSpec
+from pipeline.parts.numbers import runs_of
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.objects import read_object, write_object
 from pipeline.sources.folder import SPLITS, as_listed
 from pipeline.sources.image import SourceImage
 from pipeline.write.planning import Planned
@@ -29,6 +32,8 @@ from pipeline.write.resume import PLAN_NAME, STATE_NAME
 FORMAT = "srp-plan/1"
 DIGEST = "plan_sha256"
 _HEAD_BYTES = 256  # contain the digest
+_READ_BYTES = 1 << 16  # at first, of a head of unknown length
+_NAME = f"{STATE_NAME}/{PLAN_NAME}"  # in OUT
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
 
@@ -67,7 +72,7 @@ class SavedPlan:
     """A plan that was read, without its images.
 
     Attributes:
-        path: Its file.
+        out: The folder that it lies in, or its address.
         source: The source, as typed when it was planned.
         fingerprint: Digest of the spec and of the source's listing.
         spec: What decides the bytes of samples.
@@ -77,7 +82,7 @@ class SavedPlan:
         start: Where the lines begin in the file.
     """
 
-    path: Path
+    out: Path | RemoteFolder
     source: str
     fingerprint: str
     spec: DataSpec
@@ -85,6 +90,11 @@ class SavedPlan:
     num_sources: Mapping[str, int]
     lines: tuple[ShardLine, ...]
     start: int
+
+    @property
+    def place(self) -> str:
+        """Path or address of its file."""
+        return _place(self.out)
 
     def with_images(self, shards: Sequence[Planned] = ()) -> ShardPlan:
         """Give the plan with the images of some of its shards."""
@@ -98,13 +108,16 @@ class SavedPlan:
         )
 
 
-def save_plan(state: Path, plan: ShardPlan, *, source: Path) -> None:
+def save_plan(out: Path | RemoteFolder, plan: ShardPlan, *, source: Path | RemoteFolder) -> None:
     """Write a plan; equal sources and specs give equal files.
 
     Args:
-        state: OUT's folder for the state of a build.
+        out: The folder that it is for, which has one for the state of a build, or its address.
         plan: The whole plan.
         source: The source, as typed.
+
+    Raises:
+        StoreError: If it cannot be written at the address.
     """
     texts = [_encode(*planned) for planned in plan.shards]
     head = _Head(
@@ -120,9 +133,11 @@ def save_plan(state: Path, plan: ShardPlan, *, source: Path) -> None:
             for (shard, images), text in zip(plan.shards, texts, strict=True)
         ),
     )
-    with atomic_write(state / PLAN_NAME, num_bytes=sum(map(len, texts))) as file:
-        file.write(embed_sha256(msgspec.json.encode(head), DIGEST) + b"\n")
-        file.writelines(texts)
+    data = b"".join((embed_sha256(msgspec.json.encode(head), DIGEST), b"\n", *texts))
+    if isinstance(out, RemoteFolder):
+        write_object(out, _NAME, data)
+    else:
+        write_file(out / _NAME, data)
 
 
 def _encode(shard: PlannedShard, images: Sequence[SourceImage]) -> bytes:
@@ -130,19 +145,18 @@ def _encode(shard: PlannedShard, images: Sequence[SourceImage]) -> bytes:
     return msgspec.json.encode(rows) + b"\n"
 
 
-def load_plan(out: Path) -> SavedPlan:
-    """Read a folder's plan, without the images.
+def load_plan(out: Path | RemoteFolder) -> SavedPlan:
+    """Read the plan in OUT, without the images.
 
     Raises:
-        ConfigError: If the folder has none.
+        ConfigError: If OUT has none.
+        StoreError: If the address cannot be read.
         VerificationError: If it is damaged.
     """
-    path = out / STATE_NAME / PLAN_NAME
     try:
-        with path.open("rb") as file:
-            data = file.readline()
+        data = _read_head(out)
     except (FileNotFoundError, NotADirectoryError):
-        if (out / manifest.FILE_NAME).exists():
+        if has_manifest(out):
             fix = f"It is merged already: check it with srp-data verify {out}"
         else:
             fix = f"Make one with: srp-data plan SOURCE {out}"
@@ -150,9 +164,9 @@ def load_plan(out: Path) -> SavedPlan:
     try:
         head = _decode(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(_place(out), error) from error
     return SavedPlan(
-        path=path,
+        out=out,
         source=head.source,
         fingerprint=head.fingerprint,
         spec=head.spec,
@@ -161,6 +175,27 @@ def load_plan(out: Path) -> SavedPlan:
         lines=head.shards,
         start=len(data),
     )
+
+
+def _read_head(out: Path | RemoteFolder) -> bytes:
+    """Read the first line, with its newline."""
+    num_bytes = _READ_BYTES
+    while b"\n" not in (data := _read(out, 0, num_bytes)) and len(data) == num_bytes:
+        num_bytes *= 8
+    return data[: data.find(b"\n") + 1] or data
+
+
+def _read(out: Path | RemoteFolder, start: int, end: int) -> bytes:
+    """Read the bytes of a plan from one offset to before another, as far as it has them."""
+    if isinstance(out, RemoteFolder):
+        return read_object(out, _NAME, start=start, end=end)
+    with (out / _NAME).open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def _place(out: Path | RemoteFolder) -> str:
+    return out.locate(_NAME) if isinstance(out, RemoteFolder) else str(out / _NAME)
 
 
 def _decode(data: bytes) -> _Head:
@@ -176,32 +211,35 @@ def _decode(data: bytes) -> _Head:
     return head
 
 
-def read_shards(plan: SavedPlan, numbers: Sequence[int], *, source: Path) -> list[Planned]:
-    """Read the images of some shards.
+def read_shards(
+    plan: SavedPlan, numbers: Sequence[int], *, source: Path | RemoteFolder
+) -> list[Planned]:
+    """Read the images of some shards; of those that follow each other at once.
 
     Args:
         plan: The plan.
-        numbers: Positions of the shards in it.
-        source: Folder that the images lie in.
+        numbers: Positions of the shards in it, which ascend.
+        source: Folder that the images lie in, or its address.
 
     Raises:
+        StoreError: If the plan's address cannot be read.
         VerificationError: If the plan is damaged, or names a file outside of the source.
     """
     starts = [*accumulate((line.num_bytes for line in plan.lines), initial=plan.start)]
     planned = []
-    with plan.path.open("rb") as file:
-        for number in numbers:
-            line = plan.lines[number]
-            file.seek(starts[number])
-            text = file.read(line.num_bytes)
+    for first, last in runs_of(numbers):
+        start = starts[first]
+        data = _read(plan.out, start, starts[last + 1])
+        for number in range(first, last + 1):
+            text = data[starts[number] - start : starts[number + 1] - start]
             try:
-                planned.append(_decode_shard(line, text, source))
+                planned.append(_decode_shard(plan.lines[number], text, source))
             except ValueError as error:
-                raise _damaged(plan.path, error) from error
+                raise _damaged(plan.place, error) from error
     return planned
 
 
-def _decode_shard(line: ShardLine, text: bytes, source: Path) -> Planned:
+def _decode_shard(line: ShardLine, text: bytes, source: Path | RemoteFolder) -> Planned:
     if hashlib.sha256(text).hexdigest() != line.sha256:
         raise ValueError(f"another SHA-256 for {line.name}")
     rows = msgspec.json.decode(text, type=tuple[Row, ...])
@@ -213,24 +251,27 @@ def _decode_shard(line: ShardLine, text: bytes, source: Path) -> Planned:
     return PlannedShard(split=line.split, index=line.index, keys=keys), images
 
 
-def _image(path: str, size: int, source: Path) -> SourceImage:
-    """Place an image under the source, wherever that lies on this machine."""
-    parts = as_listed(path).split("/")
+def _image(path: str, size: int, source: Path | RemoteFolder) -> SourceImage:
+    """Place an image under the source, wherever that lies for this machine."""
+    name = as_listed(path)
+    parts = name.split("/")
     if len(parts) < 3 or parts[0] not in SPLITS or not {"", ".", ".."}.isdisjoint(parts):
         raise ValueError(f"the path {path!r}")
     split, class_name, _ = path.split("/", 2)
+    store = source if isinstance(source, RemoteFolder) else None
     return SourceImage(
         path=path,
         split=split,
         class_name=class_name,
         size=size,
-        file=str(source.absolute().joinpath(*parts)),
+        file=str(source.absolute().joinpath(*parts)) if isinstance(source, Path) else name,
         offset=None,
+        store=store,
     )
 
 
-def _damaged(path: Path, error: Exception) -> VerificationError:
+def _damaged(place: str, error: Exception) -> VerificationError:
     return VerificationError(
-        f"a plan must be whole; got {type(error).__name__}: {error} in {path}. Run the same "
+        f"a plan must be whole; got {type(error).__name__}: {error} in {place}. Run the same "
         "srp-data plan command again; finished shards are kept."
     )

@@ -100,8 +100,10 @@ def length_of(folder: RemoteFolder, name: str) -> int | None:
     return None if found["size"] is None or found["type"] != "file" else int(found["size"])
 
 
-def read_object(folder: RemoteFolder, name: str) -> bytes:
-    """Read a whole object.
+def read_object(
+    folder: RemoteFolder, name: str, *, start: int | None = None, end: int | None = None
+) -> bytes:
+    """Read a whole object, or its bytes from `start` to before `end`, as far as it has them.
 
     Raises:
         FileNotFoundError: If there is none; it has no filename, unlike a local one's.
@@ -109,7 +111,7 @@ def read_object(folder: RemoteFolder, name: str) -> bytes:
     """
 
     def fetch(files: Any) -> bytes:
-        data: bytes = files.cat_file(folder.locate(name))
+        data: bytes = files.cat_file(folder.locate(name), start=start, end=end)
         return data
 
     return _retried(folder, name, "read", fetch)

@@ -33,6 +33,11 @@ class SourceImage:
     offset: int | None
     store: RemoteFolder | None = None
 
+    @property
+    def place(self) -> str:
+        """Path or address of the file that holds the bytes."""
+        return self.file if self.store is None else self.store.locate(self.file)
+
     def read(self) -> bytes:
         """Read the encoded image.
 

@@ -1,7 +1,7 @@
-"""A folder of this machine for what is on its way to or from an address, while a build runs.
+"""Folders of this machine for what is on its way to or from an address, while a build runs.
 
-A build that is killed leaves its folder, but not its lock on it: the next build that uses the same
-parent removes it.
+A build has one, and so has each of its workers for each shard. A process that is killed leaves its
+folder, but not its lock on it: the next one that uses the same parent removes it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _PREFIX = "build-"
 
 @contextlib.contextmanager
 def open_scratch(parent: Path | None) -> Iterator[Path]:
-    """Make a folder that is removed when the build ends.
+    """Make a folder that is removed in the end.
 
     Args:
         parent: Folder to make it in; None takes one among the user's caches.
@@ -31,10 +31,7 @@ def open_scratch(parent: Path | None) -> Iterator[Path]:
     """
     parent = (parent or default_folder().with_name("scratch")).absolute()
     require_folder(parent, "--scratch")
-    with _opened(parent) as inside:
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is known
-            lock(inside, stop=threading.Event())  # no folder is made meanwhile
-            _remove_left(parent)
+    with _cleared(parent):
         folder = Path(mkdtemp(prefix=_PREFIX, dir=parent))
         held = os.open(folder, os.O_RDONLY)
         with contextlib.suppress(OSError):
@@ -44,14 +41,25 @@ def open_scratch(parent: Path | None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+        with contextlib.suppress(OSError), _cleared(parent):  # of killed workers
+            pass
 
 
-def _remove_left(parent: Path) -> None:
-    """Remove the folders of builds that have ended."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), _opened(folder) as inside:
-            if lock(inside):
-                shutil.rmtree(folder, ignore_errors=True)
+@contextlib.contextmanager
+def _cleared(parent: Path) -> Iterator[None]:
+    """Remove the folders of processes that have ended; no other process makes one meanwhile."""
+    with _opened(parent) as inside:
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is known
+            lock(inside, stop=threading.Event())
+            for folder in parent.glob(f"{_PREFIX}*"):
+                _remove_left(folder)
+        yield
+
+
+def _remove_left(folder: Path) -> None:
+    with contextlib.suppress(OSError), _opened(folder) as inside:
+        if lock(inside):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -96,12 +96,13 @@ def build_shard(task: Task) -> Finished:
             count_image()
 
     suffixes = member_suffixes(task.spec)
-    with own_process():
-        shard = task.place.write(task.shard, samples(), suffixes=suffixes, num_bytes=task.num_bytes)
-    if len(shard.samples) + len(rejects) != len(task.images):
-        raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
-    finished = Finished(shard=shard, rejects=tuple(rejects))
-    task.place.keep(finished)
+    with task.place.opened() as place:
+        with own_process():
+            shard = place.write(task.shard, samples(), suffixes=suffixes, num_bytes=task.num_bytes)
+        if len(shard.samples) + len(rejects) != len(task.images):
+            raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
+        finished = Finished(shard=shard, rejects=tuple(rejects))
+        place.keep(finished)
     return finished
 
 

@@ -134,7 +134,7 @@ def test_a_build_that_is_killed_leaves_whole_objects_and_its_scratch_goes_with_t
     killed.kill()
     killed.wait()
     left = tmp_path / "cache/srp/scratch"
-    assert len(list(left.iterdir())) == 1
+    assert list(left.iterdir())
     whole = files(canvas_shards)
     found = files(bucket / "deep/mine")
     assert all(whole[name] == data for name, data in found.items() if not name.startswith("."))
@@ -300,11 +300,11 @@ def test_bad_places_are_refused_before_anything_is_asked(
     for arguments, rule in (
         ((*build_it, "http://h/a"), "OUT must be a place that can be written; got http://h/a, and"),
         (("build-shards", "http://h/a", out), "SOURCE at http must be an archive; got http://h/a"),
-        ((*build_it, "s3://b/a", "--engine", "ray"), "--engine ray needs an OUT that is a folder;"),
         ((*build_it, out, "--scratch", tmp_path), "--scratch needs an OUT at an address; got"),
-        (("plan", image_tree, "s3://b/a"), "a build in parts needs a folder on this machine, or"),
-        (("merge", "s3://b/a"), "merge needs a folder on this machine, or on a disk that it shar"),
-        ((*build_it, "s3://b/a", "--shards", "1/2"), "--shards needs a folder on this machine, or"),
+        (("plan", image_tree, "http://h/a"), "OUT must be a place that can be written; got http:"),
+        (("plan", "s3://b/a.tgz", out), "a build in parts needs a folder of images; got s3://b/a."),
+        (("plan", "http://h/a", out), "SOURCE at http must be an archive; got http://h/a"),
+        (("merge", "http://h/a"), "OUT must be a place that can be written; got http://h/a, and"),
         (("verify", "s3://b/a", "--repair", out), "--repair needs a folder on this machine, or on"),
     ):
         assert error(*arguments).startswith(f"error: {rule}")

@@ -61,7 +61,7 @@ def test_a_merge_that_was_killed_after_its_manifest_is_finished_by_the_next(
 ) -> None:
     build_part(config(image_tree, planned), "1/1")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.parts.merge.drop_records", lambda _: None)  # killed before it
+        patch.setattr("pipeline.build.output.drop_records", lambda _: None)  # killed before it
         merge_parts(planned, max_rejects=0, workers=1)
     assert (planned / ".build").exists()
     merge_parts(planned, max_rejects=0, workers=1)
