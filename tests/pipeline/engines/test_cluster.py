@@ -1,5 +1,6 @@
 """What is refused before a Ray cluster is started or joined; none of it starts one."""
 
+import re
 import socket
 import sys
 from dataclasses import replace
@@ -8,14 +9,18 @@ from typing import Any
 
 import pytest
 from planned import config
+from served import s3_server
 
 from pipeline.build.build import build_shards
 from pipeline.build.landmarks import landmarks
 from pipeline.common.errors import ConfigError
 from pipeline.format import manifest
 from pipeline.format.sample import PlannedShard
+from pipeline.remote import objects, remote_file
+from pipeline.remote.address import RemoteFolder
+from pipeline.remote.objects import list_objects
 from pipeline.sources.image import SourceImage
-from pipeline.write.place import FolderPlace
+from pipeline.write.place import FolderPlace, StorePlace
 from pipeline.write.worker import Task
 
 
@@ -95,9 +100,41 @@ def test_a_node_that_finds_everything_has_no_fault_and_no_token_is_left(
 
 def test_a_node_says_which_folder_is_another_or_missing(task: Task, tmp_path: Path) -> None:
     assert fault(task, text="of another build") == f"another {tmp_path}"
-    missing = tmp_path / "not mounted/.token"
-    assert fault(task, token=missing) == f"No such file or directory: {missing}"
+    missing = "not mounted/.token"
+    assert fault(task, token=missing) == f"No such file or directory: {tmp_path}/{missing}"
     assert fault(task, sha256="0" * 64) == f"another {task.images[0].file}"
+
+
+def test_a_node_says_why_it_would_not_write_to_the_same_store(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "served/bucket").mkdir(parents=True)
+    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.0)
+    with s3_server(tmp_path / "served", monkeypatch):
+        store = RemoteFolder(scheme="s3", address="s3://bucket/mine")
+        place = StorePlace(store, "f" * 64, tmp_path / "scratch")
+        sent = task._replace(place=place)
+        records = f"s3://bucket/mine/.build/{'f' * 64}"
+        assert fault(sent) == ""
+        assert fault(sent, text="of another build") == f"another {records}"
+        missing = f"{tmp_path.name}/none"
+        assert fault(sent, token=missing) == f"No such file or directory: {records}/{missing}"
+        (tmp_path / "file").touch()
+        unwritable = place._replace(scratch=tmp_path / "file")
+        assert fault(sent, place=unwritable) == (
+            f"--scratch must be a folder that can be written; got {tmp_path}/file: File exists"
+        )
+        gone = replace(task.images[0], store=store, file="train/none.jpg")
+        assert fault(sent, image=gone) == (
+            "No such file or directory: s3://bucket/mine/train/none.jpg"
+        )
+        assert not list_objects(store)
+        with landmarks([sent]) as found:
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+            remote_file._filesystem.cache_clear()
+            assert re.match(rf"cannot read {records}/\.token-\w+: \w*Error: ", found())
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+            remote_file._filesystem.cache_clear()
 
 
 def test_a_node_names_another_srp_and_another_decoder(task: Task) -> None:

@@ -106,12 +106,12 @@ def test_a_node_where_out_is_another_folder_is_named_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(
         "pipeline.build.landmarks.Landmarks",
-        lambda token, _text, *rest: Landmarks(token, "of another machine", *rest),
+        lambda place, token, _, *rest: Landmarks(place, token, "of another machine", *rest),
     )
     with pytest.raises(
         ConfigError,
-        match=rf"^every Ray node must have the same srp, and SOURCE and OUT at the same paths; got "
-        rf"another {tmp_path}/out/.build/[0-9a-f]+ on [\d.]+\. Mount the folders there, or",
+        match=r"^every Ray node must have the same srp, and reach SOURCE and OUT where they are "
+        rf"here; got another {tmp_path}/out/.build/[0-9a-f]+ on [\d.]+\. Mount the folder there, ",
     ):
         on_ray(image_tree, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))
