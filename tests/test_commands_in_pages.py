@@ -31,6 +31,7 @@ NOT_RUN = {  # by the first words: the reason
     "srp-data build-shards s3://bucket/images.tgz": "tests/pipeline/build has a server",
     "srp-data build-shards my-images hf://datasets/OWNER/NAME": "tests/pipeline/build runs it",
     "hf repos create": "it needs the Hub; the stand-in has a dataset",
+    "srp-data build-shards s3://bucket/images": "tests/pipeline/parts and engines have a server",
     "srp-data verify s3://bucket/mine": "tests/pipeline/build has a server",
     "srp-data build-shards my-images shards/mine --engine ray": "tests/pipeline/engines runs Ray",
     "sbatch": "it needs Slurm; tests/pipeline/parts/test_array.py runs its script without",

@@ -1,15 +1,19 @@
 """Parts of a build whose OUT, and SOURCE, are in a real S3 server, and a proxy before it."""
 
+import hashlib
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broken_s3 import Proxy, broken_s3, deny
+from planned import SIZES as SMALL
 from planned import config, files
-from served import free_port, s3_server
+from served import free_port, google_server, s3_server
 
 from pipeline.build import build
 from pipeline.build.build import build_shards
@@ -26,10 +30,17 @@ from pipeline.parts.merge import merge_parts
 from pipeline.parts.plan import plan_parts
 from pipeline.remote import remote_file
 from pipeline.remote.address import RemoteFolder
-from pipeline.remote.objects import read_object, remove_objects, upload_file, write_object
+from pipeline.remote.objects import (
+    list_objects,
+    read_object,
+    remove_objects,
+    upload_file,
+    write_object,
+)
 from pipeline.verify.verify import verify_shards
 from pipeline.write.worker import build_shard
 
+REPO = Path(__file__).resolve().parents[3]
 SIZES = ("--canvas-size=64", "--crop-size=48", "--glimpse-size=16", "-j1")
 
 pytestmark = pytest.mark.usefixtures("small_shards", "_in_this_process")
@@ -120,6 +131,38 @@ def test_parts_in_any_order_of_images_here_and_there_give_the_files_of_one_build
         merge(out)
     with pytest.raises(ConfigError, match=r"got s3://bucket/.*/mine, which has a manifest\.json"):
         plan_parts(config(image_tree, out))
+
+
+def test_google_gets_the_files_of_one_build(
+    image_tree: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = RemoteFolder(scheme="gs", address="gs://bucket/mine")
+    with google_server(monkeypatch):
+        plan_parts(config(image_tree, out))
+        for part in ("2/2", "1/2"):
+            build_part(config(image_tree, out), part)
+        merge(out)
+        found = {name: read_object(out, name) for name in list_objects(out)}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+    assert digests == files(whole)
+
+
+@pytest.mark.sweep  # two processes that import everything
+def test_two_processes_at_once_give_the_files_of_one_build(
+    here: Path, out: RemoteFolder, image_tree: Path, tmp_path: Path
+) -> None:
+    wide = {"layout": "tensors", "canvas_size": 260, "crop_size": 224, "shard_mib": 2}
+    plan_parts(config(image_tree, out, **wide))
+    options = {**SMALL, **wide, "scratch": tmp_path / "scratch"}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "pipeline.cli.main", "build-shards", image_tree, out.address]
+    parts = [
+        subprocess.Popen([*command, *words, f"--shards={part}/2"], cwd=REPO) for part in (1, 2)
+    ]
+    assert [part.wait() for part in parts] == [0, 0]
+    merge(out)
+    build_shards(config(image_tree, tmp_path / "local", **wide))
+    assert files(here) == files(tmp_path / "local")
 
 
 def test_what_is_missing_cut_or_of_another_build_is_named_with_the_command_that_builds_it(
