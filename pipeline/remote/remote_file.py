@@ -295,7 +295,8 @@ def _filesystem(scheme: str, _pid: int) -> Any:
 
             # It would ask for each bucket's kind by another protocol, and warn without credentials.
             os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
+            for package in ("gcsfs", "google.auth"):  # they log what they raise
+                logging.getLogger(package).setLevel(logging.CRITICAL)
             options["session_kwargs"] = session_options()
         elif scheme == "s3":
             # Some stores (rclone's) give the checksum of a whole object with a part of it. What is
