@@ -184,8 +184,10 @@ class StoreOutput:
 
     def forget(self, plan: ShardPlan) -> None:
         """Remove the plan of parts, which promises its records, then the records."""
-        remove_objects(self.folder, [f"{STATE_NAME}/{PLAN_NAME}"])
-        remove_objects(self.folder, list(list_objects(self.folder, records_name(plan.fingerprint))))
+        there = list_objects(self.folder, STATE_NAME)
+        remove_objects(self.folder, there.keys() & {f"{STATE_NAME}/{PLAN_NAME}"})
+        records = f"{records_name(plan.fingerprint)}/"
+        remove_objects(self.folder, [name for name in there if name.startswith(records)])
 
     def _published(self, plan: ShardPlan) -> dict[str, Finished] | None:
         """Give what a manifest says of the shards; None without a manifest."""

@@ -14,6 +14,7 @@ from broken_s3 import Proxy, broken_s3, deny
 from planned import SIZES as SMALL
 from planned import config, files
 from served import free_port, google_server, s3_server
+from served_hub import hub_server
 
 from pipeline.build import build
 from pipeline.build.build import build_shards
@@ -133,11 +134,16 @@ def test_parts_in_any_order_of_images_here_and_there_give_the_files_of_one_build
         plan_parts(config(image_tree, out))
 
 
-def test_google_gets_the_files_of_one_build(
-    image_tree: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client's own
+@pytest.mark.parametrize(
+    ("address", "server"),
+    [("gs://bucket/mine", google_server), ("hf://datasets/me/mine/deep", hub_server)],
+)
+def test_google_and_hugging_face_get_the_files_of_one_build(
+    address: str, server: Any, image_tree: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = RemoteFolder(scheme="gs", address="gs://bucket/mine")
-    with google_server(monkeypatch):
+    out = RemoteFolder(scheme=address[:2], address=address)
+    with server(monkeypatch):
         plan_parts(config(image_tree, out))
         for part in ("2/2", "1/2"):
             build_part(config(image_tree, out), part)
