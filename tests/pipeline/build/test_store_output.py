@@ -94,6 +94,7 @@ def test_what_is_verified_is_asked_for_and_read_once_only_with_all(
     assert [proxy.asked("GET", name) for name in names] == [1] * len(names)
 
 
+@pytest.mark.quick("drop", "lose_answer")
 @pytest.mark.parametrize("fault", [throttle, drop, lose_answer])
 def test_a_store_that_fails_for_a_while_gets_the_same_bytes(
     fault: Any, proxy: Proxy, bucket: Path, image_tree: Path, canvas_shards: Path, make_shards: Any

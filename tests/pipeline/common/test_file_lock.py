@@ -51,6 +51,7 @@ def test_of_two_builds_of_one_folder_the_second_says_who_holds_it_and_harms_noth
     assert srp_data("verify", out).exit_code == 0
 
 
+@pytest.mark.quick("sample")
 @pytest.mark.parametrize("command", ["sample", "scatter"])
 def test_of_two_commands_that_draw_into_one_folder_the_second_says_who_holds_it(
     command: str, image_tree: Path, srp_data: Any, tmp_path: Path

@@ -396,6 +396,7 @@ def test_shards_of_another_layout_can_be_audited_as_well(
     assert (tmp_path / "out" / "audit.html").exists()
 
 
+@pytest.mark.sweep
 def test_an_audit_takes_the_runs_on_its_shards_and_finds_renamed_folders(
     train: Callable[..., RunRecord], tiny: Any, opened: ShardFolder, small_shards: Path,
     srp_train: Callable[..., Any], tmp_path: Path,

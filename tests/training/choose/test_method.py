@@ -365,6 +365,7 @@ def test_a_run_that_is_stopped_in_a_stage_is_resumed_to_the_same_end(
     }  # fmt: skip
 
 
+@pytest.mark.sweep  # a program for each kill
 def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_never_was(
     unbroken: Watched, staged: Callable[..., RunRecord], tmp_path: Path
 ) -> None:

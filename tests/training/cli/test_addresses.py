@@ -32,6 +32,7 @@ def one_line(result: Result, status: int = 2) -> str:
     return line.removeprefix("error: ")
 
 
+@pytest.mark.sweep  # every command that judges
 def test_a_run_from_an_address_is_judged_again_by_every_command(
     web: Web, srp_train: SrpTrain, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def folder(
     return out
 
 
+@pytest.mark.sweep  # a program that imports timm
 def test_timm_loads_the_classifier_without_srp(
     folder: Path, loaded: LoadedRun, tmp_path: Path
 ) -> None:
