@@ -22,6 +22,8 @@ CONFLICT_WAIT_S = 1.0  # before the next, on average
 _CHANCE = random.SystemRandom()  # not seeded: workers must not commit together again
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
+Contents = Mapping[str, bytes]  # of small objects, by address
+
 
 class Stored(NamedTuple):
     """What a store says about an object.
@@ -53,7 +55,7 @@ def _ask_s3(files: Any, address: str) -> Stored:
     )
 
 
-def _send_s3(files: Any, path: Path, address: str, sha256: str) -> None:
+def _send_s3(files: Any, path: Path, address: str, sha256: str, _beside: Contents) -> None:
     files.put_file(
         str(path),
         address,
@@ -100,11 +102,15 @@ def _ask_gs(files: Any, address: str) -> Stored:
     )
 
 
-def _send_gs(files: Any, path: Path, address: str, sha256: str) -> None:
+def _send_gs(files: Any, path: Path, address: str, sha256: str, _beside: Contents) -> None:
     files.put_file(str(path), address, chunksize=PART_BYTES, metadata={"sha256": sha256})
 
 
-def _write_each(files: Any, contents: Mapping[str, bytes]) -> None:
+def _send_hf(files: Any, path: Path, address: str, _sha256: str, beside: Contents) -> None:
+    commit(files, {address: path, **beside})
+
+
+def _write_each(files: Any, contents: Contents) -> None:
     for address, data in contents.items():
         files.pipe_file(address, data)
 
@@ -197,8 +203,14 @@ def _hub_api(files: Any) -> Any:
 
 Ask = Callable[[Any, Sequence[str]], list[Stored | None]]
 ASK: dict[str, Ask] = {"s3": _ask_each(_ask_s3), "gs": _ask_each(_ask_gs), "hf": _ask_hf}
-SEND: dict[str, Callable[[Any, Path, str, str], None]] = {"s3": _send_s3, "gs": _send_gs}
-WRITE: dict[str, Callable[[Any, Mapping[str, bytes]], None]] = {
+SEND: dict[str, Callable[[Any, Path, str, str, Contents], None]] = {
+    "s3": _send_s3,
+    "gs": _send_gs,
+    "hf": _send_hf,
+}
+SENDS_BESIDE = frozenset(("hf",))
+"""Stores whose `SEND` writes what is beside the file with it; the others leave it out."""
+WRITE: dict[str, Callable[[Any, Contents], None]] = {
     "s3": _write_each,
     "gs": _write_each,
     "hf": commit,

@@ -170,25 +170,21 @@ def upload_file(
     """
     beside = beside or {}
     address, num_bytes = folder.locate(name), path.stat().st_size
-    md5s = _md5s(path)
+    others = {folder.locate(other): data for other, data in beside.items()}
 
     def send(files: Any) -> None:
-        if folder.scheme == "hf":
-            others = {folder.locate(other): data for other, data in beside.items()}
-            backends.commit(files, {address: path, **others})
-        else:
-            backends.SEND[folder.scheme](files, path, address, sha256)
+        backends.SEND[folder.scheme](files, path, address, sha256, others)
         (stored,) = backends.ASK[folder.scheme](files, [address])
         if stored is None or not stored.is_of(num_bytes, sha256):
             found = f"{stored.num_bytes} bytes, not {num_bytes}" if stored else "nothing"
             raise OSError(f"{found}, or another digest")
-        is_known = stored.md5 is None or stored.md5 in md5s
+        is_known = stored.md5 is None or stored.md5 == _md5_like(stored.md5, path)
         if not is_known and _sha256(files, address) != sha256:
             raise OSError("other bytes than were sent")
 
     with _writing(folder, name):
         _retried(folder, name, "write", send)
-    if folder.scheme != "hf":
+    if folder.scheme not in backends.SENDS_BESIDE:
         write_objects(folder, beside)
 
 
@@ -305,15 +301,16 @@ def _writing(folder: RemoteFolder, name: str) -> Iterator[None]:
         raise _refusal(folder.locate(name), "write", error) from error
 
 
-def _md5s(path: Path) -> tuple[str, str]:
-    """Hash a file as a store does: whole, and as the parts that it is sent in."""
-    whole, parts, count = _md5(), _md5(), 0
+def _md5_like(stored: str, path: Path) -> str:
+    """Hash a file as a store did: whole, or as the parts that it was sent in."""
     with path.open("rb") as file:
+        if "-" not in stored:
+            return hashlib.file_digest(file, _md5).hexdigest()
+        parts, count = _md5(), 0
         while data := file.read(PART_BYTES):
-            whole.update(data)
             parts.update(_md5(data).digest())
             count += 1
-    return whole.hexdigest(), f"{parts.hexdigest()}-{count}"
+    return f"{parts.hexdigest()}-{count}"
 
 
 def _md5(data: bytes = b"") -> Any:

@@ -1,21 +1,18 @@
 """Where a worker leaves a finished shard and its record: in a folder, or at an address."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.format.index import ShardEntry
-from pipeline.format.sample import PlannedShard
 from pipeline.remote.address import RemoteFolder
 from pipeline.remote.objects import read_object, remove_objects, upload_file, write_object
 from pipeline.write.resume import STATE_NAME, Finished, encode_record, save_record
 from pipeline.write.scratch import open_scratch
-from pipeline.write.shard_writer import EncodedSample, write_shard
 
 
 class FolderPlace(NamedTuple):
-    """A folder for shards, and one for their records."""
+    """A folder in which shards are written, `out`, and one for their records."""
 
     out: Path
     records: Path
@@ -24,17 +21,6 @@ class FolderPlace(NamedTuple):
     def opened(self) -> Iterator["FolderPlace"]:
         """Give the place itself: shards are written where they stay."""
         yield self
-
-    def write(
-        self,
-        spec: PlannedShard,
-        samples: Iterable[EncodedSample],
-        *,
-        suffixes: Sequence[str],
-        num_bytes: int,
-    ) -> ShardEntry:
-        """Write a shard; see `write_shard`."""
-        return write_shard(self.out, spec, samples, suffixes=suffixes, num_bytes=num_bytes)
 
     def keep(self, finished: Finished) -> None:
         """Record a finished shard for a later run."""
@@ -58,22 +44,11 @@ class FolderPlace(NamedTuple):
 
 
 class OpenedStore(NamedTuple):
-    """A folder at an address, and one on this machine where a shard is written first."""
+    """A folder at an address, and one on this machine in which a shard is written first, `out`."""
 
     folder: RemoteFolder
     fingerprint: str
-    scratch: Path
-
-    def write(
-        self,
-        spec: PlannedShard,
-        samples: Iterable[EncodedSample],
-        *,
-        suffixes: Sequence[str],
-        num_bytes: int,
-    ) -> ShardEntry:
-        """Write a shard here; see `write_shard`."""
-        return write_shard(self.scratch, spec, samples, suffixes=suffixes, num_bytes=num_bytes)
+    out: Path
 
     def keep(self, finished: Finished) -> None:
         """Send a finished shard under its final name, then its record, and remove it here.
@@ -82,7 +57,7 @@ class OpenedStore(NamedTuple):
             StoreError: If they cannot be sent.
         """
         shard = finished.shard
-        path = self.scratch / shard.name
+        path = self.out / shard.name
         record = f"{records_name(self.fingerprint)}/{shard.name}.json"
         try:
             upload_file(

@@ -15,7 +15,7 @@ from pipeline.format.spec import DataSpec
 from pipeline.sources.image import SourceImage
 from pipeline.write.place import FolderPlace, StorePlace
 from pipeline.write.resume import Finished
-from pipeline.write.shard_writer import EncodedSample
+from pipeline.write.shard_writer import EncodedSample, write_shard
 
 MAX_LOSSES = 16  # workers that one shard may lose: eight images that kill two workers each
 
@@ -98,7 +98,9 @@ def build_shard(task: Task) -> Finished:
     suffixes = member_suffixes(task.spec)
     with task.place.opened() as place:
         with own_process():
-            shard = place.write(task.shard, samples(), suffixes=suffixes, num_bytes=task.num_bytes)
+            shard = write_shard(
+                place.out, task.shard, samples(), suffixes=suffixes, num_bytes=task.num_bytes
+            )
         if len(shard.samples) + len(rejects) != len(task.images):
             raise RuntimeError(f"an image of {shard.name} was neither written nor rejected")
         finished = Finished(shard=shard, rejects=tuple(rejects))

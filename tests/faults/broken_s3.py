@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import pytest
-from served import Server
+from served import Server, serving, wait_for_half
 
 from pipeline.remote import objects, remote_file
 
@@ -88,15 +88,11 @@ def broken_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.0)
     remote_file._filesystem.cache_clear()
-    thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        remote_file._filesystem.cache_clear()
-        proxy.server.shutdown()
-        proxy.server.server_close()
-        thread.join()
+    with serving(proxy.server):
+        try:
+            yield proxy
+        finally:
+            remote_file._filesystem.cache_clear()
 
 
 def _is_for(request: Request, method: str, ending: str) -> bool:
@@ -138,11 +134,7 @@ def fall_silent(request: Request, ending: str, hung: threading.Event) -> bool:
     """Read half of a body, and do nothing more until the client is gone."""
     if not _is_for(request, "PUT", ending):
         return False
-    request.rfile.read(int(request.headers.get("Content-Length") or 0) // 2)
-    hung.set()
-    request.connection.settimeout(120)
-    request.rfile.read()
-    request.close_connection = True
+    wait_for_half(request, hung)
     return True
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.remote import remote_file
+from pipeline.remote.address import RemoteFolder, parse_address
 
 NO_REMOTE = "needs the extra remote, which is not installed"
 Fault = Callable[["Handler", bytes, int], None]
@@ -116,6 +117,35 @@ def range_of(wanted: str) -> tuple[int, int | None]:
 
 
 @contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let a server answer in a thread of its own, and close it."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def at(address: str) -> RemoteFolder:
+    """Give a place at an address."""
+    place = parse_address(address)
+    assert isinstance(place, RemoteFolder)
+    return place
+
+
+def wait_for_half(request: BaseHTTPRequestHandler, hung: threading.Event) -> None:
+    """Read half of a body, and do nothing more until the client is gone."""
+    request.rfile.read(int(request.headers.get("Content-Length") or 2) // 2)
+    hung.set()
+    request.connection.settimeout(120)
+    request.rfile.read()
+    request.close_connection = True
+
+
+@contextmanager
 def web_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A folder on a web server of this machine; waits between tries take no time."""
     for package in ("aiohttp", "fsspec"):
@@ -123,15 +153,11 @@ def web_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
     monkeypatch.setenv("no_proxy", "*")
     served = Web(folder)
-    thread = threading.Thread(target=served.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield served
-    finally:
-        served.waits.set()
-        served.server.shutdown()
-        served.server.server_close()
-        thread.join()
+    with serving(served.server):
+        try:
+            yield served
+        finally:
+            served.waits.set()
 
 
 def free_port() -> int:
@@ -251,16 +277,12 @@ def s3_relay(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", relay.address)
     monkeypatch.setitem(fsspec_conf(), "s3", {"config_kwargs": {"read_timeout": 2}})
     remote_file._filesystem.cache_clear()
-    thread = threading.Thread(target=relay.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.ended.set()
-        relay.server.shutdown()
-        relay.server.server_close()
-        thread.join()
-        remote_file._filesystem.cache_clear()
+    with serving(relay.server):
+        try:
+            yield relay
+        finally:
+            relay.ended.set()
+            remote_file._filesystem.cache_clear()
 
 
 def fsspec_conf() -> dict[str, object]:

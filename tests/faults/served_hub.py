@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hub import WRITER, Fault, Hub, Refusal, Request
-from served import NO_REMOTE
+from served import NO_REMOTE, serving, wait_for_half
 
 from pipeline.remote import backends, objects, remote_file
 
@@ -34,11 +34,7 @@ def fall_silent(request: Request, pattern: str, hung: threading.Event) -> bool:
     """Read half of what is put, and do nothing more until the client is gone."""
     if request.command != "PUT" or not re.search(pattern, request.path):
         return False
-    request.rfile.read(int(request.headers.get("Content-Length") or 2) // 2)
-    hung.set()
-    request.connection.settimeout(120)
-    request.rfile.read()
-    request.close_connection = True
+    wait_for_half(request, hung)
     return True
 
 
@@ -54,16 +50,12 @@ def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(remote_file, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr(backends, "CONFLICT_WAIT_S", 0.01)
-    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        remote_file._filesystem.cache_clear()
-        http.close_session()
-        hub.server.shutdown()
-        hub.server.server_close()
-        thread.join()
+    with serving(hub.server):
+        try:
+            yield hub
+        finally:
+            remote_file._filesystem.cache_clear()
+            http.close_session()
 
 
 def use_endpoint(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,25 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import google_server
+from served import at, google_server
 
 from pipeline import SampleStream, ShardFolder
 from pipeline.build import build
 from pipeline.common.errors import DownloadError, StoreError
 from pipeline.remote import objects, remote_file
-from pipeline.remote.address import RemoteFolder, parse_address
+from pipeline.remote.address import RemoteFolder
 from pipeline.remote.objects import remove_objects
 from pipeline.remote.remote_file import filesystem
 from pipeline.verify.verify import VERIFIED_NAME, verify_shards
 from pipeline.write.worker import build_shard
 
 OPTIONS = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1}  # of canvas_shards
-
-
-def at(address: str) -> RemoteFolder:
-    place = parse_address(address)
-    assert isinstance(place, RemoteFolder)
-    return place
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hub import READER, Blob, Hub, Repo
+from served import at
 from served_hub import answer_with, fall_silent, hub_server, use_endpoint
 
 from pipeline import BatchLoader, BatchSpec, SampleStream, ShardFolder, training_batches
@@ -23,7 +24,6 @@ from pipeline.common.errors import (
     VerificationError,
 )
 from pipeline.remote import objects, remote_file
-from pipeline.remote.address import RemoteFolder, parse_address
 from pipeline.remote.objects import list_objects, remove_objects, write_object
 from pipeline.verify.verify import VERIFIED_NAME, verify_shards
 from pipeline.write.worker import build_shard
@@ -32,12 +32,6 @@ OPTIONS = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1}  # of 
 SIZES = ["--canvas-size=168", "--crop-size=112", "--glimpse-size=32", "--shard-mib=1"]
 # The client's own: it gives files to httpx2 by a name that httpx2 will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-def at(address: str) -> RemoteFolder:
-    place = parse_address(address)
-    assert isinstance(place, RemoteFolder)
-    return place
 
 
 OUT = at("hf://datasets/me/mine/deep/mine")

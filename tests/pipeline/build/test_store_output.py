@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from broken_s3 import Proxy, Request, broken_s3, deny, drop, fall_silent, lose_answer, throttle
-from served import remove_backends, s3_server
+from served import at, remove_backends, s3_server
 
 from pipeline.build import build
 from pipeline.common.errors import ConfigError, RejectsError, SourceError, StoreError
 from pipeline.remote import backends, objects
-from pipeline.remote.address import RemoteFolder, parse_address
 from pipeline.remote.objects import (
     list_objects,
     look_up,
@@ -30,12 +29,6 @@ from pipeline.write.worker import build_shard
 
 SIZES = {"canvas_size": 168, "crop_size": 112, "glimpse_size": 32}  # of the test's shards
 OPTIONS = {"layout": "canvas", "candidates": "full+five", "shard_mib": 1}  # of canvas_shards
-
-
-def at(address: str) -> RemoteFolder:
-    place = parse_address(address)
-    assert isinstance(place, RemoteFolder)
-    return place
 
 
 OUT = at("s3://bucket/deep/mine")
